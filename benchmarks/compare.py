@@ -1,0 +1,238 @@
+"""Print how many times faster lowrank_core is than its peers: ``python -m benchmarks.compare``.
+
+Each line is one run of both sides on the same input and the same cores: both warmed up, the best of several, the peer
+at the faster of one BLAS thread and its default, both answers checked. ``--peers`` shows every peer that was tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cases
+from benchmarks.timing import Outcome, Timing, contest
+
+ALL_RANKS = (*cases.ARTICLE_RANKS, 64)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: its case, in full and in small, and what is asked of it."""
+
+    row: str
+    build: Callable[..., cases.Case]
+    full: tuple[Any, ...]
+    small: tuple[Any, ...]
+    at_least: float | None = None  # of the ratio, the peer's time over ours
+    aim: float | None = None
+    share: float | None = None  # the aim, as a share of the machine's own limit
+    inverse: bool = False  # told as our time over the peer's, which is to be at most 1 / at_least
+
+
+LINES = (
+    Line("small", cases.stack, (10_000, 8, "float64"), (1_000, 8, "float64"), 4, 10),
+    Line("small", cases.stack, (10_000, 16, "float64"), (1_000, 16, "float64"), 4, 10),
+    Line("medium", cases.stack, (4_000, 32, "float64"), (400, 32, "float64"), 3, 8),
+    Line("medium", cases.stack, (2_000, 64, "float64"), (200, 64, "float64"), 3, 8),
+    Line("medium32", cases.stack, (400, 128, "float32"), (40, 128, "float32"), 3.5, 6),
+    Line("medium32", cases.stack, (64, 256, "float32"), (8, 256, "float32"), 3.5, 6),
+    Line("medium32", cases.stack, (16, 512, "float32"), (2, 512, "float32"), 3.5, 6),
+    Line("large", cases.large, (2048,), (512,), 2, 4),
+    Line("large", cases.large, (4096,), (1024,), 2, 4),
+    *(
+        Line("leading", cases.leading, (n, power, 64, True), (n // 4, power, 64, True), 2, 4)
+        for n in (2048, 4096)
+        for power in (0.5, 1.0)
+    ),
+    Line("factors", cases.factors, (4096, 16), (1024, 16), 8, share=0.5),
+    Line("factors", cases.factors, (4096, 64), (1024, 64), 8, share=0.5),
+    Line("factors", cases.factors, (4096, 256), (1024, 256), 4, share=0.5),
+    Line("sweep", cases.sweep, (1_000, 4_096, 256), (100, 1_024, 64), 5, share=0.5),
+    Line("learning", cases.learning, (ALL_RANKS, 10), (ALL_RANKS, 1), 1.8, share=2 / 3),
+    Line("article", cases.article, (), (), 40),
+    Line("updates", cases.many_updates, (1_000, False), (100, False), 1000),
+    Line("updates", cases.many_updates, (1_000, True), (100, True), 1000),
+    Line("import", cases.import_time, (), (), 1 / 1.5, 1 / 1.1, inverse=True),
+    Line("demo", cases.demo, (), (), 1 / 2.5, 1 / 1.5, inverse=True),
+    Line("workers", cases.two_workers, (10_000, 16, "float64"), (1_000, 16, "float64"), 1.8),
+    Line("workers", cases.two_workers, (2_000, 64, "float64"), (200, 64, "float64"), 1.8),
+    Line("workers", cases.two_workers, (64, 256, "float32"), (8, 256, "float32"), 1.8),
+)
+ROWS = tuple(dict.fromkeys(line.row for line in LINES))
+COLUMNS = "{:<8} {:<48} {:>8}  {:<37} {:>8} {:>7} {:>8} {:>6} {:<7}  {}"
+TITLES = ("row", "case", "ours", "peer", "its time", "ratio", "asked", "aim", "", "error (allowed), remarks")
+
+
+def verdict(line: Line, outcome: Outcome) -> str:
+    """Hold an outcome against what is asked of it."""
+    if not outcome.right:
+        return "WRONG"
+    if line.at_least is not None and outcome.ratio < line.at_least:
+        return "missed"
+    return "met"
+
+
+def cells(line: Line, outcome: Outcome) -> tuple[str, ...]:
+    """Write the cells of a line of the table."""
+    peer, ours = outcome.rival, outcome.ours
+    return (
+        line.row,
+        outcome.case,
+        duration(ours.seconds),
+        named(peer),
+        duration(peer.seconds),
+        times(outcome.ratio, line),
+        asked(line.at_least, line),
+        asked(line.aim, line),
+        verdict(line, outcome),
+        "; ".join(remarks(line, outcome)),
+    )
+
+
+def remarks(line: Line, outcome: Outcome) -> list[str]:
+    """Give the errors, how near the machine's own limit is, and the fastest peer where its answer is too far off."""
+    said = []
+    if outcome.unit:
+        said.append(
+            f"{outcome.ours.error:.2g} ({outcome.bound:.2g}) {outcome.unit}, the peer {outcome.rival.error:.2g}"
+        )
+    if outcome.limit is not None:
+        aim = "" if line.share is None else f", aim {line.share:.0%}"
+        said.append(f"{outcome.limit.seconds / outcome.ours.seconds:.0%} of {outcome.limit.name}{aim}")
+    fastest = outcome.peers[0]
+    if fastest.name != outcome.rival.name:
+        said.append(f"{named(fastest)} errs by {fastest.error:.2g}, {times(outcome.over(fastest), line)}")
+    return said
+
+
+def named(timing: Timing) -> str:
+    """Name a contender, and its threads where they are not its default."""
+    return timing.name + (" (1 thread)" if timing.threads == 1 else "")
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if seconds >= pair[1]), ("µs", 1e-6))
+    return f"{seconds / size:.3g} {unit}"
+
+
+def times(ratio: float, line: Line) -> str:
+    """Write a ratio as the line tells it."""
+    figure = 1.0 / ratio if line.inverse else ratio
+    return f"{figure:.3g}×" if figure < 1000 else f"{figure:,.0f}×"
+
+
+def asked(ratio: float | None, line: Line) -> str:
+    """Write what is asked of a ratio."""
+    return "" if ratio is None else ("≤ " if line.inverse else "≥ ") + times(ratio, line)
+
+
+def peer_lines(line: Line, outcome: Outcome) -> list[str]:
+    """Write a line for every peer."""
+    return [
+        f"          {named(peer):<44} {duration(peer.seconds):>9} {times(outcome.over(peer), line):>8}"
+        f"  error {peer.error:.3g} {outcome.unit}"
+        for peer in outcome.peers
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """Describe what the figures were measured on, and with."""
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": {
+            name: installed(name) for name in ("lowrank_core", "numpy", "numba", "scipy", "scikit-learn", "torch")
+        },
+    }
+
+
+def processor() -> str:
+    """Name the processor, as the system does."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def installed(name: str) -> str | None:
+    """Give the version of a distribution, None if it is not there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def measure(line: Line, *, quick: bool) -> Outcome:
+    """Run the contest of one line; a RuntimeError that names the pip line if a peer is not installed."""
+    case = line.build(*(line.small if quick else line.full))
+    if missing := case.missing():
+        raise RuntimeError(f"{case.name} needs its peers: pip install {' '.join(missing)}")
+    return contest(case, rounds=1, least=0.0) if quick else contest(case)
+
+
+def record(line: Line, outcome: Outcome) -> dict[str, Any]:
+    """Give a line and its outcome as what JSON can hold."""
+    told = {"row": line.row, "at_least": line.at_least, "aim": line.aim, "share_aim": line.share}
+    return told | asdict(outcome) | {"ratio": outcome.ratio, "verdict": verdict(line, outcome)}
+
+
+def run(rows: Sequence[str], *, quick: bool, peers: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Measure and print the rows asked for; give their records, and what was refused."""
+    records, refused = [], []
+    for line in LINES:
+        if line.row not in rows:
+            continue
+        try:
+            outcome = measure(line, quick=quick)
+        except RuntimeError as error:
+            refused.append(f"{line.row}: {error}")
+            print(f"{line.row:<9} REFUSED: {error}", flush=True)
+            continue
+        records.append(record(line, outcome))
+        print(COLUMNS.format(*cells(line, outcome)).rstrip(), flush=True)
+        if peers:
+            print("\n".join(peer_lines(line, outcome)), flush=True)
+    return records, refused
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; exit code 1 if an answer was wrong, 2 if a row was refused."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser.add_argument(
+        "--only", action="append", choices=ROWS, metavar="ROW", help=f"one of {', '.join(ROWS)}; again for more"
+    )
+    parser.add_argument("--quick", action="store_true", help="small inputs, each call timed once: does it run at all?")
+    parser.add_argument("--peers", action="store_true", help="a line for every peer that was tried")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    options = parser.parse_args(arguments)
+    start, described = time.perf_counter(), machine()
+    print(
+        f"{described['processor']}, {described['cores']} cores, load {described['load']:.2f}; "
+        + ", ".join(f"{name} {number}" for name, number in described["versions"].items())
+    )
+    if options.quick:
+        print("Small inputs, each call timed once: the ratios below say nothing about the targets.")
+    print(COLUMNS.format(*TITLES).rstrip())
+    records, refused = run(options.only or ROWS, quick=options.quick, peers=options.peers)
+    print(f"{time.perf_counter() - start:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": described, "quick": options.quick, "lines": records}, indent=1))
+    for refusal in refused:
+        print(refusal, file=sys.stderr)
+    return 2 if refused else int(any(told["verdict"] == "WRONG" for told in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Time from spectra to errors, and from a spectrum to what is learnt."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from benchmarks import cases
+
+
+class ErrorSweep:
+    """Errors of spectra in hand, at many ranks under eight scalings."""
+
+    version = "1"
+    param_names: ClassVar = ["spectra", "values", "ranks"]
+    params: ClassVar = [[1_000], [1_024, 4_096], [256]]
+
+    def setup(self, spectra: int, values: int, ranks: int) -> None:
+        self.case = cases.checked(cases.sweep, spectra, values, ranks)
+
+    def time_error_sweep(self, *_: object) -> None:
+        self.case.ours.call()
+
+
+class Article:
+    """The article's sweep of one update of 64 × 64, from the matrix to the errors."""
+
+    version = "1"
+
+    def setup(self) -> None:
+        self.case = cases.checked(cases.article)
+
+    def time_sweep(self) -> None:
+        self.case.ours.call()
+
+
+class ManyUpdates:
+    """A thousand updates of 64 × 64 at 64 ranks under three rules, from spectra in hand and from the updates."""
+
+    version = "1"
+    param_names: ClassVar = ["decompositions"]
+    params: ClassVar = [[False, True]]
+
+    def setup(self, decompositions: bool) -> None:
+        self.case = cases.checked(cases.many_updates, 1_000, decompositions)
+
+    def time_sweep(self, *_: object) -> None:
+        self.case.ours.call()
+
+
+class Learning:
+    """The article's learning experiment, 300 steps."""
+
+    version = "1"
+    param_names: ClassVar = ["optimizer", "ranks", "repeats"]
+    params: ClassVar = [["sgd", "adam"], [(8, 64)], [3]]
+
+    def setup(self, optimizer: str, ranks: tuple[int, ...], repeats: int) -> None:
+        self.case = cases.checked(cases.learning, ranks, repeats, optimizer)
+
+    def time_learning_sweep(self, *_: object) -> None:
+        self.case.ours.call()

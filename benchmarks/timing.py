@@ -1,0 +1,185 @@
+"""Times the ways to one answer side by side, each peer at its better number of threads, every answer checked."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks.cases import Case, Contender
+
+# A first call beyond this many seconds counts as a timing, and one more round as enough.
+LONG = 2.0
+# A peer this many times slower than the fastest is left at its first figure.
+OUT_OF_THE_RUNNING = 1.5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender at a number of threads; None is its default."""
+
+    contender: Contender
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The best time of an entry, and the error of its answer."""
+
+    name: str
+    threads: int | None
+    seconds: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a contest found: the peers at their better threads, the fastest first, and the rival among them."""
+
+    case: str
+    unit: str
+    bound: float
+    ours: Timing
+    peers: tuple[Timing, ...]
+    rival: Timing
+    limit: Timing | None
+
+    def over(self, peer: Timing) -> float:
+        """How many times as long a peer takes."""
+        return peer.seconds / self.ours.seconds
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the rival takes."""
+        return self.over(self.rival)
+
+    @property
+    def right(self) -> bool:
+        """Whether our answer is within its bound."""
+        return self.ours.error <= self.bound
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Hold BLAS, OpenMP and torch to `count` threads; None leaves them as they are."""
+    if count is None:
+        yield
+        return
+    torch: Any = sys.modules.get("torch")
+    held = torch.get_num_threads() if torch else None
+    with threadpool_limits(count):
+        if torch:
+            torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(held)
+
+
+def contest(case: Case, *, rounds: int = 3, least: float = 0.25) -> Outcome:
+    """Time everyone in turn, `rounds` times over, and keep each one's best.
+
+    Parameters
+    ----------
+    case : Case
+    rounds : int
+        For those who have a chance: the fastest peers and ourselves.
+    least : float
+        Seconds that an entry is called for in a round, once at least.
+
+    Raises
+    ------
+    RuntimeError
+        If a peer's answer is wrong: it was not asked the same question.
+    """
+    ours = Entry(case.ours, None)
+    entries = [ours, *_entries(case.peers)]
+    warm = {entry: _warm(case, entry) for entry in entries}
+    errors = {entry: error for entry, (_, error) in warm.items()}
+    best = {entry: seconds if _long(entry, seconds) else _timed(entry, least) for entry, (seconds, _) in warm.items()}
+    rivals = _rivals(case, errors, ours)
+    fastest = min(best[entry] for entry in rivals)
+    running = [ours, *(entry for entry in rivals if best[entry] <= OUT_OF_THE_RUNNING * fastest)]
+    more = min(rounds - 1, 1) if any(_long(entry, best[entry]) for entry in running) else rounds - 1
+    for _ in range(more):
+        for entry in running:
+            best[entry] = min(best[entry], _timed(entry, least))
+    timings = {entry: Timing(entry.contender.name, entry.threads, best[entry], errors[entry]) for entry in entries}
+    return Outcome(
+        case.name,
+        case.unit,
+        case.bound,
+        timings[ours],
+        _better_threads([timings[entry] for entry in entries[1:]]),
+        min((timings[entry] for entry in rivals), key=lambda timing: timing.seconds),
+        _limit(case.limit, rounds, least),
+    )
+
+
+def _rivals(case: Case, errors: dict[Entry, float], ours: Entry) -> list[Entry]:
+    """Give the peers to be beaten: those as exact as ours where that counts, the most exact of them if none is."""
+    peers = [entry for entry in errors if entry != ours]
+    if not case.by_exactness:
+        return peers
+    # By name: a rounding's difference between two thread settings must not shut out the faster of them.
+    worst = {peer.contender.name: 0.0 for peer in peers}
+    for peer in peers:
+        worst[peer.contender.name] = max(worst[peer.contender.name], errors[peer])
+    needed = max(errors[ours], min(worst.values()))
+    return [peer for peer in peers if worst[peer.contender.name] <= needed]
+
+
+def _entries(peers: tuple[Contender, ...]) -> list[Entry]:
+    return [Entry(peer, count) for peer in peers for count in ((1, None) if peer.blas else (None,))]
+
+
+def _warm(case: Case, entry: Entry) -> tuple[float, float]:
+    """Call once; give the time and the error."""
+    with threads(entry.threads):
+        start = time.perf_counter()
+        answer = entry.contender.call()
+        seconds = time.perf_counter() - start
+    error = case.error(answer)
+    if entry.contender is not case.ours and not error <= case.peer_bound:
+        raise RuntimeError(
+            f"{case.name}: {entry.contender.name} errs by {error:.3g} {case.unit}, so it answers another question."
+        )
+    return seconds / entry.contender.share, error
+
+
+def _long(entry: Entry, seconds: float) -> bool:
+    return seconds * entry.contender.share > LONG
+
+
+def _timed(entry: Entry, least: float) -> float:
+    """Call for `least` seconds, once at least, and give the shortest time."""
+    best, until = np.inf, time.perf_counter() + least
+    with threads(entry.threads):
+        while True:
+            start = time.perf_counter()
+            answer = entry.contender.call()
+            end = time.perf_counter()
+            best = min(best, answer if entry.contender.own_clock else end - start)
+            if end >= until:
+                return best / entry.contender.share
+
+
+def _better_threads(timings: list[Timing]) -> tuple[Timing, ...]:
+    better: dict[str, Timing] = {}
+    for timing in sorted(timings, key=lambda timing: timing.seconds):
+        better.setdefault(timing.name, timing)
+    return tuple(better.values())
+
+
+def _limit(limit: Contender | None, rounds: int, least: float) -> Timing | None:
+    if limit is None:
+        return None
+    entry = Entry(limit, None)
+    return Timing(limit.name, None, min(_timed(entry, least) for _ in range(rounds)), 0.0)

@@ -1,0 +1,173 @@
+"""Every table of results of the site, from the library's own figures: Markdown.
+
+python docs/_generate/tables.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lowrank_core import LowRankUpdate, spectrum
+from lowrank_core.cli.article import Settings
+from lowrank_core.cli.article import run as run_article
+from lowrank_core.cli.verdicts import verdicts
+from lowrank_core.decompose import choose_route
+
+RULES = {"standard": "α/r", "rslora": "α/√r"}
+SIZE = 256  # a power of four
+EPS32, EPS64 = 2.0**-23, 2.0**-52
+
+
+def write_all(folder):
+    """Write every table into a folder."""
+    article = run_article(Settings())
+    tables = {
+        "truncated": truncated(article),
+        "captured": captured(article),
+        "scalings": scalings(article),
+        "learned": learned(article),
+        "verdicts": judged(article),
+        "routes": routes(),
+        "accuracy": accuracy(),
+    }
+    for name, text in tables.items():
+        Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def table(heads, rows):
+    """Lay out a Markdown table, figures aligned right."""
+    return "\n".join(
+        [
+            "| " + " | ".join(heads) + " |",
+            "|---" + "|--:" * (len(heads) - 1) + "|",
+            *("| " + " | ".join(map(str, row)) + " |" for row in rows),
+            "",
+        ]
+    )
+
+
+def truncated(article):
+    """Errors of the truncated, scaled updates."""
+    ranks = article.settings.ranks
+    updates = (article.style, article.facts)
+    heads = ["r", *(f"{u.name}, {what}" for u in updates for what in ("best", *RULES.values()))]
+    columns = [u.at(figures, ranks) for u in updates for figures in (u.best, *(u.errors[rule] for rule in RULES))]
+    return table(heads, [[r, *(f"{column[i]:.6f}" for column in columns)] for i, r in enumerate(ranks)])
+
+
+def captured(article):
+    """Variance that each rank holds."""
+    ranks = article.settings.ranks
+    columns = [100 * u.at(u.captured, ranks) for u in (article.style, article.facts)]
+    rows = [[r, *(f"{column[i]:.4f} %" for column in columns)] for i, r in enumerate(ranks)]
+    return table(["r", "style", "facts"], rows)
+
+
+def scalings(article):
+    """γ and γ²r for each rank."""
+    found = article.scalings
+    heads = ["r", *(f"γ, {label}" for label in RULES.values()), *(f"γ²r, {label}" for label in RULES.values())]
+    columns = [figures[rule] for figures in (found.gamma, found.gain) for rule in RULES]
+    return table(heads, [[r, *(f"{column[i]:.5g}" for column in columns)] for i, r in enumerate(found.ranks)])
+
+
+def learned(article):
+    """Errors after learning, for each optimiser and rule."""
+    first = article.learning[0]
+    names = {"sgd": "descent", "adam": "Adam"}
+    heads = ["r", "best"]
+    columns = [first.best]
+    for learning in article.learning:
+        for rule, label in RULES.items():
+            heads.append(f"{names[learning.optimizer]} {learning.learning_rate:g}, {label}")
+            columns.append(learning.errors[rule])
+    return table(heads, [[r, *(f"{column[i]:.3f}" for column in columns)] for i, r in enumerate(first.ranks)])
+
+
+def judged(article):
+    """Claims and verdicts."""
+    rows = [[verdict.claim, f"**{verdict.outcome}**", verdict.because] for verdict in verdicts(article)]
+    return table(["claim", "verdict", "because"], rows).replace("--:", "---")
+
+
+def routes():
+    """Which algorithm a matrix takes, by dtype, shape and what is asked of it."""
+    asked = [((64, 64), None), ((64, 64), 8), ((1024, 4096), None), ((4096, 4096), 32), ((4096, 4096), 512)]
+    words = {"krylov-or-gram": "krylov, or gram where that is cheaper"}
+    rows = []
+    for shape, rank in asked:
+        found = [choose_route("auto", dtype, shape, rank) for dtype in ("float64", "float32", "bfloat16")]
+        size = f"{shape[0]} × {shape[1]}, {'all values' if rank is None else f'the leading {rank}'}"
+        rows.append([size, *(words.get(route, route) for route in found)])
+    return table(["matrix", "float64", "float32", "float16, bfloat16"], rows).replace("--:", "---")
+
+
+def accuracy():
+    """Worst errors measured, on matrices whose singular values are known without any rounding."""
+    rows = []
+    for kind, values in spectra_of(SIZE).items():
+        U, V, W = (exact_rotation(seed) for seed in range(3))
+        update = in_float32((U * values) @ V.T)
+        doubled = np.where(np.arange(SIZE) < SIZE // 2, 2.0, 1.0)
+        product = LowRankUpdate(in_float32((U * values) @ W), in_float32((W.T * doubled) @ V.T))
+        rows.append(
+            [
+                kind,
+                f"{worst(update.astype(np.float64), 'direct', values) / (SIZE * EPS64):.1g}",
+                f"{worst(update, 'gram', values) / EPS32:.1g}",
+                f"{worst(product, 'gram', values * doubled) / EPS32:.1g}",
+            ]
+        )
+    heads = [
+        f"singular values of a {SIZE} × {SIZE} update",
+        "direct, float64: over max(m, n)·eps64·σ₁",
+        "gram, float32: over eps32·σ₁",
+        "factors, float32: over eps32·σ₁",
+    ]
+    return table(heads, rows)
+
+
+def spectra_of(size):
+    """Descending spectra of small whole numbers."""
+    half = size // 2
+    return {
+        "all 1": np.ones(size),
+        f"{size}, {size - 1}, … 1": np.arange(size, 0, -1.0),
+        "half of them 3, half 0": np.r_[np.full(half, 3.0), np.zeros(half)],
+        "one 1000, the others 1": np.r_[1000.0, np.ones(size - 1)],
+        "1024, 512, … 1, then 0": np.r_[2.0 ** np.arange(10, -1, -1.0), np.zeros(size - 11)],
+    }
+
+
+def exact_rotation(seed):
+    """Make an orthogonal matrix whose entries are whole numbers over its size: no rounding anywhere.
+
+    Sylvester's Hadamard matrix over √size is orthogonal and, as size is a power of four, exact; so is the product of
+    two of them with random signs between.
+    """
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (2, SIZE))
+    H = np.ones((1, 1))
+    while len(H) < SIZE:
+        H = np.block([[H, H], [H, -H]])
+    H /= np.sqrt(SIZE)
+    return (H * signs[0]) @ (H * signs[1])
+
+
+def in_float32(matrix):
+    """Convert, and make sure that nothing was rounded."""
+    stored = matrix.astype(np.float32)
+    if not np.array_equal(stored, matrix):
+        raise ValueError("entries have more bits than float32 holds")
+    return stored
+
+
+def worst(update, method, values):
+    """Largest error of a singular value, over σ₁."""
+    return np.max(np.abs(spectrum(update, method=method).values - values)) / values[0]
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    write_all(target)

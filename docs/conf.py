@@ -1,0 +1,38 @@
+"""How the site is built: `sphinx-build -W -n -b html docs docs/_build/html`, with `pip install -e '.[docs]'`."""
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS / "_generate")]
+
+import lowrank_core  # noqa: E402 - the folders above come first
+
+project = "lowrank_core"
+author = "the lowrank_core developers"
+project_copyright = author
+version = release = lowrank_core.__version__
+
+extensions = ["sphinx.ext.autodoc", "numpydoc", "myst_parser", "generated", "mathml", "run"]
+exclude_patterns = ["_build", "_generated"]
+myst_enable_extensions = ["amsmath", "attrs_block", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nitpicky = True
+suppress_warnings = ["config.cache"]
+
+# Formulas are MathML, made at build time: the pages load nothing from anywhere else and read without a network.
+html_math_renderer = "mathml"
+
+# The docstrings say what the types are, in words; signatures with annotations would say it twice.
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+numpydoc_xref_param_type = False
+
+html_theme = "furo"
+html_title = "lowrank_core"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"

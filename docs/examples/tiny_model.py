@@ -1,0 +1,63 @@
+"""Write a small model before and after fine-tuning, and an adapter of it, to try the command line on.
+
+    python docs/examples/tiny_model.py FOLDER
+
+makes FOLDER/base and FOLDER/tuned (safetensors checkpoints) and FOLDER/adapter (a PEFT adapter). Two blocks, four
+weights each. Fine-tuning moved the attention weights in few directions and the MLP weights in many, by construction:
+you know what the reports should say.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from lowrank_core import truncate, update_with_spectrum
+
+SHAPES = {"attn.q_proj": (64, 64), "attn.v_proj": (64, 64), "mlp.up_proj": (128, 64), "mlp.down_proj": (64, 128)}
+# Attention: a few directions, more in the second block, and a faint rest. MLP: falling slowly over all 64 directions.
+SPECTRA = {
+    ("attn", 0): np.concatenate([[2.0, 1.2, 0.6], np.full(61, 0.01)]),
+    ("attn", 1): np.concatenate([[1.5, 1.2, 1.0, 0.8, 0.5, 0.3], np.full(58, 0.01)]),
+    ("mlp", 0): np.linspace(1.0, 0.1, 64),
+    ("mlp", 1): np.geomspace(2.0, 0.05, 64),
+}
+ADAPTER_RANK, ALPHA = 8, 16
+
+
+def main(folder):
+    """Write all three."""
+    rng = np.random.default_rng(0)
+    base, tuned, factors = {}, {}, {}
+    for block in range(2):
+        for module, shape in SHAPES.items():
+            name = f"model.layers.{block}.{module}"
+            weight = rng.standard_normal(shape).astype(np.float32)
+            update = update_with_spectrum(SPECTRA[module.partition(".")[0], block], shape, rng=rng)
+            base[f"{name}.weight"] = weight
+            tuned[f"{name}.weight"] = (weight + update).astype(np.float32)
+            # An adapter's own scale is α/√r here, so the factors hold the update over that.
+            best = truncate(update, ADAPTER_RANK).balanced()
+            scale = np.sqrt(ALPHA / np.sqrt(ADAPTER_RANK))
+            factors[f"base_model.model.{name}.lora_B.weight"] = (best.B / scale).astype(np.float32)
+            factors[f"base_model.model.{name}.lora_A.weight"] = (best.A / scale).astype(np.float32)
+    for name, tensors in (("base", base), ("tuned", tuned)):
+        write(folder / name / "model.safetensors", tensors)
+    write(folder / "adapter" / "adapter_model.safetensors", factors)
+    config = {"peft_type": "LORA", "r": ADAPTER_RANK, "lora_alpha": ALPHA, "use_rslora": True}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+
+
+def write(path, tensors):
+    """Write a safetensors file, and the folder for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors takes memory as it lies: factors in another order than C's would be written scrambled.
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {"format": "pt"})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder)

@@ -1,0 +1,56 @@
+"""Numerical core for low-rank weight updates: spectra, truncations, errors, scaling rules, learning, ranks."""
+
+from lowrank_core._version import __version__
+from lowrank_core.factors import LowRankUpdate
+from lowrank_core.learning import LearningSweep, learning_sweep
+from lowrank_core.ranks import (
+    effective_rank,
+    numerical_rank,
+    rank_for_error,
+    rank_for_ratio,
+    rank_for_variance,
+    stable_rank,
+)
+from lowrank_core.scaling import (
+    equivalent_alpha,
+    learning_gain,
+    power_rule,
+    rslora,
+    scaling_rule,
+    standard,
+    unscaled,
+)
+from lowrank_core.spectra import Spectrum, spectrum
+from lowrank_core.sweeps import ErrorSweep, error_sweep, reconstruction_error, variance_captured
+from lowrank_core.synthetic import facts_update, style_update, update_with_spectrum
+from lowrank_core.truncation import truncate
+
+__all__ = [
+    "ErrorSweep",
+    "LearningSweep",
+    "LowRankUpdate",
+    "Spectrum",
+    "__version__",
+    "effective_rank",
+    "equivalent_alpha",
+    "error_sweep",
+    "facts_update",
+    "learning_gain",
+    "learning_sweep",
+    "numerical_rank",
+    "power_rule",
+    "rank_for_error",
+    "rank_for_ratio",
+    "rank_for_variance",
+    "reconstruction_error",
+    "rslora",
+    "scaling_rule",
+    "spectrum",
+    "stable_rank",
+    "standard",
+    "style_update",
+    "truncate",
+    "unscaled",
+    "update_with_spectrum",
+    "variance_captured",
+]

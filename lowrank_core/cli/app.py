@@ -1,0 +1,67 @@
+"""The entry point: runs a verb, and turns what goes wrong into one line and an exit code.
+
+The console script imports this file even where the command line's extras are not installed, so it needs none of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+EXTRAS = ("typer", "rich", "matplotlib")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows the program's name; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        0; 1 where some layers failed and the others were reported; 2 for bad input, said in one line on stderr.
+
+    Examples
+    --------
+    >>> from lowrank_core.cli.app import main
+    >>> main(["demo", "--ranks", "0"])
+    2
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        for category in (RuntimeWarning, UserWarning):
+            warnings.simplefilter("always", category)
+        try:
+            from lowrank_core.cli import verbs
+
+            return verbs.run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            return _fail("interrupted", INTERRUPTED)
+        except ModuleNotFoundError as error:
+            missing = str(error.name).partition(".")[0]
+            if missing not in EXTRAS:
+                raise
+            return _fail(f'the command line needs {missing}, which is not installed: pip install "lowrank_core[cli]"')
+        except (ValueError, OSError, ImportError) as error:
+            return _fail(str(error))
+
+
+def _fail(message: str, code: int = BAD_INPUT) -> int:
+    print(f"lowrank: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"lowrank: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

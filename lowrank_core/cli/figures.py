@@ -1,0 +1,233 @@
+"""Figures for a talk: read in grey by line style and marker, labelled where the lines are, drawn without a display.
+
+Matplotlib is slow to load, so the command line imports this room only when a figure is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+__all__ = [
+    "LOOKS",
+    "Look",
+    "index_ticks",
+    "mark_one",
+    "place_labels",
+    "plain_decades",
+    "plot",
+    "rank_ticks",
+    "save",
+    "style",
+]
+
+
+LineStyle = str | tuple[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one quantity is drawn, everywhere: its colour never carries the meaning alone."""
+
+    label: str
+    color: str
+    line: LineStyle
+    marker: str
+
+
+# Okabe and Ito's colours, which hold for colour-blind readers; purple and orange darkened, for text in them to be read.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#A04A86", "#B37400"
+SKY, BLACK, GREY = "#2E8BC0", "#000000", "#777777"
+LOOKS = {
+    "standard": Look("α/r", VERMILION, (0, (5, 2)), "o"),
+    "rslora": Look("α/√r", BLUE, "-", "s"),
+    "unscaled": Look("γ = 1", PURPLE, (0, (3, 1, 1, 1)), "D"),
+    "best": Look("best possible", BLACK, (0, (1, 1.5)), ""),
+    "style": Look("style", GREEN, "-", "^"),
+    "facts": Look("facts", PURPLE, (0, (5, 2)), "v"),
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 5.5,
+    "svg.hashsalt": "lowrank_core",
+    "pdf.fonttype": 42,
+}
+# The room a label takes, in lines of text, when labels at the ends of lines are moved apart.
+LABEL_POINTS = 13.0
+# The part of a panel's width, beyond the lines, that is left for their labels.
+LABEL_ROOM = 0.5
+LABELLED = "label:"
+
+
+def save(figure: Figure, path: Path, ending: str) -> None:
+    """Write a figure in the format that an ending such as ``.png`` names; the same figure makes the same file."""
+    kind = ending.lower().removeprefix(".")
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with style():
+        figure.savefig(path, format=kind, dpi=160, metadata=undated.get(kind, {}))
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw as the project's figures are drawn."""
+    with mpl.rc_context():
+        # From matplotlib's own defaults: what someone has set for other work must not change these figures.
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def plot(axes: Axes, x: ArrayLike, y: ArrayLike, look: Look, text: str | None = None, **changes: Any) -> None:
+    """Draw a line; :func:`place_labels` writes its label, the look's own unless another is given, none for ""."""
+    drawn: dict[str, Any] = {"color": look.color, "linestyle": look.line, "marker": look.marker or None, **changes}
+    (line,) = axes.plot(x, y, **drawn)
+    written = look.label if text is None else text
+    if written:
+        line.set_gid(LABELLED + written)
+
+
+def rank_ticks(axes: Axes, ranks: Sequence[int] | NDArray[np.int64]) -> None:
+    """Put ranks on a logarithmic axis, as many as can be read."""
+    axes.xaxis.set_major_locator(FixedLocator(_apart([float(rank) for rank in ranks])))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+
+
+def _apart(ranks: Sequence[float]) -> list[float]:
+    """Leave out the ranks whose numbers would run into each other on a logarithmic axis; the last one stays."""
+    kept = [ranks[-1]]
+    for rank in reversed(ranks[:-1]):
+        if rank * 1.5 < kept[-1]:
+            kept.append(rank)
+    return kept
+
+
+def index_ticks(axes: Axes, size: int) -> None:
+    """Put the quarters of a size on a linear axis that begins at 1."""
+    axes.xaxis.set_major_locator(FixedLocator(np.unique(np.linspace(0, size, 5).round()).clip(1).tolist()))
+
+
+def plain_decades(axes: Axes) -> None:
+    """Write the numbers of a logarithmic axis as plain figures, not as powers."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if _decades(axes) > 2 else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _decades(axes: Axes) -> float:
+    low, high = axes.get_ylim()
+    return float(np.log10(high / low))
+
+
+def mark_one(axes: Axes, meaning: str) -> None:
+    """Draw a line at 1 and say what it means."""
+    axes.axhline(1.0, color=GREY, linewidth=1)
+    axes.annotate(
+        meaning,
+        (1.0, 1.0),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=GREY,
+        fontsize=9,
+    )
+
+
+def place_labels(figure: Figure) -> None:
+    """Write each line's label at its right end, moved apart where ends meet."""
+    labelled = {axes: [line for line in axes.lines if _label_of(line)] for axes in figure.axes}
+    for axes, lines in labelled.items():
+        if lines:
+            _make_room(axes, max(float(np.asarray(line.get_xdata())[-1]) for line in lines))
+    # Where the ends lie on the page is known only once the layout has been made.
+    figure.draw_without_rendering()
+    for axes, lines in labelled.items():
+        _write_apart(axes, lines, figure.dpi)
+
+
+def _label_of(line: Line2D) -> str:
+    return (line.get_gid() or "").partition(LABELLED)[2]
+
+
+def _make_room(axes: Axes, end: float) -> None:
+    left, right = axes.get_xlim()
+    forward, back = axes.transScale.transform, axes.transScale.inverted().transform
+    (start, _), (stop, _) = forward([(left, 1.0), (end, 1.0)])
+    (limit, _) = back((start + (stop - start) * (1 + LABEL_ROOM), 1.0))
+    axes.set_xlim(left, max(right, limit))
+
+
+def _write_apart(axes: Axes, lines: Sequence[Line2D], dpi: float) -> None:
+    box = axes.get_window_extent()
+    gap = LABEL_POINTS * dpi / 72
+    ends = [_last_visible(line, axes) for line in lines]
+    heights = [float(np.clip(axes.transData.transform(end)[1], box.y0, box.y1)) for end in ends]
+    order = np.argsort(heights, kind="stable")
+    for index, placed in zip(order, _spread(np.asarray(heights)[order], gap, box.y0 + gap / 2, box.y1), strict=True):
+        line = lines[index]
+        text = axes.annotate(
+            _label_of(line),
+            ends[index],
+            xytext=(7, (placed - axes.transData.transform(ends[index])[1]) * 72 / dpi),
+            textcoords="offset points",
+            va="center",
+            ha="left",
+            color=line.get_color(),
+            fontsize=10,
+            annotation_clip=False,
+        )
+        text.set_in_layout(False)
+        line.set_gid(None)
+
+
+def _last_visible(line: Line2D, axes: Axes) -> tuple[float, float]:
+    points = np.asarray(line.get_xydata(), dtype=np.float64)
+    low, high = axes.get_ylim()
+    seen = points[np.isfinite(points[:, 1]) & (points[:, 1] >= low) & (points[:, 1] <= high)]
+    x, y = seen[-1] if seen.size else (points[-1, 0], low)
+    return float(x), float(y)
+
+
+def _spread(heights: NDArray[np.float64], gap: float, low: float, high: float) -> NDArray[np.float64]:
+    """Move sorted heights apart to the gap, as little as needed: those that touch share a centre."""
+
+    def within(mean: float, members: int) -> float:
+        reach = gap * (members - 1) / 2
+        return min(max(mean, low + reach), high - reach)
+
+    groups: list[tuple[float, int]] = []
+    for height in heights:
+        mean, members = float(height), 1
+        while groups and within(mean, members) - within(*groups[-1]) < gap * (members + groups[-1][1]) / 2:
+            other, others = groups.pop()
+            mean = (mean * members + other * others) / (members + others)
+            members += others
+        groups.append((mean, members))
+    return np.concatenate(
+        [within(*group) + gap * (np.arange(group[1]) - (group[1] - 1) / 2) for group in groups] or [np.empty(0)]
+    )

@@ -1,0 +1,433 @@
+"""Every Numba kernel: arrays in, arrays out, no validation, no allocation in hot loops.
+
+All kernels and their helpers live here, because Numba's on-disk cache does not notice an edited helper in another
+file. Every kernel is called with one set of types only (float64 and int64, C-contiguous, writable): processes that
+start cold together then write the same code under the same name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Values in a block of partial sums; sums of blocks, of which several are under way at once, do not wait for each other.
+BLOCK = 64
+
+# Below this squared relative error the trace form has lost more than four of its sixteen digits to cancellation, and
+# the residual itself is formed instead.
+RESIDUAL_BELOW = 1e-4
+
+
+def _kernel(function: Function) -> Function:
+    # "contract" alone lets a·b + c be one fused instruction: one rounding fewer, and no sum reordered.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        compiled: Function = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # Numba found no writable folder for its cache: compile anew in each process.
+        compiled = numba.njit(**options)(function)
+    return compiled
+
+
+@_kernel
+def _block_energies(values: Floats, scale: float, heads: Floats, tails: Floats, start: int, stop: int) -> None:
+    """Sum (value · scale · scale)² along one block: heads from its first value on, tails from its last."""
+    head = 0.0
+    tail = 0.0
+    for i in range(start, stop):
+        value = values[i] * scale * scale
+        head += value * value
+        heads[i] = head
+    for i in range(stop - 1, start - 1, -1):
+        value = values[i] * scale * scale
+        tail += value * value
+        tails[i] = tail
+
+
+@_kernel
+def _row_energies(values: Floats, norm: float, heads: Floats, tails: Floats, before: Floats, after: Floats) -> float:
+    """Energies of one spectrum, by blocks: within each in `heads` and `tails`, before and after each in the others.
+
+    H_r is then before[b] + heads[r − 1] for the block b of value r − 1, and T_r is after[b] + tails[r] for that of
+    value r. Four blocks at once keep as many chains of additions under way, and every sum stays monotone to the bit.
+    Returns the power of two whose square the values were multiplied with.
+    """
+    p = values.size
+    # Scaled first, by a power of two taken as a square, since 2^1074 is no float64: 1e±200 have no square.
+    exponent = math.frexp(norm)[1]
+    scale = math.ldexp(1.0, -(exponent // 2))
+    fours = p // (4 * BLOCK)
+    for four in range(fours):
+        o0 = four * 4 * BLOCK
+        o1, o2, o3 = o0 + BLOCK, o0 + 2 * BLOCK, o0 + 3 * BLOCK
+        h0 = h1 = h2 = h3 = t0 = t1 = t2 = t3 = 0.0
+        for i in range(BLOCK):
+            j = BLOCK - 1 - i
+            a0, a1 = values[o0 + i] * scale * scale, values[o1 + i] * scale * scale
+            a2, a3 = values[o2 + i] * scale * scale, values[o3 + i] * scale * scale
+            b0, b1 = values[o0 + j] * scale * scale, values[o1 + j] * scale * scale
+            b2, b3 = values[o2 + j] * scale * scale, values[o3 + j] * scale * scale
+            h0, h1, h2, h3 = h0 + a0 * a0, h1 + a1 * a1, h2 + a2 * a2, h3 + a3 * a3
+            t0, t1, t2, t3 = t0 + b0 * b0, t1 + b1 * b1, t2 + b2 * b2, t3 + b3 * b3
+            heads[o0 + i], heads[o1 + i], heads[o2 + i], heads[o3 + i] = h0, h1, h2, h3
+            tails[o0 + j], tails[o1 + j], tails[o2 + j], tails[o3 + j] = t0, t1, t2, t3
+    for start in range(fours * 4 * BLOCK, p, BLOCK):
+        _block_energies(values, scale, heads, tails, start, min(start + BLOCK, p))
+    blocks = (p + BLOCK - 1) // BLOCK
+    before[0] = 0.0
+    for block in range(blocks):
+        before[block + 1] = before[block] + heads[min((block + 1) * BLOCK, p) - 1]
+    # From the small end, so that a tail of 1e-30 next to a head of 1 keeps its digits.
+    after[max(blocks - 1, 0)] = 0.0
+    for block in range(blocks - 1, 0, -1):
+        after[block - 1] = after[block] + tails[block * BLOCK]
+    return scale
+
+
+@_kernel
+def _fractions(
+    values: Floats,
+    norm: float,
+    complete: bool,
+    ranks: Integers,
+    room: Floats,
+    head_fractions: Floats,
+    tail_fractions: Floats,
+) -> None:
+    """Fill H_r / N² and T_r / N² at each rank of one spectrum; all zero for a zero update."""
+    if norm == 0.0:
+        head_fractions[:] = 0.0
+        tail_fractions[:] = 0.0
+        return
+    p = values.size
+    heads, tails, before, after = room[0], room[1], room[2], room[3]
+    scale = _row_energies(values, norm, heads, tails, before, after)
+    # Each sum is divided by itself taken whole, so that H_p / N² and T_0 / N² are exactly 1.
+    head_energy = before[(p + BLOCK - 1) // BLOCK]
+    tail_energy = after[0] + tails[0] if p > 0 else 0.0
+    if not complete:
+        scaled_norm = norm * scale * scale
+        head_energy = scaled_norm * scaled_norm
+    for j in range(ranks.size):
+        rank = min(ranks[j], p)
+        head = before[(rank - 1) // BLOCK] + heads[rank - 1] if rank > 0 else 0.0
+        head_fractions[j] = min(head / head_energy, 1.0)
+        if complete:
+            tail_fractions[j] = (after[rank // BLOCK] + tails[rank]) / tail_energy if rank < p else 0.0
+        else:
+            tail_fractions[j] = 1.0 - head_fractions[j]
+
+
+@_kernel
+def energies(
+    values: Floats, norms: Floats, complete: bool, ranks: Integers, head_fractions: Floats, tail_fractions: Floats
+) -> None:
+    """Head and tail energies H_r / N² and T_r / N², shape (batch, ranks), of spectra of shape (batch, p)."""
+    room = np.empty((4, values.shape[1] + 1))
+    for b in range(values.shape[0]):
+        _fractions(values[b], norms[b], complete, ranks, room, head_fractions[b], tail_fractions[b])
+
+
+@_kernel
+def error_sweep(
+    values: Floats,
+    norms: Floats,
+    complete: bool,
+    ranks: Integers,
+    scalings: Floats,
+    errors: Floats,
+    optimal: Floats,
+) -> None:
+    """Errors √((1 − γ)² H_r + T_r) / N, shape (batch, scalings, ranks), and the best possible, (batch, ranks).
+
+    `scalings` has shape (scalings, ranks).
+    """
+    room = np.empty((4, values.shape[1] + 1))
+    heads, tails = np.empty(ranks.size), np.empty(ranks.size)
+    lost = np.empty_like(scalings)
+    squares_fit = True
+    for k in range(scalings.shape[0]):
+        for j in range(ranks.size):
+            lost[k, j] = abs(1.0 - scalings[k, j])
+            squares_fit = squares_fit and lost[k, j] < 1e150
+    for b in range(values.shape[0]):
+        _fractions(values[b], norms[b], complete, ranks, room, heads, tails)
+        for j in range(ranks.size):
+            optimal[b, j] = math.sqrt(tails[j])
+        for k in range(scalings.shape[0]):
+            if squares_fit:
+                for j in range(ranks.size):
+                    errors[b, k, j] = math.sqrt(lost[k, j] * lost[k, j] * heads[j] + tails[j])
+            else:
+                # A γ of 1e200 has no square.
+                for j in range(ranks.size):
+                    errors[b, k, j] = math.hypot(lost[k, j] * math.sqrt(heads[j]), math.sqrt(tails[j]))
+
+
+@_kernel
+def _multiply(X: Floats, Y: Floats, out: Floats) -> None:
+    """Fill out = X @ Y, four rows of Y at a time: each pass over a row of `out` then does four fused steps, not one."""
+    rows, inner = X.shape
+    columns = Y.shape[1]
+    whole = inner - inner % 4
+    for i in range(rows):
+        for j in range(columns):
+            out[i, j] = 0.0
+        for k in range(0, whole, 4):
+            a0, a1, a2, a3 = X[i, k], X[i, k + 1], X[i, k + 2], X[i, k + 3]
+            for j in range(columns):
+                out[i, j] += a0 * Y[k, j] + a1 * Y[k + 1, j] + a2 * Y[k + 2, j] + a3 * Y[k + 3, j]
+        for k in range(whole, inner):
+            for j in range(columns):
+                out[i, j] += X[i, k] * Y[k, j]
+
+
+@_kernel
+def _gram(X: Floats, out: Floats) -> None:
+    """Fill out = Xᵀ X, four rows of X at a time: the upper triangle, then its mirror image."""
+    rows, columns = X.shape
+    out[:] = 0.0
+    whole = rows - rows % 4
+    for k in range(0, whole, 4):
+        for i in range(columns):
+            a0, a1, a2, a3 = X[k, i], X[k + 1, i], X[k + 2, i], X[k + 3, i]
+            for j in range(i, columns):
+                out[i, j] += a0 * X[k, j] + a1 * X[k + 1, j] + a2 * X[k + 2, j] + a3 * X[k + 3, j]
+    for k in range(whole, rows):
+        for i in range(columns):
+            for j in range(i, columns):
+                out[i, j] += X[k, i] * X[k, j]
+    for i in range(columns):
+        for j in range(i):
+            out[i, j] = out[j, i]
+
+
+@_kernel
+def _inner(X: Floats, Y: Floats) -> float:
+    """Sum of the products of the entries, row by row."""
+    total = 0.0
+    for i in range(X.shape[0]):
+        row = 0.0
+        for j in range(X.shape[1]):
+            row += X[i, j] * Y[i, j]
+        total += row
+    return total
+
+
+@_kernel
+def _pull(diagonal: Floats, dense: Floats, X: Floats, out: Floats) -> None:
+    """Fill out = Δ @ X, for Δ dense or, where `dense` is empty, diagonal."""
+    if dense.size > 0:
+        _multiply(dense, X, out)
+        return
+    out[:] = 0.0
+    for i in range(diagonal.size):
+        for j in range(X.shape[1]):
+            out[i, j] = diagonal[i] * X[i, j]
+
+
+@_kernel
+def _residual(diagonal: Floats, dense: Floats, B: Floats, A_rows: Floats, weight: float, block: Floats) -> float:
+    """‖weight · B A − Δ‖², in blocks of rows."""
+    total = 0.0
+    for start in range(0, B.shape[0], block.shape[0]):
+        stop = min(start + block.shape[0], B.shape[0])
+        _multiply(B[start:stop], A_rows, block)
+        for i in range(start, stop):
+            row = 0.0
+            for j in range(A_rows.shape[1]):
+                on_diagonal = diagonal[i] if i == j and dense.size == 0 else 0.0
+                target = dense[i, j] if dense.size > 0 else on_diagonal
+                difference = weight * block[i - start, j] - target
+                row += difference * difference
+            total += row
+    return total
+
+
+@_kernel
+def _to_gradient(X: Floats, pull: Floats, gamma: float, weight: float) -> None:
+    """Turn X, which holds a factor times the other's Gram matrix, into the gradient γ(weight·X − pull)."""
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            X[i, j] = gamma * (weight * X[i, j] - pull[i, j])
+
+
+@_kernel
+def _descend(X: Floats, gradient: Floats, rate: float) -> None:
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            X[i, j] -= rate * gradient[i, j]
+
+
+@_kernel
+def _descend_adam(X: Floats, gradient: Floats, moments: Floats, step: int, rate: float, epsilon: float) -> None:
+    """One step of Adam, β 0.9 and 0.999 (Kingma and Ba, arXiv:1412.6980, algorithm 1)."""
+    mean_bias = 1.0 - 0.9**step
+    square_bias = 1.0 - 0.999**step
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            g = gradient[i, j]
+            mean = 0.9 * moments[0, i, j] + 0.1 * g
+            square = 0.999 * moments[1, i, j] + 0.001 * (g * g)
+            moments[0, i, j] = mean
+            moments[1, i, j] = square
+            X[i, j] -= rate * (mean / mean_bias) / (math.sqrt(square / square_bias) + epsilon)
+
+
+@_kernel
+def _squares_of(values: Floats) -> float:
+    """Sum of squares from the small end of a descending row."""
+    total = 0.0
+    for i in range(values.size - 1, -1, -1):
+        total += values[i] * values[i]
+    return total
+
+
+@_kernel
+def _power_of_two(exponent: int) -> float:
+    # Clipped where float64 ends: a factor that large has diverged whatever its last digits.
+    return math.ldexp(1.0, int(min(exponent, 1023)))
+
+
+@_kernel
+def _learn_once(
+    diagonal: Floats,
+    dense: Floats,
+    transposed: Floats,
+    total: float,
+    exponent: int,
+    A: Floats,
+    B: Floats,
+    gamma: float,
+    adam: bool,
+    learning_rate: float,
+    epsilon: float,
+    curve: Floats,
+    norms: Floats,
+) -> None:
+    """One run from the A and B given; fills the relative errors and the gradient norms, inf from where it diverged.
+
+    Δ is held over 2^e, so that updates of 1e±200 stay in range, and B over 2^c: gradient descent takes B to the size
+    of Δ, so c = e; Adam moves B by about the rate whatever Δ, so c = e only where Δ is the smaller. B's gradient is
+    2^e times what is held, A's 2^(e + c) times. Adam does not see the scale of a gradient; only its ε does.
+    """
+    rank = A.shape[1]
+    A_gradient, A_pull = np.empty_like(A), np.empty_like(A)
+    B_gradient, B_pull = np.empty_like(B), np.empty_like(B)
+    A_gram, B_gram = np.empty((rank, rank)), np.empty((rank, rank))
+    A_rows, block = np.empty((rank, A.shape[0])), np.empty((16, A.shape[0]))
+    A_moments, B_moments = np.zeros((2, A.shape[0], rank)), np.zeros((2, B.shape[0], rank))
+    carried = min(exponent, 0) if adam else exponent
+    B_unit, A_unit = _power_of_two(exponent), _power_of_two(exponent + carried)
+    weight = gamma * _power_of_two(carried - exponent)
+    B_rate = learning_rate * (_power_of_two(-carried) if adam else 1.0)
+    A_rate = learning_rate * (1.0 if adam else A_unit)
+    B_epsilon, A_epsilon = epsilon * _power_of_two(-exponent), epsilon * _power_of_two(-exponent - carried)
+    for t in range(curve.size):
+        _gram(A, A_gram)
+        _gram(B, B_gram)
+        _pull(diagonal, dense, A, B_pull)
+        squared = (weight * weight * _inner(A_gram, B_gram) - 2.0 * weight * _inner(B, B_pull)) / total + 1.0
+        if squared < RESIDUAL_BELOW:
+            for i in range(A.shape[0]):
+                for j in range(rank):
+                    A_rows[j, i] = A[i, j]
+            squared = _residual(diagonal, dense, B, A_rows, weight, block) / total
+        if not squared < math.inf:
+            for later in range(t, curve.size):
+                curve[later] = math.inf
+            for later in range(t, norms.size):
+                norms[later] = math.inf
+            return
+        curve[t] = math.sqrt(squared)
+        if t == norms.size:
+            return
+        _pull(diagonal, transposed, B, A_pull)
+        _multiply(B, A_gram, B_gradient)
+        _multiply(A, B_gram, A_gradient)
+        _to_gradient(B_gradient, B_pull, gamma, weight)
+        _to_gradient(A_gradient, A_pull, gamma, weight)
+        B_norm, A_norm = math.sqrt(_inner(B_gradient, B_gradient)), math.sqrt(_inner(A_gradient, A_gradient))
+        norms[t] = math.hypot(B_unit * B_norm, A_unit * A_norm)
+        if adam:
+            _descend_adam(B, B_gradient, B_moments, t + 1, B_rate, B_epsilon)
+            _descend_adam(A, A_gradient, A_moments, t + 1, A_rate, A_epsilon)
+        else:
+            _descend(B, B_gradient, B_rate)
+            _descend(A, A_gradient, A_rate)
+
+
+@_kernel
+def learn(
+    first: int,
+    last: int,
+    diagonals: Floats,
+    dense: Floats,
+    transposed: Floats,
+    exponents: Integers,
+    initial: Floats,
+    ranks: Integers,
+    scalings: Floats,
+    adam: bool,
+    learning_rate: float,
+    epsilon: float,
+    curves: Floats,
+    gradient_norms: Floats,
+    finals: Floats,
+) -> None:
+    """Learn Δ by descent on ½‖γBA − Δ‖² from B = 0, for the settings first … last − 1, with all their repeats.
+
+    A setting is (rank, batch item, rule), flattened in that order.
+
+    Parameters
+    ----------
+    diagonals : (batch, p), the updates in their singular bases; empty (batch, 0) where `dense` holds them
+    dense, transposed : (batch, m, n) and (batch, n, m), the updates themselves; empty (batch, 0, 0) for diagonals
+    exponents : (batch,), the updates were divided by 2^exponents, so that their squares are in range
+    initial : (repeats, n, largest rank), the starting A transposed
+    scalings : (rules, ranks)
+    curves : (batch, rules, ranks, steps + 1), mean relative error; zero on entry
+    gradient_norms : (batch, rules, ranks, steps), mean norm of both gradients; zero on entry
+    finals : (batch, rules, ranks, repeats), relative error after the last step; zero on entry
+    """
+    rules, repeats, steps = scalings.shape[0], initial.shape[0], gradient_norms.shape[3]
+    batch, rows = diagonals.shape[0], max(diagonals.shape[1], dense.shape[1])
+    curve, norms = np.empty(steps + 1), np.empty(steps)
+    for setting in range(first, last):
+        rule, item, at = setting % rules, (setting // rules) % batch, setting // (rules * batch)
+        total = _squares_of(diagonals[item]) + _inner(dense[item], dense[item])
+        if total == 0.0:
+            continue  # A zero update is learnt before the first step: error and gradients stay 0.
+        for repeat in range(repeats):
+            A, B = np.empty((initial.shape[1], ranks[at])), np.zeros((rows, ranks[at]))
+            for i in range(A.shape[0]):
+                for j in range(A.shape[1]):
+                    A[i, j] = initial[repeat, i, j]
+            _learn_once(
+                diagonals[item],
+                dense[item],
+                transposed[item],
+                total,
+                exponents[item],
+                A,
+                B,
+                scalings[rule, at],
+                adam,
+                learning_rate,
+                epsilon,
+                curve,
+                norms,
+            )
+            for t in range(steps + 1):
+                curves[item, rule, at, t] += curve[t] / repeats
+            for t in range(steps):
+                gradient_norms[item, rule, at, t] += norms[t] / repeats
+            finals[item, rule, at, repeat] = curve[steps]

@@ -1,0 +1,1 @@
+"""Whole models as files: checkpoints, adapters, and what is in them."""

@@ -1,0 +1,200 @@
+"""A matrix becomes its spectrum, once; everything after is arithmetic on spectra."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lowrank_core.arrays import STORED_DTYPES, as_matrices, as_ranks, as_stack, check_finite
+from lowrank_core.decompose import choose_route, product_values, singular_values
+from lowrank_core.factors import LowRankUpdate
+from lowrank_core.threads import as_workers
+
+__all__ = ["Spectrum", "as_rank", "energy_fractions", "known_ranks", "spectrum"]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    r"""Singular values of an update, with all that is needed to answer questions about it.
+
+    Parameters
+    ----------
+    values : array_like, shape (..., p)
+        Singular values, descending; p is at most min(m, n).
+    norm : array_like, shape (...)
+        Frobenius norm of the whole update.
+    shape : (int, int)
+        Shape (m, n) of one matrix.
+    complete : bool
+        Whether the values account for the whole norm. Those missing up to min(m, n) are then zero: a product of rank
+        r is complete with r values.
+    dtype : dtype-like
+        What the update was stored in; kept as its name, such as ``"bfloat16"``.
+
+    Raises
+    ------
+    ValueError
+        If values are negative, ascending, not finite or too many, or the norm does not fit them.
+
+    Examples
+    --------
+    >>> from lowrank_core import Spectrum, reconstruction_error
+    >>> reconstruction_error(Spectrum([4.0, 3.0], 5.0, (10, 2), complete=True))
+    array([1. , 0.6, 0. ])
+    """
+
+    values: NDArray[np.float64]
+    norm: NDArray[np.float64]
+    shape: tuple[int, int]
+    complete: bool
+    dtype: Any = "float64"
+
+    def __post_init__(self) -> None:
+        # C order whatever was given, so that sums along a row do not depend on the rows beside it.
+        values = np.array(self.values, dtype=np.float64, order="C")
+        norm = np.array(self.norm, dtype=np.float64, order="C")
+        shape = (int(self.shape[0]), int(self.shape[1]))
+        if values.ndim == 0 or values.shape[-1] > min(shape) or norm.shape != values.shape[:-1]:
+            raise ValueError(
+                f"values of shape {values.shape} and norm of shape {norm.shape} do not make spectra of {shape} "
+                "updates; values are (..., p) with p at most min(m, n), and norm is (...)."
+            )
+        if not (np.all(np.isfinite(values) & (values >= 0)) and np.all(values[..., 1:] <= values[..., :-1])):
+            raise ValueError("values must be finite, not negative, and descending along the last axis.")
+        _check_norm(values, norm, complete=bool(self.complete))
+        values.flags.writeable = norm.flags.writeable = False
+        fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete)}
+        for name, value in (fields | {"dtype": _dtype_name(self.dtype)}).items():
+            object.__setattr__(self, name, value)
+
+
+def _dtype_name(dtype: DTypeLike) -> str:
+    # A name, because NumPy alone has no bfloat16.
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in STORED_DTYPES:
+        raise ValueError(f"dtype {name} is none that updates are stored in; accepted are {', '.join(STORED_DTYPES)}.")
+    return name
+
+
+def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, complete: bool) -> None:
+    exponent = np.frexp(np.max(values, axis=-1, initial=0.0))[1]
+    energy = np.sum(np.ldexp(values, -exponent[..., np.newaxis]) ** 2, axis=-1)
+    with np.errstate(over="ignore"):
+        held = np.ldexp(np.sqrt(energy), exponent)
+    # A Gram matrix's values sum to its trace within p·eps, and subnormal values are each rounded to their own grid;
+    # 1e-6 and a grid step a value tell a wrong norm from that.
+    slack = 1e-6 * held + (values.shape[-1] + 1) * 5e-324
+    if not np.all(np.isfinite(norm) & (norm >= held - slack)) or (complete and not np.all(norm <= held + slack)):
+        raise ValueError(
+            "norm does not fit values: it is the Frobenius norm, √Σσ² over all singular values, "
+            "so it is at least that of the values given, and equal to it when complete."
+        )
+
+
+def spectrum(
+    update: Any, *, rank: int | None = None, method: str = "auto", workers: int | None = None, rng: Any = 0
+) -> Spectrum:
+    r"""Find the singular values of an update: :math:`\Delta = \sum_i \sigma_i u_i v_i^T`.
+
+    Parameters
+    ----------
+    update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+        Leading axes are a batch. float64, float32, float16, bfloat16; integers and booleans are taken as float64.
+    rank : int, optional
+        The leading values wanted, and no more: the result is not complete unless that is all there is.
+    method : {"auto", "direct", "gram", "krylov"}
+        ``direct`` is LAPACK's SVD in float64, ``gram`` the eigenvalues of a float64 Gram matrix, ``krylov`` a block
+        Krylov iteration for leading values. ``auto`` chooses by shape and dtype: direct for float64, gram for float32
+        and below, krylov for the leading few values of a large matrix in float32 or below. For a LowRankUpdate, direct
+        is QR of both factors, gram their Gram matrices.
+    workers : int, optional
+        Threads over the batch; None for every core this process may use.
+    rng : int or numpy.random.Generator
+        Seed of krylov's starting block, used by nothing else.
+
+    Returns
+    -------
+    Spectrum
+
+    Raises
+    ------
+    ValueError
+        If the update has an entry that is not finite, an empty matrix, fewer than two dimensions or another dtype;
+        if the rank is beyond min(m, n); if a singular value does not fit float64.
+
+    Notes
+    -----
+    Every σ is within 10·max(m, n)·eps·σ₁ (direct), or 1.2e-7·σ₁ (gram on float32 and below). A batch changes nothing:
+    ``spectrum(stack).values[i]`` equals ``spectrum(stack[i]).values`` to the bit.
+
+    References
+    ----------
+    Golub and Van Loan, "Matrix Computations", 4th ed., §8.6; Musco and Musco, arXiv:1504.05477, for krylov.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core import spectrum
+    >>> spectrum(np.diag([3.0, 4.0])).values
+    array([4., 3.])
+    """
+    count = as_workers(workers)
+    if isinstance(update, LowRankUpdate):
+        shape = (update.shape[-2], update.shape[-1])
+        wanted = None if rank is None else as_rank(rank, shape)
+        values, norm = product_values(update, method, count)
+        kept = values if wanted is None else values[..., :wanted]
+        return Spectrum(kept, norm, shape, kept.shape == values.shape, update.dtype)
+    matrices, dtype = as_matrices(update)
+    shape = (matrices.shape[-2], matrices.shape[-1])
+    wanted = None if rank is None else as_rank(rank, shape)
+    route = choose_route(method, dtype, shape, wanted)
+    check_finite(matrices)
+    values, norm = singular_values(matrices, route, wanted, count, rng)
+    return Spectrum(values, norm, shape, values.shape[-1] == min(shape), dtype)
+
+
+def as_rank(rank: Any, shape: tuple[int, int]) -> int:
+    """Take one rank from 0 to min(m, n); anything else is a ValueError."""
+    ranks = as_ranks(rank, min(shape))
+    if ranks.ndim:
+        raise ValueError(f"one rank per call: got {rank!r}; take for example its largest.")
+    return int(ranks)
+
+
+def known_ranks(spectrum: Spectrum, ranks: Any) -> NDArray[np.int64]:
+    """Take ranks that the spectrum can answer for; None means 0 … p.
+
+    Raises
+    ------
+    ValueError
+        If a rank is beyond min(m, n), or beyond the values of a spectrum that is not complete.
+    """
+    p = spectrum.values.shape[-1]
+    if ranks is None:
+        return np.arange(p + 1)
+    asked = as_ranks(ranks, min(spectrum.shape))
+    if not spectrum.complete and asked.size and asked.max() > p:
+        raise ValueError(
+            f"rank {asked.max()} is beyond the {p} leading values that this spectrum holds; "
+            f"ask for them with spectrum(update, rank={asked.max()})."
+        )
+    return asked
+
+
+def energy_fractions(spectrum: Spectrum, ranks: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give H_r / N² and T_r / N² at known ranks, each of shape (..., *ranks.shape); both are 0 for a zero update.
+
+    The tails of a complete spectrum are summed from the small end, and hold down to about 1e-307 (a relative error of
+    1e-153); those of one that is not complete are N² − H_r, with a floor of about 1e-16.
+    """
+    from lowrank_core import kernels
+
+    values, norms, flat = as_stack(spectrum.values, 1), as_stack(spectrum.norm, 0), np.ascontiguousarray(ranks.ravel())
+    heads, tails = np.empty((len(values), flat.size)), np.empty((len(values), flat.size))
+    kernels.energies(values, norms, spectrum.complete, flat, heads, tails)
+    shape = (*spectrum.values.shape[:-1], *ranks.shape)
+    return heads.reshape(shape), tails.reshape(shape)

@@ -1,0 +1,125 @@
+"""The one concurrency mechanism: worker threads over a batch, and BLAS held to a known number of threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+from lowrank_core.arrays import as_whole_numbers
+
+__all__ = ["as_workers", "blas_threads", "in_threads"]
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def as_workers(workers: int | None) -> int:
+    """Give the number of workers: None means every core this process may use, 1 means none beside the caller."""
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = int(as_whole_numbers(workers, "workers"))
+    if count < 1:
+        raise ValueError(f"workers must be at least 1, or None for all cores; got {workers}.")
+    return count
+
+
+def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
+    """Map `function` over `tasks` on up to `workers` threads; results, and the first error, in the order of the tasks.
+
+    On an error or an interrupt the tasks not yet begun are dropped, and those under way are waited for.
+    """
+    if workers == 1 or len(tasks) < 2:
+        return [function(task) for task in tasks]
+    from concurrent.futures import ThreadPoolExecutor  # a tenth of this package's import time, for batches alone
+
+    pool = ThreadPoolExecutor(min(workers, len(tasks)), thread_name_prefix="lowrank_core")
+    try:
+        return list(pool.map(function, tasks))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@cache
+def _controller() -> Any:
+    # A fresh controller walks every loaded library, about 0.5 ms: as long as the SVD of a 64 × 64 matrix.
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    # threadpoolctl 3.8 and later listen to the first thread that set a count and silently to no other, so that threads
+    # do not fight over the setting. The gate sees to that here, and whoever leaves last must be heard.
+    release = getattr(library, "clear_controlling_thread", lambda **_: None)
+    release(force=True)
+    library.set_num_threads(threads)
+    release(force=True)
+
+
+class _BlasGate:
+    """A lock on BLAS's thread count, which is one setting for the whole process.
+
+    Calls that want the same count share the gate: the first in saves and sets, the last out restores. A call that
+    wants another count waits until they have left.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._holders = 0
+        self._threads: int | None = None
+        self._before: list[tuple[Any, int]] = []
+
+    def enter(self, threads: int | None) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._holders == 0 or self._threads == threads)
+            if self._holders == 0:
+                self._threads = threads
+                if threads is not None:
+                    self._before = [(library, library.get_num_threads()) for library in _controller().lib_controllers]
+                    for library, _ in self._before:
+                        _set_threads(library, threads)
+            self._holders += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._holders -= 1
+            if self._holders == 0:
+                self.restore()
+                self._changed.notify_all()
+
+    def restore(self) -> None:
+        for library, threads in self._before:
+            _set_threads(library, threads)
+        self._before = []
+
+
+_gate = _BlasGate()
+
+
+def _reset_after_fork() -> None:
+    # The child has none of the threads that hold the gate: nobody would ever leave it.
+    global _gate  # noqa: PLW0603 - a lock copied by fork cannot be repaired, only replaced
+    _gate.restore()
+    _gate = _BlasGate()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+@contextmanager
+def blas_threads(threads: int | None) -> Iterator[None]:
+    """Hold BLAS to `threads` threads, or to the process's own setting (None), and put it back afterwards.
+
+    Not reentrant: a holder that asks for another count would wait for itself, so only leaf calculations hold it.
+    """
+    gate = _gate
+    gate.enter(threads)
+    try:
+        yield
+    finally:
+        gate.leave()

@@ -1,0 +1,143 @@
+"""The program as a whole: exit codes, one line for what went wrong, and what a missing extra says."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lowrank_core import __version__
+from lowrank_core.cli.app import main
+
+RUN = "import sys; from lowrank_core.cli.app import main; sys.exit(main(sys.argv[1:]))"
+
+
+def program(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", f"{before}\n{RUN}", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["demo", "--frobnicate"], "No such option: --frobnicate"),
+        (["demo", "--size", "3"], "--size"),
+        (["demo", "--size", "many"], "--size"),
+        (["demo", "--ranks", "2;4"], "whole numbers separated by commas, such as 2,4,8; got '2;4'"),
+        (["demo", "--ranks", ""], "whole numbers separated by commas"),
+        (["demo", "--ranks", "0,2"], "between 1 and the size, 64; got 0"),
+        (["demo", "--ranks", "2,65"], "between 1 and the size, 64; got 65"),
+        (["demo", "--alpha", "0"], "alpha must be finite and positive; got 0.0"),
+        (["demo", "--alpha", "nan"], "alpha must be finite and positive; got nan"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--figure", "demo.txt"], "'demo.txt': its ending says the format; take .png, .pdf, .svg"),
+        (["demo", "--figure", "-"], "'-': its ending says the format"),
+        (["demo", "--json", "no/such/demo.json"], "no folder 'no/such'"),
+        (["demo", "--json", "."], "is a folder"),
+        (["inspect"], "Missing argument 'PATH'"),
+        (["inspect", "no-such-adapter"], "no-such-adapter"),
+        (["inspect", "x", "--json", "-", "--csv", "-"], "only one of --json and --csv"),
+        (["inspect", "x", "--ranks", "two"], "whole numbers separated by commas, such as 2,4,8; got 'two'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("lowrank: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lowrank {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "example"),
+    [
+        ([], "lowrank inspect TUNED --base BASE"),
+        (["--help"], "lowrank inspect TUNED --base BASE"),
+        (["demo", "--help"], "lowrank demo --size 32 --ranks 1,2,4,8 --seed 7"),
+        (["inspect", "--help"], "lowrank inspect tuned/ --base base/ --ranks 4,16,64"),
+    ],
+)
+def test_every_help_text_has_an_example_on_a_line_of_its_own(
+    arguments: list[str], example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert any(line.strip().startswith(example) for line in captured.out.splitlines())
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [("typer", ["demo"]), ("rich", ["demo"]), ("matplotlib", ["demo", "--figure", "demo.png"])],
+)
+def test_a_missing_extra_names_the_line_that_installs_it(missing: str, arguments: list[str]) -> None:
+    run = program(*arguments, before=f"import sys; sys.modules[{missing!r}] = None")
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr == (
+        f'lowrank: the command line needs {missing}, which is not installed: pip install "lowrank_core[cli]"\n'
+    )
+
+
+def test_a_missing_reader_of_files_names_the_line_that_installs_it(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    run = program("inspect", str(tmp_path), before="import sys; sys.modules['safetensors'] = None")
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert 'pip install "lowrank_core[models]"' in run.stderr
+
+
+def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ModuleNotFoundError("no module", name="lowrank_core.gone")
+
+    monkeypatch.setattr("lowrank_core.cli.article.run", broken)
+    with pytest.raises(ModuleNotFoundError, match="no module"):
+        main(["demo"])
+
+
+def test_the_demo_loads_no_matplotlib_without_a_figure() -> None:
+    run = program("demo", "--size", "4", before="import sys; sys.modules['matplotlib'] = None")
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_message_of_several_lines_is_told_in_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise ValueError("first line\n  second line")
+
+    monkeypatch.setattr("lowrank_core.cli.article.run", refused)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "lowrank: first line second line\n"
+
+
+def test_a_warning_is_one_line_and_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--size", "8", "--ranks", "2", "--alpha", "2000"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lowrank: warning: gradient descent diverged at learning_rate=0.001")
+    assert all(line.startswith("lowrank: warning: ") for line in captured.err.splitlines())
+    assert "diverged" in captured.out
+    assert "UNDECIDED" in captured.out
+
+
+def test_an_interrupt_has_its_usual_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lowrank_core.cli.article.run", interrupted)
+    assert main(["demo"]) == 130
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""The report of an inspection: readable at 80 columns and with many layers, and true to the figures."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lowrank_core.cli.inspection_tables import FEW_LAYERS, inspection
+from lowrank_core.models.inspection import Inspection, inspect
+
+from .conftest import write_adapter
+
+
+def printed(report: Inspection, width: int = 80, *, full: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for part in inspection(report, full=full):
+        console.print(part)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Inspection:
+    """A hundred blocks of two layers."""
+    return inspect(write_adapter(tmp_path / "deep", layers=100))
+
+
+def test_a_layer_is_reported_in_full(adapter: Path) -> None:
+    report = inspect(adapter, ranks=[1, 2])
+    text = printed(report)
+    layer = report.layers[0]
+    assert layer.name == "model.layers.0.mlp.down_proj"
+    assert "names begin with model.layers." in text
+    line = next(line for line in text.splitlines() if "mlp.down_proj" in line).split()
+    needed = [str(rank) for rank in layer.rank_for_variance.values()]
+    assert line == [
+        *("mlp.down_proj", "8", "×", "20", "3", "2"),
+        *(f"{layer.norm:.3g}", f"{layer.effective_rank:.1f}", f"{layer.stable_rank:.1f}", *needed),
+    ]
+    assert "alpha 6 (lora_alpha) / rank 3" in text
+    for rule, label in (("standard", "α/r"), ("rslora", "α/√r")):
+        assert [label, *(f"{error:.4f}" for error in layer.errors[rule])] in [
+            line.split() for line in text.splitlines()
+        ]
+
+
+def test_totals_are_those_of_the_inspection(adapter: Path) -> None:
+    report = inspect(adapter, ranks=[1, 2])
+    text = printed(report).partition("All layers together")[2]
+    assert ["best", "error", *(f"{error:.4f}" for error in report.totals.best_error)] in [
+        line.split() for line in text.splitlines()
+    ]
+    for fraction, rank in report.totals.rank_for_variance.items():
+        assert f"{fraction:.0%} takes rank {rank}" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_many_layers_fit_the_width_and_each_has_one_line(deep: Inspection, width: int) -> None:
+    text = printed(deep, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    layers, _, errors = text.partition("Relative error at rank r, median over the layers of a kind")
+    for module in ("self_attn.q_proj", "mlp.down_proj"):
+        assert sum(module in line for line in layers.splitlines()) == 100
+        assert f"*.{module} (100)" in errors
+    blocks = [line.strip() for line in layers.splitlines() if line.strip().isdecimal()]
+    assert blocks == [str(block) for block in range(100)]
+
+
+def test_errors_of_every_layer_on_demand(deep: Inspection) -> None:
+    text = printed(deep, full=True).partition("Relative error at rank r")[2]
+    assert "median" not in text
+    assert text.count(" best ") >= 200
+
+
+def test_median_errors_lie_between_those_of_the_layers(deep: Inspection) -> None:
+    line = next(line for line in printed(deep).splitlines() if line.strip().startswith("*.mlp.down_proj (100)"))
+    found = float(line.split()[3])
+    errors = sorted(layer.best_error[0] for layer in deep.layers if "down_proj" in layer.name)
+    assert errors[49] - 5e-5 <= found <= errors[50] + 5e-5
+
+
+def test_few_layers_have_their_own_errors(tmp_path: Path) -> None:
+    report = inspect(write_adapter(tmp_path / "few", layers=FEW_LAYERS // 2))
+    assert "median" not in printed(report)
+    report = inspect(write_adapter(tmp_path / "more", layers=FEW_LAYERS // 2 + 1))
+    assert "median" in printed(report)
+
+
+def test_where_each_scale_came_from(tmp_path: Path) -> None:
+    report = inspect(write_adapter(tmp_path / "patterns", layers=3, alpha_pattern={"q_proj": 12}))
+    text = printed(report)
+    sources = {layer.scaling_source for layer in report.layers}
+    assert len(sources) == 2
+    marks = {line.split(":")[0].strip()[-1]: line for line in text.splitlines() if line.strip().startswith("γ ")}
+    assert sorted(marks) == ["a", "b"]
+    mark = next(mark for mark, line in marks.items() if "alpha_pattern" in line)
+    queries = [line for line in text.splitlines() if "self_attn.q_proj" in line and "×" in line]
+    assert len(queries) == 3
+    assert all(f" 4 {mark} " in line for line in queries)
+
+
+def test_warnings_are_told(tmp_path: Path) -> None:
+    report = inspect(write_adapter(tmp_path / "patterns", alpha_pattern={"q_proj": 12}))
+    assert report.warnings
+    told = " ".join(printed(report).partition("\nWarnings\n")[2].split())
+    assert all(warning in told for warning in report.warnings)
+
+
+def test_clamped_ranks_are_told(adapter: Path) -> None:
+    assert "in 4 layers, of which the smallest has 8" in " ".join(printed(inspect(adapter, ranks=[2, 30])).split())
+    assert "beyond a layer's own" not in printed(inspect(adapter, ranks=[2, 8]))
+
+
+def test_checkpoints_have_no_scale_and_their_failures_are_told(checkpoints: tuple[Path, Path]) -> None:
+    base, tuned = checkpoints
+    report = inspect(tuned, base)
+    text = printed(report)
+    assert "γ a" not in text
+    assert " r " not in text.partition("Relative error")[0].partition("Layers")[2]
+    assert "with α = 16" in text
+    assert f"h.1.proj: {report.failures['h.1.proj']}"[:40] in " ".join(text.partition("\nFailed\n")[2].split())
+    assert "h.0.proj.bias" in text.partition("Not low-rank")[2]
+
+
+def test_many_ranks_make_several_tables(adapter: Path) -> None:
+    text = printed(inspect(adapter, ranks=range(9)))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert all(f"r = {rank}" in text for rank in range(9))

@@ -1,0 +1,54 @@
+"""Names are shortened, but two layers never become one."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
+
+parts = st.sampled_from(["model", "layers", "0", "1", "2", "10", "11", "attn", "q_proj", "mlp", "fc1"])
+names = st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), min_size=1, max_size=30, unique=True)
+
+
+@pytest.mark.parametrize(
+    ("given_names", "prefix"),
+    [
+        (["model.layers.1.q", "model.layers.11.q"], "model.layers."),
+        (["lora_unet_down_0", "lora_unet_up_0"], "lora_unet_"),
+        (["a.b", "c.d"], ""),
+        (["model.layers.0.q"], ""),
+        ([], ""),
+        (["a.b", "a.b.c"], "a."),
+    ],
+)
+def test_common_prefix(given_names: list[str], prefix: str) -> None:
+    assert common_prefix(given_names) == prefix
+
+
+@given(names)
+def test_a_prefix_is_shared_by_all_and_leaves_something_of_each(found: list[str]) -> None:
+    prefix = common_prefix(found)
+    assert all(name.startswith(prefix) and name != prefix for name in found)
+
+
+def test_kind_replaces_whole_numbers_only() -> None:
+    assert kind("model.layers.11.mlp.fc1") == "model.layers.*.mlp.fc1"
+    assert kind("lora_unet_down_blocks_0_attentions_1_to_q") == "lora_unet_down_blocks_*_attentions_*_to_q"
+
+
+def test_numbers_are_in_their_own_order() -> None:
+    assert in_natural_order(["h.10.b", "h.2.b", "h.2.a", "g"]) == ["g", "h.2.a", "h.2.b", "h.10.b"]
+
+
+@given(names)
+def test_blocks_hold_every_name_once_and_name_it_in_full(found: list[str]) -> None:
+    gathered = blocks(found)
+    assert sorted(name for _, members in gathered for name, _ in members) == sorted(found)
+    for block, members in gathered:
+        for name, short in members:
+            assert name == (f"{block}.{short}" if block else short)
+
+
+def test_blocks_are_made_only_where_they_shorten() -> None:
+    assert [block for block, _ in blocks(["0.q", "0.v", "1.q", "1.v"])] == ["0", "1"]
+    assert [block for block, _ in blocks(["0.q", "1.q", "2.q"])] == [""]

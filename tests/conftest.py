@@ -1,0 +1,15 @@
+"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (a night's worth).
+
+``--hypothesis-profile=long`` chooses one; without it, ``ci`` where CI is set and ``dev`` elsewhere.
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# No deadline: a first call compiles. No check for slow data: on a busy machine it would say nothing about the code.
+common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("dev", max_examples=40, **common)
+settings.register_profile("ci", max_examples=100, derandomize=True, **common)
+settings.register_profile("long", max_examples=10_000, **common)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")

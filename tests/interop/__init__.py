@@ -1,0 +1,1 @@
+"""Runs against real peers: what torch and PEFT trained and saved."""

@@ -1,0 +1,1 @@
+"""Model files: adapters, checkpoints, and what is said of them."""

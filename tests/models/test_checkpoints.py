@@ -1,0 +1,189 @@
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lowrank_core.models.checkpoints import difference, open_checkpoint, pair_checkpoints
+
+
+def write_sharded(folder, shards, weight_map=None):
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    for name, tensors in shards.items():
+        save_file(tensors, folder / name)
+    found = {key: name for name, tensors in shards.items() for key in tensors}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": found if weight_map is None else weight_map}))
+    return index
+
+
+def pair(write_file, base, tuned):
+    paths = write_file(base, "base.safetensors"), write_file(tuned, "tuned.safetensors")
+    return pair_checkpoints(*map(open_checkpoint, paths))
+
+
+def test_file_and_folder_hold_the_same(write_file):
+    path = write_file({"a.weight": np.ones((2, 3))})
+    assert open_checkpoint(path) == open_checkpoint(path.parent) == open_checkpoint(str(path))
+
+
+def test_shards_are_read_as_one_checkpoint(tmp_path):
+    first, second = np.full((2, 2), 1.0), np.full((2, 2), 2.0)
+    index = write_sharded(tmp_path / "m", {"1.safetensors": {"a.weight": first}, "2.safetensors": {"b.weight": second}})
+    checkpoint = open_checkpoint(index)
+    assert checkpoint == open_checkpoint(index.parent)
+    assert [checkpoint.tensors[key].read()[0, 0] for key in ("a.weight", "b.weight")] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "shard", ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "..\\x", "C:x", "..", "."]
+)
+def test_a_shard_name_with_a_path_in_it_is_refused(tmp_path, shard):
+    index = write_sharded(tmp_path / "m", {"x.safetensors": {"a": np.ones(1)}}, {"a": shard})
+    with pytest.raises(ValueError, match="a shard is a plain file name beside its index"):
+        open_checkpoint(index)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    index = write_sharded(tmp_path / "m", {}, {"a": "gone.safetensors"})
+    with pytest.raises(FileNotFoundError, match=r"'gone.safetensors', which is not beside it"):
+        open_checkpoint(index)
+
+
+def test_an_index_that_names_the_wrong_shard_is_refused(tmp_path):
+    index = write_sharded(tmp_path / "m", {"x.safetensors": {"a": np.ones(1)}}, {"b": "x.safetensors"})
+    with pytest.raises(ValueError, match=r"says that 'b' is in 'x.safetensors', but it is not"):
+        open_checkpoint(index)
+
+
+@pytest.mark.parametrize("weight_map", [{}, [], None, "x"])
+def test_an_index_without_a_map_is_refused(tmp_path, weight_map):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match="has no weight_map"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_with_several_checkpoints_is_ambiguous(write_file):
+    write_file({"a": np.ones(1)}, "one.safetensors")
+    with pytest.raises(ValueError, match=r"several checkpoints \(one.safetensors, two.safetensors\)"):
+        open_checkpoint(write_file({"a": np.ones(1)}, "two.safetensors").parent)
+
+
+def test_a_folder_with_a_pickle_alone_is_refused_and_an_empty_one_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no model.safetensors and no model.safetensors.index.json"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"pytorch_model.bin' is a pickle"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_difference_is_that_of_the_numbers_and_not_of_the_stored_dtype(rng, dtype):
+    # Unrelated weights: where two are within a factor of two of each other, even a subtraction in bfloat16 is exact.
+    base, tuned = (0.02 * rng.standard_normal((2, 64, 48))).astype(np.dtype(dtype))
+    exact = tuned.astype(np.float64) - base.astype(np.float64)
+    delta = difference(base, tuned)
+    assert delta.dtype == np.float32
+    assert np.all(np.abs(delta - exact) <= 2.0**-24 * np.abs(exact))
+    if dtype != "float32":
+        stored = (tuned - base).astype(np.float64)
+        assert np.any(np.abs(stored - exact) > 1e-4 * np.abs(exact))
+
+
+def test_the_difference_of_double_precision_stays_in_it(rng):
+    base, tuned = rng.standard_normal((2, 3, 4))
+    delta = difference(base, tuned.astype(np.float32))
+    assert delta.dtype == np.float64
+    assert np.array_equal(delta, tuned.astype(np.float32) - base)
+
+
+def test_the_difference_is_taken_in_blocks_that_do_not_show(rng):
+    base, tuned = rng.standard_normal((2, 1100, 1024)).astype(np.float32)
+    assert np.array_equal(difference(base, tuned), (tuned.astype(float) - base.astype(float)).astype(np.float32))
+
+
+def test_a_weight_that_is_not_finite_names_its_checkpoint():
+    good, bad = np.ones((2, 2), np.float32), np.full((2, 2), np.nan, np.float32)
+    with pytest.raises(ValueError, match="the tuned checkpoint holds NaN or infinity in 4 of its 4 entries"):
+        difference(good, bad)
+    with pytest.raises(ValueError, match="the base checkpoint"):
+        difference(np.full((2, 2), np.inf, np.float32), np.full((2, 2), np.inf, np.float32))
+    with pytest.raises(ValueError, match="beyond what float32 can hold"):
+        difference(np.full((2, 2), -3e38, np.float32), np.full((2, 2), 3e38, np.float32))
+
+
+def test_layers_are_the_matrices_that_both_hold(write_file, rng):
+    weights = {"a.weight": rng.standard_normal((4, 3)), "conv.weight": rng.standard_normal((4, 3, 2, 2))}
+    changed = {name: weight + 1 for name, weight in weights.items()}
+    found = pair(write_file, weights | {"gone.weight": np.ones((2, 2))}, changed | {"norm.weight": np.ones(3)})
+    assert [(layer.name, layer.shape) for layer in found.layers] == [("a", (4, 3)), ("conv", (4, 12))]
+    for layer in found.layers:
+        expected = changed[f"{layer.name}.weight"] - weights[f"{layer.name}.weight"]
+        assert np.array_equal(layer.update(), expected.reshape(layer.shape))
+    others = dict(found.other_changes())
+    assert others["gone.weight"] == "only in the base checkpoint: 2 × 2, float64, norm 2"
+    assert others["norm.weight"].startswith("only in the tuned checkpoint: 3, float64, norm 1.732")
+
+
+def test_what_is_no_matrix_is_listed_only_if_it_changed(write_file):
+    base = {
+        "w.weight": np.ones((2, 2), np.float32),
+        "norm.weight": np.ones(4, np.float32),
+        "kept.bias": np.ones(4, np.float32),
+        "scale": np.array(2.0, np.float32),
+        "experts": np.ones((2, 3, 4), np.float32),
+        "positions": np.arange(6).reshape(1, 6),
+        "mask": np.ones((1, 1, 4, 4), bool),
+    }
+    tuned = base | {
+        "norm.weight": np.full(4, 1.5, np.float32),
+        "scale": np.array(-1.0, np.float32),
+        "experts": np.zeros((2, 3, 4), np.float32),
+        "mask": np.zeros((1, 1, 4, 4), bool),
+    }
+    found = pair(write_file, base, tuned)
+    assert [layer.name for layer in found.layers] == ["w"]
+    assert not found.mismatched
+    others = dict(found.other_changes())
+    assert others["norm.weight"] == "changed by norm 1 (its own 2): 4, float32"
+    assert others["scale"] == "changed by norm 3 (its own 2): scalar, float32"
+    assert others["experts"].startswith("changed by norm 4.899 (its own 4.899): 2 × 3 × 4")
+    assert others["mask"].startswith("changed in 16 of 16 entries")
+    assert sorted(others) == ["experts", "mask", "norm.weight", "scale"]
+
+
+def test_a_quantised_weight_is_never_passed_over(write_file):
+    eight_bits = {"q": np.zeros((2, 2), ml_dtypes.float8_e4m3fn), "w": np.ones((2, 2))}
+    found = pair(write_file, eight_bits, eight_bits)
+    assert dict(found.other_changes())["q"].startswith("not compared: 2 × 2, F8_E4M3")
+
+
+def test_shapes_that_differ_are_reported_by_name_and_the_others_go_on(write_file):
+    base = {"embed.weight": np.ones((4, 2)), "a.weight": np.ones((2, 2))}
+    found = pair(write_file, base, base | {"embed.weight": np.ones((5, 2))})
+    assert list(found.mismatched) == ["embed"]
+    assert "4 × 2 in the base, 5 × 2 in the tuned checkpoint" in found.mismatched["embed"]
+    assert [layer.name for layer in found.layers] == ["a"]
+    assert not dict(found.other_changes())
+
+
+def test_nothing_in_common_is_refused_with_an_example_of_each(write_file):
+    with pytest.raises(
+        ValueError, match=r"no 2-D weight in common: the first has 1, as 'a.weight' \(float64\), the second"
+    ):
+        pair(write_file, {"a.weight": np.ones((2, 2))}, {"b.weight": np.ones((2, 2))})
+
+
+def test_a_weight_stored_once_is_one_layer(write_file, rng):
+    embed = rng.standard_normal((6, 4)).astype(np.float32)
+    found = pair(write_file, {"embed.weight": embed}, {"embed.weight": embed + 1, "lm_head.weight": embed + 1})
+    assert [layer.name for layer in found.layers] == ["embed"]
+    assert dict(found.other_changes())["lm_head.weight"].startswith("only in the tuned checkpoint")
+
+
+def test_dtypes_that_differ_are_both_said(write_file):
+    found = pair(write_file, {"a": np.ones((2, 2), ml_dtypes.bfloat16)}, {"a": np.ones((2, 2), np.float32)})
+    assert found.layers[0].dtype == "bfloat16 → float32"
+    assert found.layers[0].update().dtype == np.float32

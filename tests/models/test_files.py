@@ -1,0 +1,116 @@
+import pickle
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lowrank_core.models.files import frobenius_norm, open_file, read_json, read_tensors, row_blocks
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "int8", "uint8", "bool"])
+def test_a_tensor_comes_back_to_the_bit_in_its_own_dtype(write_file, rng, dtype):
+    values = (4 * rng.standard_normal((3, 5))).astype(np.dtype(dtype))
+    tensors, _ = open_file(write_file({"x": values}))
+    read = tensors["x"].read()
+    assert (tensors["x"].shape, tensors["x"].dtype, read.dtype.name) == ((3, 5), dtype, dtype)
+    assert read.tobytes() == values.tobytes()
+
+
+def test_a_type_that_numpy_has_not_is_refused_by_name(write_file):
+    tensors, _ = open_file(write_file({"x": np.zeros((2, 2), ml_dtypes.float8_e4m3fn)}))
+    with pytest.raises(ValueError, match=r"'x' is stored as F8_E4M3: .* dequantised first"):
+        tensors["x"].read()
+
+
+def test_several_tensors_come_in_the_order_asked_for(write_file):
+    one, _ = open_file(write_file({"a": np.array([1.0]), "b": np.array([2.0])}, "one.safetensors"))
+    two, _ = open_file(write_file({"c": np.array([3.0])}, "two.safetensors"))
+    assert [array[0] for array in read_tensors([one["b"], two["c"], one["a"]])] == [2.0, 3.0, 1.0]
+
+
+def test_tensors_are_values_that_survive_pickling(write_file):
+    tensors, _ = open_file(write_file({"a": np.array([1.0])}))
+    assert pickle.loads(pickle.dumps(tensors["a"])).read() == [1.0]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 20, -1])
+def test_a_file_cut_short_is_refused(write_file, keep):
+    path = write_file({"a": np.arange(100.0)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="is not a sound safetensors file"):
+        open_file(path)
+
+
+def test_a_header_that_lies_about_offsets_is_refused(write_file):
+    path = write_file({"a": np.arange(100.0)})
+    path.write_bytes(path.read_bytes().replace(b"[0,800]", b"[0,999]"))
+    with pytest.raises(ValueError, match="is not a sound safetensors file"):
+        open_file(path)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".PKL"])
+def test_a_pickle_is_refused_before_it_is_opened(tmp_path, suffix):
+    with pytest.raises(ValueError, match="is a pickle, and reading a pickle runs whatever code is in it"):
+        open_file(tmp_path / f"model{suffix}")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
+        open_file(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1]", "JSON list"),
+    ],
+)
+def test_bad_json_is_refused(tmp_path, text, message):
+    (tmp_path / "x.json").write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_the_norm_neither_overflows_nor_underflows(scale):
+    assert frobenius_norm(np.full((4, 4), scale)) == pytest.approx(4 * scale, rel=1e-15)
+
+
+def test_the_norm_of_half_precision_is_taken_in_float64():
+    # The squares of these add up to beyond float16's 65504, and would stop growing at 2048 if they were added in it.
+    assert frobenius_norm(np.ones((300, 300), np.float16)) == 300.0
+    assert frobenius_norm(np.array(-3.0, np.float16)) == 3.0
+    assert frobenius_norm(np.zeros((0, 3))) == 0.0
+
+
+def test_row_blocks_cover_every_row_once():
+    blocks = row_blocks((10, 7), entries=21)
+    assert [list(range(10))[block] for block in blocks] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert len(row_blocks((3, 100), entries=10)) == 3
+
+
+def test_a_missing_extra_names_the_line_that_installs_it(write_file):
+    path = write_file({"a": np.array([1.0])})
+    for missing in ("safetensors", "ml_dtypes"):
+        code = (
+            f"import sys; sys.modules[{missing!r}] = None\n"
+            "from pathlib import Path\nfrom lowrank_core.models.files import open_file\n"
+            f"try:\n    open_file(Path({str(path)!r}))\nexcept ImportError as error:\n    print(error)"
+        )
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert missing in said
+        assert 'pip install "lowrank_core[models]"' in said
+
+
+def test_reading_models_imports_neither_torch_nor_peft():
+    code = (
+        "import sys, lowrank_core.models.inspection\n"
+        "print(sorted({'torch', 'peft', 'safetensors', 'ml_dtypes'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"

@@ -1,0 +1,126 @@
+"""Naive, readable versions of what the library computes: slow, and with nothing clever that could be wrong.
+
+Numbers are exact fractions, mpmath's at 50 digits, or float64; a function here never calls the library.
+"""
+
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+
+mpmath.mp.dps = 50
+
+
+def _exact(matrix):
+    return mpmath.matrix(np.asarray(matrix, dtype=np.float64).tolist())
+
+
+def singular_values(matrix):
+    """Singular values, descending, to 50 digits and then rounded to float64."""
+    return np.array([float(value) for value in mpmath.svd_r(_exact(matrix), compute_uv=False)])
+
+
+def product_singular_values(B, A, scaling=1.0):
+    """The min(r, m, n) leading singular values of scaling · B @ A, with the product itself formed to 50 digits."""
+    product = mpmath.mpf(scaling) * _exact(B) * _exact(A)
+    values = [float(value) for value in mpmath.svd_r(product, compute_uv=False)]
+    return np.array(values[: np.shape(B)[1]])
+
+
+def norm(matrix):
+    """Frobenius norm to 50 digits, rounded to float64."""
+    squares = [mpmath.mpf(float(entry)) ** 2 for entry in np.asarray(matrix, dtype=np.float64).ravel()]
+    return float(mpmath.sqrt(mpmath.fsum(squares)))
+
+
+def head(values, rank):
+    """H_r, exactly."""
+    return sum((Fraction(float(value)) ** 2 for value in values[:rank]), Fraction(0))
+
+
+def tail(values, rank):
+    """T_r of a complete spectrum, exactly."""
+    return sum((Fraction(float(value)) ** 2 for value in values[rank:]), Fraction(0))
+
+
+def root(fraction):
+    """Square root of a fraction, rounded to float64."""
+    return float(mpmath.sqrt(mpmath.mpf(fraction.numerator) / mpmath.mpf(fraction.denominator)))
+
+
+def variance_captured(values, rank):
+    """H_r / N²."""
+    return float(head(values, rank) / head(values, len(values)))
+
+
+def error(values, rank, scaling=1.0):
+    """√((1 − γ)² H_r + T_r) / N."""
+    lost = (1 - Fraction(float(scaling))) ** 2 * head(values, rank) + tail(values, rank)
+    return root(lost / head(values, len(values)))
+
+
+def dense_error(update, rank, scaling=1.0):
+    """The same error the long way: an SVD, the product of its leading part times γ, and the norm of the difference."""
+    U, values, Vt = np.linalg.svd(update, full_matrices=False)
+    approximation = scaling * (U[:, :rank] * values[:rank]) @ Vt[:rank]
+    return np.linalg.norm(update - approximation) / np.linalg.norm(update)
+
+
+def rank_for_variance(values, fraction):
+    """Least r with H_r ≥ t N², and at least 1."""
+    wanted = Fraction(float(fraction)) * head(values, len(values))
+    return max(1, next(rank for rank in range(len(values) + 1) if head(values, rank) >= wanted))
+
+
+def rank_for_error(values, relative):
+    """Least r with T_r ≤ e² N², and at least 1."""
+    allowed = Fraction(float(relative)) ** 2 * head(values, len(values))
+    return max(1, next(rank for rank in range(len(values) + 1) if tail(values, rank) <= allowed))
+
+
+def rank_for_ratio(values, ratio):
+    """The number of values of at least ρ σ₁."""
+    least = Fraction(float(ratio)) * Fraction(float(values[0]))
+    return sum(Fraction(float(value)) >= least for value in values)
+
+
+def effective_rank(values):
+    """Exponential of the entropy of σ / Σσ, with 0 ln 0 = 0."""
+    exact = [mpmath.mpf(float(value)) for value in values if value > 0]
+    shares = [value / mpmath.fsum(exact) for value in exact]
+    return float(mpmath.exp(-mpmath.fsum(share * mpmath.log(share) for share in shares)))
+
+
+def stable_rank(values):
+    """N² / σ₁²."""
+    return float(head(values, len(values)) / Fraction(float(values[0])) ** 2)
+
+
+def starting_factor(seed, repeat, rank, columns, variance):
+    """The starting A of a run: the first rows of what the repeat's own stream draws."""
+    stream = np.random.default_rng(seed).spawn(repeat + 1)[repeat]
+    return np.sqrt(variance) * stream.standard_normal((rank, columns))
+
+
+def learn(update, A, gamma, *, steps, learning_rate, optimizer="sgd"):
+    """Descend on ½‖γBA − Δ‖² from B = 0: the relative error before and after each step, and the gradients' norms."""
+    update = np.asarray(update, dtype=np.float64)
+    B = np.zeros((len(update), len(A)))
+    curve, norms = [], []
+    moments = [[np.zeros_like(X), np.zeros_like(X)] for X in (B, A)]
+    for step in range(1, steps + 2):
+        residual = gamma * B @ A - update
+        curve.append(np.linalg.norm(residual) / np.linalg.norm(update))
+        if step > steps:
+            return np.array(curve), np.array(norms)
+        gradients = gamma * residual @ A.T, gamma * B.T @ residual
+        norms.append(np.sqrt(sum(np.sum(gradient**2) for gradient in gradients)))
+        directions = list(gradients)
+        if optimizer == "adam":
+            for i, gradient in enumerate(gradients):
+                moments[i][0] = 0.9 * moments[i][0] + 0.1 * gradient
+                moments[i][1] = 0.999 * moments[i][1] + 0.001 * gradient**2
+                mean, square = moments[i][0] / (1 - 0.9**step), moments[i][1] / (1 - 0.999**step)
+                directions[i] = mean / (np.sqrt(square) + 1e-8)
+        B, A = B - learning_rate * directions[0], A - learning_rate * directions[1]
+    raise AssertionError("the loop returns")

@@ -1,0 +1,1 @@
+"""Theorems, on inputs that Hypothesis draws."""

@@ -1,0 +1,203 @@
+"""Theorems on singular values."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lowrank_core import LowRankUpdate, spectrum
+from lowrank_core.testing import assert_spectrum, low_rank_updates, ranks_for, updates
+from tests import bounds, oracles
+
+MODERATE = ("ordinary", "zero", "repeated", "clustered", "deficient")
+doubles = updates(dtypes=["float64"])
+moderate = updates(dtypes=["float64"], kinds=MODERATE)
+
+
+def leading(values):
+    return float(values[0]) if len(values) else 0.0
+
+
+def assert_close(found, exact, bound):
+    assert found.shape == exact.shape
+    assert np.all(np.abs(found - exact) <= bound)
+
+
+@given(updates(max_side=6))
+def test_values_and_norm_are_mpmaths(update):
+    found, exact = spectrum(update), oracles.singular_values(update)
+    assert_close(found.values, exact, bounds.of_values(update.shape, found.dtype, exact[0]))
+    assert abs(found.norm - oracles.norm(update)) <= bounds.of_values(update.shape, found.dtype, oracles.norm(update))
+
+
+@given(updates(max_side=6, dtypes=["float32", "float16", "bfloat16"]))
+def test_direct_on_narrow_dtypes_has_float64s_accuracy(update):
+    found, exact = spectrum(update, method="direct"), oracles.singular_values(update)
+    assert_close(found.values, exact, bounds.of_values(update.shape, "float64", exact[0]))
+
+
+@given(updates(max_side=6))
+def test_gram_loses_half_the_digits_of_the_small_values_and_no_more(update):
+    found, exact = spectrum(update, method="gram"), oracles.singular_values(update)
+    assert_close(found.values, exact, bounds.EPS32 * exact[0] + bounds.SPACING)
+
+
+@given(updates())
+def test_the_verifier_agrees(update):
+    found = spectrum(update)
+    assert_spectrum(update, found, eps=bounds.EPS64 if found.dtype == "float64" else bounds.EPS32, c=10)
+
+
+@given(updates())
+def test_values_descend_and_their_squares_sum_to_the_norm(update):
+    found = spectrum(update)
+    assert found.complete
+    assert found.values.shape == (min(update.shape),)
+    assert found.shape == update.shape
+    assert np.all(found.values[1:] <= found.values[:-1])
+    assert np.all(found.values >= 0)
+    assert abs(oracles.norm(found.values) - found.norm) <= 1e-6 * found.norm + bounds.SPACING
+
+
+@given(updates())
+def test_transpose_keeps_them(update):
+    found, other = spectrum(update), spectrum(update.T)
+    assert_close(other.values, found.values, 2 * bounds.of_values(update.shape, found.dtype, leading(found.values)))
+    assert other.shape == found.shape[::-1]
+
+
+@given(moderate, st.integers(0, 2**32 - 1))
+def test_rotations_keep_them(update, seed):
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for size in update.shape)
+    exact = spectrum(update).values
+    assert_close(spectrum(left @ update @ right).values, exact, 4 * bounds.of_values(update.shape, "float64", exact[0]))
+
+
+@given(updates(), st.integers(0, 2**32 - 1))
+def test_permutations_and_signs_keep_them(update, seed):
+    rng = np.random.default_rng(seed)
+    moved = -update[rng.permutation(update.shape[0])][:, rng.permutation(update.shape[1])]
+    found = spectrum(update)
+    bound = 2 * bounds.of_values(update.shape, found.dtype, leading(found.values))
+    assert_close(spectrum(moved).values, found.values, bound)
+
+
+@given(moderate, st.integers(-300, 300), st.sampled_from(["direct", "gram"]))
+def test_powers_of_two_come_out_exactly(update, power, method):
+    found, scaled = spectrum(update, method=method), spectrum(np.ldexp(update, power), method=method)
+    assert np.array_equal(scaled.values, np.ldexp(found.values, power))
+    assert scaled.norm == np.ldexp(found.norm, power)
+
+
+@given(moderate, st.integers(-300, 300))
+def test_powers_of_two_come_out_exactly_from_krylov(update, power):
+    rank = min(update.shape)
+    found = spectrum(update, rank=rank, method="krylov")
+    scaled = spectrum(np.ldexp(update, power), rank=rank, method="krylov")
+    assert np.array_equal(scaled.values, np.ldexp(found.values, power))
+
+
+@given(moderate, st.floats(1e-3, 1e3))
+def test_homogeneity(update, factor):
+    exact = factor * spectrum(update).values
+    assert_close(spectrum(factor * update).values, exact, 3 * bounds.of_values(update.shape, "float64", exact[0]))
+
+
+@given(st.data(), doubles, st.integers(0, 60))
+def test_weyl_and_mirsky_bound_a_perturbation(data, update, smallness):
+    noise = data.draw(hnp.arrays(np.float64, update.shape, elements=st.floats(-1.0, 1.0, width=32)))
+    size = np.abs(update).max()
+    assume(size < 1e300)
+    noise = np.ldexp(noise * size, -smallness)
+    sigma, moved, change = (spectrum(matrix).values for matrix in (update, update + noise, noise))
+    slack = 6 * bounds.of_values(update.shape, "float64", leading(sigma) + leading(change))
+    assert np.max(np.abs(moved - sigma)) <= leading(change) + slack
+    assert oracles.norm(moved - sigma) <= oracles.norm(change) + len(sigma) * slack
+
+
+@given(st.data(), updates())
+def test_interlacing_when_a_row_is_deleted(data, update):
+    assume(update.shape[0] > 1)
+    kept = np.delete(update, data.draw(st.integers(0, update.shape[0] - 1)), axis=0)
+    whole, part = spectrum(update), spectrum(kept)
+    slack = 2 * bounds.of_values(update.shape, whole.dtype, leading(whole.values))
+    upper = whole.values[: len(part.values)]
+    assert np.all(part.values <= upper + slack)
+    lower = whole.values[1 : len(part.values) + 1]
+    assert np.all(part.values[: len(lower)] >= lower - slack)
+
+
+@given(doubles, st.integers(0, 3), st.integers(0, 3))
+def test_zero_rows_and_columns_add_zeros(update, rows, columns):
+    padded = np.pad(update, ((0, rows), (0, columns)))
+    values, more = spectrum(update).values, spectrum(padded).values
+    bound = 2 * bounds.of_values(padded.shape, "float64", values[0])
+    assert_close(more, np.pad(values, (0, len(more) - len(values))), bound)
+
+
+@given(doubles, updates(dtypes=["float64"], max_side=4))
+def test_a_direct_sum_has_the_values_of_its_parts(first, second):
+    whole = np.zeros(np.add(first.shape, second.shape))
+    whole[: first.shape[0], : first.shape[1]] = first
+    whole[first.shape[0] :, first.shape[1] :] = second
+    parts = np.concatenate([spectrum(first).values, spectrum(second).values])
+    exact = np.pad(np.sort(parts)[::-1], (0, min(whole.shape) - len(parts)))
+    assert_close(spectrum(whole).values, exact, 2 * bounds.of_values(whole.shape, "float64", exact[0]))
+
+
+@given(st.data(), updates(), st.sampled_from(["auto", "direct", "gram"]))
+def test_leading_values_are_the_first_of_all(data, update, method):
+    rank = data.draw(ranks_for(update))
+    whole, part = spectrum(update, method=method), spectrum(update, rank=rank, method=method)
+    assert np.array_equal(part.values, whole.values[:rank])
+    assert part.norm == whole.norm
+    assert part.complete == (rank == min(update.shape))
+
+
+@given(st.data(), updates())
+def test_krylov_overstates_nothing_and_owes_little(data, update):
+    rank = data.draw(ranks_for(update))
+    found = spectrum(update, rank=rank, method="krylov")
+    scale = -np.frexp(found.norm)[1]
+    exact = np.ldexp(spectrum(update, method="direct").values, scale)
+    head, whole = np.cumsum(np.ldexp(found.values, scale) ** 2), np.cumsum(exact**2)
+    # Subnormal results are rounded to float64's spacing, which in these units is no longer small.
+    rounding = 20 * max(update.shape) * bounds.EPS64 * (1 if found.norm else 0) + np.ldexp(bounds.SPACING, scale) * 8
+    assert np.all(head <= whole[:rank] + rounding)
+    if rank:
+        owed = 1e-4 * min(whole[rank - 1], max(whole[-1] - whole[rank - 1], 1e-6 * whole[-1]))
+        assert whole[rank - 1] - head[-1] <= owed + rounding
+
+
+@pytest.mark.parametrize("method", ["auto", "direct"])
+@given(update=low_rank_updates(max_side=6))
+def test_a_products_values_are_those_of_the_product(method, update):
+    exact = oracles.product_singular_values(update.B, update.A, update.scaling)
+    found = spectrum(update, method=method)
+    assert found.complete
+    assert found.shape == update.shape
+    assert_close(found.values, exact, bounds.of_product(update, leading(exact)))
+
+
+@given(update=low_rank_updates(max_side=6, dtypes=["float32", "float16", "bfloat16"]))
+def test_gram_finds_a_narrow_products_values_too(update):
+    exact = oracles.product_singular_values(update.B, update.A, update.scaling)
+    assert_close(spectrum(update, method="gram").values, exact, bounds.of_product(update, leading(exact)))
+
+
+@given(low_rank_updates(), st.integers(-200, 200))
+def test_a_products_scaling_is_a_factor(update, power):
+    found = spectrum(LowRankUpdate(update.B, update.A, 1.0))
+    for scaling in (2.0**power, -(2.0**power)):
+        scaled = spectrum(LowRankUpdate(update.B, update.A, scaling))
+        assert np.array_equal(scaled.values, np.ldexp(found.values, power))
+        assert scaled.norm == np.ldexp(found.norm, power)
+
+
+@given(low_rank_updates(dtypes=["float64"]), st.integers(-300, 300), st.integers(-300, 300))
+def test_a_factors_power_of_two_comes_out_exactly(update, left, right):
+    scaled = LowRankUpdate(np.ldexp(update.B, left), np.ldexp(update.A, right))
+    found = spectrum(LowRankUpdate(update.B, update.A)).values
+    assert np.array_equal(spectrum(scaled).values, np.ldexp(found, left + right))

@@ -1,0 +1,139 @@
+"""Theorems on the best update of rank r."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from lowrank_core import rank_for_variance, reconstruction_error, spectrum, truncate
+from lowrank_core.testing import (
+    assert_eckart_young,
+    assert_same_update,
+    assert_spectrum,
+    low_rank_updates,
+    ranks_for,
+    updates,
+)
+from tests import bounds
+
+doubles = updates(dtypes=["float64"])
+# The spectral norm of what a Gram matrix leaves is known to the root of its own rounding.
+EPS = {"direct": bounds.EPS64, "gram": bounds.EPS32, "krylov": bounds.EPS32}
+
+
+def norms(matrix):
+    """Frobenius and spectral norm."""
+    return np.array([np.linalg.norm(matrix), np.linalg.norm(matrix, 2)])
+
+
+def unit(update):
+    """The update over a power of two, so that norms of it can be taken plainly."""
+    return np.ldexp(update, -int(np.frexp(np.abs(update).max())[1]))
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@given(data=st.data(), update=updates())
+def test_it_is_the_best_of_its_rank(method, data, update):
+    rank = data.draw(ranks_for(update))
+    best = truncate(update, rank, method=method)
+    assert best.rank == rank
+    assert best.shape == update.shape
+    assert best.scaling == 1
+    assert_eckart_young(update, best, rank, eps=EPS[method])
+
+
+@given(data=st.data(), update=updates())
+def test_auto_and_krylov_are_the_best_too(data, update):
+    rank = data.draw(ranks_for(update))
+    for method in ("auto", "krylov"):
+        assert_eckart_young(update, truncate(update, rank, method=method), rank, eps=bounds.EPS32)
+
+
+@given(st.data(), doubles, st.integers(0, 2**32 - 1), st.integers(0, 40))
+def test_no_rival_of_the_same_rank_is_nearer(data, update, seed, smallness):
+    update = unit(update)
+    rank = data.draw(ranks_for(update))
+    best = truncate(update, rank)
+    left = norms(update - best.to_dense())
+    rng = np.random.default_rng(seed)
+    noise_B, noise_A = rng.standard_normal(best.B.shape), rng.standard_normal(best.A.shape)
+    near = (best.B + np.ldexp(noise_B, -smallness)) @ (best.A + np.ldexp(noise_A, -smallness))
+    # The best for a random row space, and the truncation shrunk.
+    basis = np.linalg.qr(noise_A.T)[0]
+    for rival in (near, update @ basis @ basis.T, 0.999 * best.to_dense(), noise_B @ noise_A):
+        assert np.all(left <= norms(update - rival) + 20 * max(update.shape) * bounds.EPS64)
+
+
+@given(st.data(), doubles)
+def test_its_factors_are_orthogonal_and_carry_the_values(data, update):
+    rank = data.draw(ranks_for(update))
+    update = unit(update)
+    best, values = truncate(update, rank), spectrum(update).values[:rank]
+    slack = 10 * max(update.shape) * bounds.EPS64
+    assert np.all(np.abs(best.A @ best.A.T - np.eye(rank)) <= slack)
+    assert np.all(np.abs(best.B.T @ best.B - np.diag(values**2)) <= slack)
+
+
+@given(updates())
+def test_all_ranks_give_the_update_back(update):
+    assert_same_update(truncate(update, min(update.shape), method="direct"), update)
+    assert_same_update(truncate(update, min(update.shape)), update, eps=bounds.EPS32)
+
+
+@given(st.data(), doubles)
+def test_its_values_are_the_leading_ones_and_its_error_is_the_tail(data, update):
+    update = unit(update)
+    rank = data.draw(ranks_for(update))
+    best, of = truncate(update, rank), spectrum(update)
+    assert np.all(
+        np.abs(spectrum(best).values - of.values[:rank]) <= 3 * bounds.of_values(of.shape, "float64", of.values[0])
+    )
+    lost = np.linalg.norm(update - best.to_dense())
+    assert abs(lost - of.norm * reconstruction_error(of, rank)) <= 20 * max(of.shape) * bounds.EPS64 * of.norm
+
+
+@given(st.data(), doubles)
+def test_truncating_twice_is_truncating_to_the_lower_rank(data, update):
+    update = unit(update)
+    high, low = sorted([data.draw(ranks_for(update)), data.draw(ranks_for(update))], reverse=True)
+    again = truncate(truncate(update, high), low)
+    assert_eckart_young(update, again, low, c=20)
+
+
+@given(st.data(), updates(), st.sampled_from(["auto", "direct", "gram"]))
+def test_a_rank_by_a_function_is_that_rank(data, update, method):
+    rank = data.draw(ranks_for(update))
+    seen = []
+    chosen = truncate(update, lambda of: seen.append(of) or rank, method=method)
+    given_rank = truncate(update, rank, method=method)
+    assert np.array_equal(chosen.B, given_rank.B)
+    assert np.array_equal(chosen.A, given_rank.A)
+    assert seen[0].complete
+    assert seen[0].dtype == spectrum(update).dtype
+    assert_spectrum(update, seen[0], eps=bounds.EPS64 if method == "direct" else bounds.EPS32)
+
+
+@given(updates(), st.floats(0.0, 0.999))
+def test_a_rank_for_a_variance_holds_it(update, fraction):
+    update = unit(update.astype(np.float64))
+    best = truncate(update, lambda of: rank_for_variance(of, fraction))
+    norm = np.linalg.norm(update)
+    assert np.linalg.norm(best.to_dense()) ** 2 >= (fraction - 1e-13) * norm**2
+
+
+@given(st.data(), updates(dtypes=["float64"], kinds=["ordinary", "repeated", "deficient"]), st.integers(-300, 300))
+def test_powers_of_two_come_out_exactly(data, update, power):
+    rank = data.draw(ranks_for(update))
+    best, scaled = truncate(update, rank), truncate(np.ldexp(update, power), rank)
+    assert np.array_equal(scaled.A, best.A)
+    assert np.array_equal(scaled.B, np.ldexp(best.B, power))
+
+
+@given(st.data(), low_rank_updates())
+def test_a_product_is_truncated_to_its_best(data, update):
+    rank = data.draw(ranks_for(update))
+    best, dense = truncate(update, rank), update.to_dense()
+    assume(np.any(dense))
+    size = abs(update.scaling) * np.linalg.norm(update.B.astype(float)) * np.linalg.norm(update.A.astype(float))
+    assert best.rank == min(rank, update.rank, *update.shape)
+    assert_eckart_young(dense, best, rank, c=20 * max(1.0, size / np.linalg.norm(dense)))

@@ -1,0 +1,269 @@
+"""The choice of algorithm, and each algorithm's accuracy where it is hardest."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from lowrank_core import LowRankUpdate, decompose, spectrum, truncate, update_with_spectrum
+from lowrank_core.decompose import choose_route
+from lowrank_core.testing import assert_eckart_young, assert_same_update
+from tests import bounds, oracles
+
+SPECTRA = {
+    "flat": np.ones,
+    "falling": lambda p: np.linspace(3.0, 0.5, p),
+    "graded": lambda p: np.exp2(-np.linspace(0, 200, p)),
+    "deficient": lambda p: np.where(np.arange(p) < p // 3, 1.0, 0.0),
+    "clustered": lambda p: np.where(np.arange(p) < p // 2, 1.0, 0.25) + 1e-9 * np.linspace(1, 0, p),
+    "power law": lambda p: 1 / np.arange(1.0, p + 1),
+    "step": lambda p: np.where(np.arange(p) < 10, 1.0, 0.01),
+}
+kinds = pytest.mark.parametrize("kind", sorted(SPECTRA))
+
+
+@cache
+def made(kind, shape, dtype="float64", seed=0):
+    return update_with_spectrum(SPECTRA[kind](min(shape)), shape, rng=seed).astype(dtype)
+
+
+def truth(update):
+    """LAPACK's values in float64, which are themselves held against mpmath below, on one thread."""
+    return spectrum(update, method="direct").values
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "shape", "rank", "route"),
+    [
+        ("auto", "float64", (8, 8), None, "direct"),
+        ("auto", "float64", (4096, 4096), 4, "direct"),
+        ("auto", "float32", (8, 8), None, "gram"),
+        ("auto", "bfloat16", (4096, 4096), None, "gram"),
+        ("auto", "float16", (4096, 1024), 64, "krylov-or-gram"),
+        ("auto", "float16", (4096, 1024), 65, "gram"),
+        ("auto", "float32", (4096, 1023), 4, "gram"),
+        ("direct", "bfloat16", (4096, 4096), 4, "direct"),
+        ("gram", "float64", (8, 8), None, "gram"),
+        ("krylov", "float64", (8, 8), 8, "krylov"),
+    ],
+)
+def test_the_route_is_chosen_by_shape_and_dtype(method, dtype, shape, rank, route):
+    assert choose_route(method, dtype, shape, rank) == route
+
+
+def test_methods_that_are_not_are_refused():
+    for ask in (spectrum, lambda u, method: truncate(u, 1, method=method)):
+        with pytest.raises(ValueError, match=r"unknown method 'svd'; accepted are auto, direct, gram, krylov"):
+            ask(np.eye(2), method="svd")
+        with pytest.raises(ValueError, match=r"'krylov' is not for a LowRankUpdate; accepted are auto, direct, gram"):
+            ask(LowRankUpdate(np.eye(2), np.eye(2)), method="krylov")
+    for ask in (spectrum, lambda u, method: truncate(u, lambda _: 1, method=method)):
+        with pytest.raises(
+            ValueError, match=r"'krylov' finds leading singular values only; give rank=k, or use 'auto'"
+        ):
+            ask(np.eye(2), method="krylov")
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
+@pytest.mark.parametrize("size", [1.0, 1e200, 1e-200, 1e-310])
+def test_direct_against_mpmath(kind, shape, size):
+    update = size * made(kind, shape)
+    exact = oracles.singular_values(update)
+    found = spectrum(update)
+    assert np.all(np.abs(found.values - exact) <= bounds.of_values(shape, "float64", exact[0]))
+    assert abs(found.norm - oracles.norm(update)) <= bounds.of_values(shape, "float64", found.norm)
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
+@pytest.mark.parametrize("size", [1.0, 2.0**100, 2.0**-110, 2.0**-140])
+def test_gram_on_float32_against_mpmath(kind, shape, size):
+    update = (size * made(kind, shape)).astype(np.float32)
+    exact = oracles.singular_values(update)
+    found = spectrum(update)
+    assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0])
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(400, 150), (150, 400), (300, 300)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_gram_earns_a_float32s_accuracy_at_size(kind, shape, dtype):
+    update = made(kind, shape, dtype)
+    exact = truth(update)
+    assert np.all(np.abs(spectrum(update).values - exact) <= bounds.EPS32 * exact[0])
+
+
+@pytest.mark.parametrize("shape", [(70, 33), (33, 70), (50, 50)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gram_in_blocks_is_gram(monkeypatch, shape, dtype):
+    update = made("falling", shape, dtype)
+    whole = spectrum(update, method="gram").values
+    monkeypatch.setattr(decompose, "BLOCK_ENTRIES", 64)
+    parts = spectrum(update, method="gram").values
+    assert np.all(np.abs(parts - whole) <= 100 * bounds.EPS64 * whole[0])
+    assert_eckart_young(update, truncate(update, 5, method="gram"), 5, eps=bounds.EPS32)
+
+
+def test_a_large_stack_is_its_matrices():
+    stack = np.random.default_rng(0).standard_normal((2, 520, 514)).astype(np.float32)
+    whole, best = spectrum(stack), truncate(stack, 3)
+    for i in range(2):
+        assert np.array_equal(whole.values[i], spectrum(stack[i], workers=1).values)
+        assert np.array_equal(best.B[i], truncate(stack[i], 3).B)
+    assert np.array_equal(spectrum(stack.astype(np.float64)).values[1], spectrum(stack[1].astype(np.float64)).values)
+
+
+def head(values):
+    return np.cumsum(np.asarray(values, dtype=np.float64) ** 2)
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rank", [1, 12, 40])
+def test_krylov_is_attained_and_within_what_it_owes(kind, shape, dtype, rank):
+    update = made(kind, shape, dtype)
+    found = spectrum(update, rank=rank, method="krylov")
+    exact = head(truth(update))
+    assert np.all(head(found.values) <= exact[:rank] * (1 + 1e-13))
+    assert head(found.values)[-1] <= found.norm**2 * (1 + 1e-15)
+    owed = 1e-4 * min(exact[rank - 1], max(exact[-1] - exact[rank - 1], 1e-6 * exact[-1]))
+    assert exact[rank - 1] - head(found.values)[-1] <= owed
+    assert found.norm == pytest.approx(np.sqrt(exact[-1]), rel=1e-14)
+    # The factors in hand have these very values, and their error is N² − H_k.
+    best = truncate(update, rank, method="krylov")
+    assert np.allclose(spectrum(best).values, found.values, rtol=0, atol=1e-13 * found.norm)
+    lost = np.linalg.norm(update - best.to_dense()) ** 2
+    assert lost == pytest.approx(found.norm**2 - head(found.values)[-1], abs=1e-13 * found.norm**2)
+
+
+def test_krylov_finds_more_copies_of_a_value_than_its_block_is_wide():
+    diagonal = np.zeros((400, 400), np.float32)
+    diagonal[np.arange(150), np.arange(150)] = 1
+    assert spectrum(diagonal, rank=120, method="krylov").values == pytest.approx(np.ones(120), abs=1e-12)
+    step = update_with_spectrum(np.r_[np.ones(100), np.full(300, 0.01)], (400, 500), rng=0).astype(np.float32)
+    found = spectrum(step, rank=90, method="krylov").values
+    assert head(found)[-1] >= (1 - 2e-6) * head(spectrum(step).values)[89]
+
+
+def test_auto_takes_krylov_for_few_values_of_a_large_matrix_and_gram_where_they_fall_slowly(monkeypatch):
+    taken = []
+    for name in ("_krylov", "_gram"):
+        plain = getattr(decompose, name)
+        monkeypatch.setattr(decompose, name, lambda *a, _f=plain, _n=name: taken.append(_n) or _f(*a))
+    monkeypatch.setattr(decompose, "KRYLOV_SMALLEST_SIDE", 256)
+    steep = update_with_spectrum(np.exp2(-np.arange(256.0)), (300, 256), rng=0).astype(np.float32)
+    slow = made("falling", (300, 256), "float32")
+    assert np.allclose(spectrum(steep, rank=4).values, truth(steep)[:4], rtol=1e-4)
+    assert taken == ["_krylov"]
+    taken.clear()
+    assert np.allclose(spectrum(slow, rank=16).values, spectrum(slow).values[:16], rtol=1e-13)
+    assert taken == ["_krylov", "_gram"]
+
+
+def test_krylov_of_a_zero_update_and_of_rank_0():
+    found = spectrum(np.zeros((40, 50), np.float32), rank=3, method="krylov")
+    assert not found.values.any()
+    assert found.norm == 0
+    none = spectrum(np.ones((40, 50)), rank=0, method="krylov")
+    assert none.values.shape == (0,)
+    assert none.norm == pytest.approx(np.sqrt(2000), rel=1e-14)
+    assert truncate(np.ones((40, 50)), 0, method="krylov").rank == 0
+
+
+def test_krylovs_seed_is_the_only_use_of_rng():
+    update = made("power law", (90, 80))
+    one, other = (spectrum(update, rank=5, method="krylov", rng=seed).values for seed in (1, 2))
+    assert np.array_equal(one, spectrum(update, rank=5, method="krylov", rng=1).values)
+    assert not np.array_equal(one, other)
+    assert np.allclose(one, other, rtol=1e-4)
+    assert np.array_equal(one, spectrum(update, rank=5, method="krylov", rng=np.random.default_rng(1)).values)
+    assert np.array_equal(spectrum(update, rng=1).values, spectrum(update, rng=2).values)
+
+
+def narrow(rng, shape, dtype=np.float32):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def assert_product(update, method="auto", room=1.0):
+    exact = oracles.product_singular_values(update.B, update.A, update.scaling)
+    found = spectrum(update, method=method).values
+    assert np.all(np.abs(found - exact) <= room * bounds.EPS32 * exact[0])
+
+
+@pytest.mark.parametrize("powers", [60, 120, 200])
+def test_columns_out_of_balance_do_not_drown_the_small_ones(powers):
+    rng = np.random.default_rng(0)
+    B, A = narrow(rng, (12, 5)), narrow(rng, (5, 9))
+    shifts = np.rint(np.linspace(-powers / 2, powers / 2, 5)).astype(int)
+    for sign in (1, -1):
+        update = LowRankUpdate(np.ldexp(B, sign * shifts), np.ldexp(A, -sign * shifts[:, np.newaxis]), 2.0)
+        balanced = spectrum(LowRankUpdate(B, A, 2.0)).values
+        # Powers of two are all that was moved, and all that balancing moves back.
+        assert np.array_equal(spectrum(update).values, balanced)
+        assert_product(update)
+
+
+def test_padded_and_deficient_factors():
+    rng = np.random.default_rng(0)
+    B, A = narrow(rng, (12, 3)), narrow(rng, (3, 9))
+    padded = LowRankUpdate(np.pad(B, ((0, 0), (0, 4))), np.pad(A, ((0, 4), (0, 0))))
+    assert np.allclose(spectrum(padded).values[:3], spectrum(LowRankUpdate(B, A)).values, rtol=1e-14)
+    assert np.all(spectrum(padded).values[3:] <= bounds.EPS32 * spectrum(padded).values[0])
+    for update in (
+        padded,
+        LowRankUpdate(np.pad(B, ((0, 0), (0, 4))), np.vstack([A, narrow(rng, (4, 9))])),
+        LowRankUpdate(np.hstack([B, B]), np.vstack([A, 2 * A])),
+        LowRankUpdate(np.ones((12, 6), np.float32), narrow(rng, (6, 9))),
+        LowRankUpdate(narrow(rng, (4, 10)), narrow(rng, (10, 5))),
+        LowRankUpdate(narrow(rng, (1, 2)), narrow(rng, (2, 1))),
+    ):
+        assert_product(update)
+        assert_product(update, "direct")
+    zero = LowRankUpdate(np.zeros((4, 2), np.float32), np.ones((2, 3), np.float32))
+    assert not spectrum(zero).values.any()
+    assert not spectrum(zero, method="direct").norm.any()
+
+
+@pytest.mark.parametrize("closeness", [0.5, 0.1, 1e-2, 3e-3, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("deficient", [False, True])
+def test_the_difference_of_two_near_equal_adapters(closeness, deficient):
+    rng = np.random.default_rng(1)
+    b, a = narrow(rng, (24, 4)), narrow(rng, (4, 17))
+    change = narrow(rng, (24, 1)) * narrow(rng, (1, 4)) if deficient else narrow(rng, (24, 4))
+    B, A = np.hstack([b, b + np.float32(closeness) * change]), np.vstack([a, -a])
+    assert_product(LowRankUpdate(B, A))
+
+
+def test_what_has_cancelled_altogether_is_zero_to_float64s_rounding():
+    rng = np.random.default_rng(1)
+    b, a = narrow(rng, (24, 4)), narrow(rng, (4, 17))
+    update = LowRankUpdate(np.hstack([b, b]), np.vstack([a, -a]))
+    assert np.all(spectrum(update).values <= bounds.of_product(update, 0.0))
+
+
+@pytest.mark.parametrize(("left", "right"), [(1e200, 1e-200), (1e-200, 1e-100), (1e150, 1e150), (5e-324, 1e300)])
+def test_float64_products_of_any_size(left, right):
+    rng = np.random.default_rng(2)
+    update = LowRankUpdate(left * rng.standard_normal((9, 3)), right * rng.standard_normal((3, 7)), -0.5)
+    exact = oracles.product_singular_values(update.B, update.A, update.scaling)
+    for method in ("direct", "gram"):
+        found = spectrum(update, method=method)
+        room = 1e-13 if method == "direct" else bounds.EPS32
+        assert np.all(np.abs(found.values - exact) <= room * exact[0] + bounds.SPACING)
+        assert found.norm == pytest.approx(np.sqrt(np.sum((exact / exact[0]) ** 2)) * exact[0], rel=room)
+
+
+@pytest.mark.parametrize("scaling", [0.0, -3.0, 5e-324, 1e300])
+def test_a_scaling_of_any_size(scaling):
+    update = LowRankUpdate(np.eye(3, 2), np.eye(2, 4), scaling)
+    assert spectrum(update).values.tolist() == [abs(scaling)] * 2
+    assert_same_update(truncate(update, 2), update.to_dense())
+
+
+def test_mixed_dtypes_have_the_coarser_ones_accuracy():
+    rng = np.random.default_rng(3)
+    update = LowRankUpdate(rng.standard_normal((9, 3)), narrow(rng, (3, 7)))
+    assert spectrum(update).dtype == "float32"
+    assert_product(update)

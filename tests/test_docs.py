@@ -1,0 +1,146 @@
+"""The documentation: every block of code in a page and every example in a docstring is run."""
+
+import doctest
+import importlib
+import math
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lowrank_core
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+sys.path[:0] = [str(DOCS / "_generate")]
+
+import shell  # noqa: E402 - the folder above comes first
+
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+    if not any(part.startswith("_") for part in path.relative_to(ROOT).parts)
+}
+FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+# Directives of Sphinx that hold no code, and those of this site.
+MARKUP = {"{drawn}", "{include}", "{run}", "{toctree}"}
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(lowrank_core.__path__, "lowrank_core.")
+    if "__main__" not in module.name
+)
+
+
+def fences(text):
+    """(kind, code, line) for every fenced block, without its indentation."""
+    for match in FENCE.finditer(text):
+        code = "\n".join(line.removeprefix(match["indent"]) for line in match["code"].splitlines())
+        yield match["kind"], code, text.count("\n", 0, match.start("code"))
+
+
+def run_examples(test):
+    wrong = []
+    doctest.DocTestRunner(verbose=False).run(test, out=wrong.append)
+    if wrong:
+        pytest.fail("".join(wrong), pytrace=False)
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
+def test_python_blocks_of_a_page_run_in_order(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    # Blank lines for all else, so that a failure names the page's own line.
+    lines = [""] * (PAGES[page].count("\n") + 1)
+    for kind, code, start in fences(PAGES[page]):
+        if kind == "python":
+            lines[start : start + code.count("\n") + 1] = code.splitlines()
+    examples = doctest.DocTestParser().get_doctest("\n".join(lines), {"__name__": "page"}, page, page, 0)
+    assert examples.examples
+    run_examples(examples)
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```{run}" in text])
+def test_shell_blocks_of_a_page_run_in_order(page, tmp_path):
+    shell.prepare(tmp_path)
+    for commands, wanted in shell.blocks(PAGES[page]):
+        printed, code = shell.run(commands, tmp_path)
+        assert code == wanted, f"{commands}\n{printed}"
+        assert "Traceback" not in printed
+
+
+def test_every_block_of_code_is_of_a_kind_that_is_run():
+    kinds = {(page, kind) for page, text in PAGES.items() for kind, _, _ in fences(text)}
+    assert {(page, kind) for page, kind in kinds if kind.partition(" ")[0] not in MARKUP | {"python", "sh"}} == set()
+    for page, text in PAGES.items():
+        for kind, code, _ in fences(text):
+            assert kind != "python" or all(">>> " in block for block in code.split("\n\n")), f"{page}:\n{code}"
+
+
+def test_lines_that_only_the_gate_can_run_are_lines_of_the_gate():
+    """A ``sh`` block installs, or needs the checkout: each line of it is one that the README or the gate runs."""
+    readme = PAGES["README.md"]
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    known = {line.strip().removesuffix(" >/dev/null") for line in [*readme.splitlines(), *gate.splitlines()]}
+    for page, text in PAGES.items():
+        for kind, code, _ in fences(text):
+            for line in code.splitlines() if kind == "sh" else ():
+                assert line in known | SHELL_LINES or is_pytest_line(line), f"{page}: {line}"
+
+
+SHELL_LINES = {
+    ". .venv/bin/activate",
+    # The README's install lines, with other extras or none; pyproject.toml is held to them below.
+    "python3 -m venv .venv && .venv/bin/pip install -q .",
+    "pip install -q -e '.[dev]'",
+}
+
+
+def is_pytest_line(line):
+    """Whether a line runs pytest on files that are there."""
+    program, *arguments = line.split()
+    paths = [argument for argument in arguments if not argument.startswith("-")]
+    return program == "pytest" and all((ROOT / path).exists() for path in paths)
+
+
+def test_extras_that_the_pages_install_exist():
+    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+    for page, text in PAGES.items():
+        for named in re.findall(r"pip install [^\n`]*\.\[([\w,]+)\]", text):
+            assert set(named.split(",")) <= extras, page
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_a_module_run(module, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    loaded = importlib.import_module(module)
+    for test in doctest.DocTestFinder(exclude_empty=True).find(loaded, module):
+        run_examples(test)
+
+
+def test_every_name_at_the_door_has_an_example():
+    without = [
+        name
+        for name in lowrank_core.__all__
+        if name != "__version__" and ">>> " not in (getattr(lowrank_core, name).__doc__ or "")
+    ]
+    # Results, which only the functions that return them make.
+    assert without == ["ErrorSweep", "LearningSweep"]
+
+
+def test_the_variance_of_peft_s_initial_factors_is_as_the_pages_say():
+    """1/(3n) by default, 1/r² for "gaussian": a uniform law on ±1/√n, a normal one of deviation 1/r."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    n, rank = 900, 16
+    torch.manual_seed(0)
+    for initialisation, variance in ((True, 1 / (3 * n)), ("gaussian", 1 / rank**2)):
+        model = torch.nn.Sequential(torch.nn.Linear(n, 4))
+        config = LoraConfig(r=rank, target_modules=["0"], init_lora_weights=initialisation)
+        A = get_peft_model(model, config).base_model.model[0].lora_A["default"].weight.detach().numpy()
+        # The variance of n·r draws is off by a part in √(n·r/2), 1.2 %, or less.
+        assert math.isclose(float(np.mean(A**2)), variance, rel_tol=0.06)
+        assert initialisation != True or np.max(np.abs(A)) <= 1 / math.sqrt(n)  # noqa: E712 - "gaussian" is true too

@@ -1,0 +1,112 @@
+"""The public API is exactly what DESIGN's door says, and nothing else."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+
+import lowrank_core
+
+DOOR = [
+    "ErrorSweep",
+    "LearningSweep",
+    "LowRankUpdate",
+    "Spectrum",
+    "__version__",
+    "effective_rank",
+    "equivalent_alpha",
+    "error_sweep",
+    "facts_update",
+    "learning_gain",
+    "learning_sweep",
+    "numerical_rank",
+    "power_rule",
+    "rank_for_error",
+    "rank_for_ratio",
+    "rank_for_variance",
+    "reconstruction_error",
+    "rslora",
+    "scaling_rule",
+    "spectrum",
+    "stable_rank",
+    "standard",
+    "style_update",
+    "truncate",
+    "unscaled",
+    "update_with_spectrum",
+    "variance_captured",
+]
+SIGNATURES = {
+    "spectrum": "(update, *, rank=None, method='auto', workers=None, rng=0)",
+    "Spectrum": "(values, norm, shape, complete, dtype='float64')",
+    "truncate": "(update, rank, *, method='auto', workers=None, rng=0)",
+    "LowRankUpdate": "(B, A, scaling=1.0)",
+    "standard": "(alpha, rank)",
+    "rslora": "(alpha, rank)",
+    "unscaled": "(alpha, rank)",
+    "equivalent_alpha": "(alpha, rank, rule, *, to_rank=None, to_rule=None)",
+    "learning_gain": "(alpha, rank, rule)",
+    "variance_captured": "(spectrum, ranks=None)",
+    "reconstruction_error": "(spectrum, ranks=None, scaling=1.0)",
+    "error_sweep": "(spectrum, ranks, *, alpha=16.0, rules=('standard', 'rslora'))",
+    "learning_sweep": "(update, ranks, *, alpha=16.0, rules=('standard', 'rslora'), steps=300, learning_rate=0.001, "
+    "optimizer='sgd', init_variance=None, repeats=1, rng=0)",
+    "rank_for_variance": "(spectrum, fraction)",
+    "rank_for_error": "(spectrum, error)",
+    "rank_for_ratio": "(spectrum, ratio)",
+    "effective_rank": "(spectrum)",
+    "stable_rank": "(spectrum)",
+    "numerical_rank": "(spectrum)",
+    "style_update": "(d, k, *, true_rank=4, noise=0.01, rng)",
+    "facts_update": "(d, k, *, noise=0.01, rng)",
+    "update_with_spectrum": "(values, shape, *, rng)",
+}
+
+
+def test_all_is_sorted_and_is_the_door():
+    assert lowrank_core.__all__ == DOOR == sorted(DOOR)
+
+
+def test_all_is_what_is_there():
+    modules = {module.name for module in pkgutil.iter_modules(lowrank_core.__path__)}
+    public = {name for name in vars(lowrank_core) if not name.startswith("_")} - modules
+    assert public | {"__version__"} == set(lowrank_core.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(SIGNATURES))
+def test_signatures(name):
+    signature = inspect.signature(getattr(lowrank_core, name))
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    assert str(inspect.Signature(bare)) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", [name for name in DOOR if name != "__version__"])
+def test_everything_public_is_documented(name):
+    assert "Examples\n" in inspect.getdoc(getattr(lowrank_core, name)) or name.endswith("Sweep")
+
+
+@pytest.mark.parametrize(
+    "room",
+    ["arrays", "decompose", "factors", "learning", "ranks", "scaling", "spectra", "sweeps", "synthetic", "testing",
+     "threads", "truncation"],
+)  # fmt: skip
+def test_each_rooms_all_is_sorted_and_there(room):
+    module = importlib.import_module(f"lowrank_core.{room}")
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_values_are_frozen():
+    spectrum = lowrank_core.spectrum(np.eye(2))
+    update = lowrank_core.LowRankUpdate(np.ones((2, 1)), np.ones((1, 2)))
+    sweep = lowrank_core.error_sweep(spectrum, [1])
+    learning = lowrank_core.learning_sweep(spectrum, [1], steps=1)
+    for value, field in ((spectrum, "norm"), (update, "B"), (sweep, "errors"), (learning, "errors")):
+        with pytest.raises(AttributeError):
+            setattr(value, field, None)
+
+
+def test_the_version_is_one_string():
+    assert lowrank_core.__version__ == importlib.import_module("lowrank_core._version").__version__

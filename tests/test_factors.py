@@ -1,0 +1,123 @@
+"""Updates held as factors."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from lowrank_core import LowRankUpdate
+
+B = np.arange(6.0).reshape(3, 2)
+A = np.array([[1.0, 0.0, -1.0, 2.0], [0.5, 1.0, 0.0, 0.0]])
+DENSE = 0.5 * B @ A
+
+
+def test_shapes_ranks_and_the_product():
+    update = LowRankUpdate(B, A, 0.5)
+    assert (update.rank, update.shape, update.scaling, update.dtype) == (2, (3, 4), 0.5, "float64")
+    assert np.array_equal(update.to_dense(), DENSE)
+    assert LowRankUpdate(B, A).scaling == 1.0
+    assert LowRankUpdate(B, A, -1).to_dense().tolist() == (-2 * DENSE).tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_factors_keep_their_own_dtype(dtype):
+    update = LowRankUpdate(B.astype(dtype), A)
+    assert update.B.dtype == dtype
+    assert update.A.dtype == np.float64
+    assert update.dtype == np.dtype(dtype).name
+    assert update.to_dense().dtype == np.float64
+    assert update.apply(np.ones(4)).dtype == np.float64
+    # A product in the stored dtype would be wrong in the fourth digit.
+    rough = np.full((1, 1), 1.001).astype(dtype)
+    assert LowRankUpdate(rough, rough).to_dense() == float(rough[0, 0]) ** 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_factors_as_tensors(dtype):
+    left = torch.nn.Parameter(torch.tensor(B, dtype=dtype))
+    update = LowRankUpdate(left, torch.tensor(A, dtype=dtype), 0.5)
+    assert isinstance(update.B, np.ndarray)
+    assert update.dtype == str(dtype).removeprefix("torch.")
+    assert np.array_equal(update.to_dense(), DENSE)
+
+
+def test_apply_is_what_a_linear_layer_does():
+    update = LowRankUpdate(B, A, 0.5)
+    layer = torch.nn.Linear(4, 3, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(DENSE))
+    x = np.random.default_rng(0).standard_normal((5, 6, 4))
+    assert np.allclose(update.apply(x), layer(torch.tensor(x)).detach().numpy(), rtol=1e-14, atol=1e-14)
+    assert update.apply(x[0, 0]).shape == (3,)
+    assert update.apply([1, 0, 0, 0]).tolist() == DENSE[:, 0].tolist()
+
+
+def test_batches_broadcast():
+    stack = LowRankUpdate(np.stack([B, 2 * B])[:, np.newaxis], np.stack([A, -A, 3 * A]))
+    assert stack.shape == (2, 3, 3, 4)
+    assert np.array_equal(stack.to_dense()[1, 2], 6 * B @ A)
+    assert np.array_equal(stack.apply(np.ones(4)), stack.to_dense() @ np.ones(4))
+    x = np.arange(24.0).reshape(2, 3, 4)
+    assert np.array_equal(stack.apply(x)[1, 2], stack.to_dense()[1, 2] @ x[1, 2])
+
+
+def test_rank_0():
+    update = LowRankUpdate(np.ones((3, 0)), np.ones((0, 4)))
+    assert update.rank == 0
+    assert np.array_equal(update.to_dense(), np.zeros((3, 4)))
+    assert np.array_equal(update.apply(np.ones(4)), np.zeros(3))
+    assert update.balanced().shape == (3, 4)
+
+
+def test_balanced_puts_the_root_of_sigma_in_each():
+    update = LowRankUpdate(np.eye(3, 2) * [8.0, 0.5], np.eye(2, 4), 3.0).balanced()
+    assert np.allclose(update.B, np.eye(3, 2) * np.sqrt([8.0, 0.5]), rtol=1e-15)
+    assert np.allclose(update.A, np.eye(2, 4) * np.sqrt([[8.0], [0.5]]), rtol=1e-15)
+    assert update.scaling == 3.0
+
+
+@pytest.mark.parametrize("sizes", [(1.0, 1e-200), (1e200, 1e-200), (1e300, 1e-300), (5e-324, 1.0), (1e-160, 1e-160)])
+def test_balanced_keeps_components_of_any_size(sizes):
+    big, small = sizes
+    update = LowRankUpdate(np.diag([big, small]), np.diag([small, big]))
+    product = big * small
+    assert np.allclose(np.diag(update.balanced().to_dense()), product, rtol=4 * 2.0**-52, atol=5e-324)
+    assert np.all(np.isfinite(update.balanced().B))
+
+
+def test_balanced_drops_what_is_zero_on_one_side():
+    update = LowRankUpdate([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 4.0]]).balanced()
+    assert not update.B.any()
+    assert not update.A.any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_balanced_is_in_float64(dtype):
+    update = LowRankUpdate(B.astype(dtype), A.astype(dtype), 0.5).balanced()
+    assert update.B.dtype == update.A.dtype == np.float64
+    assert np.allclose(update.to_dense(), DENSE, rtol=1e-14, atol=1e-14)
+
+
+def test_factors_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"B of shape \(3, 2\) has rank 2 but A of shape \(4, 2\) has rank 4; B is"):
+        LowRankUpdate(B, A.T)
+    with pytest.raises(ValueError, match=r"batch axes of B \(2,\) and A \(3,\) do not broadcast"):
+        LowRankUpdate(np.ones((2, 3, 1)), np.ones((3, 1, 4)))
+    with pytest.raises(ValueError, match=r"B has shape \(3,\); a matrix"):
+        LowRankUpdate(np.ones(3), A)
+    with pytest.raises(ValueError, match=r"B of shape \(0, 2\) and A of shape \(2, 4\) make empty matrices; m and n"):
+        LowRankUpdate(np.ones((0, 2)), A)
+    with pytest.raises(ValueError, match=r"empty"):
+        LowRankUpdate(B, np.ones((2, 0)))
+    with pytest.raises(ValueError, match=r"A has dtype complex128; accepted are"):
+        LowRankUpdate(B, A.astype(complex))
+    for scaling in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"scaling must be finite; got"):
+            LowRankUpdate(B, A, scaling)
+
+
+def test_x_must_end_in_n():
+    for x in (np.ones(3), np.ones((4, 3)), 1.0):
+        with pytest.raises(ValueError, match=r"its last axis must be n = 4"):
+            LowRankUpdate(B, A).apply(x)

@@ -1,0 +1,329 @@
+"""Kernels against naive oracles, compiled and as plain Python."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowrank_core import kernels
+from tests import oracles
+
+EPS = 2.0**-52
+RNG = np.random.default_rng(0)
+# On either side of a block of partial sums, and of several blocks at once.
+SIZES = [1, 2, 3, 63, 64, 65, 127, 128, 129, 255, 256, 257, 320, 511, 512, 513, 700]
+
+
+def plain(kernel):
+    """The Python function of a kernel; kernels that it calls stay compiled, unless Numba is switched off."""
+    return getattr(kernel, "py_func", kernel)
+
+
+def both(kernel):
+    return pytest.mark.parametrize("kernel", [kernel, plain(kernel)], ids=["compiled", "python"])
+
+
+def falling(count, kind):
+    values = {
+        "flat": np.ones(count),
+        "linear": np.linspace(3.0, 0.5, count),
+        "graded": np.exp2(np.linspace(0.0, -480.0, count)),
+        "steep": np.exp2(-np.minimum(1000.0, 4.0 * np.arange(count))),
+        "deficient": np.where(np.arange(count) < (count + 1) // 2, np.linspace(1.0, 0.1, count), 0.0),
+    }[kind]
+    return np.sort(values)[::-1].copy()
+
+
+def suffix_sums(values):
+    """Exact H_r and T_r for each r."""
+    squares = [Fraction(float(value)) ** 2 for value in values]
+    heads = [Fraction(0)]
+    for square in squares:
+        heads.append(heads[-1] + square)
+    return heads, [heads[-1] - head for head in heads]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["flat", "linear", "graded", "steep", "deficient"])
+@pytest.mark.parametrize("power", [0, 901, -400])
+def test_energies_are_the_exact_fractions(size, kind, power):
+    values = falling(size, kind)
+    exact_heads, exact_tails = suffix_sums(values)
+    whole = exact_heads[-1]
+    stack = np.ldexp(values[np.newaxis], power)
+    norms = np.ldexp([oracles.root(whole)], power)
+    if power == -400:
+        # Where multiplying has rounded them the exact values are other ones.
+        exact_heads, exact_tails = suffix_sums(np.ldexp(stack[0], 400))
+        whole = exact_heads[-1]
+    heads, tails = np.full((1, size + 1), np.nan), np.full((1, size + 1), np.nan)
+    kernels.energies(stack, norms, True, np.arange(size + 1), heads, tails)
+    exact = np.array([float(head / whole) for head in exact_heads])
+    assert np.all(np.abs(heads[0] - exact) <= 2 * size * EPS * exact)
+    exact = np.array([float(tail / whole) for tail in exact_tails])
+    # Squares under 1e-307 lose digits, and under 1e-323 themselves.
+    assert np.all(np.abs(tails[0] - exact) <= 2 * size * EPS * exact + 1e-306)
+    assert heads[0, 0] == tails[0, -1] == 0
+    assert heads[0, -1] == tails[0, 0] == 1
+    assert np.all(np.diff(heads) >= 0)
+    assert np.all(np.diff(tails) <= 0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_incomplete_energies_are_over_the_whole_norm(size):
+    values = falling(size, "linear")
+    norms = np.array([1.5 * np.linalg.norm(values)])
+    heads, tails = np.empty((1, size + 1)), np.empty((1, size + 1))
+    kernels.energies(values[np.newaxis], norms, False, np.arange(size + 1), heads, tails)
+    exact = np.concatenate([[0.0], np.cumsum(values**2)]) / norms[0] ** 2
+    assert np.all(np.abs(heads[0] - exact) <= 4 * size * EPS)
+    assert np.array_equal(tails, 1 - heads)
+
+
+@both(kernels.energies)
+def test_energies_at_any_ranks_in_any_order(kernel):
+    stack = np.stack([falling(70, "linear"), np.zeros(70), falling(70, "graded")])
+    norms = np.array([np.linalg.norm(row) for row in stack])
+    ranks = np.array([70, 0, 64, 3, 3, 200, 65])
+    heads, tails = np.empty((3, ranks.size)), np.empty((3, ranks.size))
+    kernel(stack, norms, True, ranks, heads, tails)
+    for b in (0, 2):
+        for j, rank in enumerate(ranks):
+            assert heads[b, j] == pytest.approx(oracles.variance_captured(stack[b], rank), rel=1e-14)
+            assert math.sqrt(tails[b, j]) == pytest.approx(oracles.error(stack[b], rank), rel=1e-14)
+    assert not heads[1].any()
+    assert not tails[1].any()
+
+
+@both(kernels.energies)
+def test_energies_of_no_values(kernel):
+    heads, tails = np.full((2, 1), np.nan), np.full((2, 1), np.nan)
+    kernel(np.empty((2, 0)), np.array([0.0, 1.0]), False, np.array([0]), heads, tails)
+    assert not heads.any()
+    assert tails.tolist() == [[0.0], [1.0]]
+
+
+@both(kernels.error_sweep)
+@pytest.mark.parametrize("largest", [16.0, 1e200])
+def test_errors_by_the_formula(kernel, largest):
+    stack = np.stack([falling(9, "linear"), np.zeros(9), falling(9, "deficient")])
+    norms = np.array([np.linalg.norm(row) for row in stack])
+    ranks = np.array([0, 1, 4, 9])
+    scalings = np.array([[0.0, 1.0, 0.5, 1.0], [0.0, -2.0, largest, 1.0 + EPS]])
+    errors, optimal = np.empty((3, 2, 4)), np.empty((3, 4))
+    kernel(stack, norms, True, ranks, scalings, errors, optimal)
+    for b in (0, 2):
+        for j, rank in enumerate(ranks):
+            assert optimal[b, j] == pytest.approx(oracles.error(stack[b], rank), rel=1e-14)
+            for k in range(2):
+                assert errors[b, k, j] == pytest.approx(oracles.error(stack[b], rank, scalings[k, j]), rel=1e-14)
+    assert not errors[1].any()
+    assert not optimal[1].any()
+
+
+@both(kernels._multiply)
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8)])
+def test_products(kernel, m, k, n):
+    X, Y, out = RNG.standard_normal((m, k)), RNG.standard_normal((k, n)), np.full((m, n), np.nan)
+    kernel(X, Y, out)
+    assert np.all(np.abs(out - X @ Y) <= 2 * (k + 1) * EPS * (np.abs(X) @ np.abs(Y)))
+
+
+@both(kernels._gram)
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 3), (7, 5), (9, 2), (3, 6)])
+def test_gram_matrices(kernel, m, n):
+    X, out = RNG.standard_normal((m, n)), np.full((n, n), np.nan)
+    kernel(X, out)
+    assert np.all(np.abs(out - X.T @ X) <= 2 * (m + 1) * EPS * (np.abs(X).T @ np.abs(X)))
+    assert np.array_equal(out, out.T)
+
+
+@both(kernels._inner)
+def test_inner_products(kernel):
+    X, Y = RNG.standard_normal((2, 5, 7))
+    assert kernel(X, Y) == pytest.approx(np.sum(X * Y), abs=40 * EPS * np.sum(np.abs(X * Y)))
+
+
+@both(kernels._residual)
+@pytest.mark.parametrize("rows", [1, 3, 16, 40])
+def test_residuals_keep_the_digits_that_the_trace_form_loses(kernel, rows):
+    m, n, r = 21, 17, 4
+    B, A = RNG.standard_normal((m, r)), RNG.standard_normal((r, n))
+    block, none = np.empty((rows, n)), np.empty((0, 0))
+    near = 0.25 * B @ A + 1e-9 * RNG.standard_normal((m, n))
+    exact = np.linalg.norm(0.25 * B @ A - near) ** 2
+    assert kernel(np.empty(0), near, B, A, 0.25, block) == pytest.approx(exact, rel=1e-5)
+    values = np.linspace(2.0, 1.0, n)
+    target = np.zeros((m, n))
+    target[:n] = np.diag(values)
+    exact = np.linalg.norm(0.25 * B @ A - target) ** 2
+    assert kernel(values, none, B, A, 0.25, block) == pytest.approx(exact, rel=1e-13)
+
+
+@both(kernels._pull)
+def test_pulls_towards_diagonal_and_dense_targets(kernel):
+    X, out = RNG.standard_normal((5, 2)), np.full((7, 2), np.nan)
+    kernel(np.array([3.0, 2.0, 1.0]), np.empty((0, 0)), X, out)
+    assert np.array_equal(out[:3], np.array([[3.0], [2.0], [1.0]]) * X[:3])
+    assert not out[3:].any()
+    dense = RNG.standard_normal((7, 5))
+    kernel(np.empty(0), dense, X, out)
+    assert np.allclose(out, dense @ X, rtol=0, atol=1e-14)
+
+
+@both(kernels._descend_adam)
+def test_adams_first_steps(kernel):
+    X, moments = np.zeros((1, 3)), np.zeros((2, 1, 3))
+    gradient = np.array([[2.0, -1e-8, 0.0]])
+    kernel(X, gradient, moments, 1, 0.1, 1e-8)
+    # Corrected for their bias, both moments are the gradient's own: a step of the rate, but for ε.
+    assert X[0] == pytest.approx([-0.1, 0.05, 0.0], rel=1e-7)
+    assert moments[0, 0] == pytest.approx([0.2, -1e-9, 0.0], rel=1e-12)
+    assert moments[1, 0] == pytest.approx([0.004, 1e-19, 0.0], rel=1e-12)
+    kernel(X, gradient, moments, 2, 0.1, 1e-8)
+    assert X[0] == pytest.approx([-0.2, 0.1, 0.0], rel=1e-6)
+
+
+@both(kernels._power_of_two)
+def test_powers_of_two(kernel):
+    assert [kernel(e) for e in (0, 3, -1074, 1023, 1024, 4000)] == [1.0, 8.0, 5e-324, 2.0**1023, 2.0**1023, 2.0**1023]
+
+
+def run(kernel, *, adam, dense, span=None, exponent=0, rate=0.01, ranks=(1, 3), steps=5):
+    """Learn two updates under two rules with two repeats, by a kernel."""
+    m, n = 5, 4
+    rng = np.random.default_rng(3)
+    initial = rng.standard_normal((2, n, max(ranks)))
+    values = np.array([[3.0, 2.0, 1.0, 0.5], [1.0, 1.0, 0.0, 0.0]])
+    matrices = np.zeros((2, m, n))
+    matrices[:, range(n), range(n)] = values
+    if dense:
+        matrices = rng.standard_normal((2, m, n))
+    scalings = np.array([[1.0, 0.5], [2.0, 0.25]])
+    shape = (2, 2, len(ranks))
+    out = np.zeros((*shape, steps + 1)), np.zeros((*shape, steps)), np.zeros((*shape, 2))
+    diagonals = np.empty((2, 0)) if dense else values
+    held = matrices if dense else np.empty((2, 0, 0))
+    kernel(
+        *(span or (0, 4 * len(ranks))), diagonals, held, np.ascontiguousarray(np.swapaxes(held, 1, 2)),
+        np.full(2, exponent), initial, np.array(ranks), scalings, adam, rate, 1e-8, *out,
+    )  # fmt: skip
+    return matrices, initial, scalings, ranks, steps, out
+
+
+@both(kernels.learn)
+@pytest.mark.parametrize(("adam", "dense"), [(False, False), (True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("exponent", [0, 2, -3])
+def test_learning_is_the_dense_loop(kernel, adam, dense, exponent):
+    matrices, initial, scalings, ranks, steps, out = run(kernel, adam=adam, dense=dense, exponent=exponent)
+    curves, norms, finals = out
+    for item, rule, at in np.ndindex(2, 2, len(ranks)):
+        runs = [
+            oracles.learn(
+                np.ldexp(matrices[item], exponent), initial[repeat, :, : ranks[at]].T, scalings[rule, at],
+                steps=steps, learning_rate=0.01, optimizer="adam" if adam else "sgd",
+            )
+            for repeat in range(2)
+        ]  # fmt: skip
+        curve, norm = (np.mean([part[i] for part in runs], axis=0) for i in (0, 1))
+        assert np.allclose(curves[item, rule, at], curve, rtol=1e-10)
+        assert np.allclose(norms[item, rule, at], norm, rtol=1e-9)
+        assert np.allclose(finals[item, rule, at], [part[0][-1] for part in runs], rtol=1e-10)
+
+
+def test_settings_can_be_cut_anywhere():
+    whole = run(kernels.learn, adam=False, dense=False)[-1]
+    parts = [run(kernels.learn, adam=False, dense=False, span=span)[-1] for span in ((0, 3), (3, 8))]
+    for all_of_it, first, second in zip(whole, *parts, strict=True):
+        assert np.array_equal(all_of_it, first + second)
+        assert not np.any((first != 0) & (second != 0))
+
+
+@both(kernels.learn)
+def test_a_run_that_diverges_is_inf_from_there_on(kernel):
+    with np.errstate(all="ignore"):
+        curves, norms, finals = run(kernel, adam=False, dense=False, rate=1e3, steps=40)[-1]
+    assert np.all(np.isposinf(finals))
+    for curve, norm in zip(curves.reshape(-1, 41), norms.reshape(-1, 40), strict=True):
+        first = np.flatnonzero(np.isinf(curve))[0]
+        assert first > 0
+        assert np.all(np.isfinite(curve[:first]))
+        assert np.all(np.isinf(curve[first:]))
+        assert np.all(np.isinf(norm[first:]))
+
+
+def test_every_kernel_is_compiled_for_one_set_of_types():
+    code = """
+import numpy as np, lowrank_core as lc
+stack = np.random.default_rng(0).standard_normal((3, 9, 8))
+for update in (stack, stack.astype("f4"), stack[0], stack[:0], np.asfortranarray(stack), lc.truncate(stack, 2)):
+    of = lc.spectrum(update)
+    frozen = np.array([1, 2]); frozen.flags.writeable = False
+    for ranks in (None, [1], 1, frozen, [], np.array([[1], [2]])):
+        lc.variance_captured(of, ranks), lc.reconstruction_error(of, ranks)
+    lc.error_sweep(of, frozen), lc.error_sweep(of, None, alpha=[1.0, 2.0]), lc.rank_for_variance(of, 0.5)
+    for optimizer in ("sgd", "adam"):
+        lc.learning_sweep(update, [1, 2], steps=2, optimizer=optimizer)
+    lc.learning_sweep(of, None, steps=2)
+from lowrank_core import kernels
+for name, kernel in vars(kernels).items():
+    if hasattr(kernel, "signatures"):
+        print(name, len(kernel.signatures))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    counts = dict(line.split() for line in found.stdout.splitlines())
+    assert {"energies", "error_sweep", "learn"} <= set(counts)
+    assert {name: count for name, count in counts.items() if count not in {"0", "1"}} == {}
+
+
+def test_without_compilation_answers_are_the_same_up_to_rounding():
+    code = """
+import sys, numpy as np, lowrank_core as lc
+of = lc.Spectrum(v := np.linspace(3, .5, 300), np.linalg.norm(v), (300, 310), complete=True)
+update = np.random.default_rng(0).standard_normal((6, 5))
+answers = [
+    lc.variance_captured(of), lc.error_sweep(of, [0, 1, 64, 257, 300]).errors,
+    lc.learning_sweep(update, [0, 2, 5], steps=6, repeats=2).curves,
+    lc.learning_sweep(update, [0, 2, 5], steps=6, optimizer="adam").curves,
+]
+sys.stdout.buffer.write(np.concatenate([a.ravel() for a in answers]).tobytes())
+"""
+    found = []
+    for disabled in ("0", "1"):
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            check=True,
+            env=os.environ | {"NUMBA_DISABLE_JIT": disabled},
+        )
+        found.append(np.frombuffer(ran.stdout))
+    assert found[0].size == 301 + 10 + 2 * 2 * 3 * 7
+    assert np.allclose(*found, rtol=1e-10, atol=0)
+
+
+def test_kernels_work_where_no_cache_can_be_written(tmp_path):
+    package = tmp_path / "lowrank_core"
+    package.mkdir()
+    for path in Path(kernels.__file__).parent.glob("*.py"):
+        shutil.copy(path, package)
+    nowhere = tmp_path / "a file, not a folder"
+    nowhere.touch()
+    code = """
+import sys, lowrank_core as lc, numba.core.caching as caching
+# As where neither the package's folder nor the user's can be written, for a user who may write anywhere too.
+for locator in caching.CacheImpl._locator_classes:
+    locator.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
+print(lc.__file__, lc.error_sweep(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), True), [1]).optimal[0])
+"""
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "HOME": str(nowhere), "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tmp_path
+    )
+    assert ran.stdout.split() == [str(package / "__init__.py"), "0.6"]
+    assert not (package / "__pycache__").exists()

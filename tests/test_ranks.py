@@ -1,0 +1,174 @@
+"""Ranks as they are asked for."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lowrank_core import (
+    LowRankUpdate,
+    Spectrum,
+    effective_rank,
+    numerical_rank,
+    rank_for_error,
+    rank_for_ratio,
+    rank_for_variance,
+    spectrum,
+    stable_rank,
+    update_with_spectrum,
+)
+
+PLAIN = Spectrum([4.0, 3.0, 0.1, 0.0], np.sqrt(25.01), (10, 4), complete=True)
+STACK = Spectrum([[4.0, 3.0], [5.0, 0.0], [0.0, 0.0]], [5.0, 5.0, 0.0], (2, 2), complete=True)
+RULES = [rank_for_variance, rank_for_error, rank_for_ratio]
+MEASURES = [effective_rank, stable_rank, numerical_rank]
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked", "rank"),
+    [
+        (rank_for_variance, 0.0, 1),
+        (rank_for_variance, 0.5, 1),
+        (rank_for_variance, 0.64, 2),  # 16/25.01 is a little less
+        (rank_for_variance, 0.99, 2),
+        (rank_for_variance, 0.9999, 3),
+        (rank_for_variance, 1.0, 3),
+        (rank_for_error, 1.0, 1),
+        (rank_for_error, 0.61, 1),
+        (rank_for_error, 0.1, 2),
+        (rank_for_error, 0.019, 3),
+        (rank_for_error, 0.0, 3),
+        (rank_for_ratio, 1.0, 1),
+        (rank_for_ratio, 0.75, 2),
+        (rank_for_ratio, 0.76, 1),
+        (rank_for_ratio, 0.025, 3),
+        (rank_for_ratio, 1e-300, 3),
+        (rank_for_ratio, 0.0, 4),
+    ],
+)
+def test_rules_by_hand(rule, asked, rank):
+    assert rule(PLAIN, asked) == rank
+    assert isinstance(rule(PLAIN, asked), np.int64)
+
+
+def test_ties_count():
+    of = Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)
+    assert rank_for_variance(of, 0.64) == 1
+    assert rank_for_error(of, 0.6) == 1
+    assert rank_for_ratio(Spectrum([2.0, 2.0, 1.0], 3.0, (3, 3), complete=True), 0.5) == 3
+
+
+def test_rules_broadcast():
+    assert rank_for_variance(STACK, 0.9).tolist() == [2, 1, 0]
+    assert rank_for_variance(STACK, [0.5, 0.5, 0.5]).tolist() == [1, 1, 0]
+    assert rank_for_error(STACK, [0.9, 0.1, 0.0]).tolist() == [1, 1, 0]
+    assert rank_for_ratio(STACK, [[0.1], [0.0]]).tolist() == [[2, 1, 0], [2, 2, 0]]
+    assert rank_for_variance(PLAIN, [0.1, 0.99]).tolist() == [1, 2]
+
+
+def test_a_zero_update_has_no_rank():
+    for of in (spectrum(np.zeros((3, 4))), spectrum(LowRankUpdate(np.zeros((3, 0)), np.zeros((0, 4))))):
+        for rule in RULES:
+            for asked in (0.0, 0.5, 1.0):
+                assert rule(of, asked) == 0
+        for measure in MEASURES:
+            assert measure(of) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "asked"), [(rank_for_variance, 0.9), (rank_for_error, 0.3), (rank_for_ratio, 0.1), (rank_for_ratio, 0.0)]
+)
+def test_an_incomplete_spectrum_that_does_not_reach_says_what_to_do(rule, asked):
+    of = spectrum(np.diag([4.0, 3.0, 2.0, 1.0]), rank=2)
+    with pytest.raises(ValueError, match=r"2 leading values.*spectrum\(update, rank=\.\.\.\), up to 4"):
+        rule(of, asked)
+
+
+def test_an_incomplete_spectrum_that_reaches_answers():
+    update = np.diag([4.0, 3.0, 2.0, 1.0])
+    of, whole = spectrum(update, rank=3), spectrum(update)
+    for rule, asked in ((rank_for_variance, 0.8), (rank_for_error, 0.5), (rank_for_ratio, 0.6)):
+        assert rule(of, asked) == rule(whole, asked)
+    assert stable_rank(of) == stable_rank(whole)
+    assert rank_for_variance(spectrum(np.zeros((3, 3)), rank=1), 0.5) == 0
+
+
+def test_measures_by_hand():
+    of = Spectrum([2.0, 1.0, 1.0], np.sqrt(6), (3, 5), complete=True)
+    assert stable_rank(of) == pytest.approx(1.5, rel=1e-15)
+    assert effective_rank(of) == pytest.approx(2 * np.sqrt(2), rel=1e-15)
+    assert numerical_rank(of) == 3
+    assert effective_rank(spectrum(np.eye(3))) == pytest.approx(3, rel=1e-14)
+    assert stable_rank(STACK).tolist() == pytest.approx([25 / 16, 1, 0])
+    assert effective_rank(STACK)[1:].tolist() == [1, 0]
+    assert numerical_rank(STACK).tolist() == [2, 1, 0]
+    for measure in MEASURES:
+        assert measure(of).shape == ()
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1e-310, 5e-324])
+def test_measures_at_any_size(size):
+    of = spectrum(np.ones((5, 4)) * size)
+    for measure in MEASURES:
+        assert measure(of) == pytest.approx(1, rel=1e-12)
+    # Its second value is below half the first even where neither has more than a few bits.
+    assert rank_for_ratio(Spectrum([size, 0.0], size, (2, 2), complete=True), 0.5) == 1
+
+
+def test_measures_of_an_incomplete_spectrum():
+    of = spectrum(np.diag([4.0, 3.0, 2.0]), rank=2)
+    with pytest.raises(
+        ValueError, match=r"the effective rank needs every singular value.*leading 2.*spectrum\(update\)"
+    ):
+        effective_rank(of)
+    with pytest.raises(ValueError, match=r"the rounding threshold is passed by all 2 leading values.*up to 3"):
+        numerical_rank(of)
+    assert stable_rank(of) == pytest.approx(29 / 16, rel=1e-15)
+    deep = spectrum(np.diag([4.0, 1e-20, 1e-20]), rank=2)
+    assert numerical_rank(deep) == 1
+    none = spectrum(np.eye(3), rank=0)
+    for ask in (stable_rank, numerical_rank, lambda s: rank_for_ratio(s, 0.5)):
+        with pytest.raises(ValueError, match=r"holds no values; ask for them with spectrum\(update, rank=1\)"):
+            ask(none)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative"),
+    [("float64", 10 * 2.0**-52), ("float32", 10 * 2.0**-23), ("float16", 2.0**-11), ("bfloat16", 2.0**-8)],
+)
+def test_the_numerical_ranks_threshold_is_that_of_the_stored_dtype(dtype, relative):
+    for factor, rank in ((1.01, 2), (0.99, 1)):
+        values = [1.0, factor * relative]
+        assert numerical_rank(Spectrum(values, np.linalg.norm(values), (10, 2), complete=True, dtype=dtype)) == rank
+
+
+def test_half_an_ulp_of_the_norm_counts_where_there_are_many_values():
+    # ½·eps·N with N = 4 σ₁.
+    values = np.r_[np.ones(16), 0.99 * 2 * 2.0**-7]
+    assert numerical_rank(Spectrum(values, np.linalg.norm(values), (20, 17), complete=True, dtype="bfloat16")) == 16
+    values[-1] = 1.01 * 2 * 2.0**-7
+    assert numerical_rank(Spectrum(values, np.linalg.norm(values), (20, 17), complete=True, dtype="bfloat16")) == 17
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_the_numerical_rank_of_a_product_that_was_stored(dtype, rank):
+    # Small integers make products that every dtype holds exactly.
+    rng = np.random.default_rng(rank)
+    update = (rng.integers(-1, 2, (40, rank)) @ rng.integers(-1, 2, (rank, 30))).astype(dtype)
+    assert numerical_rank(spectrum(update)) == rank
+    assert numerical_rank(spectrum(update, method="direct")) == rank
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("asked", [-1e-9, 1.0 + 1e-9, 90, np.nan, [0.5, 2.0], "0.9", None, True])
+def test_what_is_asked_lies_between_0_and_1(rule, asked):
+    with pytest.raises(ValueError, match=r"(fraction|error|ratio) must lie between 0 and 1; got .*95 % as 0.95"):
+        rule(PLAIN, asked)
+
+
+def test_a_made_update_has_the_ranks_of_its_spectrum():
+    of = spectrum(update_with_spectrum(np.r_[np.full(8, 2.0), np.zeros(4)], (20, 12), rng=0))
+    assert numerical_rank(of) == 8
+    assert stable_rank(of) == pytest.approx(8, rel=1e-13)
+    assert effective_rank(of) == pytest.approx(8, rel=1e-12)
+    assert rank_for_variance(of, 0.99) == 8

@@ -1,0 +1,254 @@
+"""The strategies produce what they say, shrink to what one can read, and the verifiers catch what is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+
+from lowrank_core import LowRankUpdate, Spectrum, spectrum, truncate
+from lowrank_core.testing import (
+    DTYPES,
+    FACTOR_KINDS,
+    KINDS,
+    LAYOUTS,
+    assert_eckart_young,
+    assert_same_update,
+    assert_spectrum,
+    low_rank_updates,
+    ranks_for,
+    spectra,
+    stacks_of_updates,
+    updates,
+)
+
+UPDATE = np.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+LARGEST = {"float64": 2.0**1023, "float32": 2.0**127, "float16": 2.0**15, "bfloat16": 2.0**127}
+
+
+def values_of(update):
+    scaled = np.ldexp(update.astype(np.float64), -int(np.frexp(np.abs(update.astype(np.float64)).max())[1]))
+    return np.linalg.svd(scaled, compute_uv=False)
+
+
+KIND_OF = {
+    "ordinary": lambda v: v[0] < 2000 * v[-1],
+    "zero": lambda v: v[0] == 0,
+    "repeated": lambda v: len(v) >= 3 and (np.diff(v) > -1e-12).any() and v[-1] > 0,
+    "clustered": lambda v: len(v) >= 3 and v[0] - v[-1] < 1e-4,
+    "deficient": lambda v: 1e-12 * v[0] > v[-1],
+    "graded": lambda v: len(v) >= 3 and v[-1] < 1e-250 * v[0],
+    "subnormal": lambda v: v[0] > 0,
+    "huge": lambda v: v[0] > 0,
+}
+once = settings(max_examples=2000, deadline=None, derandomize=True, database=None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_kind_is_drawn_in_every_dtype(kind, dtype):
+    def drawn(update):
+        size = np.abs(update.astype(np.float64)).max()
+        if kind == "graded" and dtype != "float64":
+            return 0 < values_of(update)[-1] < 1e-3
+        if kind == "subnormal":
+            return 0 < size < SMALLEST[dtype]
+        if kind == "huge":
+            return size > LARGEST[dtype] / 64
+        return KIND_OF[kind](values_of(update))
+
+    found = find(updates(kinds=[kind], dtypes=[dtype]), drawn, settings=once)
+    assert found.dtype.name == dtype
+    assert np.all(np.isfinite(found.astype(np.float64)))
+
+
+def test_graded_spectra_fall_over_300_orders_of_magnitude():
+    found = find(spectra(kinds=["graded"]), lambda of: of.values[-1] < 1e-300 * of.values[0], settings=once)
+    assert found.values[-1] > 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_drawn(layout):
+    def drawn(update):
+        flags = update.flags
+        return {
+            "C": flags.c_contiguous and flags.writeable,
+            "F": flags.f_contiguous and not flags.c_contiguous,
+            "strided": not flags.c_contiguous and not flags.f_contiguous,
+            "read-only": not flags.writeable,
+        }[layout]
+
+    for strategy in (updates, stacks_of_updates):
+        find(strategy(layouts=[layout]), drawn, settings=once)
+
+
+@given(updates(max_side=5), stacks_of_updates(max_side=4, max_items=2), spectra(max_side=6), spectra(complete=None))
+def test_sizes_are_kept_and_numbers_finite(update, stack, of, other):
+    assert update.ndim == 2
+    assert max(update.shape) <= 5
+    assert 3 <= stack.ndim <= 4
+    assert max(stack.shape[-2:]) <= 4
+    assert max(stack.shape[:-2]) <= 2
+    assert max(of.shape) <= 6
+    assert of.complete
+    for array in (update, stack, of.values, other.values):
+        assert np.all(np.isfinite(array.astype(np.float64)))
+
+
+@given(st.data())
+def test_ranks_are_those_that_can_be_asked(data):
+    of = data.draw(spectra(complete=None))
+    assert 0 <= data.draw(ranks_for(of)) <= (min(of.shape) if of.complete else len(of.values))
+    update = data.draw(stacks_of_updates())
+    assert 0 <= data.draw(ranks_for(update)) <= min(update.shape[-2:])
+
+
+def test_both_ends_of_the_ranks_are_drawn():
+    for of in (UPDATE, spectrum(UPDATE), spectrum(UPDATE, rank=1), LowRankUpdate(UPDATE, np.eye(2))):
+        largest = 1 if isinstance(of, Spectrum) and not of.complete else 2
+        assert find(ranks_for(of), lambda _: True, settings=once) == 0
+        assert find(ranks_for(of), lambda rank: rank == largest, settings=once) == largest  # noqa: B023
+
+
+def test_spectra_that_hold_fewer_values_and_incomplete_ones_are_drawn():
+    find(spectra(), lambda of: len(of.values) < min(of.shape), settings=once)
+    find(spectra(complete=False), lambda of: of.norm > np.linalg.norm(of.values) * 1.01, settings=once)
+    find(spectra(complete=None), lambda of: of.complete, settings=once)
+    find(spectra(complete=None), lambda of: not of.complete, settings=once)
+
+
+FACTORS_OF = {
+    "ordinary": lambda B, _, product: np.linalg.matrix_rank(product) == B.shape[1] > 1,
+    "unbalanced": lambda B, *_: np.ptp(np.frexp(np.abs(B).max(axis=0))[1]) > 12,
+    "deficient": lambda B, *_: np.linalg.matrix_rank(B) < min(B.shape),
+    "padded": lambda B, A, product: not B[:, -1].any() and not A[-1].any() and product.any(),
+    "cancelled": lambda B, A, product: 0 < np.linalg.norm(product) < 1e-4 * np.linalg.norm(B) * np.linalg.norm(A),
+}
+
+
+@pytest.mark.parametrize("kind", FACTOR_KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_kind_of_factors_is_drawn(kind, dtype):
+    def drawn(update):
+        B, A = update.B.astype(np.float64), update.A.astype(np.float64)
+        return FACTORS_OF[kind](B, A, B @ A)
+
+    if kind == "cancelled" and dtype in {"float16", "bfloat16"}:
+        return  # Their rounding leaves differences of 1e-3 and more, or none.
+    found = find(low_rank_updates(kinds=[kind], dtypes=[dtype]), drawn, settings=once)
+    assert found.dtype == dtype
+
+
+@given(low_rank_updates(max_side=5, max_rank=3, max_dims=2))
+def test_factors_have_the_sizes_asked_for(update):
+    assert 1 <= update.rank <= 3
+    assert max(update.shape[-2:]) <= 5
+    assert len(update.shape) <= 4
+    assert np.all(np.isfinite(update.to_dense()))
+
+
+def test_factors_that_broadcast_and_ranks_beyond_the_shape_are_drawn():
+    find(low_rank_updates(max_dims=2), lambda u: u.B.ndim != u.A.ndim and len(u.shape) > 2, settings=once)
+    find(low_rank_updates(), lambda u: u.rank > min(u.shape), settings=once)
+    find(low_rank_updates(), lambda u: u.scaling < 0, settings=once)
+
+
+def test_failures_shrink_to_small_diagonal_matrices():
+    smallest = find(updates(), lambda update: min(update.shape) >= 2, settings=once)
+    assert smallest.shape == (2, 2)
+    assert np.array_equal(smallest, np.diag(np.diag(smallest)))
+    assert smallest.dtype == np.float64
+    assert smallest.flags.c_contiguous
+    assert smallest.flags.writeable
+
+
+def test_right_answers_pass():
+    U, values, Vt = np.linalg.svd(UPDATE, full_matrices=False)
+    assert_spectrum(UPDATE, values)
+    assert_spectrum(UPDATE, values[:1])
+    assert_spectrum(UPDATE, spectrum(UPDATE))
+    assert_spectrum(torch.tensor(UPDATE, dtype=torch.bfloat16), values)
+    assert_spectrum(LowRankUpdate(UPDATE, np.eye(2)), values)
+    assert_same_update((U * values) @ Vt, UPDATE)
+    assert_same_update(LowRankUpdate(U * values, Vt), UPDATE)
+    for rank in range(3):
+        assert_eckart_young(UPDATE, truncate(UPDATE, rank), rank)
+    zero = np.zeros((2, 3))
+    assert_spectrum(zero, [0.0, 0.0])
+    assert_same_update(zero, zero)
+    assert_eckart_young(zero, zero, 0)
+    assert_eckart_young(np.eye(3), np.diag([1.0, 0.0, 0.0]), 1)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-310, 1e300])
+@pytest.mark.parametrize("stack", [False, True])
+def test_wrong_answers_do_not(size, stack):
+    update = size * (np.stack([UPDATE, UPDATE]) if stack else UPDATE)
+
+    def spoilt(array, change):
+        array = array.astype(np.float64)
+        array[(1, ...) if stack else ...] *= change
+        return array
+
+    values = np.linalg.svd(update / size, compute_uv=False) * size
+    off = 1 + 1e-12 if size > 1e-300 else 1 + 1e-9
+    off = 1.5 if size == 1e-310 else off
+    for wrong in (
+        spoilt(values, off),
+        spoilt(values, np.nan),
+        -values,
+        values[..., ::-1],
+        values[..., :1] * [2.0, 1.0],
+    ):
+        with pytest.raises(AssertionError):
+            assert_spectrum(update, wrong)
+    with pytest.raises(AssertionError, match="the update"):
+        assert_same_update(spoilt(update, off), update)
+    best = truncate(update, 1).to_dense()
+    with pytest.raises(AssertionError, match="Frobenius"):
+        assert_eckart_young(update, spoilt(best, 0.5), 1)
+    with pytest.raises(AssertionError, match="singular value 2 of the approximation"):
+        assert_eckart_young(update, update, 1)
+
+
+def test_a_wrong_norm_a_wrong_shape_and_too_many_values_are_caught():
+    of = spectrum(UPDATE, rank=1)
+    with pytest.raises(AssertionError, match="the norm"):
+        assert_spectrum(UPDATE, Spectrum(of.values, of.norm * (1 + 1e-10), of.shape, complete=False))
+    for values in ([3.0, 2.0, 0.0], [[3.0, 2.0]]):
+        with pytest.raises(AssertionError, match="do not belong"):
+            assert_spectrum(UPDATE, values)
+    for check in (lambda x: assert_same_update(x, UPDATE), lambda x: assert_eckart_young(UPDATE, x, 2)):
+        with pytest.raises(AssertionError, match=r"shape \(2, 3\)"):
+            check(UPDATE.T)
+
+
+def test_the_best_in_one_norm_is_not_enough():
+    # What is left of diag(1, ½ …) by diag(0.6, 0 …) is the least in the spectral norm, and more in the other.
+    with pytest.raises(AssertionError, match="Frobenius"):
+        assert_eckart_young(np.diag([1.0, 0.5, 0.5]), np.diag([0.6, 0.0, 0.0]), 1)
+    # Beside a hundred values left over, 0.6 instead of ½ is 0.04 more in the Frobenius norm and 0.1 in the spectral.
+    update, rival = (np.diag([first, *np.full(100, rest)]) for first, rest in ((1.0, 0.5), (0.4, 0.0)))
+    slack = 0.07 / (101 * np.linalg.norm(update))
+    with pytest.raises(AssertionError, match="spectral"):
+        assert_eckart_young(update, rival, 1, c=slack, eps=1.0)
+
+
+def test_c_and_eps_set_the_bound():
+    wrong = np.array([3.0, 2.0]) * (1 + 1e-8)
+    with pytest.raises(AssertionError):
+        assert_spectrum(UPDATE, wrong)
+    assert_spectrum(UPDATE, wrong, eps=2.0**-23)
+    assert_spectrum(UPDATE, wrong, c=1e9)
+
+
+def test_a_randomised_routine_is_found_out():
+    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @given(updates(dtypes=["float32"], kinds=["graded", "clustered", "ordinary"]))
+    def torch_lowrank(update):
+        _, values, _ = torch.svd_lowrank(torch.tensor(np.ascontiguousarray(update)), q=min(update.shape), niter=0)
+        assert_spectrum(update, values.numpy()[:1], eps=2.0**-52)
+
+    with pytest.raises(AssertionError, match="singular value"):
+        torch_lowrank()

@@ -1,0 +1,142 @@
+"""truncate() as it is called: ranks, functions of the spectrum, and nothing decomposed twice."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from lowrank_core import (
+    LowRankUpdate,
+    error_sweep,
+    learning_sweep,
+    numerical_rank,
+    rank_for_ratio,
+    rank_for_variance,
+    spectrum,
+    truncate,
+    update_with_spectrum,
+)
+from lowrank_core.testing import assert_eckart_young, assert_same_update
+from tests import bounds
+
+UPDATE = update_with_spectrum([4.0, 3.0, 2.0, 1.0], (6, 5), rng=0)
+PRODUCT = LowRankUpdate(UPDATE[:, :3], np.eye(3, 7), -0.5)
+
+
+@pytest.mark.parametrize("rank", range(6))
+@pytest.mark.parametrize("method", ["auto", "direct", "gram", "krylov"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_each_rank_by_each_method(rank, method, dtype):
+    update = UPDATE.astype(dtype)
+    best = truncate(update, rank, method=method)
+    assert best.B.shape == (6, rank)
+    assert best.A.shape == (rank, 5)
+    assert best.B.dtype == best.A.dtype == np.float64
+    assert (best.dtype, best.scaling) == ("float64", 1.0)
+    assert_eckart_young(update, best, rank, eps=bounds.EPS32 if method != "direct" else bounds.EPS64)
+
+
+def test_lying_and_standing_matrices_have_orthonormal_rows():
+    for update in (UPDATE, UPDATE.T):
+        for method in ("direct", "gram"):
+            best = truncate(update, 3, method=method)
+            assert np.allclose(best.A @ best.A.T, np.eye(3), atol=1e-8)
+            assert np.allclose(np.linalg.norm(best.B, axis=0), [4.0, 3.0, 2.0], rtol=1e-8)
+
+
+def test_a_zero_update_is_truncated_to_zero():
+    for method in ("direct", "gram", "krylov"):
+        best = truncate(np.zeros((4, 5)), 2, method=method)
+        assert best.rank == 2
+        assert not best.to_dense().any()
+    assert truncate(np.zeros((4, 5)), lambda of: rank_for_variance(of, 0.9)).rank == 0
+
+
+def test_a_rank_from_the_spectrum():
+    assert truncate(UPDATE, lambda of: rank_for_variance(of, 0.95)).rank == 3
+    assert truncate(UPDATE, numerical_rank).rank == 4
+    assert truncate(PRODUCT, lambda of: rank_for_ratio(of, 0.6)).rank == int(rank_for_ratio(spectrum(PRODUCT), 0.6))
+    assert truncate(UPDATE, lambda of: of.shape[1] - 5).rank == 0
+    stack = np.stack([UPDATE, 2 * UPDATE[::-1]])
+    assert truncate(stack, lambda of: rank_for_variance(of, 0.8).max()).B.shape == (2, 6, 2)
+
+
+def test_the_function_gets_the_spectrum_of_the_whole_stack():
+    stack = np.stack([UPDATE, 0 * UPDATE]).astype(np.float32)
+    seen = []
+    truncate(stack, lambda of: seen.append(of) or 1)
+    (of,) = seen
+    assert (of.shape, of.complete, of.dtype) == ((6, 5), True, "float32")
+    assert np.all(np.abs(of.values - spectrum(stack).values) <= 2 * bounds.EPS32 * of.values[:, :1])
+    assert np.allclose(of.norm, spectrum(stack).norm, rtol=1e-14)
+    truncate(PRODUCT, lambda of: seen.append(of) or 1)
+    assert (seen[1].shape, seen[1].complete) == ((6, 7), True)
+    assert np.allclose(seen[1].values, spectrum(PRODUCT).values, rtol=1e-13)
+
+
+def test_a_function_may_call_the_library():
+    rank = truncate(UPDATE, lambda of: rank_for_variance(spectrum(np.diag(of.values)), 0.95)).rank
+    assert rank == 3
+
+
+def test_one_rank_for_the_whole_stack():
+    stack = np.stack([UPDATE, UPDATE])
+    for rank in (lambda of: rank_for_variance(of, 0.9), [1, 2], np.array([2])):
+        with pytest.raises(ValueError, match=r"one rank per call: got .*its largest"):
+            truncate(stack, rank)
+
+
+def test_products_are_truncated_without_their_dense_update(monkeypatch):
+    monkeypatch.setattr(LowRankUpdate, "to_dense", lambda _: pytest.fail("the product was formed"))
+    tall = LowRankUpdate(np.ones((100_000, 2), np.float32), np.ones((2, 90_000), np.float32))
+    assert spectrum(tall).values[0] == pytest.approx(2 * np.sqrt(9e9), rel=1e-6)
+    best = truncate(tall, 1)
+    assert (best.B.shape, best.A.shape) == ((100_000, 1), (1, 90_000))
+    assert best.B[0, 0] * best.A[0, 0] == pytest.approx(2.0, rel=1e-10)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3, 6])
+def test_products_of_any_rank(rank):
+    best = truncate(PRODUCT, rank)
+    assert best.rank == min(rank, 3)
+    assert_eckart_young(PRODUCT, best, rank)
+    empty = truncate(LowRankUpdate(np.ones((6, 0)), np.ones((0, 7))), rank)
+    assert empty.shape == (6, 7)
+    assert not empty.to_dense().any()
+
+
+def test_batched_products_broadcast():
+    update = LowRankUpdate(np.stack([UPDATE, -UPDATE]), np.eye(5, 4), 2.0)
+    best = truncate(update, 2)
+    assert best.shape == (2, 6, 4)
+    assert_eckart_young(update, best, 2)
+
+
+def test_tensors():
+    tensor = torch.nn.Parameter(torch.tensor(UPDATE, dtype=torch.bfloat16))
+    assert_eckart_young(tensor, truncate(tensor, 2), 2, eps=bounds.EPS32)
+    assert_same_update(truncate(tensor, 5), tensor, eps=bounds.EPS32)
+
+
+def test_nothing_is_decomposed_twice(monkeypatch):
+    calls = []
+    for name in ("svd", "eigh", "eigvalsh", "eigvals", "svdvals", "qr"):
+        plain = getattr(np.linalg, name)
+        monkeypatch.setattr(
+            np.linalg, name, lambda *a, _f=plain, _n=name, **k: calls.append((_n, a[0].shape)) or _f(*a, **k)
+        )
+
+    def count(function, *args, **kwargs):
+        calls.clear()
+        function(*args, **kwargs)
+        return sum(int(np.prod(shape[:-2])) for name, shape in calls if name != "qr")
+
+    stack = np.stack([UPDATE] * 3)
+    of = spectrum(stack)
+    for update in (stack, stack.astype(np.float32), LowRankUpdate(stack, np.eye(5, 4))):
+        assert count(spectrum, update) == 3
+        assert count(truncate, update, 2) == 3
+        assert count(truncate, update, lambda s: rank_for_variance(s, 0.9).max()) == 3
+    assert count(learning_sweep, stack, [1, 2, 3], steps=2) == 3
+    assert count(learning_sweep, of, [1, 2, 3], steps=2) == 0
+    assert count(error_sweep, of, None) == 0
