@@ -230,7 +230,7 @@ def _run(
     outcome: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
     """Run every (rank, batch item, rule) with all its repeats, into curves, gradient norms and final errors."""
-    from lowrank_core import kernels
+    from lowrank_core.kernels import learning as kernels
 
     transposed = np.ascontiguousarray(np.swapaxes(target.dense, -1, -2))
     adam = target.dense.size > 0

@@ -191,10 +191,10 @@ def energy_fractions(spectrum: Spectrum, ranks: NDArray[np.int64]) -> tuple[NDAr
     The tails of a complete spectrum are summed from the small end, and hold down to about 1e-307 (a relative error of
     1e-153); those of one that is not complete are N² − H_r, with a floor of about 1e-16.
     """
-    from lowrank_core import kernels
+    from lowrank_core.kernels.energies import energies
 
     values, norms, flat = as_stack(spectrum.values, 1), as_stack(spectrum.norm, 0), np.ascontiguousarray(ranks.ravel())
     heads, tails = np.empty((len(values), flat.size)), np.empty((len(values), flat.size))
-    kernels.energies(values, norms, spectrum.complete, flat, heads, tails)
+    energies(values, norms, spectrum.complete, flat, heads, tails)
     shape = (*spectrum.values.shape[:-1], *ranks.shape)
     return heads.reshape(shape), tails.reshape(shape)

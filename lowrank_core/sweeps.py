@@ -166,7 +166,7 @@ def error_sweep(
     array([[6.608106, 2.988677, 1.      ],
            [9.729615, 6.970877, 4.642097]])
     """
-    from lowrank_core import kernels
+    from lowrank_core.kernels import energies as kernels
 
     asked, alphas = _one_axis(known_ranks(spectrum, ranks), "ranks"), as_alpha(alpha)
     if alphas.ndim > 1:

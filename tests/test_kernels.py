@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowrank_core import kernels
+import lowrank_core
+from lowrank_core.kernels import energies, learning
 from tests import oracles
 
 EPS = 2.0**-52
@@ -63,7 +64,7 @@ def test_energies_are_the_exact_fractions(size, kind, power):
         exact_heads, exact_tails = suffix_sums(np.ldexp(stack[0], 400))
         whole = exact_heads[-1]
     heads, tails = np.full((1, size + 1), np.nan), np.full((1, size + 1), np.nan)
-    kernels.energies(stack, norms, True, np.arange(size + 1), heads, tails)
+    energies.energies(stack, norms, True, np.arange(size + 1), heads, tails)
     exact = np.array([float(head / whole) for head in exact_heads])
     assert np.all(np.abs(heads[0] - exact) <= 2 * size * EPS * exact)
     exact = np.array([float(tail / whole) for tail in exact_tails])
@@ -80,13 +81,13 @@ def test_incomplete_energies_are_over_the_whole_norm(size):
     values = falling(size, "linear")
     norms = np.array([1.5 * np.linalg.norm(values)])
     heads, tails = np.empty((1, size + 1)), np.empty((1, size + 1))
-    kernels.energies(values[np.newaxis], norms, False, np.arange(size + 1), heads, tails)
+    energies.energies(values[np.newaxis], norms, False, np.arange(size + 1), heads, tails)
     exact = np.concatenate([[0.0], np.cumsum(values**2)]) / norms[0] ** 2
     assert np.all(np.abs(heads[0] - exact) <= 4 * size * EPS)
     assert np.array_equal(tails, 1 - heads)
 
 
-@both(kernels.energies)
+@both(energies.energies)
 def test_energies_at_any_ranks_in_any_order(kernel):
     stack = np.stack([falling(70, "linear"), np.zeros(70), falling(70, "graded")])
     norms = np.array([np.linalg.norm(row) for row in stack])
@@ -101,7 +102,7 @@ def test_energies_at_any_ranks_in_any_order(kernel):
     assert not tails[1].any()
 
 
-@both(kernels.energies)
+@both(energies.energies)
 def test_energies_of_no_values(kernel):
     heads, tails = np.full((2, 1), np.nan), np.full((2, 1), np.nan)
     kernel(np.empty((2, 0)), np.array([0.0, 1.0]), False, np.array([0]), heads, tails)
@@ -109,7 +110,7 @@ def test_energies_of_no_values(kernel):
     assert tails.tolist() == [[0.0], [1.0]]
 
 
-@both(kernels.error_sweep)
+@both(energies.error_sweep)
 @pytest.mark.parametrize("largest", [16.0, 1e200])
 def test_errors_by_the_formula(kernel, largest):
     stack = np.stack([falling(9, "linear"), np.zeros(9), falling(9, "deficient")])
@@ -127,7 +128,7 @@ def test_errors_by_the_formula(kernel, largest):
     assert not optimal[1].any()
 
 
-@both(kernels._multiply)
+@both(learning._multiply)
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8)])
 def test_products(kernel, m, k, n):
     X, Y, out = RNG.standard_normal((m, k)), RNG.standard_normal((k, n)), np.full((m, n), np.nan)
@@ -135,7 +136,7 @@ def test_products(kernel, m, k, n):
     assert np.all(np.abs(out - X @ Y) <= 2 * (k + 1) * EPS * (np.abs(X) @ np.abs(Y)))
 
 
-@both(kernels._gram)
+@both(learning._gram)
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 3), (7, 5), (9, 2), (3, 6)])
 def test_gram_matrices(kernel, m, n):
     X, out = RNG.standard_normal((m, n)), np.full((n, n), np.nan)
@@ -144,13 +145,13 @@ def test_gram_matrices(kernel, m, n):
     assert np.array_equal(out, out.T)
 
 
-@both(kernels._inner)
+@both(learning._inner)
 def test_inner_products(kernel):
     X, Y = RNG.standard_normal((2, 5, 7))
     assert kernel(X, Y) == pytest.approx(np.sum(X * Y), abs=40 * EPS * np.sum(np.abs(X * Y)))
 
 
-@both(kernels._residual)
+@both(learning._residual)
 @pytest.mark.parametrize("rows", [1, 3, 16, 40])
 def test_residuals_keep_the_digits_that_the_trace_form_loses(kernel, rows):
     m, n, r = 21, 17, 4
@@ -166,7 +167,7 @@ def test_residuals_keep_the_digits_that_the_trace_form_loses(kernel, rows):
     assert kernel(values, none, B, A, 0.25, block) == pytest.approx(exact, rel=1e-13)
 
 
-@both(kernels._pull)
+@both(learning._pull)
 def test_pulls_towards_diagonal_and_dense_targets(kernel):
     X, out = RNG.standard_normal((5, 2)), np.full((7, 2), np.nan)
     kernel(np.array([3.0, 2.0, 1.0]), np.empty((0, 0)), X, out)
@@ -177,7 +178,7 @@ def test_pulls_towards_diagonal_and_dense_targets(kernel):
     assert np.allclose(out, dense @ X, rtol=0, atol=1e-14)
 
 
-@both(kernels._descend_adam)
+@both(learning._descend_adam)
 def test_adams_first_steps(kernel):
     X, moments = np.zeros((1, 3)), np.zeros((2, 1, 3))
     gradient = np.array([[2.0, -1e-8, 0.0]])
@@ -190,7 +191,7 @@ def test_adams_first_steps(kernel):
     assert X[0] == pytest.approx([-0.2, 0.1, 0.0], rel=1e-6)
 
 
-@both(kernels._power_of_two)
+@both(learning._power_of_two)
 def test_powers_of_two(kernel):
     assert [kernel(e) for e in (0, 3, -1074, 1023, 1024, 4000)] == [1.0, 8.0, 5e-324, 2.0**1023, 2.0**1023, 2.0**1023]
 
@@ -217,7 +218,7 @@ def run(kernel, *, adam, dense, span=None, exponent=0, rate=0.01, ranks=(1, 3), 
     return matrices, initial, scalings, ranks, steps, out
 
 
-@both(kernels.learn)
+@both(learning.learn)
 @pytest.mark.parametrize(("adam", "dense"), [(False, False), (True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("exponent", [0, 2, -3])
 def test_learning_is_the_dense_loop(kernel, adam, dense, exponent):
@@ -238,14 +239,14 @@ def test_learning_is_the_dense_loop(kernel, adam, dense, exponent):
 
 
 def test_settings_can_be_cut_anywhere():
-    whole = run(kernels.learn, adam=False, dense=False)[-1]
-    parts = [run(kernels.learn, adam=False, dense=False, span=span)[-1] for span in ((0, 3), (3, 8))]
+    whole = run(learning.learn, adam=False, dense=False)[-1]
+    parts = [run(learning.learn, adam=False, dense=False, span=span)[-1] for span in ((0, 3), (3, 8))]
     for all_of_it, first, second in zip(whole, *parts, strict=True):
         assert np.array_equal(all_of_it, first + second)
         assert not np.any((first != 0) & (second != 0))
 
 
-@both(kernels.learn)
+@both(learning.learn)
 def test_a_run_that_diverges_is_inf_from_there_on(kernel):
     with np.errstate(all="ignore"):
         curves, norms, finals = run(kernel, adam=False, dense=False, rate=1e3, steps=40)[-1]
@@ -271,14 +272,15 @@ for update in (stack, stack.astype("f4"), stack[0], stack[:0], np.asfortranarray
     for optimizer in ("sgd", "adam"):
         lc.learning_sweep(update, [1, 2], steps=2, optimizer=optimizer)
     lc.learning_sweep(of, None, steps=2)
-from lowrank_core import kernels
-for name, kernel in vars(kernels).items():
-    if hasattr(kernel, "signatures"):
-        print(name, len(kernel.signatures))
+import pkgutil, importlib, lowrank_core.kernels
+for module in pkgutil.iter_modules(lowrank_core.kernels.__path__):
+    for name, kernel in vars(importlib.import_module("lowrank_core.kernels." + module.name)).items():
+        if hasattr(kernel, "signatures"):
+            print(module.name + "." + name, len(kernel.signatures))
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     counts = dict(line.split() for line in found.stdout.splitlines())
-    assert {"energies", "error_sweep", "learn"} <= set(counts)
+    assert {"energies.energies", "energies.error_sweep", "learning.learn"} <= set(counts)
     assert {name: count for name, count in counts.items() if count not in {"0", "1"}} == {}
 
 
@@ -309,9 +311,7 @@ sys.stdout.buffer.write(np.concatenate([a.ravel() for a in answers]).tobytes())
 
 def test_kernels_work_where_no_cache_can_be_written(tmp_path):
     package = tmp_path / "lowrank_core"
-    package.mkdir()
-    for path in Path(kernels.__file__).parent.glob("*.py"):
-        shutil.copy(path, package)
+    shutil.copytree(Path(lowrank_core.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     nowhere = tmp_path / "a file, not a folder"
     nowhere.touch()
     code = """
@@ -326,4 +326,4 @@ print(lc.__file__, lc.error_sweep(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), True), [1
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tmp_path
     )
     assert ran.stdout.split() == [str(package / "__init__.py"), "0.6"]
-    assert not (package / "__pycache__").exists()
+    assert not list(package.rglob("__pycache__"))

@@ -45,13 +45,20 @@ def rooms_imported(path):
     return rooms
 
 
-@pytest.mark.parametrize("room", sorted(FLOOR))
+@pytest.mark.parametrize("room", sorted(set(FLOOR) - {"kernels"}))
 def test_imports_run_downwards(room):
     assert {other for other in rooms_imported(PACKAGE / f"{room}.py") if FLOOR[other] >= FLOOR[room]} == set()
 
 
 def test_every_room_has_a_floor():
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"testing"} == set(FLOOR)
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"testing"} == set(FLOOR) - {"kernels"}
+
+
+def test_a_kernels_helpers_stand_in_its_own_file():
+    # Numba's on-disk cache would go on using a helper as it was before an edit.
+    for path in sorted((PACKAGE / "kernels").glob("*.py")):
+        own = {module for module, _ in imports(path) if module.startswith("lowrank_core")}
+        assert own <= {"lowrank_core.kernels.compiling"}, path.name
 
 
 def test_testing_stands_on_the_core():
