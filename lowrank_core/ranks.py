@@ -237,7 +237,8 @@ def stable_rank(spectrum: Spectrum) -> Any:
     """
     values, norm = _unit_values(spectrum)
     zero = norm == 0
-    return np.where(zero, 0.0, (norm / np.where(zero, 1.0, _largest(values))) ** 2)[()]
+    # np.square, because ** of a lone number is another routine, which may differ in the last bit.
+    return np.where(zero, 0.0, np.square(norm / np.where(zero, 1.0, _largest(values))))[()]
 
 
 def effective_rank(spectrum: Spectrum) -> Any:

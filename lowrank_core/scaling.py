@@ -116,7 +116,8 @@ def power_rule(power: float) -> ScalingRule:
         raise ValueError(f"power must be finite; got {power}. -1 is alpha/r and -0.5 is alpha/sqrt(r).")
 
     def rule(alpha: ArrayLike, rank: ArrayLike) -> Any:
-        return _scaling(alpha, rank, lambda a, r: a * r.astype(np.float64) ** power)
+        # np.power, because ** of a lone number is another routine, which differs in the last bit from that of an array.
+        return _scaling(alpha, rank, lambda a, r: a * np.power(r.astype(np.float64), power))
 
     rule.__name__ = rule.__qualname__ = f"power_rule({power:g})"
     return rule
@@ -258,7 +259,7 @@ def learning_gain(alpha: ArrayLike, rank: ArrayLike, rule: str | ScalingRule) ->
     (array([32.,  4.]), array([256., 256.]))
     """
     ranks = as_ranks(rank)
-    return (_apply(rule, as_alpha(alpha), ranks) ** 2 * ranks)[()]
+    return (np.square(_apply(rule, as_alpha(alpha), ranks)) * ranks)[()]
 
 
 def scalings(rules: Sequence[str | ScalingRule], alpha: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[Any]:

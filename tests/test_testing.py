@@ -247,6 +247,7 @@ def test_a_randomised_routine_is_found_out():
     @settings(max_examples=200, deadline=None, derandomize=True, database=None)
     @given(updates(dtypes=["float32"], kinds=["graded", "clustered", "ordinary"]))
     def torch_lowrank(update):
+        torch.manual_seed(0)  # or the same update would pass once and fail once
         _, values, _ = torch.svd_lowrank(torch.tensor(np.ascontiguousarray(update)), q=min(update.shape), niter=0)
         assert_spectrum(update, values.numpy()[:1], eps=2.0**-52)
 

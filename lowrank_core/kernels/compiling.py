@@ -24,4 +24,6 @@ def kernel(function: Function) -> Function:
         compiled: Function = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # Numba found no writable folder for its cache: compile anew in each process.
         compiled = numba.njit(**options)(function)
+    if compiled is function:  # NUMBA_DISABLE_JIT=1: as Python, and as silent as compiled code where a run diverges.
+        compiled = np.errstate(all="ignore")(function)
     return compiled

@@ -1,0 +1,173 @@
+"""Verifiers: residuals bounded as LAPACK's own tests bound them, by c·max(m, n)·eps·‖Δ‖."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core.arrays import as_matrices, scaled_to_unit
+from lowrank_core.factors import LowRankUpdate
+from lowrank_core.spectra import Spectrum
+
+__all__ = ["assert_eckart_young", "assert_same_update", "assert_spectrum"]
+
+Floats = NDArray[np.float64]
+_EPS64 = 2.0**-52
+
+
+def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _EPS64) -> None:
+    r"""Hold singular values against those that LAPACK finds in float64.
+
+    :math:`|\hat\sigma_i - \sigma_i| \le c \max(m, n)\,(\epsilon\,\sigma_1 + 2^{-1074})`; the last term, the spacing of
+    subnormal numbers, matters to nothing else.
+
+    Parameters
+    ----------
+    update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+    values : array_like, shape (..., k), or Spectrum
+        The leading k singular values, descending. The norm of a Spectrum is held to the same bound, relative to itself.
+    c : float
+        The constant. LAPACK's own tests allow 30, for a spectrum and its vectors together.
+    eps : float
+        Rounding unit of the arithmetic that found the values: 2⁻⁵² for float64, 2⁻²³ for float32.
+
+    Raises
+    ------
+    AssertionError
+        If a value is out of bound, or values are not descending or are negative; the message gives the worst.
+
+    References
+    ----------
+    Anderson et al., "LAPACK Users' Guide", 3rd ed., §4.9; LAPACK Working Note 41 for the test ratios.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core.testing import assert_spectrum
+    >>> assert_spectrum(np.diag([3.0, 4.0]), [4.0, 3.0])
+    """
+    scaled, exponents = _scaled(update)
+    norm = None
+    if isinstance(values, Spectrum):
+        values, norm = values.values, np.ldexp(values.norm, -exponents[..., 0, 0])
+    found = np.ldexp(np.asarray(values, dtype=np.float64), -exponents[..., 0])
+    exact = np.linalg.svd(scaled, compute_uv=False)
+    if found.shape[:-1] != exact.shape[:-1] or found.shape[-1] > exact.shape[-1]:
+        raise AssertionError(f"{found.shape} singular values do not belong to updates of shape {scaled.shape}")
+    if np.any(found < 0) or np.any(found[..., 1:] > found[..., :-1]):
+        raise AssertionError("singular values are not negative, and descend along the last axis")
+    bound = _bound(scaled, exponents, exact[..., 0], c, eps)[..., np.newaxis]
+    _assert_within(np.abs(found - exact[..., : found.shape[-1]]), bound, "a singular value")
+    if norm is not None:
+        true_norm = np.linalg.norm(scaled, axis=(-2, -1))
+        _assert_within(np.abs(norm - true_norm), _bound(scaled, exponents, true_norm, c, eps), "the norm")
+
+
+def assert_same_update(actual: Any, expected: Any, *, c: float = 10.0, eps: float = _EPS64) -> None:
+    r"""Hold one update against another.
+
+    :math:`\lVert \hat\Delta - \Delta \rVert_F \le c \max(m, n)\,(\epsilon\,\lVert \Delta \rVert_F + 2^{-1074})`. With
+    U Σ Vᵀ as the first, this is the residual of a decomposition in LAPACK's normalised form.
+
+    Parameters
+    ----------
+    actual, expected : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+    c, eps : float
+        As in :func:`assert_spectrum`.
+
+    Raises
+    ------
+    AssertionError
+        If the shapes differ or the residual is out of bound, for any matrix of a stack.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core.testing import assert_same_update
+    >>> U, values, Vt = np.linalg.svd(np.arange(6.0).reshape(2, 3), full_matrices=False)
+    >>> assert_same_update((U * values) @ Vt, np.arange(6.0).reshape(2, 3))
+    """
+    exact, exponents = _scaled(expected)
+    found = np.ldexp(_dense(actual), -exponents)
+    if found.shape != exact.shape:
+        raise AssertionError(f"an update of shape {found.shape} is not one of shape {exact.shape}")
+    bound = _bound(exact, exponents, np.linalg.norm(exact, axis=(-2, -1)), c, eps)
+    _assert_within(np.linalg.norm(found - exact, axis=(-2, -1)), bound, "the update")
+
+
+def assert_eckart_young(update: Any, approximation: Any, rank: int, *, c: float = 10.0, eps: float = _EPS64) -> None:
+    r"""Hold an approximation of rank r against the best there is, in the Frobenius and the spectral norm.
+
+    With :math:`\tau = c \max(m, n)\,(\epsilon\,\lVert \Delta \rVert_F + 2^{-1074})`: its rank is at most r, that is
+    :math:`\sigma_{r+1}(X) \le \tau`; :math:`\lVert \Delta - X \rVert_F \le \sqrt{T_r} + \tau`; and
+    :math:`\lVert \Delta - X \rVert_2 \le \sigma_{r+1}(\Delta) + \tau`.
+
+    Parameters
+    ----------
+    update, approximation : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+    rank : int
+    c, eps : float
+        As in :func:`assert_spectrum`.
+
+    Raises
+    ------
+    AssertionError
+        If the shapes differ or a bound is broken, for any matrix of a stack.
+
+    References
+    ----------
+    Eckart and Young, Psychometrika 1 (1936) 211; Mirsky, Quart. J. Math. 11 (1960) 50, theorem 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core.testing import assert_eckart_young
+    >>> assert_eckart_young(np.diag([3.0, 4.0]), np.diag([0.0, 4.0]), rank=1)
+    """
+    exact, exponents = _scaled(update)
+    found = np.ldexp(_dense(approximation), -exponents)
+    if found.shape != exact.shape:
+        raise AssertionError(f"an approximation of shape {found.shape} is not one of an update of shape {exact.shape}")
+    slack = _bound(exact, exponents, np.linalg.norm(exact, axis=(-2, -1)), c, eps)
+    tail = np.linalg.svd(exact, compute_uv=False)[..., rank:]
+    beyond = np.linalg.svd(found, compute_uv=False)[..., rank:]
+    left = np.linalg.svd(exact - found, compute_uv=False)
+    _assert_within(_largest(beyond), slack, f"singular value {rank + 1} of the approximation")
+    _assert_within(
+        np.linalg.norm(left, axis=-1), np.linalg.norm(tail, axis=-1) + slack, "the Frobenius norm of the rest"
+    )
+    _assert_within(_largest(left), _largest(tail) + slack, "the spectral norm of the rest")
+
+
+def _largest(values: NDArray[Any]) -> NDArray[Any]:
+    largest: NDArray[Any] = np.max(values, axis=-1, initial=0.0)
+    return largest
+
+
+def _dense(update: Any) -> Floats:
+    return update.to_dense() if isinstance(update, LowRankUpdate) else as_matrices(update)[0].astype(np.float64)
+
+
+def _scaled(update: Any) -> tuple[Floats, NDArray[np.int64]]:
+    return scaled_to_unit(_dense(update))
+
+
+def _bound(scaled: Floats, exponents: NDArray[np.int64], size: NDArray[Any], c: float, eps: float) -> NDArray[Any]:
+    spacing = np.ldexp(1.0, -1074 - exponents[..., 0, 0])
+    bound: NDArray[Any] = c * max(scaled.shape[-2:]) * (eps * size + spacing)
+    return bound
+
+
+def _assert_within(error: NDArray[Any], bound: NDArray[Any], what: str) -> None:
+    # Negated, so that a NaN does not pass.
+    broken = ~(error <= bound)
+    if not np.any(broken):
+        return
+    where = np.unravel_index(int(np.argmax(broken)), np.shape(broken))
+    place = f" at index {tuple(int(i) for i in where)}" if where else ""
+    off, allowed = np.asarray(error)[where], np.broadcast_to(bound, np.shape(error))[where]
+    raise AssertionError(
+        f"{what}{place}: {off:.3g} where {allowed:.3g} is allowed, in units of the power of two above the largest entry"
+    )
