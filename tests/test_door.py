@@ -1,5 +1,6 @@
 """The public API is exactly what DESIGN's door says, and nothing else."""
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -106,6 +107,18 @@ def test_values_are_frozen():
     for value, field in ((spectrum, "norm"), (update, "B"), (sweep, "errors"), (learning, "errors")):
         with pytest.raises(AttributeError):
             setattr(value, field, None)
+
+
+def test_values_are_equal_to_themselves_alone():
+    # Arrays have no one answer to ==, so that comparing fields would raise.
+    spectrum = lowrank_core.spectrum(np.eye(2))
+    update = lowrank_core.LowRankUpdate(np.ones((2, 1)), np.ones((1, 2)))
+    sweep = lowrank_core.error_sweep(spectrum, [1])
+    learning = lowrank_core.learning_sweep(spectrum, [1], steps=1)
+    for value in (spectrum, update, sweep, learning):
+        assert value == value  # noqa: PLR0124 - its own __eq__ is what is tried
+        assert value != dataclasses.replace(value)
+        assert value in {value: 1}
 
 
 def test_the_version_is_one_string():

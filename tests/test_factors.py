@@ -121,3 +121,8 @@ def test_x_must_end_in_n():
     for x in (np.ones(3), np.ones((4, 3)), 1.0):
         with pytest.raises(ValueError, match=r"its last axis must be n = 4"):
             LowRankUpdate(B, A).apply(x)
+
+
+def test_the_scaling_is_a_plain_float():
+    for scaling in (2, np.float32(2), np.int64(2)):
+        assert type(LowRankUpdate(B, A, scaling).scaling) is float

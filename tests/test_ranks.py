@@ -180,3 +180,11 @@ def test_a_lone_spectrum_is_measured_as_in_a_batch():
     of = Spectrum(values, np.linalg.norm(values, axis=-1), (2, 2), complete=True)
     alone = [stable_rank(Spectrum(row, norm, (2, 2), complete=True)) for row, norm in zip(values, of.norm, strict=True)]
     assert np.array_equal(stable_rank(of), alone)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-3, 1e200])
+def test_an_incomplete_spectrum_is_refused_at_any_size_and_answers_for_nothing(size):
+    for ask in (numerical_rank, lambda of: rank_for_ratio(of, 0.1)):
+        with pytest.raises(ValueError, match=r"passed by all 2 leading values"):
+            ask(spectrum(np.diag([4.0, 3.0, 2.0]) * size, rank=2))
+        assert ask(spectrum(np.zeros((3, 3)), rank=2)) == 0

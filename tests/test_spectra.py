@@ -148,3 +148,31 @@ def test_subnormal_updates_have_spectra(values):
     for dtype, smallest in ((np.float32, 2.0**-149), (np.float16, 2.0**-24)):
         exact = np.sort(np.rint(values))[::-1] * smallest
         assert spectrum(np.diag(exact).astype(dtype)).values == pytest.approx(exact, rel=1e-12)
+
+
+def test_how_far_the_norm_may_be_off():
+    # A part in a million, and one step of float64's grid for each value and one more.
+    for off, fits in ((0.9e-6, True), (1.5e-6, False)):
+        for norm in (5 * (1 + off), 5 * (1 - off)):
+            if fits:
+                Spectrum([4.0, 3.0], norm, (2, 2), complete=True)
+            else:
+                with pytest.raises(ValueError, match="norm does not fit"):
+                    Spectrum([4.0, 3.0], norm, (2, 2), complete=True)
+    for steps, fits in ((2, False), (3, True), (7, True), (8, False)):
+        if fits:
+            Spectrum([5 * 5e-324], steps * 5e-324, (1, 1), complete=True)
+        else:
+            with pytest.raises(ValueError, match="norm does not fit"):
+                Spectrum([5 * 5e-324], steps * 5e-324, (1, 1), complete=True)
+
+
+def test_fields_are_plain_python_where_they_are_no_arrays():
+    of = Spectrum([1.0], 1.0, [np.int64(1), np.int64(2)], np.bool_(True))
+    assert of.shape == (1, 2)
+    assert [type(of.shape), type(of.shape[0]), type(of.complete)] == [tuple, int, bool]
+
+
+def test_the_shape_of_a_stack_of_products_is_that_of_one():
+    of = spectrum(LowRankUpdate(np.ones((5, 3, 2)), np.ones((5, 2, 4))))
+    assert (of.shape, of.values.shape, of.norm.shape) == ((3, 4), (5, 2), (5,))
