@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -65,31 +64,36 @@ class _BlasGate:
 
     Calls that want the same count share the gate: the first in saves and sets, the last out restores. A call that
     wants another count waits until they have left.
+
+    An interrupt may strike anywhere. Leaving is therefore safe to repeat, and for a holder that never came in; and the
+    lock is a plain one, taken with its own ``with``, which no interrupt can part from the block it guards.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._holders = 0
+        self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)
+        self._holders: set[object] = set()
         self._threads: int | None = None
         self._before: list[tuple[Any, int]] = []
 
-    def enter(self, threads: int | None) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._holders == 0 or self._threads == threads)
-            if self._holders == 0:
+    def enter(self, holder: object, threads: int | None) -> None:
+        with self._lock:
+            while self._holders and self._threads != threads:
+                self._free.wait()
+            if not self._holders:
                 self._threads = threads
                 if threads is not None:
                     self._before = [(library, library.get_num_threads()) for library in _controller().lib_controllers]
                     for library, _ in self._before:
                         _set_threads(library, threads)
-            self._holders += 1
+            self._holders.add(holder)
 
-    def leave(self) -> None:
-        with self._changed:
-            self._holders -= 1
-            if self._holders == 0:
+    def leave(self, holder: object) -> None:
+        with self._lock:
+            self._holders.discard(holder)
+            if not self._holders:
                 self.restore()
-                self._changed.notify_all()
+                self._free.notify_all()
 
     def restore(self) -> None:
         for library, threads in self._before:
@@ -111,15 +115,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-@contextmanager
-def blas_threads(threads: int | None) -> Iterator[None]:
+class blas_threads:  # noqa: N801 - used as a function is
     """Hold BLAS to `threads` threads, or to the process's own setting (None), and put it back afterwards.
 
     Not reentrant: a holder that asks for another count would wait for itself, so only leaf calculations hold it.
+    A class, because a generator's context manager leaves an interrupt a dozen places to fall between.
     """
-    gate = _gate
-    gate.enter(threads)
-    try:
-        yield
-    finally:
-        gate.leave()
+
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+        self._gate = _gate
+
+    def __enter__(self) -> None:
+        try:
+            self._gate.enter(self, self._threads)
+        except BaseException:
+            self._gate.leave(self)
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._gate.leave(self)
+        except BaseException:
+            self._gate.leave(self)
+            raise
