@@ -1,0 +1,104 @@
+"""Where the package is installed and how Python is run: each must work, and give the same answers."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lowrank_core as lc
+
+# Something of every kernel and route, as bytes on the standard output.
+SMOKE = """
+import sys, numpy as np, lowrank_core as lc
+stack = np.random.default_rng(0).standard_normal((3, 9, 8))
+of = lc.spectrum(stack)
+for found in (
+    of.values, lc.spectrum(stack.astype("f4")).values, lc.truncate(stack, 2).B, lc.variance_captured(of),
+    lc.error_sweep(of, None).errors, lc.learning_sweep(of, [0, 3], steps=4).curves,
+    lc.learning_sweep(stack, [2], steps=3, optimizer="adam").curves, lc.effective_rank(of),
+):
+    sys.stdout.buffer.write(found.tobytes())
+try:
+    lc.spectrum(np.full((2, 2), np.nan))
+except ValueError:
+    sys.stdout.buffer.write(b"refused")
+"""
+# One kernel only, since eight processes are to compile it: begun when all of them are ready.
+COLD = """
+import sys, lowrank_core as lc
+from lowrank_core.kernels.energies import energies
+print("ready", flush=True)
+sys.stdin.readline()
+print(lc.variance_captured(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)).tolist())
+print(lc.__file__, sum(energies.stats.cache_hits.values()))
+"""
+
+
+def run(*arguments, code=SMOKE, **environment):
+    command = [sys.executable, "-W", "error", *arguments, "-c", code]
+    return subprocess.run(command, capture_output=True, check=True, env=os.environ | environment).stdout
+
+
+@pytest.fixture(scope="module")
+def plainly():
+    found = run()
+    assert found.endswith(b"refused")
+    return found
+
+
+def test_without_asserts_and_docstrings_answers_are_the_same(plainly):
+    assert run("-OO") == plainly  # -O drops asserts, -OO docstrings too
+
+
+def test_without_the_compiler_answers_differ_by_rounding_alone(plainly):
+    found = run(NUMBA_DISABLE_JIT="1")
+    assert len(found) == len(plainly)
+    numbers = [np.frombuffer(answer.removesuffix(b"refused")) for answer in (found, plainly)]
+    assert np.allclose(*numbers, rtol=1e-12, atol=0)
+
+
+def test_without_the_compiler_a_run_that_diverges_warns_in_its_own_words_alone():
+    code = """
+import warnings, lowrank_core as lc
+of = lc.Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert lc.learning_sweep(of, [1], learning_rate=100.0).errors.tolist() == [[float("inf")]] * 2
+print([str(warning.message).split()[:3] for warning in caught])
+"""
+    assert run(code=code, NUMBA_DISABLE_JIT="1").decode().strip() == str([["gradient", "descent", "diverged"]])
+
+
+def test_eight_processes_that_start_cold_at_once(tmp_path):
+    shutil.copytree(Path(lc.__file__).parent, tmp_path / "lowrank_core", ignore=shutil.ignore_patterns("__pycache__"))
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", COLD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=tmp_path,
+        )
+
+    together = [start() for _ in range(8)]
+    for process in together:
+        assert process.stdout.readline() == "ready\n"
+    for process in together:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in together:
+        answer, place = process.communicate(timeout=300)[0].splitlines()
+        assert answer == "[0.0, 0.64, 1.0]"
+        assert place.startswith(str(tmp_path))
+        assert process.returncode == 0
+    # What they left is whole: the next process loads it.
+    answer, place = start().communicate("\n", timeout=300)[0].splitlines()[1:]
+    assert answer == "[0.0, 0.64, 1.0]"
+    assert place.endswith(" 1")
