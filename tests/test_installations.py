@@ -75,7 +75,11 @@ print([str(warning.message).split()[:3] for warning in caught])
 
 def test_eight_processes_that_start_cold_at_once(tmp_path):
     shutil.copytree(Path(lc.__file__).parent, tmp_path / "lowrank_core", ignore=shutil.ignore_patterns("__pycache__"))
-    env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    env = os.environ | {
+        "PYTHONPATH": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "NUMBA_DISABLE_JIT": "0",
+    }
 
     def start():
         return subprocess.Popen(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lowrank_core
-from lowrank_core.kernels import energies, learning
+from lowrank_core.kernels import compiling, energies, learning
 from tests import oracles
 
 EPS = 2.0**-52
@@ -278,7 +278,10 @@ for module in pkgutil.iter_modules(lowrank_core.kernels.__path__):
         if hasattr(kernel, "signatures"):
             print(module.name + "." + name, len(kernel.signatures))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, env=os.environ | {"NUMBA_DISABLE_JIT": "0"},
+    )  # fmt: skip
     counts = dict(line.split() for line in found.stdout.splitlines())
     assert {"energies.energies", "energies.error_sweep", "learning.learn"} <= set(counts)
     assert {name: count for name, count in counts.items() if count not in {"0", "1"}} == {}
@@ -327,3 +330,23 @@ print(lc.__file__, lc.error_sweep(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), True), [1
     )
     assert ran.stdout.split() == [str(package / "__init__.py"), "0.6"]
     assert not list(package.rglob("__pycache__"))
+
+
+def test_a_kernel_is_compiled_without_a_cache_where_numba_finds_no_folder_for_it(monkeypatch):
+    asked = []
+
+    def njit(**options):
+        asked.append(options)
+        if "cache" in options:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: ("compiled", function)
+
+    monkeypatch.setattr(compiling.numba, "njit", njit)
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    assert compiling.kernel(plain) == ("compiled", plain)
+    assert asked == [{"cache": True} | options, options]
+
+
+def test_an_uncompiled_kernel_is_silent(monkeypatch):
+    monkeypatch.setattr(compiling.numba, "njit", lambda **_: lambda function: function)
+    assert compiling.kernel(lambda x: x * x)(np.float64(1e200)) == np.inf

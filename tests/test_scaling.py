@@ -82,8 +82,19 @@ def test_a_rule_without_alpha_has_no_equivalent_unless_the_scaling_is_its_own():
         equivalent_alpha(16, 8, "standard", to_rule=lambda alpha, rank: (alpha + 1) / rank)
 
 
+def test_a_rule_may_miss_the_scaling_by_a_part_in_1e12():
+    def off_by(part):
+        # α^(1 + δ) is off by δ ln 16 at α = 16.
+        power = 1 + part / np.log(16)
+        return lambda alpha, rank: np.asarray(alpha) ** power / rank
+
+    assert equivalent_alpha(16, 1, "standard", to_rule=off_by(0.5e-12)) == 16
+    with pytest.raises(ValueError, match=r"not proportional to alpha"):
+        equivalent_alpha(16, 1, "standard", to_rule=off_by(1.5e-12))
+
+
 def test_rank_0_has_no_equivalent():
-    for ranks in ({"rank": 0}, {"rank": [4, 0]}, {"rank": 4, "to_rank": 0}):
+    for ranks in ({"rank": 0}, {"rank": [4, 0]}, {"rank": 4, "to_rank": 0}, {"rank": 0, "to_rank": 4}):
         with pytest.raises(ValueError, match=r"rank 0 has no scaling to keep"):
             equivalent_alpha(16, rule="standard", **ranks)
 

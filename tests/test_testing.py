@@ -1,5 +1,8 @@
 """The strategies produce what they say, shrink to what one can read, and the verifiers catch what is wrong."""
 
+import importlib.util
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from lowrank_core.testing import (
     ranks_for,
     spectra,
     stacks_of_updates,
+    strategies,
     updates,
 )
 
@@ -253,3 +257,10 @@ def test_a_randomised_routine_is_found_out():
 
     with pytest.raises(AssertionError, match="singular value"):
         torch_lowrank()
+
+
+def test_without_hypothesis_the_error_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    found = importlib.util.spec_from_file_location("strategies_again", strategies.__file__)
+    with pytest.raises(ImportError, match=r'pip install "lowrank_core\[testing\]"'):
+        found.loader.exec_module(importlib.util.module_from_spec(found))

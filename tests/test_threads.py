@@ -19,6 +19,7 @@ from lowrank_core import (
     learning_sweep,
     rank_for_variance,
     spectrum,
+    threads,
     truncate,
     variance_captured,
 )
@@ -295,3 +296,13 @@ def test_a_fresh_process_answers_alike():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert run.stdout == lowrank_core.spectrum(STACK).values.tobytes()
+
+
+def test_a_child_begins_with_blas_as_it_was_before_the_fork_and_with_nobody_inside(blas_before):
+    with blas_threads(1):
+        threads._reset_after_fork()
+        assert blas_now() == blas_before
+        # One more holder, of another count: with those of the parent still inside it would wait for ever.
+        with blas_threads(None):
+            assert blas_now() == blas_before
+    assert blas_now() == blas_before
