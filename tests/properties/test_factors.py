@@ -81,3 +81,43 @@ def test_an_update_times_the_identity_is_itself(stack):
     held = LowRankUpdate(stack, np.eye(stack.shape[-1], dtype=stack.dtype))
     assert np.array_equal(held.to_dense(), stack)
     assert held.dtype == stack.dtype.name
+
+
+def close(update, first, second):
+    """Whether the values of two products that ought to be `update` agree."""
+    room = 3 * bounds.of_product(update, np.max(spectrum(update).norm, initial=0.0)[..., np.newaxis])
+    p = max(first.values.shape[-1], second.values.shape[-1])
+    padded = (
+        np.concatenate([of.values, np.zeros((*of.norm.shape, p - of.values.shape[-1]))], axis=-1)
+        for of in (first, second)
+    )
+    return np.all(np.abs(np.subtract(*padded)) <= room)
+
+
+@given(doubles, st.integers(0, 2**32 - 1))
+def test_components_can_be_rotated_among_themselves(update, seed):
+    Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((update.rank, update.rank)))[0]
+    rotated = LowRankUpdate(update.B @ Q, Q.T @ update.A, update.scaling)
+    assert close(update, spectrum(rotated), spectrum(update))
+
+
+@given(products, st.randoms(use_true_random=False))
+def test_the_order_of_components_does_not_matter(update, shuffler):
+    order = list(range(update.rank))
+    shuffler.shuffle(order)
+    moved = LowRankUpdate(update.B[..., order], update.A[..., order, :], update.scaling)
+    assert np.all(np.abs(moved.to_dense() - update.to_dense()) <= 2 * update.rank * bounds.EPS64 * size(update))
+    if update.dtype == "float64":
+        assert close(update, spectrum(moved), spectrum(update))
+
+
+@given(doubles)
+def test_a_component_can_be_split_in_two(update):
+    # γ B A = γ (½B)A + γ (½B)A, as an adapter of twice the rank.
+    halves = LowRankUpdate(
+        np.concatenate([update.B / 2, update.B / 2], axis=-1),
+        np.concatenate([update.A, update.A], axis=-2),
+        update.scaling,
+    )
+    assert halves.rank == 2 * update.rank
+    assert close(update, spectrum(halves), spectrum(update))
