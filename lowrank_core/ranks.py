@@ -137,7 +137,9 @@ def rank_for_ratio(spectrum: Spectrum, ratio: ArrayLike) -> Any:
     """
     wanted = as_fraction(ratio, "ratio")
     values, _ = _unit_values(spectrum)
-    count = _count_at_least(spectrum, values, wanted * _largest(values), f"a ratio of {ratio!r}")
+    # A threshold that underflows is still above a value of 0.
+    threshold = np.maximum(wanted * _largest(values), np.where(wanted > 0, 5e-324, 0.0))
+    count = _count_at_least(spectrum, values, threshold, f"a ratio of {ratio!r}")
     # Every value, the zeros beyond those held included, is at least nothing.
     everything = np.where(wanted == 0, min(spectrum.shape), count)
     return np.where(spectrum.norm == 0, 0, np.maximum(everything, 1))[()]

@@ -65,6 +65,9 @@ class Spectrum:
         if not (np.all(np.isfinite(values) & (values >= 0)) and np.all(values[..., 1:] <= values[..., :-1])):
             raise ValueError("values must be finite, not negative, and descending along the last axis.")
         _check_norm(values, norm, complete=bool(self.complete))
+        if self.complete:
+            # Values that all rounded to 0 leave at most a few steps of float64's grid: nothing to divide by.
+            norm[~np.any(values, axis=-1)] = 0.0
         values.flags.writeable = norm.flags.writeable = False
         fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete)}
         for name, value in (fields | {"dtype": _dtype_name(self.dtype)}).items():

@@ -267,3 +267,11 @@ def test_mixed_dtypes_have_the_coarser_ones_accuracy():
     update = LowRankUpdate(rng.standard_normal((9, 3)), narrow(rng, (3, 7)))
     assert spectrum(update).dtype == "float32"
     assert_product(update)
+
+
+def test_krylov_finds_copies_of_a_value_until_the_space_is_full():
+    # A projection on 40 of 72 directions: two blocks of 32 hold 32 of the ones and leak nothing. The probe fills the
+    # space up, and shows the other eight.
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((72, 40)))[0]
+    found = spectrum(basis @ basis.T, rank=40, method="krylov").values
+    assert np.all(np.abs(found - 1) <= 10 * 72 * 2.0**-52)

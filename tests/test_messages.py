@@ -38,6 +38,9 @@ MESSAGES = {
     "B of shape (3, 2) has rank 2 but A of shape (4, 3) has rank 4; "
     "B is (..., m, r) and A is (..., r, n) with the same r.":
         lambda: LowRankUpdate(np.ones((3, 2)), np.ones((4, 3))),
+    "B of shape (7, 3, 2) has rank 2 but A of shape (7, 4, 3) has rank 4; "
+    "B is (..., m, r) and A is (..., r, n) with the same r.":
+        lambda: LowRankUpdate(np.ones((7, 3, 2)), np.ones((7, 4, 3))),
     "B of shape (0, 2) and A of shape (2, 4) make empty matrices; m and n must be at least 1.":
         lambda: LowRankUpdate(np.ones((0, 2)), np.ones((2, 4))),
     "B of shape (2, 3, 1) and A of shape (2, 1, 0) make empty matrices; m and n must be at least 1.":
