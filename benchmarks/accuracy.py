@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from benchmarks import cases
+from benchmarks import cases, drawn
 
 
 def _error(build: Any, *arguments: Any) -> float:
@@ -22,6 +22,32 @@ class Values:
 
     def track_error(self, n: int, dtype: str, spectrum: str) -> float:
         return _error(cases.large, n, dtype, spectrum)
+
+
+class Drawn:
+    """Singular values of all kinds of drawn updates, against mpmath, by route and dtype."""
+
+    version = "1"
+    unit = "eps·σ₁"
+    timeout = 600
+    param_names: ClassVar = ["route", "dtype", "of"]
+    params: ClassVar = [list(drawn.UNITS), list(drawn.DTYPES), ["updates", "products"]]
+
+    def track_error(self, route: str, dtype: str, of: str) -> float:
+        return drawn.worst(route, dtype, product=of == "products", examples=20)
+
+
+class Shortfall:
+    """Energy that krylov misses on drawn updates, over what it may."""
+
+    version = "1"
+    unit = "of what is owed"
+    timeout = 600
+    param_names: ClassVar = ["dtype"]
+    params: ClassVar = [list(drawn.DTYPES)]
+
+    def track_shortfall(self, dtype: str) -> float:
+        return drawn.shortfall(dtype, 20)
 
 
 class Leading:

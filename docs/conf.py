@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS / "_generate")]
+sys.path[:0] = [str(DOCS / "_extensions"), str(DOCS / "_generate"), str(DOCS.parent)]
 
 import lowrank_core  # noqa: E402 - the folders above come first
 

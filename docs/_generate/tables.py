@@ -3,7 +3,9 @@
 python docs/_generate/tables.py FOLDER
 """
 
+import json
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from lowrank_core.cli.article import run as run_article
 from lowrank_core.cli.verdicts import verdicts
 from lowrank_core.decompose import choose_route
 
+ROOT = Path(__file__).parents[2]
 RULES = {"standard": "α/r", "rslora": "α/√r"}
 SIZE = 256  # a power of four
 EPS32, EPS64 = 2.0**-23, 2.0**-52
@@ -30,6 +33,10 @@ def write_all(folder):
         "verdicts": judged(article),
         "routes": routes(),
         "accuracy": accuracy(),
+        "drawn": drawn_errors(),
+        "mutation": mutation(),
+        "survivors": survivors(),
+        "long": long_profile(),
     }
     for name, text in tables.items():
         Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
@@ -128,6 +135,70 @@ def accuracy():
     return table(heads, rows)
 
 
+def drawn_errors():
+    """Worst errors over every kind of drawn update, against mpmath."""
+    from benchmarks import drawn
+
+    def worst(route, dtype, *, product):
+        if (dtype, route) == ("float64", "gram"):
+            return "–"
+        return f"{drawn.worst(route, dtype, product=product, examples=20):.2g}"
+
+    rows = []
+    for dtype in drawn.DTYPES:
+        figures = [worst(route, dtype, product=product) for product in (False, True) for route in drawn.UNITS]
+        rows.append([dtype, *figures, f"{drawn.shortfall(dtype, 20):.1g}"])
+    heads = [
+        "stored in",
+        "direct: over eps64·σ₁",
+        "gram: over eps32·σ₁",
+        "factors, direct: over eps64·γ‖B‖‖A‖",
+        "factors, gram: over eps32·σ₁",
+        "krylov: energy missed, over what is owed",
+    ]
+    return table(heads, rows)
+
+
+def recorded(name):
+    """Read what a command that takes too long for a build has written."""
+    return json.loads((ROOT / "docs" / "numbers" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def mutation():
+    """Mutants of each module, and how many of them a test kills."""
+    results = recorded("mutation")
+    totals = [sum(result[key] for result in results.values()) for key in ("mutants", "killed")]
+    rows = [[f"`{name}.py`", result["mutants"], result["killed"]] for name, result in results.items()]
+    rows.append(["all", *totals])
+    return table(["module", "mutants", "killed", "share"], [[*row, f"{100 * row[2] / row[1]:.1f} %"] for row in rows])
+
+
+def survivors():
+    """Mutants that no test kills, and why."""
+    known = tomllib.loads((ROOT / ".ci" / "equivalent.toml").read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"`{name}.py`",
+            f"`{survivor['was']}`",
+            f"`{survivor['became']}`",
+            known.get(name, {}).get(survivor["became"], "**it does not: a test is missing**"),
+        ]
+        for name, result in recorded("mutation").items()
+        for survivor in result["survivors"]
+    ]
+    heads = ["module", "was", "became", "why it means the same"]
+    return table(heads, [[str(cell).replace("|", "\\|") for cell in row] for row in rows]).replace("--:", "---")
+
+
+def long_profile():
+    """Properties, examples and minutes of the long profile, file by file."""
+    results = recorded("long")
+    keys = ("properties", "examples", "minutes")
+    rows = [[f"`{name}.py`", *(result[key] for key in keys)] for name, result in results.items()]
+    rows.append(["all", *(round(sum(result[key] for result in results.values()), 1) for key in keys)])
+    return table(["file", *keys], rows)
+
+
 def spectra_of(size):
     """Descending spectra of small whole numbers."""
     half = size // 2
@@ -168,6 +239,7 @@ def worst(update, method, values):
 
 
 if __name__ == "__main__":
+    sys.path.append(str(ROOT))
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
     write_all(target)
