@@ -1,6 +1,7 @@
 """Every figure of the site, from the library's own figures: light and dark, as SVG.
 
-python docs/_generate/figures.py FOLDER
+python docs/_generate/figures.py FOLDER [FIGURE ...]
+python docs/_generate/figures.py docs/_static answers    # the README's own
 """
 
 import sys
@@ -52,8 +53,8 @@ THEMES = (
 )
 
 
-def write_all(folder):
-    """Draw every figure, in every theme, into a folder."""
+def write_all(folder, only=()):
+    """Draw every figure, or these only, in every theme, into a folder."""
     article = run_article(Settings())
     report = inspected_tiny_model()
     figures = {
@@ -66,8 +67,8 @@ def write_all(folder):
     for theme in THEMES:
         with style():
             mpl.rcParams.update(theme_parameters(theme))
-            for name, draw in figures.items():
-                draw(theme).savefig(Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None})
+            for name in only or figures:
+                figures[name](theme).savefig(Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None})
 
 
 def theme_parameters(theme):
@@ -258,4 +259,4 @@ def rank_axis(axes, ranks):
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
-    write_all(target)
+    write_all(target, sys.argv[2:])
