@@ -68,7 +68,9 @@ def write_all(folder, only=()):
         with style():
             mpl.rcParams.update(theme_parameters(theme))
             for name in only or figures:
-                figures[name](theme).savefig(Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None})
+                figures[name](theme).savefig(
+                    Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None}
+                )
 
 
 def theme_parameters(theme):
