@@ -1,0 +1,410 @@
+"""One layer's update becomes the factors that a file will hold, and what was lost on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, spectrum, truncate
+from lowrank_core import variance_captured as captured_at
+from lowrank_core.models.files import frobenius_norm, row_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+LayerRank: TypeAlias = int | Callable[[Spectrum], Any]
+"""How many components of a layer to keep: a number, or a function that gives it from the layer's spectrum."""
+
+Rank: TypeAlias = LayerRank | Mapping[str, int]
+"""The same for all layers, or a number for each by its name, as an allocation of a budget gives them."""
+
+STORED_DTYPES = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""What factors can be stored in, finest first, and the distance from 1 to the next number of each."""
+
+PEFT_RULES = ("rslora", "standard")
+DEFAULT_ALPHA = 16.0
+
+
+@dataclass(frozen=True)
+class Form:
+    """
+    How factors are stored, beside their rank.
+
+    Attributes
+    ----------
+    dtype : str
+        "float64", "float32", "float16" or "bfloat16".
+    alpha : float
+        The alpha of every layer, where the scale is not 1.
+    rule : str
+        "standard" (α/r) or "rslora" (α/√r).
+    uniform : bool
+        Whether all layers will be padded to one rank r with α = r: the scale is then 1.
+    kohya : bool
+        Whether alpha is stored as a tensor of the factors' dtype and read as α/r.
+
+    Raises
+    ------
+    ValueError
+        If the dtype, the rule or the alpha is not one, or `uniform` is given with another rule or an alpha.
+    """
+
+    dtype: str = "float32"
+    alpha: float | None = None
+    rule: str = "standard"
+    uniform: bool = False
+    kohya: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in STORED_DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(STORED_DTYPES)}")
+        if self.rule not in PEFT_RULES:
+            raise ValueError(
+                f"rule {self.rule!r} is none that an adapter can name: {', '.join(PEFT_RULES)} (α/√r and α/r) are"
+            )
+        if self.uniform and (self.alpha is not None or self.rule != "standard"):
+            raise ValueError("uniform sets alpha to the one rank and the rule to 'standard': leave both out")
+        scaling_rule(self.rule)(self._alpha, 1)
+
+    @property
+    def _alpha(self) -> float:
+        return DEFAULT_ALPHA if self.alpha is None else self.alpha
+
+    def alpha_at(self, rank: int) -> float:
+        """
+        Give the alpha that a file will hold for a layer.
+
+        Parameters
+        ----------
+        rank : int
+            At least 1.
+
+        Returns
+        -------
+        float
+            Where it is a tensor of low precision, the nearest that can be stored: the factors then take up the rest.
+        """
+        if self.uniform:
+            return float(rank)
+        if not self.kohya:
+            return self._alpha
+        # Readers of kohya's format know α/r alone, so that α√r stands in for the other rule.
+        standing = self._alpha * (math.sqrt(rank) if self.rule == "rslora" else 1.0)
+        return float(np.asarray(standing, dtype=as_dtype(self.dtype)))
+
+    def scaling_at(self, rank: int) -> float:
+        """
+        Give the scale that a reader of the file will apply to a layer.
+
+        Parameters
+        ----------
+        rank : int
+            At least 1.
+
+        Returns
+        -------
+        float
+            γ.
+        """
+        rule = "standard" if self.kohya else self.rule
+        return float(scaling_rule(rule)(self.alpha_at(rank), rank))
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """
+    One update as the factors that a file will hold, checked against the update.
+
+    Attributes
+    ----------
+    update : LowRankUpdate or None
+        The factors in their stored dtype, and the scale that a reader applies; None at rank 0.
+    scaling : float
+        The scale γ that a reader applies; 0 at rank 0.
+    rank : int
+        Number of components kept.
+    asked : int
+        The rank asked for, before it was clamped to the layer's own.
+    norm : float
+        Frobenius norm of the update.
+    singular_values : ndarray
+        Those found, descending: all that are not zero for certain, or the leading ones that were asked for.
+    variance_captured, best_error : float
+        What the best update of this rank holds, and its relative error.
+    error : float
+        Relative error of what is stored, measured after rounding: ‖Δ − γBA‖ / ‖Δ‖.
+    storage_error : float
+        What rounding moved: ‖γBA − Δ_r‖ / ‖Δ‖, with Δ_r the best update of this rank before it was rounded.
+    """
+
+    update: LowRankUpdate | None
+    scaling: float
+    rank: int
+    asked: int
+    norm: float
+    singular_values: NDArray[np.float64]
+    variance_captured: float
+    best_error: float
+    error: float
+    storage_error: float
+
+
+def factor(update: NDArray[Any] | LowRankUpdate, rank: LayerRank, form: Form, *, at_least: int = 0) -> Factored:
+    r"""
+    Truncate an update, round its factors to their stored dtype, and measure what is lost.
+
+    Parameters
+    ----------
+    update : ndarray or LowRankUpdate, shape (m, n)
+        Δ; of a LowRankUpdate the product is never formed.
+    rank : int or callable
+        How many components to keep, clamped to what the update has.
+    form : Form
+        How the factors are stored.
+    at_least : int
+        The least rank, where a layer may not be left out.
+
+    Returns
+    -------
+    Factored
+        One decomposition was made.
+
+    Raises
+    ------
+    ValueError
+        If the update is not finite, the rank is not one, or the factors do not fit their stored dtype.
+
+    Notes
+    -----
+    The error of the factors is measured against Δ itself, in float64 and after rounding: in blocks of rows, or for a
+    product through the QR factors of :math:`[\gamma' B', -\gamma B]` and :math:`[A'; A]`. Where only the leading
+    singular values are known (large float32 layers at a fixed small rank) the best error is :math:`\sqrt{N^2 - H_r}/N`:
+    nothing under about 3e-8 can be told from zero by it, and it may lie above the truth by a relative 5e-5.
+    """
+    best, found, asked = _truncated(update, rank, at_least)
+    norm = float(found.norm)
+    stored = _stored(best, form) if best.rank else None
+    if stored is None:
+        error, storage_error = (1.0 if norm else 0.0), 0.0
+    else:
+        error = residual_norm(update, stored) / (norm or 1.0)
+        storage_error = product_norm(_minus(stored, best)) / (norm or 1.0)
+    return Factored(
+        update=stored,
+        scaling=0.0 if stored is None else stored.scaling,
+        rank=best.rank,
+        asked=asked,
+        norm=norm,
+        singular_values=found.values,
+        variance_captured=float(captured_at(found, best.rank)),
+        best_error=float(reconstruction_error(found, best.rank)),
+        error=error,
+        storage_error=storage_error,
+    )
+
+
+def check_rank(rank: Rank, names: Iterable[str]) -> None:
+    """
+    Refuse a rank that is none, before any layer is read.
+
+    Parameters
+    ----------
+    rank : int, callable or mapping
+        As in :data:`Rank`.
+    names : iterable of str
+        The layers.
+
+    Raises
+    ------
+    ValueError
+        If a number is no rank, or a mapping has none for a layer. What else a mapping names does not matter: a budget
+        may have been allocated over more layers than are written.
+    """
+    if isinstance(rank, Mapping):
+        missing = [name for name in names if name not in rank]
+        if missing:
+            raise ValueError(
+                f"the ranks given have none for {len(missing)} of the layers, as {missing[0]!r}: give one for each; 0 "
+                "leaves a layer out"
+            )
+        for count in rank.values():
+            _as_count(count)
+    elif not callable(rank):
+        _as_count(rank)
+
+
+def rank_of(rank: Rank, name: str) -> LayerRank:
+    """
+    Give the rank of one layer.
+
+    Parameters
+    ----------
+    rank : int, callable or mapping
+        As in :data:`Rank`.
+    name : str
+        The layer.
+
+    Returns
+    -------
+    int or callable
+        The layer's entry of a mapping; else `rank` itself.
+    """
+    return rank[name] if isinstance(rank, Mapping) else rank
+
+
+def everything(found: Spectrum) -> int:
+    """
+    Keep every component of an update: a rank as :data:`Rank` takes it.
+
+    Parameters
+    ----------
+    found : Spectrum
+        The layer's.
+
+    Returns
+    -------
+    int
+        The number of its values that are more than the rounding of the float64 they were found in: padding with zeros
+        and repeated components are no components.
+    """
+    largest = np.max(found.values, initial=0.0)
+    return int(np.count_nonzero(found.values > max(found.shape) * STORED_DTYPES["float64"] * largest))
+
+
+def as_dtype(name: str) -> np.dtype[Any]:
+    """
+    Find the NumPy dtype of a name.
+
+    Parameters
+    ----------
+    name : str
+        That of a type which NumPy or ml_dtypes has, as "bfloat16".
+
+    Returns
+    -------
+    numpy.dtype
+        The type.
+    """
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    return np.dtype(name)
+
+
+def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -> float:
+    """
+    Measure how far factors are from an update, ‖Δ − γBA‖.
+
+    Parameters
+    ----------
+    update : ndarray or LowRankUpdate, shape (m, n)
+        Δ.
+    stored : LowRankUpdate
+        γBA, in any dtype; taken in float64.
+
+    Returns
+    -------
+    float
+        The Frobenius norm, without cancellation.
+    """
+    if isinstance(update, LowRankUpdate):
+        return product_norm(_minus(update, stored))
+    B, A = stored.scaling * stored.B.astype(np.float64), stored.A.astype(np.float64)
+    parts = []
+    for rows in row_blocks(update.shape):
+        residual = B[rows] @ A
+        residual -= update[rows]
+        parts.append(frobenius_norm(residual))
+    return math.hypot(*parts)
+
+
+def product_norm(update: LowRankUpdate) -> float:
+    """
+    Give the Frobenius norm of a product, without forming it.
+
+    Parameters
+    ----------
+    update : LowRankUpdate
+        Any.
+
+    Returns
+    -------
+    float
+        Of γBA.
+    """
+    return float(spectrum(update).norm)
+
+
+def stacked(updates: list[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
+    r"""
+    Add updates up exactly: :math:`\sum_i w_i \gamma_i B_i A_i = [w_1\gamma_1 B_1, \ldots]\,[A_1; \ldots]`.
+
+    Parameters
+    ----------
+    updates : list of (float, LowRankUpdate)
+        Weights and updates of one shape.
+
+    Returns
+    -------
+    LowRankUpdate
+        In float64; its rank is the sum of theirs.
+    """
+    B = [(weight * update.scaling) * update.B.astype(np.float64) for weight, update in updates]
+    return LowRankUpdate(np.hstack(B), np.vstack([update.A.astype(np.float64) for _, update in updates]))
+
+
+def _minus(one: LowRankUpdate, other: LowRankUpdate) -> LowRankUpdate:
+    return stacked([(1.0, one), (-1.0, other)])
+
+
+def _truncated(
+    update: NDArray[Any] | LowRankUpdate, rank: LayerRank, at_least: int
+) -> tuple[LowRankUpdate, Spectrum, int]:
+    """Give the best update of that rank, the spectrum, and the rank asked for."""
+    own = update.rank if isinstance(update, LowRankUpdate) else math.inf
+    own = int(min(*update.shape, own))
+
+    def clamped(asked: int, norm: float) -> int:
+        return max(min(asked, own) if norm else 0, at_least)
+
+    # Only float32 and below are ever decomposed in part: for all others the whole spectrum comes at no cost.
+    if not (isinstance(update, LowRankUpdate) or callable(rank) or update.dtype == np.float64):
+        asked, norm = _as_count(rank), frobenius_norm(update)
+        best = truncate(update, clamped(asked, norm))
+        values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]
+        found = Spectrum(values, np.float64(norm), best.shape, best.rank == own, update.dtype)
+        return best, found, asked
+
+    seen: list[tuple[Spectrum, int]] = []
+
+    def choose(found: Spectrum) -> int:
+        seen.append((found, _as_count(rank(found) if callable(rank) else rank)))
+        return clamped(seen[0][1], float(found.norm))
+
+    best = truncate(update, choose)
+    return best, *seen[0]
+
+
+def _as_count(rank: Any) -> int:
+    count = int(rank)
+    if count != rank or count < 0 or isinstance(rank, bool):
+        raise ValueError(f"a rank is a whole number of at least 0; got {rank!r}")
+    return count
+
+
+def _stored(best: LowRankUpdate, form: Form) -> LowRankUpdate:
+    scaling, balanced = form.scaling_at(best.rank), best.balanced()
+    share = math.sqrt(scaling)
+    dtype = as_dtype(form.dtype)
+    with np.errstate(over="ignore"):
+        stored = LowRankUpdate((balanced.B / share).astype(dtype), (balanced.A / share).astype(dtype), scaling)
+    if not (np.isfinite(stored.B).all() and np.isfinite(stored.A).all()):
+        raise ValueError(f"its factors do not fit {form.dtype}: store them in bfloat16 or float32")
+    return stored

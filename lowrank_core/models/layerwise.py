@@ -1,0 +1,424 @@
+"""Updates become an adapter's file, one layer in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lowrank_core import scaling_rule
+from lowrank_core.models.adapters import open_adapter
+from lowrank_core.models.compression import Compression, LayerCompression, totals_of
+from lowrank_core.models.configuration import peft_config
+from lowrank_core.models.factoring import STORED_DTYPES, Factored, Form, Rank, as_dtype, check_rank, factor, rank_of
+from lowrank_core.models.files import StoredTensor, open_file
+from lowrank_core.models.peft import PEFT_CONFIG, PEFT_WEIGHTS
+from lowrank_core.models.placements import Placement, check_distinct, pad_rank
+from lowrank_core.models.writing import TensorStream, check_replaceable, replacing, stream_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from lowrank_core import LowRankUpdate
+    from lowrank_core.models.layers import OtherTensor
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    One layer to be compressed.
+
+    Attributes
+    ----------
+    placement : Placement
+        Where its factors go, and its name.
+    shape : tuple of int
+        Shape (m, n) of its update.
+    dtype : str
+        What it is stored in.
+    source_parameters : int
+        Number of entries that it takes now.
+    update : callable
+        Reads it: gives an array or a LowRankUpdate.
+    biases : tuple of OtherTensor
+        Tensors that a reader multiplies with the layer's scale, and that have to follow it.
+    at_least : int
+        The least rank: 1 where other tensors of the adapter need the layer to be there.
+    """
+
+    placement: Placement
+    shape: tuple[int, int]
+    dtype: str
+    source_parameters: int
+    update: Callable[[], NDArray[Any] | LowRankUpdate]
+    biases: tuple[OtherTensor, ...] = ()
+    at_least: int = 0
+
+
+@dataclass(frozen=True)
+class Destination:
+    """
+    What is to be written, and how.
+
+    Attributes
+    ----------
+    path : Path
+        A folder for PEFT, a file that ends in .safetensors for kohya.
+    form : Form
+        How factors are stored.
+    force : bool
+        Whether what is there is replaced.
+    dry_run : bool
+        Whether nothing is written.
+    settings : mapping
+        Entries of PEFT's configuration to keep.
+    metadata : mapping of str to str
+        Entries of a kohya file's metadata to keep.
+    modules : tuple of str
+        All modules of the base model that are known.
+    carried : tuple of OtherTensor
+        Tensors to copy as they are.
+    """
+
+    path: Path
+    form: Form
+    force: bool
+    dry_run: bool
+    settings: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    modules: tuple[str, ...] = ()
+    carried: tuple[OtherTensor, ...] = ()
+
+
+def is_kohya_path(path: Path) -> bool:
+    """
+    Tell by its name what an output will be.
+
+    Parameters
+    ----------
+    path : Path
+        The output.
+
+    Returns
+    -------
+    bool
+        Whether it is a kohya file (".safetensors"); else it is a PEFT folder.
+    """
+    return path.suffix == ".safetensors"
+
+
+def check_destination(path: Path, *, force: bool, dry_run: bool) -> None:
+    """
+    Refuse an output that may not be written, before anything is read.
+
+    Parameters
+    ----------
+    path : Path
+        The output.
+    force, dry_run : bool
+        As in :class:`Destination`.
+
+    Raises
+    ------
+    OSError
+        As :func:`lowrank_core.models.writing.check_replaceable`; never for a dry run.
+    """
+    if not dry_run:
+        check_replaceable(path, None if is_kohya_path(path) else (PEFT_CONFIG, PEFT_WEIGHTS), force=force)
+
+
+class Header(NamedTuple):
+    """What a file says of a layer: its rank, zeros included, its alpha, and the scale that follows from them."""
+
+    rank: int
+    alpha: float
+    scaling: float
+
+
+def compress(
+    verb: str,
+    sources: Sequence[str],
+    tasks: Sequence[Task],
+    destination: Destination,
+    rank: Rank,
+    *,
+    left_out: Mapping[str, str],
+    failures: Mapping[str, str],
+    warnings: Sequence[str],
+    progress: Progress | None,
+) -> Compression:
+    """
+    Truncate layers one by one, write their factors as they come, and report.
+
+    Parameters
+    ----------
+    verb : str
+        "extract", "resize" or "merge".
+    sources : sequence of str
+        What the layers came from.
+    tasks : sequence of Task
+        The layers.
+    destination : Destination
+        What to write.
+    rank : int, callable or mapping
+        How many components to keep, clamped to what each layer has.
+    left_out, failures : mapping of str to str
+        What is known before to be missing from the result.
+    warnings : sequence of str
+        What is known before to be said.
+    progress : callable or None
+        Called as ``progress(name, done, total)`` after each layer.
+
+    Returns
+    -------
+    Compression
+        The report; the adapter is in its place.
+
+    Raises
+    ------
+    ValueError
+        If the rank is not one, or no layer is left to write.
+    """
+    check_distinct(task.placement for task in tasks)
+    check_rank(rank, [task.placement.name for task in tasks])
+    form, path = destination.form, destination.path
+    place = nullcontext(None) if destination.dry_run else replacing(path, folder=not form.kohya)
+    with place as temporary:
+        weights = None if temporary is None else (temporary if form.kohya else temporary / PEFT_WEIGHTS)
+        done, failed = _write_layers(tasks, destination, rank, weights, progress)
+        headers = _headers(done, form)
+        if not headers:
+            raise ValueError(_nothing_kept(sources, len(tasks), failed | dict(failures)))
+        config = None if form.kohya else _config(headers, destination)
+        if weights is not None and temporary is not None:
+            if any(headers[task.placement].rank > factored.rank for task, factored in done if factored.rank):
+                _pad_file(weights, headers, form)
+            if config is not None:
+                (temporary / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            warnings = (*warnings, *_check_written(temporary, headers))
+    layers = tuple(
+        _layer_report(task, factored, headers.get(task.placement), form)
+        for task, factored in done
+        if factored.norm > 0 or factored.rank > 0
+    )
+    failed |= failures
+    return Compression(
+        verb=verb,
+        sources=tuple(sources),
+        out=str(path),
+        kind="kohya" if form.kohya else "peft",
+        written=not destination.dry_run,
+        dtype=form.dtype,
+        rule=form.rule,
+        layers=layers,
+        unchanged=tuple(task.placement.name for task, factored in done if factored.norm == 0 and factored.rank == 0),
+        left_out=dict(sorted(left_out.items())),
+        carried={other.name: other.describe() for other in destination.carried},
+        failures=dict(sorted(failed.items())),
+        warnings=(*warnings, *_storage_warnings(layers, form)),
+        totals=totals_of(layers, len(failed)),
+        config=config,
+    )
+
+
+def _write_layers(
+    tasks: Sequence[Task], destination: Destination, rank: Rank, weights: Path | None, progress: Progress | None
+) -> tuple[list[tuple[Task, Factored]], dict[str, str]]:
+    """Factor every layer, and write it to `weights` where that is given; what is returned holds no factors any more."""
+    form = destination.form
+    size = as_dtype(form.dtype).itemsize
+    carried = sorted(destination.carried, key=lambda other: -_item_size(other.tensor))
+    keys = [key for task in tasks for key in (*task.placement.keys, *(bias.tensor.key for bias in task.biases))]
+    keys += [other.tensor.key for other in carried]
+    forms = _forms(tasks, form)
+    done: list[tuple[Task, Factored]] = []
+    failures: dict[str, str] = {}
+    metadata = destination.metadata if form.kohya else {"format": "pt"}
+    with nullcontext(None) if weights is None else stream_tensors(weights, keys, metadata) as stream:
+        _copy(stream, (other for other in carried if _item_size(other.tensor) >= size))
+        for task in tasks:
+            name = task.placement.name
+            try:
+                factored = factor(task.update(), rank_of(rank, name), forms[task.placement], at_least=task.at_least)
+            except ValueError as error:
+                failures[name] = str(error)
+            else:
+                if stream is not None and factored.update is not None:
+                    _add_layer(stream, task, factored.update, form)
+                done.append((task, replace(factored, update=None)))
+            if progress is not None:
+                progress(name, len(done) + len(failures), len(tasks))
+        _copy(stream, (other for other in carried if _item_size(other.tensor) < size))
+        if stream is not None and form.kohya:
+            stream.metadata.update(_dimensions(_headers(done, form).values()))
+    return done, failures
+
+
+def _forms(tasks: Sequence[Task], form: Form) -> dict[Placement, Form]:
+    """Give each layer its form: the scale 1 to layers whose rank and alpha PEFT's configuration cannot tell apart."""
+    members = Counter(task.placement.module for task in tasks)
+    unit = Form(dtype=form.dtype, uniform=True, kohya=form.kohya)
+    return {task.placement: form if members[task.placement.module] == 1 else unit for task in tasks}
+
+
+def _add_layer(stream: TensorStream, task: Task, update: LowRankUpdate, form: Form) -> None:
+    placement, dtype = task.placement, as_dtype(form.dtype)
+    A, B = placement.arrange(update)
+    stream.add(placement.A_key, A)
+    stream.add(placement.B_key, B)
+    if placement.alpha_key is not None:
+        stream.add(placement.alpha_key, np.array(form.alpha_at(update.rank), dtype=dtype))
+    for bias in task.biases:
+        values = bias.tensor.read().astype(np.float64) * (bias.scaling / update.scaling)
+        stream.add(bias.tensor.key, values.astype(dtype))
+
+
+def _copy(stream: TensorStream | None, others: Iterable[OtherTensor]) -> None:
+    for other in others if stream is not None else ():
+        stream.add(other.tensor.key, other.tensor.read())
+
+
+def _item_size(tensor: StoredTensor) -> int:
+    return as_dtype(tensor.dtype).itemsize
+
+
+def _headers(done: Iterable[tuple[Task, Factored]], form: Form) -> dict[Placement, Header]:
+    """Say what the file holds of each layer that keeps a component."""
+    kept = {task.placement: factored for task, factored in done if factored.rank}
+    largest: dict[str, int] = {}
+    for placement, factored in kept.items():
+        group = "" if form.uniform else placement.module
+        largest[group] = max(largest.get(group, 0), factored.rank)
+    if form.uniform and form.kohya and kept:
+        # There α is a tensor of the factors' dtype, and has to equal the rank exactly: bfloat16 has no 257.
+        while float(np.asarray(largest[""], dtype=as_dtype(form.dtype))) != largest[""]:
+            largest[""] += 1
+    return {
+        placement: _header(factored, largest["" if form.uniform else placement.module], form)
+        for placement, factored in kept.items()
+    }
+
+
+def _header(factored: Factored, rank: int, form: Form) -> Header:
+    alpha = form.alpha_at(rank)
+    if not math.isclose(form.scaling_at(rank), factored.scaling, rel_tol=1e-15):
+        # Of the scale 1 whatever the rank: α/r and α/√r are 1 at r and √r.
+        alpha = factored.scaling * rank / float(scaling_rule(form.rule)(rank, rank))
+    return Header(rank, alpha, factored.scaling)
+
+
+def _pad_file(weights: Path, headers: Mapping[Placement, Header], form: Form) -> None:
+    """Write the file again with its factors padded, one layer at a time: the ranks are known only at the end."""
+    unpadded = weights.with_name(f"{weights.name}.unpadded")
+    weights.replace(unpadded)
+    tensors, metadata = open_file(unpadded)
+    first = {placement.A_key: placement for placement in headers}
+    rest = {key for placement in headers for key in placement.keys[1:]}
+    try:
+        with stream_tensors(weights, tensors, metadata) as stream:
+            for key in sorted(tensors.keys() - rest, key=lambda key: (-_item_size(tensors[key]), key)):
+                if key not in first:
+                    stream.add(key, tensors[key].read())
+                    continue
+                placement = first[key]
+                header = headers[placement]
+                A, B = pad_rank(tensors[key].read(), tensors[placement.B_key].read(), header.rank)
+                stream.add(placement.A_key, A)
+                stream.add(placement.B_key, B)
+                if placement.alpha_key is not None:
+                    stream.add(placement.alpha_key, np.array(header.alpha, dtype=as_dtype(form.dtype)))
+    finally:
+        unpadded.unlink()
+
+
+def _dimensions(headers: Iterable[Header]) -> dict[str, str]:
+    """Write what kohya's metadata says of ranks; its own tools write "Dynamic" where there are several."""
+    known = list(headers)
+    ranks, alphas = ({str(header.rank) for header in known}, {f"{header.alpha:g}" for header in known})
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": ranks.pop() if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": alphas.pop() if len(alphas) == 1 else "Dynamic",
+    }
+
+
+def _config(headers: Mapping[Placement, Header], destination: Destination) -> dict[str, Any]:
+    return peft_config(
+        {placement.module: header.rank for placement, header in headers.items()},
+        {placement.module: header.alpha for placement, header in headers.items()},
+        use_rslora=destination.form.rule == "rslora",
+        others=destination.modules,
+        settings=destination.settings,
+    )
+
+
+def _check_written(written: Path, headers: Mapping[Placement, Header]) -> tuple[str, ...]:
+    """Read the file back as any reader would: every layer has to come with the rank and scale that it was made for."""
+    adapter = open_adapter(written)
+    found = {layer.A.key: (layer.rank, layer.scaling) for layer in adapter.layers}
+    for placement, header in headers.items():
+        rank, scaling = found.get(placement.A_key, (0, 0.0))
+        if rank != header.rank or not math.isclose(scaling, header.scaling, rel_tol=1e-12):
+            raise ValueError(
+                f"{placement.name!r} would be read with rank {rank} and scale {scaling}, but was made for rank "
+                f"{header.rank} and scale {header.scaling}: nothing was written"
+            )
+    return adapter.warnings
+
+
+def _layer_report(task: Task, factored: Factored, header: Header | None, form: Form) -> LayerCompression:
+    stored_rank = 0 if header is None else header.rank
+    parameters = stored_rank * sum(task.shape)
+    return LayerCompression(
+        name=task.placement.name,
+        shape=task.shape,
+        dtype=task.dtype,
+        rank=factored.rank,
+        asked=factored.asked,
+        stored_rank=stored_rank,
+        alpha=None if header is None else header.alpha,
+        scaling=None if header is None else header.scaling,
+        norm=factored.norm,
+        singular_values=factored.singular_values,
+        variance_captured=factored.variance_captured,
+        best_error=factored.best_error,
+        error=factored.error,
+        storage_error=factored.storage_error,
+        source_parameters=task.source_parameters,
+        parameters=parameters,
+        bytes=parameters * as_dtype(form.dtype).itemsize,
+    )
+
+
+def _storage_warnings(layers: Sequence[LayerCompression], form: Form) -> tuple[str, ...]:
+    # Rounding each entry within u = eps/2 moves the product by 2u·√(σ₁·Σσ) at most, which is within
+    # eps·r^¼·‖Δ_r‖. More than that is a factor with entries below the smallest normal number of its dtype.
+    # Twice that, and no less than what the float64 of the measurement itself loses.
+    bound = 2 * max(STORED_DTYPES[form.dtype], 1e-14)
+    narrow = [layer for layer in layers if layer.storage_error > bound * layer.rank**0.25]
+    if not narrow:
+        return ()
+    worst = max(narrow, key=lambda layer: layer.storage_error)
+    return (
+        f"{form.dtype} is too narrow for the factors of {len(narrow)} of {len(layers)} layers: of {worst.name!r} it "
+        f"loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in bfloat16 or float32",
+    )
+
+
+def _nothing_kept(sources: Sequence[str], tasks: int, failures: Mapping[str, str]) -> str:
+    of = " and ".join(repr(source) for source in sources)
+    if failures:
+        name, reason = next(iter(failures.items()))
+        return f"no layer of {of} could be compressed; the first of {len(failures)}, {name}: {reason}"
+    return f"nothing to write: none of the {tasks} layers of {of} keeps a component, and an adapter needs one"
