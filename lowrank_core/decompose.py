@@ -46,6 +46,9 @@ KRYLOV_BLOCK = 32
 KRYLOV_PROBE = 8
 KRYLOV_GIVES_UP = 4
 
+# Powers of two of the largest entry, either way, at which float32 products need no scaling.
+KRYLOV_UNSCALED = 30
+
 # A product with σ₁ under this share of ‖B‖₂‖A‖₂ has cancelled. The Gram route errs by 1.5e-8·‖B‖₂‖A‖₂ where a singular
 # value is zero, so that from 0.125 on it stays within eps32·σ₁; independent factors lie near ½.
 CANCELLED = 0.125
@@ -219,7 +222,7 @@ def _gram(matrix: NDArray[Any]) -> Decomposition:
 
     def factors(r: int) -> tuple[Floats, Floats]:
         basis = np.ascontiguousarray(descending[:, :r])
-        return _from_projection(_times(scaled.T if wide else scaled, basis), basis, exponent, wide=wide)
+        return _from_projection(_image(scaled, basis, wide=wide), basis, exponent, wide=wide)
 
     return Decomposition(
         unscaled_by(np.sqrt(np.maximum(squares, 0.0))[::-1], exponent, "a singular value of the update"),
@@ -237,13 +240,17 @@ def _from_projection(image: Floats, basis: Floats, exponent: int, *, wide: bool)
     return np.ldexp(basis * sizes, exponent), directions.T.copy()
 
 
-def _times(matrix: NDArray[Any], basis: Floats) -> Floats:
-    """Multiply in float64, converting the matrix in blocks of rows."""
-    step = max(1, BLOCK_ENTRIES // matrix.shape[1])
-    blocks = range(0, len(matrix), step)
-    return np.concatenate(
-        [np.ascontiguousarray(matrix[start : start + step], dtype=np.float64) @ basis for start in blocks]
-    )
+def _image(matrix: NDArray[Any], basis: Floats, *, wide: bool) -> Floats:
+    """Multiply X @ basis, or Xᵀ @ basis (wide), in float64, converting X in blocks along its longer side."""
+    length = matrix.shape[1] if wide else matrix.shape[0]
+    step = max(1, BLOCK_ENTRIES * length // matrix.size)
+    image = np.empty((length, basis.shape[1]))
+    for start in range(0, length, step):
+        chosen = matrix[:, start : start + step] if wide else matrix[start : start + step]
+        # In C order whatever came in, as in _gram_matrix.
+        block = np.ascontiguousarray(chosen, dtype=np.float64)
+        np.matmul(block.T if wide else block, basis, out=image[start : start + step])
+    return image
 
 
 def krylov_seed(rng: Any) -> int:
@@ -259,20 +266,38 @@ def _krylov(matrix: NDArray[Any], rank: int, limit: int, seed: int) -> Decomposi
     in that space, in float64: each value is attained by a factorisation in hand, so none is overstated.
     """
     wide = matrix.shape[0] < matrix.shape[1]
-    scaled, exponents = scaled_to_unit(matrix.T if wide else matrix)
-    exponent = int(exponents[0, 0])
-    working = scaled if matrix.dtype == np.float64 else scaled.astype(np.float32)
-    energy = float(np.sum(scaled**2))
-    basis = _krylov_basis(working, rank, limit, energy, np.random.default_rng(seed))
+    working, exponent = _for_products(matrix)
+    energy = _energy(working)
+    basis = _krylov_basis(working.T if wide else working, rank, limit, energy, np.random.default_rng(seed))
     if basis is None:
         return None
-    U, values, Wt = np.linalg.svd(scaled @ basis, full_matrices=False)
+    U, values, Wt = np.linalg.svd(_image(working, basis, wide=wide), full_matrices=False)
     right = basis @ Wt.T
     return Decomposition(
         unscaled_by(values, exponent, "a singular value of the update"),
         float(unscaled_by(np.sqrt(np.array(energy)), exponent, "the norm of the update")),
         lambda r: _from_projection(U[:, :r] * values[:r], right[:, :r], exponent, wide=wide),
     )
+
+
+def _for_products(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Give a matrix in C order in the precision of its products, and the power of two that it was divided by."""
+    if matrix.dtype == np.float64:
+        scaled, exponents = scaled_to_unit(matrix)
+        return scaled, int(exponents[0, 0])
+    single = np.ascontiguousarray(matrix, dtype=np.float32)
+    exponent = int(np.frexp(max(single.max(), -single.min()))[1])
+    # float32 holds XᵀX of such entries, and what it drops below is 2⁻⁴⁰ of the largest: no copy is needed.
+    if abs(exponent) <= KRYLOV_UNSCALED:
+        return single, 0
+    return np.ldexp(single, -exponent), exponent
+
+
+def _energy(matrix: NDArray[Any]) -> float:
+    """Sum the squares of a matrix in float64, converting it in blocks of rows."""
+    step = max(1, BLOCK_ENTRIES // matrix.shape[1])
+    blocks = (matrix[start : start + step].astype(np.float64).ravel() for start in range(0, len(matrix), step))
+    return float(sum(block @ block for block in blocks))
 
 
 class _Subspace(NamedTuple):

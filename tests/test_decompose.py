@@ -172,6 +172,16 @@ def test_krylov_of_a_zero_update_and_of_rank_0():
     assert truncate(np.ones((40, 50)), 0, method="krylov").rank == 0
 
 
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40)])
+@pytest.mark.parametrize("power", [-100, 100])
+def test_krylov_of_float32_whose_squares_float32_does_not_hold(shape, power):
+    update = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    found = spectrum(update, rank=5, method="krylov").values
+    assert found == pytest.approx(np.linalg.svd(update.astype(np.float64), compute_uv=False)[:5], rel=1e-6)
+    far = spectrum(np.ldexp(update, power), rank=5, method="krylov").values
+    assert np.array_equal(far, np.ldexp(found, power))
+
+
 def test_krylovs_seed_is_the_only_use_of_rng():
     update = made("power law", (90, 80))
     one, other = (spectrum(update, rank=5, method="krylov", rng=seed).values for seed in (1, 2))
