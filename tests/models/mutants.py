@@ -1,6 +1,7 @@
 """Adapter files as they should not be: sound ones with bytes flipped, cut or swapped, or with a header that lies."""
 
 import json
+import pickle
 import struct
 
 import ml_dtypes
@@ -174,3 +175,34 @@ def swelling_files():
     yield "rank beyond both sides", save({A: column, B: column.T.copy()}), {**CONFIG, "r": long}
     yield "groups that spread", save({A: cubes, B: cubes}), {**CONFIG, "r": rank}
     yield "axes beyond NumPy's", join({A: many_axes, B: many_axes}, b"x"), CONFIG
+
+
+def hostile_files():
+    """Give files that no writer makes, of which there is nothing to read: name, content."""
+    data = np.arange(8, dtype=np.float32).tobytes()
+    first, second = ("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight")
+
+    def lying(**other):
+        sound = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+        return join({first: sound, second: {"dtype": "F32", "shape": [2, 2], "data_offsets": [16, 32]} | other}, data)
+
+    latin = '{"\xe9": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}'.encode("latin-1")
+
+    yield "empty", b""
+    yield "shorter than a length", b"\x01\x00"
+    yield "header of 2^63 bytes", struct.pack("<Q", 2**63) + data
+    yield "header beyond the file", struct.pack("<Q", 1000) + b"{}"
+    yield "overlapping offsets", lying(data_offsets=[8, 24])
+    yield "one place for both", lying(data_offsets=[0, 16])
+    yield "offsets beyond the file", lying(data_offsets=[16, 2**40], shape=[2**19, 2**19])
+    yield "offsets in reverse", lying(data_offsets=[32, 16])
+    yield "shape beyond its bytes", lying(shape=[2**31, 2**31])
+    yield "shape that wraps around", lying(shape=[2**33, 2**31])
+    yield "negative shape", lying(shape=[-2, -2])
+    yield "bytes that no tensor names", lying() + b"more"
+    yield "dtype of no kind", lying(dtype="F33")
+    yield "deep nesting", join("{" + '"a":{' * 100_000, b"")
+    yield "header that is a list", join("[]", b"")
+    yield "header in Latin-1", struct.pack("<Q", len(latin)) + latin + data
+    yield "pickle", pickle.dumps({first: [1.0]})
+    yield "zip, as torch.save makes it", b"PK\x03\x04" + bytes(60)

@@ -17,7 +17,7 @@ from lowrank_core.models.checkpoints import open_checkpoint
 from lowrank_core.models.files import FLOATING, INTEGER, open_file
 from lowrank_core.models.inspection import Inspection, inspect
 
-from .mutants import CONFIG, kohya_file, lying_values, mutants, peft_file, swelling_files
+from .mutants import CONFIG, hostile_files, join, kohya_file, lying_values, mutants, peft_file, split, swelling_files
 
 ROUNDS, MUTANTS_A_ROUND = 20, 50  # a thousand in all
 REFUSALS = (ValueError, FileNotFoundError)
@@ -120,6 +120,29 @@ def test_a_small_file_takes_little_memory_whatever_it_says(content, config, tmp_
         inspect_or_refuse(file)
 
 
+@pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in hostile_files()])
+def test_a_hostile_file_is_refused_by_every_reader(content, tmp_path):
+    inspect(write(tmp_path / "sound", peft_file(), peft=True))
+    peft, kohya = (write(tmp_path / str(peft), content, peft=peft) for peft in (True, False))
+    readers = [(inspect, peft), (inspect, kohya), (open_checkpoint, kohya)]
+    for reader, file in readers:
+        with little_memory(), pytest.raises(ValueError, match="not a sound safetensors file") as refused:
+            reader(file)
+        assert str(file) in str(refused.value)
+
+
+def test_a_tensor_named_twice_reads_as_safetensors_reads_it(tmp_path):
+    header, data = split(save({"a": np.eye(2), "b": np.ones((2, 2))}))
+    twice = join(json.dumps(header)[:-1] + f', "a": {json.dumps(header["a"])}' + "}", data)
+    expected = as_safetensors_reads(twice)
+    file = write(tmp_path, twice, peft=False)
+    if expected is None:
+        with pytest.raises(ValueError, match="not a sound safetensors file"):
+            open_file(file)
+    else:
+        check_tensors(file, expected)
+
+
 def test_every_mutant_has_a_row_in_a_census_or_no_factors(tmp_path):
     for peft, original in ((True, peft_file()), (False, kohya_file())):
         for place, content in enumerate(mutants(original, 100, MUTANTS_A_ROUND)):
@@ -177,3 +200,10 @@ def test_an_index_that_names_no_plain_file_beside_it_is_refused(shard, tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": shard}}))
     with pytest.raises(REFUSALS, match=r"shard|names"):
         open_checkpoint(index)
+
+
+def test_an_index_whose_shard_is_missing_is_refused(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"'model-00001-of-00002.safetensors', which is not beside it"):
+        open_checkpoint(tmp_path)
