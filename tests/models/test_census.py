@@ -14,7 +14,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from lowrank_core.models.census import (
-    AdapterRow,
     adapter_row,
     census,
     find_adapters,

@@ -1,0 +1,91 @@
+"""A census of a thousand adapters on a Dask cluster of two local workers: ``python -m benchmarks.census``.
+
+The adapters are PEFT's, with factors of real sizes; the rows are held against those made without a cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import machine
+from benchmarks.model_cases import make_adapter
+from benchmarks.records import update
+from lowrank_core.models.census import adapter_row, census
+
+WORKERS = 2
+SHAPES = ((1024, 1024), (1024, 1024))
+BLOCKS, RANK = 4, 16
+# Adapters whose rows are held against those that this process makes.
+COMPARED = 20
+PROJECTED = 100_000
+
+
+def measure(count: int) -> dict[str, Any]:
+    """Take a census on a cluster, and give its throughput.
+
+    Raises
+    ------
+    RuntimeError
+        If a row is missing, or not the one that is made without a cluster.
+    """
+    from distributed import Client, LocalCluster
+
+    with tempfile.TemporaryDirectory() as made:
+        for place in range(count):
+            make_adapter(Path(made, f"{place:06}"), BLOCKS, shapes=SHAPES, rank=RANK, seed=place)
+        size = sum(file.stat().st_size for file in Path(made).rglob("*.safetensors"))
+        with (
+            LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            executor = client.get_executor(pure=False)
+            # What each worker imports, it imports once.
+            client.run(adapter_row, Path(made, "000000"))
+            start = time.perf_counter()
+            rows = census(made, executor=executor, jsonl=Path(made, "census.jsonl"))
+            seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        alone = [adapter_row(row.path) for row in rows[:COMPARED]]
+        each = (time.perf_counter() - start) / len(alone)
+    if len(rows) != count or list(rows[:COMPARED]) != alone:
+        raise RuntimeError(f"{len(rows)} rows of {count} adapters, or not those that are made without a cluster")
+    return {
+        "adapters": count,
+        "layers_each": BLOCKS * len(SHAPES),
+        "shape": SHAPES[0],
+        "rank": RANK,
+        "megabytes": round(size / 1e6),
+        "workers": WORKERS,
+        "seconds": seconds,
+        "per_second": count / seconds,
+        "per_second_here": 1 / each,
+        "projected": PROJECTED,
+        "projected_minutes": PROJECTED / count * seconds / 60,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the throughput."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.census", description=__doc__)
+    parser.add_argument("--adapters", type=int, default=1000, help="how many to make (1000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="put every figure into FILE, beside what is there")
+    options = parser.parse_args(arguments)
+    described, found = machine(), measure(options.adapters)
+    print(
+        f"{found['adapters']} adapters of {found['layers_each']} layers, {found['megabytes']} MB, {WORKERS} workers: "
+        f"{found['seconds']:.1f} s, {found['per_second']:.0f} a second (one process: {found['per_second_here']:.0f}); "
+        f"{PROJECTED:,} of them would take {found['projected_minutes']:.0f} minutes"
+    )
+    if options.json:
+        update(options.json, "census", {"machine": described, **found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
