@@ -189,12 +189,13 @@ def factor(update: NDArray[Any] | LowRankUpdate, rank: LayerRank, form: Form, *,
     """
     best, found, asked = _truncated(update, rank, at_least)
     norm = float(found.norm)
-    stored = _stored(best, form) if best.rank else None
-    if stored is None:
-        error, storage_error = (1.0 if norm else 0.0), 0.0
-    else:
+    stored = None
+    error, storage_error = (1.0 if norm else 0.0), 0.0
+    if best.rank:
+        unrounded = _unrounded(best, form.scaling_at(best.rank))
+        stored = _rounded(unrounded, form.dtype)
         error = residual_norm(update, stored) / (norm or 1.0)
-        storage_error = product_norm(_minus(stored, best)) / (norm or 1.0)
+        storage_error = product_norm(_moved(stored, unrounded)) / (norm or 1.0)
     return Factored(
         update=stored,
         scaling=0.0 if stored is None else stored.scaling,
@@ -326,7 +327,7 @@ def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -
 
 
 def product_norm(update: LowRankUpdate) -> float:
-    """
+    r"""
     Give the Frobenius norm of a product, without forming it.
 
     Parameters
@@ -338,7 +339,24 @@ def product_norm(update: LowRankUpdate) -> float:
     -------
     float
         Of γBA.
+
+    Notes
+    -----
+    From the Gram matrices of the factors in float64, :math:`\sum_{ij} (B^T B)_{ij} (A A^T)_{ij}`, in a fraction of the
+    time of their QR. That errs by at most :math:`(m + n)\,\epsilon\,s^2` with
+    :math:`s = \sum_i \lVert b_i \rVert \lVert a_i \rVert`: where more than a 1e-5th of s² is left of it, the norm is
+    right to 1e-7 at the very worst for any layer. Where more has cancelled, QR keeps all digits.
     """
+    B, A = update.B.astype(np.float64), update.A.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        B_gram, A_gram = B.T @ B, A @ A.T
+        energy = float(np.sum(B_gram * A_gram))
+        B_squares, A_squares = np.diagonal(B_gram), np.diagonal(A_gram)
+        size = float(np.sum(np.sqrt(B_squares * A_squares))) ** 2
+        largest = float(max(np.max(B_squares, initial=0.0), np.max(A_squares, initial=0.0)))
+    # Within these, no square that matters has overflowed or underflowed.
+    if energy > 1e-5 * size and size > 1e-150 and largest < 1e100:
+        return abs(update.scaling) * math.sqrt(energy)
     return float(spectrum(update).norm)
 
 
@@ -358,6 +376,17 @@ def stacked(updates: list[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
     """
     B = [(weight * update.scaling) * update.B.astype(np.float64) for weight, update in updates]
     return LowRankUpdate(np.hstack(B), np.vstack([update.A.astype(np.float64) for _, update in updates]))
+
+
+def _moved(stored: LowRankUpdate, unrounded: LowRankUpdate) -> LowRankUpdate:
+    r"""
+    Give what rounding moved as a product in which nothing cancels.
+
+    With B + E and A + F stored for B and A, it is :math:`\gamma [E, B]\,[A + F; F]`.
+    """
+    B, A = (factor.astype(np.float64) for factor in (stored.B, stored.A))
+    left, below = np.hstack([B - unrounded.B, unrounded.B]), np.vstack([A, A - unrounded.A])
+    return LowRankUpdate(left, below, stored.scaling)
 
 
 def _minus(one: LowRankUpdate, other: LowRankUpdate) -> LowRankUpdate:
@@ -399,12 +428,15 @@ def _as_count(rank: Any) -> int:
     return count
 
 
-def _stored(best: LowRankUpdate, form: Form) -> LowRankUpdate:
-    scaling, balanced = form.scaling_at(best.rank), best.balanced()
-    share = math.sqrt(scaling)
-    dtype = as_dtype(form.dtype)
+def _unrounded(best: LowRankUpdate, scaling: float) -> LowRankUpdate:
+    """Give an update factors that share each component's size, √Σ in both, under a scale that is not its own."""
+    balanced, share = best.balanced(), math.sqrt(scaling)
+    return LowRankUpdate(balanced.B / share, balanced.A / share, scaling)
+
+
+def _rounded(update: LowRankUpdate, dtype: str) -> LowRankUpdate:
     with np.errstate(over="ignore"):
-        stored = LowRankUpdate((balanced.B / share).astype(dtype), (balanced.A / share).astype(dtype), scaling)
+        stored = LowRankUpdate(*(half.astype(as_dtype(dtype)) for half in (update.B, update.A)), update.scaling)
     if not (np.isfinite(stored.B).all() and np.isfinite(stored.A).all()):
-        raise ValueError(f"its factors do not fit {form.dtype}: store them in bfloat16 or float32")
+        raise ValueError(f"its factors do not fit {dtype}: store them in bfloat16 or float32")
     return stored
