@@ -37,6 +37,10 @@ def write_all(folder):
         "mutation": mutation(),
         "survivors": survivors(),
         "long": long_profile(),
+        "models": whole_models(),
+        "models-machine": machine_of_models(),
+        "model-memory": model_memory(),
+        "census": adapter_census(),
     }
     for name, text in tables.items():
         Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
@@ -197,6 +201,53 @@ def long_profile():
     rows = [[f"`{name}.py`", *(result[key] for key in keys)] for name, result in results.items()]
     rows.append(["all", *(round(sum(result[key] for result in results.values()), 1) for key in keys)])
     return table(["file", *keys], rows)
+
+
+def whole_models():
+    """How long extraction and resizing take, and the peers beside them."""
+    results = recorded("models")
+    rows = []
+    for part in ("extract", "resize"):
+        for line in results[part]["lines"]:
+            ours = line["ours"]
+            for peer in line["peers"]:
+                per_layer = [f"{1000 * timed['seconds'] / line['timed_layers']:.0f} ms" for timed in (ours, peer)]
+                case = f"{line['case']}, {line['model']}"
+                rows.append([case, peer["name"], *per_layer, f"{peer['ratio']:.1f}", f"{max(ours['error'], 0):.0e}"])
+    heads = ["", "peer", "ours, a layer", "the peer's", "ratio", "our error above the best"]
+    return table(heads, rows)
+
+
+def machine_of_models():
+    """Say what the whole models were timed on."""
+    found = recorded("models")["extract"]["machine"]
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("numpy", "torch"))
+    cores = "one core" if found["cores"] == 1 else f"{found['cores']} cores"
+    return f"{found['processor']}, {cores}, {found['load']:.0f} other processes under way, {versions}\n"
+
+
+def model_memory():
+    """Peak memory of extraction, for few layers and many."""
+    lines = recorded("models")["memory"]["lines"]
+    return table(
+        ["layers", "peak, over the largest layer in float32"], [[x["layers"], f"{x['peak']:.1f}"] for x in lines]
+    )
+
+
+def adapter_census():
+    """Throughput of a census, and what it projects."""
+    found = recorded("models")["census"]
+    m, n = found["shape"]
+    rows = [
+        ["adapters", f"{found['adapters']:,} of {found['layers_each']} layers {m} × {n} at rank {found['rank']}"],
+        ["their size", f"{found['megabytes']:,} MB"],
+        ["workers", found["workers"]],
+        ["time", f"{found['seconds']:.1f} s"],
+        ["adapters a second", f"{found['per_second']:.0f}"],
+        ["the same without a cluster, in one process", f"{found['per_second_here']:.0f}"],
+        [f"projected for {found['projected']:,}", f"{found['projected_minutes']:.0f} minutes"],
+    ]
+    return table(["", "measured"], rows)
 
 
 def spectra_of(size):

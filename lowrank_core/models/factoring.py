@@ -435,8 +435,9 @@ def _unrounded(best: LowRankUpdate, scaling: float) -> LowRankUpdate:
 
 
 def _rounded(update: LowRankUpdate, dtype: str) -> LowRankUpdate:
+    kind = as_dtype(dtype)
     with np.errstate(over="ignore"):
-        stored = LowRankUpdate(*(half.astype(as_dtype(dtype)) for half in (update.B, update.A)), update.scaling)
+        stored = LowRankUpdate(update.B.astype(kind), update.A.astype(kind), update.scaling)
     if not (np.isfinite(stored.B).all() and np.isfinite(stored.A).all()):
         raise ValueError(f"its factors do not fit {dtype}: store them in bfloat16 or float32")
     return stored
