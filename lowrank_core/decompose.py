@@ -287,7 +287,7 @@ def _for_products(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
         return scaled, int(exponents[0, 0])
     single = np.ascontiguousarray(matrix, dtype=np.float32)
     exponent = int(np.frexp(max(single.max(), -single.min()))[1])
-    # float32 holds XᵀX of such entries, and what it drops below is 2⁻⁴⁰ of the largest: no copy is needed.
+    # float32 holds XᵀX of such entries; what falls below its range is 2⁻⁶⁶ of the largest square. No copy is made.
     if abs(exponent) <= KRYLOV_UNSCALED:
         return single, 0
     return np.ldexp(single, -exponent), exponent
