@@ -30,13 +30,13 @@ class _Files:
 
 
 class Extract(_Files):
-    """An adapter of rank 16 from two float32 checkpoints of four layers of 1024 × 1024."""
+    """An adapter of rank 16 from two float32 checkpoints of two layers of 1024 × 1024."""
 
     version = "1"
     shapes: ClassVar = ((1024, 1024), (1024, 1024))
 
     def made(self, folder: Path) -> cases.Case:
-        paths = make_checkpoints(folder, 2, shapes=self.shapes, dtype="float32", power=1.0)
+        paths = make_checkpoints(folder, 1, shapes=self.shapes, dtype="float32", power=1.0)
         return extraction(folder, paths, RANK, checked=[NAME])
 
     def time_extract(self) -> None:
@@ -44,13 +44,13 @@ class Extract(_Files):
 
 
 class ExtractMemory:
-    """Peak memory of extracting from four such layers, above what was held before."""
+    """Peak memory of extracting from such layers, above what was held before."""
 
     version = "1"
     unit = "times the largest layer in float32"
 
     def track_peak(self) -> float:
-        return peak(2, Extract.shapes, RANK)
+        return peak(1, Extract.shapes, RANK)
 
 
 class Resize(_Files):

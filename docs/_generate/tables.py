@@ -244,7 +244,6 @@ def adapter_census():
         ["workers", found["workers"]],
         ["time", f"{found['seconds']:.1f} s"],
         ["adapters a second", f"{found['per_second']:.0f}"],
-        ["the same without a cluster, in one process", f"{found['per_second_here']:.0f}"],
         [f"projected for {found['projected']:,}", f"{found['projected_minutes']:.0f} minutes"],
     ]
     return table(["", "measured"], rows)
