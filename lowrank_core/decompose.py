@@ -56,6 +56,9 @@ CANCELLED = 0.125
 # Entries converted to float64 at a time: 8 MiB, which stays in the outer cache beside the Gram matrix.
 BLOCK_ENTRIES = 2**20
 
+# The same where one pass makes nothing large of them: 1 MiB, which stays in a core's own cache.
+CACHED_ENTRIES = 2**17
+
 # Multiplications below which starting threads costs more than they save (about a millisecond's worth).
 THREAD_WORTHY = 2**22
 
@@ -243,7 +246,7 @@ def _from_projection(image: Floats, basis: Floats, exponent: int, *, wide: bool)
 def _image(matrix: NDArray[Any], basis: Floats, *, wide: bool) -> Floats:
     """Multiply X @ basis, or Xᵀ @ basis (wide), in float64, converting X in blocks along its longer side."""
     length = matrix.shape[1] if wide else matrix.shape[0]
-    step = max(1, BLOCK_ENTRIES * length // matrix.size)
+    step = max(1, CACHED_ENTRIES * length // matrix.size)
     image = np.empty((length, basis.shape[1]))
     for start in range(0, length, step):
         chosen = matrix[:, start : start + step] if wide else matrix[start : start + step]
@@ -295,7 +298,7 @@ def _for_products(matrix: NDArray[Any]) -> tuple[NDArray[Any], int]:
 
 def _energy(matrix: NDArray[Any]) -> float:
     """Sum the squares of a matrix in float64, converting it in blocks of rows."""
-    step = max(1, BLOCK_ENTRIES // matrix.shape[1])
+    step = max(1, CACHED_ENTRIES // matrix.shape[1])
     blocks = (matrix[start : start + step].astype(np.float64).ravel() for start in range(0, len(matrix), step))
     return float(sum(block @ block for block in blocks))
 

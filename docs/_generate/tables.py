@@ -223,7 +223,7 @@ def machine_of_models():
     found = recorded("models")["extract"]["machine"]
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("numpy", "torch"))
     cores = "one core" if found["cores"] == 1 else f"{found['cores']} cores"
-    return f"{found['processor']}, {cores}, {found['load']:.0f} other processes under way, {versions}\n"
+    return f"{found['processor']}, {cores}, at a load average of {found['load']:.0f} from other work, {versions}\n"
 
 
 def model_memory():
