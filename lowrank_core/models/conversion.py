@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lowrank_core.models.files import StoredTensor
     from lowrank_core.models.layers import Adapter, AdapterLayer
 
-_GROUPED = "a grouped convolution, whose truncation is not one: leave it out, or keep the adapter as it is"
+GROUPED = "a grouped convolution, whose truncation is not one: leave it out, or keep the adapter as it is"
 NO_EMBEDDINGS = "an embedding, which kohya's format does not have"
 _MAGNITUDES = ("lora_magnitude_vector", "dora_scale")
 
@@ -129,11 +129,11 @@ def place_layers(
     placements: dict[str, Placement] = {}
     left_out: dict[str, str] = {}
     failures: dict[str, str] = {}
-    weights = _base_weights([layer.name for layer in layers if _is_kohya(layer) and not kohya], base)
+    weights = _base_weights([layer.name for layer in layers if is_kohya_layer(layer) and not kohya], base)
     for layer in layers:
         if layer.groups > 1:
-            failures[layer.name] = _GROUPED
-        elif kohya == _is_kohya(layer):
+            failures[layer.name] = GROUPED
+        elif kohya == is_kohya_layer(layer):
             placements[layer.name] = same_placement(layer)
         elif kohya and is_embedding_layer(layer):
             left_out[layer.name] = f"{NO_EMBEDDINGS}: norm {_norm_of(layer)}"
@@ -190,7 +190,20 @@ def is_embedding_layer(layer: AdapterLayer) -> bool:
     return layer.A.key.endswith("lora_embedding_A")
 
 
-def _is_kohya(layer: AdapterLayer) -> bool:
+def is_kohya_layer(layer: AdapterLayer) -> bool:
+    """
+    Tell a layer of a kohya file.
+
+    Parameters
+    ----------
+    layer : AdapterLayer
+        Of a PEFT adapter or of a kohya file.
+
+    Returns
+    -------
+    bool
+        By the names of its factors.
+    """
     return layer.A.key.endswith(".lora_down.weight")
 
 

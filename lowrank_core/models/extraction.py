@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,8 @@ def extract(
     check_patterns("embedding", embeddings, names)
     check_patterns("transposed", transposed or (), names)
     as_conv1d, warnings = _stored_transposed(pair.tuned, pair.base, names, transposed)
-    tasks, left_out = [], {}
+    tasks: list[Task] = []
+    left_out: dict[str, str] = {}
     for name in select(names, include, exclude):
         layer = by_name[name]
         embedding = matches(name, embeddings)
@@ -147,9 +149,7 @@ def extract(
             continue
         turned = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
         placement = _placement(name, layer, prefix, kohya=kohya, transposed=turned, embedding=embedding)
-        tasks.append(
-            Task(placement, layer.shape, layer.dtype, layer.shape[0] * layer.shape[1], layer.update)
-        )
+        tasks.append(Task(placement, layer.shape, layer.dtype, layer.shape[0] * layer.shape[1], layer.update))
     modules = [module_name(key) for key in pair.base.tensors if key.endswith(".weight")]
     fan_in_fan_out = any(task.placement.transposed and not task.placement.embedding for task in tasks)
     destination = Destination(
@@ -177,13 +177,12 @@ def extract(
 def _placement(
     name: str, layer: WeightPair, prefix: str | None, *, kohya: bool, transposed: bool, embedding: bool
 ) -> Placement:
-    m, n = layer.shape
-    kernel = (m,) if transposed else layer.tuned.shape[1:]
+    kernel = layer.shape[:1] if transposed else layer.tuned.shape[1:]
     if kohya:
         key = kohya_key(DEFAULT_KOHYA_PREFIX if prefix is None else prefix, name)
         return kohya_placement(key, kernel, name, transposed=transposed)
     placed = peft_placement(_prefixed(prefix, name), kernel, transposed=transposed, embedding=embedding)
-    return Placement(**{**vars(placed), "name": name})
+    return replace(placed, name=name)
 
 
 def _prefixed(prefix: str | None, name: str) -> str:
@@ -202,11 +201,12 @@ def _stored_transposed(
     if any(kind in CONV1D_TYPES for kind in model_types):
         return alike, ()
     if alike and not model_types:
-        return set(), (
-            f"{len(alike)} modules are named as GPT-2's Conv1D, as {min(alike)!r}, and no config.json says whether they "
-            "are: they were taken as linear layers, stored as (out, in). If they are stored as (in, out), give their "
-            "names (--transposed)",
+        warning = (
+            f"{len(alike)} modules are named as GPT-2's Conv1D, as {min(alike)!r}, and no config.json says whether "
+            "they are: they were taken as linear layers, stored as (out, in). If they are stored as (in, out), give "
+            "their names (--transposed)"
         )
+        return set(), (warning,)
     return set(), ()
 
 

@@ -408,7 +408,8 @@ def _truncated(
         asked, norm = _as_count(rank), frobenius_norm(update)
         best = truncate(update, clamped(asked, norm))
         values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]
-        found = Spectrum(values, np.float64(norm), best.shape, best.rank == own, update.dtype)
+        m, n = update.shape
+        found = Spectrum(values, np.asarray(norm), (m, n), best.rank == own, update.dtype)
         return best, found, asked
 
     seen: list[tuple[Spectrum, int]] = []

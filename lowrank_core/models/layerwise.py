@@ -285,8 +285,9 @@ def _add_layer(stream: TensorStream, task: Task, update: LowRankUpdate, form: Fo
 
 
 def _copy(stream: TensorStream | None, others: Iterable[OtherTensor]) -> None:
-    for other in others if stream is not None else ():
-        stream.add(other.tensor.key, other.tensor.read())
+    if stream is not None:
+        for other in others:
+            stream.add(other.tensor.key, other.tensor.read())
 
 
 def _item_size(tensor: StoredTensor) -> int:
@@ -410,10 +411,11 @@ def _storage_warnings(layers: Sequence[LayerCompression], form: Form) -> tuple[s
     if not narrow:
         return ()
     worst = max(narrow, key=lambda layer: layer.storage_error)
-    return (
+    warning = (
         f"{form.dtype} is too narrow for the factors of {len(narrow)} of {len(layers)} layers: of {worst.name!r} it "
-        f"loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in bfloat16 or float32",
+        f"loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in bfloat16 or float32"
     )
+    return (warning,)
 
 
 def _nothing_kept(sources: Sequence[str], tasks: int, failures: Mapping[str, str]) -> str:

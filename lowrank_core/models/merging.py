@@ -8,18 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.adapters import open_adapter
-from lowrank_core.models.conversion import check_base, check_no_magnitudes, finest_dtype, place_layers
+from lowrank_core.models.conversion import (
+    GROUPED,
+    check_base,
+    check_no_magnitudes,
+    finest_dtype,
+    is_embedding_layer,
+    is_kohya_layer,
+    place_layers,
+    product_of,
+)
 from lowrank_core.models.factoring import Form, Rank, everything, stacked
-from lowrank_core.models.files import describe_shape
+from lowrank_core.models.files import describe_shape, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
 from lowrank_core.models.module_names import select
-from lowrank_core.models.placements import names_in_base
+from lowrank_core.models.peft import PEFT_CONFIG
+from lowrank_core.models.placements import names_in_base, without_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from os import PathLike
 
     from lowrank_core import LowRankUpdate
+    from lowrank_core.models.compression import Compression
     from lowrank_core.models.layers import Adapter, AdapterLayer
 
 
@@ -36,6 +47,11 @@ class Sum:
 
     terms: tuple[tuple[float, AdapterLayer], ...]
 
+    @property
+    def dtype(self) -> str:
+        """What the factors are stored in; all, where they differ."""
+        return " · ".join(dict.fromkeys(tensor.dtype for _, layer in self.terms for tensor in (layer.B, layer.A)))
+
     def update(self) -> LowRankUpdate:
         """
         Read all factors and stack them.
@@ -43,20 +59,20 @@ class Sum:
         Returns
         -------
         LowRankUpdate
-            The exact sum; its rank is the sum of the layers' ranks.
+            The exact sum, in the orientation of the factors; its rank is the sum of the layers' ranks.
 
         Raises
         ------
         ValueError
-            If the layers have several shapes, or a factor is not finite.
+            If the layers are of different kinds or shapes, one is grouped, or a factor is not finite.
         """
-        shapes = dict.fromkeys(layer.shape for _, layer in self.terms)
-        if len(shapes) > 1:
-            raise ValueError(
-                f"its updates have different shapes, {' and '.join(map(describe_shape, shapes))}: the adapters are of "
-                "different models"
-            )
-        return stacked([(weight, layer.update()) for weight, layer in self.terms])
+        layers = [layer for _, layer in self.terms]
+        if any(layer.groups > 1 for layer in layers):
+            raise ValueError(GROUPED)
+        kinds = dict.fromkeys(map(_describe_kind, layers))
+        if len(kinds) > 1:
+            raise ValueError(f"the adapters disagree: {' and '.join(kinds)}; they are of different models")
+        return stacked([(weight, product_of(layer)) for weight, layer in self.terms])
 
 
 def merge(
@@ -135,7 +151,7 @@ def merge(
     ...     report = merge(paths[:2], paths[2], weights=[1.0, 0.5])
     ...     merged = open_adapter(paths[2]).layers[0].update().to_dense()
     >>> report.layers[0].rank, merged.round(6)
-    (2, array([[0. , 1. , 0. , 1.5],
+    (1, array([[0. , 1. , 0. , 1.5],
            [0. , 1. , 0. , 1.5]]))
     """
     out = Path(out)
@@ -155,7 +171,7 @@ def merge(
         kohya=kohya,
     )
     check_destination(out, force=force, dry_run=dry_run)
-    sums = _by_module(opened, shares, kohya=kohya)
+    sums, incomplete = _by_module(opened, shares, kohya=kohya)
     chosen = select(list(sums), include, exclude)
     first = [sums[name].terms[0][1] for name in chosen]
     placements, left_out, failures = place_layers(first, kohya=kohya, prefix=prefix, base=base)
@@ -163,26 +179,24 @@ def merge(
         Task(
             placement=placements[layer.name],
             shape=layer.shape,
-            dtype=_dtypes(sums[name]),
+            dtype=sums[name].dtype,
             source_parameters=sum(term.parameters for _, term in sums[name].terms),
             update=sums[name].update,
         )
         for name, layer in zip(chosen, first, strict=True)
         if layer.name in placements
     ]
-    settings, warnings = _settings(opened, base)
+    configs = [read_json(adapter.path.parent / PEFT_CONFIG) for adapter in opened if adapter.kind == "peft"]
     destination = Destination(
         path=out,
         form=form,
         force=force,
         dry_run=dry_run,
-        settings=settings,
+        settings=_settings(configs, base),
         metadata={},
         modules=tuple(sums),
     )
     others = {f"{other.name} ({adapter.path})": other.describe() for adapter in opened for other in adapter.others}
-    for adapter in opened:
-        failures |= {f"{name} ({adapter.path})": reason for name, reason in adapter.unsupported.items()}
     return compress(
         "merge",
         [str(adapter) for adapter in adapters],
@@ -190,8 +204,8 @@ def merge(
         destination,
         everything if rank is None else rank,
         left_out=left_out | others,
-        failures=failures,
-        warnings=warnings,
+        failures=failures | incomplete,
+        warnings=_base_warnings(configs),
         progress=progress,
     )
 
@@ -205,19 +219,71 @@ def _checked_weights(weights: Sequence[float] | None, adapters: int) -> list[flo
     return shares
 
 
-def _by_module(opened: Sequence[Adapter], shares: Sequence[float], *, kohya: bool) -> dict[str, Sum]:
-    """Gather the layers that are added up, by their module's name, PEFT's where one of the adapters has it."""
+def _by_module(
+    opened: Sequence[Adapter], shares: Sequence[float], *, kohya: bool
+) -> tuple[dict[str, Sum], dict[str, str]]:
+    """
+    Gather the layers that are added up, by their module's name: PEFT's, where one of the adapters has it.
+
+    Modules that one of the adapters changes in a way that cannot be added up come apart from them, with the reason:
+    the others' sum alone would be wrong.
+    """
     known = [layer.name for adapter in opened if adapter.kind == "peft" for layer in adapter.layers]
-    mixed = bool(known) and any(adapter.kind == "kohya" for adapter in opened)
     gathered: dict[str, list[tuple[float, AdapterLayer]]] = {}
+    incomplete: dict[str, str] = {}
     for adapter, share in zip(opened, shares, strict=True):
-        names = {layer.name: layer.name for layer in adapter.layers}
-        if mixed and adapter.kind == "kohya":
+        names = {name: name for name in (*(layer.name for layer in adapter.layers), *adapter.unsupported)}
+        if adapter.kind == "kohya":
             names |= names_in_base(_shared(names, known), known)
         for layer in adapter.layers:
             gathered.setdefault(names[layer.name], []).append((share, layer))
+        for name, reason in adapter.unsupported.items():
+            incomplete.setdefault(names[name], f"{reason} (in {str(adapter.path)!r})")
     # The first term decides where the sum goes: one whose names and shapes are those of the output.
-    return {
-        name: Sum(tuple(sorted(terms, key=lambda term: term[1].A.key.endswith(".lora_down.weight") != kohya)))
+    sums = {
+        name: Sum(tuple(sorted(terms, key=lambda term: is_kohya_layer(term[1]) != kohya)))
         for name, terms in sorted(gathered.items())
+        if name not in incomplete
     }
+    return sums, incomplete
+
+
+def _shared(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Take those of kohya's names that may stand for one of PEFT's modules; their prefix is anything."""
+    flat = {module.replace(".", "_") for module in known}
+    return [name for name in names if without_prefix(name) in flat]
+
+
+def _describe_kind(layer: AdapterLayer) -> str:
+    """Describe what a layer can be added to: kohya stores some 1 × 1 convolutions as matrices, which they equal."""
+    out, kernel = layer.B.shape[0], layer.A.shape[1:]
+    while len(kernel) > 1 and kernel[-1] == 1:
+        kernel = kernel[:-1]
+    what = "an embedding" if is_embedding_layer(layer) else "an update"
+    return f"{what} of {describe_shape((out, *kernel))}"
+
+
+def _settings(configs: Sequence[Mapping[str, Any]], base: str | PathLike[str] | None) -> dict[str, Any]:
+    """Keep what the sum has in common with the adapters: the base model, its task, and how its weights are stored."""
+    bases = _named(configs, "base_model_name_or_path")
+    return {
+        "base_model_name_or_path": next(iter(bases), None if base is None else str(base)),
+        "task_type": next(iter(_named(configs, "task_type")), None),
+        # PEFT holds it against each layer's own type, and corrects it where it does not fit.
+        "fan_in_fan_out": any(config.get("fan_in_fan_out") for config in configs),
+    }
+
+
+def _base_warnings(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    bases = _named(configs, "base_model_name_or_path")
+    if len(bases) < 2:
+        return ()
+    warning = (
+        f"the adapters name different base models ({', '.join(map(repr, bases))}): their sum is an update of a common "
+        "one alone; the first is written"
+    )
+    return (warning,)
+
+
+def _named(configs: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    return list(dict.fromkeys(config[key] for config in configs if config.get(key)))

@@ -235,8 +235,7 @@ def names_in_base(keys: Iterable[str], modules: Iterable[str]) -> dict[str, str]
         meant.setdefault(module.replace(".", "_"), []).append(module)
     found = {}
     for key in keys:
-        prefix = next((prefix for prefix in KOHYA_PREFIXES if key.startswith(f"{prefix}_")), None)
-        candidates = meant.get(key if prefix is None else key[len(prefix) + 1 :], [])
+        candidates = meant.get(without_prefix(key), [])
         if len(candidates) != 1:
             stands = f"for each of {', '.join(candidates)}" if candidates else "for no module of the base"
             raise ValueError(
@@ -248,6 +247,24 @@ def names_in_base(keys: Iterable[str], modules: Iterable[str]) -> dict[str, str]
     if len(set(found.values())) < len(found):
         raise ValueError("several kohya names stand for one module: layers of one part of the model are needed")
     return found
+
+
+def without_prefix(key: str) -> str:
+    """
+    Leave out what kohya's names begin with.
+
+    Parameters
+    ----------
+    key : str
+        A name as a kohya file has it.
+
+    Returns
+    -------
+    str
+        The module's own name, dots as underscores.
+    """
+    prefix = next((prefix for prefix in KOHYA_PREFIXES if key.startswith(f"{prefix}_")), None)
+    return key if prefix is None else key[len(prefix) + 1 :]
 
 
 def kernel_in_base(layer: AdapterLayer, shape: tuple[int, ...]) -> tuple[int, ...]:
