@@ -7,17 +7,26 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from collections import deque
 from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from concurrent.futures import Executor
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from concurrent.futures import Executor, Future
+    from os import PathLike
 
 CONNECT_SECONDS = 15
+# Enough to keep the workers of a cluster busy; and what waits for its turn to be taken are results, not layers.
+IN_FLIGHT = 64
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -110,6 +119,74 @@ def dask_cluster(address: str) -> Iterator[Executor]:
             yield client.get_executor(pure=False)
         except (CancelledError, distributed.KilledWorker) as error:
             raise ConnectionError(f"the Dask cluster at {address} lost its work: {error or 'no connection'}") from error
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], executor: Executor | None
+) -> Generator[Result, None, None]:
+    """
+    Map a function over items, and give the results in the order of the items.
+
+    Parameters
+    ----------
+    function : callable
+        Picklable, and its results too, where the executor has processes.
+    items : iterable
+        Taken as they are needed.
+    executor : concurrent.futures.Executor or None
+        Where the function runs. None: here, each when its result is asked for.
+
+    Yields
+    ------
+    Result
+        One for each item. At most :data:`IN_FLIGHT` items are with the executor, or done and not yet asked for:
+        ``Executor.map`` would take all of them at once.
+
+    Notes
+    -----
+    Closing the iterator cancels what has not begun.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from lowrank_core.models.executors import map_in_order
+    >>> with ThreadPoolExecutor(2) as executor:
+    ...     list(map_in_order(abs, [-2, 1, -3], executor))
+    [2, 1, 3]
+    """
+    if executor is None:
+        yield from map(function, items)
+        return
+    following = iter(items)
+    under_way: deque[Future[Result]] = deque()
+    try:
+        under_way.extend(executor.submit(function, item) for item in islice(following, IN_FLIGHT))
+        while under_way:
+            result = under_way.popleft().result()
+            under_way.extend(executor.submit(function, item) for item in islice(following, 1))
+            yield result
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+def path_for(path: str | PathLike[str], executor: Executor | None) -> Path:
+    """
+    Give the path by which an executor's workers find a file: one of them may have another current folder.
+
+    Parameters
+    ----------
+    path : path-like
+        As the caller sees it.
+    executor : concurrent.futures.Executor or None
+        Where it will be read; None: here.
+
+    Returns
+    -------
+    Path
+        Absolute where there is an executor.
+    """
+    return Path(path) if executor is None else Path(path).absolute()
 
 
 def _become_worker() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
 from lowrank_core.models.conversion import NO_EMBEDDINGS
+from lowrank_core.models.executors import path_for
 from lowrank_core.models.factoring import Form, Rank
 from lowrank_core.models.files import describe_shape, frobenius_norm, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
@@ -21,7 +22,8 @@ from lowrank_core.models.placements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+    from concurrent.futures import Executor
     from os import PathLike
 
     from lowrank_core.models.compression import Compression
@@ -47,6 +49,7 @@ def extract(
     uniform: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Compression:
     """
@@ -83,6 +86,11 @@ def extract(
         Replace what is at `out`.
     dry_run : bool
         Report without writing.
+    executor : concurrent.futures.Executor, optional
+        Where the layers are read and truncated, each a task of its own: threads, processes, or a Dask cluster's
+        ``Client.get_executor()``. Its workers have to see the inputs under the same absolute paths; as many layers are
+        in memory as it has workers. A `rank` that is a function has to be picklable for processes, which a lambda is
+        not. None: here, one layer after the other.
     progress : callable, optional
         Called as ``progress(name, done, total)`` after each layer.
 
@@ -130,27 +138,30 @@ def extract(
     out = Path(out)
     kohya = is_kohya_path(out)
     form = Form(dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, kohya=kohya)
-    pair = pair_checkpoints(open_checkpoint(base), open_checkpoint(tuned))
+    pair = pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)))
     _check_not_an_input(out, pair.base, pair.tuned)
     check_destination(out, force=force, dry_run=dry_run)
     by_name = {layer.name: layer for layer in pair.layers}
-    names = list(by_name)
+    names = sorted(by_name.keys() | pair.mismatched.keys())
     check_patterns("embedding", embeddings, names)
     check_patterns("transposed", transposed or (), names)
+    module_names = {module_name(key) for key in pair.base.tensors if key.endswith(".weight")}
     as_conv1d, warnings = _stored_transposed(pair.tuned, pair.base, names, transposed)
     tasks: list[Task] = []
     left_out: dict[str, str] = {}
+    failures: dict[str, str] = {}
     for name in select(names, include, exclude):
-        layer = by_name[name]
         embedding = matches(name, embeddings)
-        reason = _why_not(layer, kohya=kohya, embedding=embedding)
-        if reason:
-            left_out |= _describe_left_out(layer, reason)
-            continue
-        turned = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
-        placement = _placement(name, layer, prefix, kohya=kohya, transposed=turned, embedding=embedding)
-        tasks.append(Task(placement, layer.shape, layer.dtype, layer.shape[0] * layer.shape[1], layer.update))
-    modules = [module_name(key) for key in pair.base.tensors if key.endswith(".weight")]
+        reason = _why_not(name, module_names, kohya=kohya, embedding=embedding)
+        if name in pair.mismatched:
+            (left_out if reason else failures)[name] = pair.mismatched[name]
+        elif reason:
+            left_out |= _describe_left_out(by_name[name], reason)
+        else:
+            layer = by_name[name]
+            turned = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
+            placement = _placement(name, layer, prefix, kohya=kohya, transposed=turned, embedding=embedding)
+            tasks.append(Task(placement, layer.shape, layer.dtype, layer.shape[0] * layer.shape[1], layer.update))
     fan_in_fan_out = any(task.placement.transposed and not task.placement.embedding for task in tasks)
     destination = Destination(
         path=out,
@@ -159,7 +170,7 @@ def extract(
         dry_run=dry_run,
         settings={"base_model_name_or_path": str(base), "fan_in_fan_out": fan_in_fan_out},
         metadata={},
-        modules=tuple(_prefixed(prefix, module) for module in modules),
+        modules=tuple(_prefixed(prefix, module) for module in sorted(module_names)),
     )
     return compress(
         "extract",
@@ -168,8 +179,9 @@ def extract(
         destination,
         rank,
         left_out=left_out | dict(pair.other_changes()),
-        failures=pair.mismatched,
+        failures=failures,
         warnings=warnings,
+        executor=executor,
         progress=progress,
     )
 
@@ -210,12 +222,12 @@ def _stored_transposed(
     return set(), ()
 
 
-def _why_not(layer: WeightPair, *, kohya: bool, embedding: bool) -> str:
-    if not layer.tuned.key.endswith(".weight"):
+def _why_not(name: str, module_names: Collection[str], *, kohya: bool, embedding: bool) -> str:
+    if name not in module_names:
         return _NO_MODULE
     if embedding:
         return NO_EMBEDDINGS if kohya else ""
-    return _NOT_ASKED if is_embedding(layer.name) else ""
+    return _NOT_ASKED if is_embedding(name) else ""
 
 
 def _describe_left_out(layer: WeightPair, reason: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from lowrank_core import (
 )
 from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.checkpoints import CheckpointPair, WeightPair, open_checkpoint, pair_checkpoints
+from lowrank_core.models.executors import path_for
 from lowrank_core.models.layers import Adapter, AdapterLayer
 
 if TYPE_CHECKING:
@@ -249,11 +249,7 @@ def inspect(
     >>> layer.norm, layer.best_error, layer.rank_for_variance[0.9]
     (5.0, (0.6, 0.0), 2)
     """
-    if executor is None:
-        source = open_updates(path, base)
-    else:
-        # A worker may have another current folder.
-        source = open_updates(Path(path).absolute(), None if base is None else Path(base).absolute())
+    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
     ranks, rules = tuple(ranks), tuple(rules)
     found: list[LayerReport | LayerFailure] = []
     for report in layer_reports(source, ranks=ranks, rules=rules, alpha=alpha, executor=executor):

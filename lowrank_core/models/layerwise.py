@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,18 @@ from lowrank_core import scaling_rule
 from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.configuration import peft_config
-from lowrank_core.models.factoring import STORED_DTYPES, Factored, Form, Rank, as_dtype, check_rank, factor, rank_of
+from lowrank_core.models.executors import map_in_order
+from lowrank_core.models.factoring import (
+    STORED_DTYPES,
+    Factored,
+    Form,
+    LayerRank,
+    Rank,
+    as_dtype,
+    check_rank,
+    factor,
+    rank_of,
+)
 from lowrank_core.models.files import StoredTensor, open_file
 from lowrank_core.models.peft import PEFT_CONFIG, PEFT_WEIGHTS
 from lowrank_core.models.placements import Placement, check_distinct, pad_rank
@@ -24,6 +35,7 @@ from lowrank_core.models.writing import TensorStream, check_replaceable, replaci
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from concurrent.futures import Executor
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -50,7 +62,7 @@ class Task:
     source_parameters : int
         Number of entries that it takes now.
     update : callable
-        Reads it: gives an array or a LowRankUpdate.
+        Reads it: gives an array or a LowRankUpdate. Picklable, as the whole task is: it may run in another process.
     biases : tuple of OtherTensor
         Tensors that a reader multiplies with the layer's scale, and that have to follow it.
     at_least : int
@@ -156,10 +168,11 @@ def compress(
     left_out: Mapping[str, str],
     failures: Mapping[str, str],
     warnings: Sequence[str],
+    executor: Executor | None,
     progress: Progress | None,
 ) -> Compression:
     """
-    Truncate layers one by one, write their factors as they come, and report.
+    Truncate layers each on its own, write their factors as they come, and report.
 
     Parameters
     ----------
@@ -177,6 +190,8 @@ def compress(
         What is known before to be missing from the result.
     warnings : sequence of str
         What is known before to be said.
+    executor : Executor or None
+        Where the layers are truncated; they are written here.
     progress : callable or None
         Called as ``progress(name, done, total)`` after each layer.
 
@@ -196,7 +211,7 @@ def compress(
     place = nullcontext(None) if destination.dry_run else replacing(path, folder=not form.kohya)
     with place as temporary:
         weights = None if temporary is None else (temporary if form.kohya else temporary / PEFT_WEIGHTS)
-        done, failed = _write_layers(tasks, destination, rank, weights, progress)
+        done, failed = _write_layers(tasks, destination, rank, weights, executor, progress)
         headers = _headers(done, form)
         if not headers:
             raise ValueError(_nothing_kept(sources, len(tasks), failed | dict(failures)))
@@ -233,7 +248,12 @@ def compress(
 
 
 def _write_layers(
-    tasks: Sequence[Task], destination: Destination, rank: Rank, weights: Path | None, progress: Progress | None
+    tasks: Sequence[Task],
+    destination: Destination,
+    rank: Rank,
+    weights: Path | None,
+    executor: Executor | None,
+    progress: Progress | None,
 ) -> tuple[list[tuple[Task, Factored]], dict[str, str]]:
     """Factor every layer, and write it to `weights` where that is given; what is returned holds no factors any more."""
     form = destination.form
@@ -242,27 +262,47 @@ def _write_layers(
     keys = [key for task in tasks for key in (*task.placement.keys, *(bias.tensor.key for bias in task.biases))]
     keys += [other.tensor.key for other in carried]
     forms = _forms(tasks, form)
+    jobs = [_Job(task, rank_of(rank, task.placement.name), forms[task.placement]) for task in tasks]
     done: list[tuple[Task, Factored]] = []
     failures: dict[str, str] = {}
     metadata = destination.metadata if form.kohya else {"format": "pt"}
-    with nullcontext(None) if weights is None else stream_tensors(weights, keys, metadata) as stream:
+    with (
+        nullcontext(None) if weights is None else stream_tensors(weights, keys, metadata) as stream,
+        closing(map_in_order(_factor_or_reason, jobs, executor)) as results,
+    ):
         _copy(stream, (other for other in carried if _item_size(other.tensor) >= size))
-        for task in tasks:
+        for task, result in zip(tasks, results, strict=True):
             name = task.placement.name
-            try:
-                factored = factor(task.update(), rank_of(rank, name), forms[task.placement], at_least=task.at_least)
-            except ValueError as error:
-                failures[name] = str(error)
+            if isinstance(result, str):
+                failures[name] = result
             else:
-                if stream is not None and factored.update is not None:
-                    _add_layer(stream, task, factored.update, form)
-                done.append((task, replace(factored, update=None)))
+                if stream is not None and result.update is not None:
+                    _add_layer(stream, task, result.update, form)
+                done.append((task, replace(result, update=None)))
             if progress is not None:
                 progress(name, len(done) + len(failures), len(tasks))
         _copy(stream, (other for other in carried if _item_size(other.tensor) < size))
         if stream is not None and form.kohya:
             stream.metadata.update(_dimensions(_headers(done, form).values()))
     return done, failures
+
+
+class _Job(NamedTuple):
+    """One layer, and how it is truncated and stored: all that a worker needs."""
+
+    task: Task
+    rank: LayerRank
+    form: Form
+
+
+def _factor_or_reason(job: _Job) -> Factored | str:
+    """Read a layer and factor it, or say why that cannot be done; the other layers go on."""
+    try:
+        return factor(job.task.update(), job.rank, job.form, at_least=job.task.at_least)
+    except ValueError as error:
+        return str(error)
+    except MemoryError as error:
+        return f"needs more memory than there is ({error})"
 
 
 def _forms(tasks: Sequence[Task], form: Form) -> dict[Placement, Form]:

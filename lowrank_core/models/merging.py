@@ -18,6 +18,7 @@ from lowrank_core.models.conversion import (
     place_layers,
     product_of,
 )
+from lowrank_core.models.executors import path_for
 from lowrank_core.models.factoring import Form, Rank, everything, stacked
 from lowrank_core.models.files import describe_shape, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
@@ -27,6 +28,7 @@ from lowrank_core.models.placements import names_in_base, without_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from concurrent.futures import Executor
     from os import PathLike
 
     from lowrank_core import LowRankUpdate
@@ -92,6 +94,7 @@ def merge(
     uniform: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Compression:
     r"""
@@ -111,7 +114,7 @@ def merge(
     base : path-like, optional
         The base model's checkpoint, whose module names turn kohya's names into PEFT's; the names of a PEFT adapter
         among `adapters` serve too.
-    base_restored, include, exclude, prefix, alpha, rule, uniform, force, dry_run, progress
+    base_restored, include, exclude, prefix, alpha, rule, uniform, force, dry_run, executor, progress
         As in :func:`~lowrank_core.models.resizing.resize`.
     dtype : str, optional
         What the factors are stored in; None: the finest that the adapters are.
@@ -159,7 +162,7 @@ def merge(
     if not adapters:
         raise ValueError("there is nothing to merge: give at least one adapter")
     shares = _checked_weights(weights, len(adapters))
-    opened = [open_adapter(adapter) for adapter in adapters]
+    opened = [open_adapter(path_for(adapter, executor)) for adapter in adapters]
     for adapter in opened:
         check_base(adapter, restored=base_restored)
         check_no_magnitudes(adapter)
@@ -206,6 +209,7 @@ def merge(
         left_out=left_out | others,
         failures=failures | incomplete,
         warnings=_base_warnings(configs),
+        executor=executor,
         progress=progress,
     )
 

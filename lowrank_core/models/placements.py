@@ -231,7 +231,7 @@ def names_in_base(keys: Iterable[str], modules: Iterable[str]) -> dict[str, str]
         If a key stands for no module, or for several.
     """
     meant: dict[str, list[str]] = {}
-    for module in sorted(modules):
+    for module in sorted(set(modules)):
         meant.setdefault(module.replace(".", "_"), []).append(module)
     found = {}
     for key in keys:

@@ -14,6 +14,7 @@ from lowrank_core.models.conversion import (
     place_layers,
     product_of,
 )
+from lowrank_core.models.executors import path_for
 from lowrank_core.models.factoring import Form, Rank, everything
 from lowrank_core.models.files import open_file, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
@@ -23,6 +24,7 @@ from lowrank_core.models.placements import module_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
     from os import PathLike
 
     from lowrank_core.models.compression import Compression
@@ -45,6 +47,7 @@ def resize(
     uniform: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Compression:
     """
@@ -69,7 +72,7 @@ def resize(
         the new adapter.
     prefix : str, optional
         What keys begin with where a PEFT adapter becomes a kohya file, "lora_unet" by default.
-    alpha, rule, uniform, force, dry_run, progress
+    alpha, rule, uniform, force, dry_run, executor, progress
         As in :func:`~lowrank_core.models.extraction.extract`.
     dtype : str, optional
         What the factors are stored in; None: as they are.
@@ -113,7 +116,7 @@ def resize(
     """
     out = Path(out)
     kohya = is_kohya_path(out)
-    opened = open_adapter(adapter)
+    opened = open_adapter(path_for(adapter, executor))
     same_kind = kohya == (opened.kind == "kohya")
     form = Form(
         dtype=finest_dtype(opened.layers) if dtype is None else dtype,
@@ -164,6 +167,7 @@ def resize(
         left_out=left_out | more_left_out,
         failures=failures | opened.unsupported,
         warnings=(),
+        executor=executor,
         progress=progress,
     )
 
