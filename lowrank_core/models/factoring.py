@@ -397,16 +397,12 @@ def _truncated(
     update: NDArray[Any] | LowRankUpdate, rank: LayerRank, at_least: int
 ) -> tuple[LowRankUpdate, Spectrum, int]:
     """Give the best update of that rank, the spectrum, and the rank asked for."""
-    own = update.rank if isinstance(update, LowRankUpdate) else math.inf
-    own = int(min(*update.shape, own))
-
-    def clamped(asked: int, norm: float) -> int:
-        return max(min(asked, own) if norm else 0, at_least)
+    own = min(update.shape)
 
     # Only float32 and below are ever decomposed in part: for all others the whole spectrum comes at no cost.
     if not (isinstance(update, LowRankUpdate) or callable(rank) or update.dtype == np.float64):
         asked, norm = _as_count(rank), frobenius_norm(update)
-        best = truncate(update, clamped(asked, norm))
+        best = truncate(update, max(min(asked, own) if norm else 0, at_least))
         values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]
         m, n = update.shape
         found = Spectrum(values, np.asarray(norm), (m, n), best.rank == own, update.dtype)
@@ -415,11 +411,33 @@ def _truncated(
     seen: list[tuple[Spectrum, int]] = []
 
     def choose(found: Spectrum) -> int:
-        seen.append((found, _as_count(rank(found) if callable(rank) else rank)))
-        return clamped(seen[0][1], float(found.norm))
+        asked = _as_count(rank(found) if callable(rank) else rank)
+        seen.append((found, asked))
+        floor = _rounding(update) if isinstance(update, LowRankUpdate) else 0.0
+        return max(min(asked, own, int(np.count_nonzero(found.values > floor))), at_least)
 
     best = truncate(update, choose)
     return best, *seen[0]
+
+
+def _rounding(update: LowRankUpdate) -> float:
+    """
+    Bound what rounding in float64 puts in the place of a product's zero singular values.
+
+    QR errs within eps in each column, and the core within eps·Σ‖b_i‖‖a_i‖, however much of that cancels in the product
+    itself, as it does in the difference of two adapters: such values are no components.
+    """
+    (B, B_exponent), (A, A_exponent) = _column_norms(update.B), _column_norms(update.A.T)
+    size = float(np.dot(B, A)) * abs(update.scaling) * max(update.shape) * STORED_DTYPES["float64"]
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(size, B_exponent + A_exponent))
+
+
+def _column_norms(factor: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
+    """Norms of columns over a power of two, with its exponent: squares of 1e200 do not fit."""
+    columns = factor.astype(np.float64)
+    exponent = int(np.frexp(np.max(np.abs(columns), initial=0.0))[1])
+    return np.linalg.norm(np.ldexp(columns, -exponent, out=columns), axis=0), exponent
 
 
 def _as_count(rank: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +176,7 @@ def merge(
     check_destination(out, force=force, dry_run=dry_run)
     sums, incomplete = _by_module(opened, shares, kohya=kohya)
     chosen = select(list(sums), include, exclude)
-    first = [sums[name].terms[0][1] for name in chosen]
+    first = [replace(sums[name].terms[0][1], name=name) for name in chosen]
     placements, left_out, failures = place_layers(first, kohya=kohya, prefix=prefix, base=base)
     tasks = [
         Task(
@@ -199,7 +199,11 @@ def merge(
         metadata={},
         modules=tuple(sums),
     )
-    others = {f"{other.name} ({adapter.path})": other.describe() for adapter in opened for other in adapter.others}
+    others = {
+        f"{other.name} ({source})": other.describe()
+        for source, adapter in zip(adapters, opened, strict=True)
+        for other in adapter.others
+    }
     return compress(
         "merge",
         [str(adapter) for adapter in adapters],
