@@ -1,0 +1,186 @@
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lowrank_core import rank_for_variance
+from lowrank_core.models import executors
+from lowrank_core.models.executors import dask_cluster, local_processes, map_in_order, path_for
+from lowrank_core.models.extraction import extract
+from lowrank_core.models.merging import merge
+from lowrank_core.models.resizing import resize
+from tests.models.models_on_disk import checkpoint_pair, fingerprint
+
+NINETY_PERCENT = partial(rank_for_variance, fraction=0.9)
+
+
+class Counting(ThreadPoolExecutor):
+    """Threads that note how many tasks were handed over and not yet taken."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.handed_over = 0
+
+    def submit(self, function, /, *arguments, **keywords):
+        self.handed_over += 1
+        return super().submit(function, *arguments, **keywords)
+
+
+def test_results_come_in_order_whatever_finishes_first():
+    with ThreadPoolExecutor(4) as executor:
+        delays = [0.02, 0.0, 0.01, 0.0, 0.0]
+        assert list(map_in_order(lambda i: time.sleep(delays[i]) or i, range(5), executor)) == [0, 1, 2, 3, 4]
+
+
+def test_a_bounded_number_is_under_way():
+    with Counting() as executor:
+        for taken, result in enumerate(map_in_order(abs, range(1000), executor), 1):
+            assert result == taken - 1
+            assert executor.handed_over <= taken + executors.IN_FLIGHT
+
+
+def test_without_an_executor_each_is_made_when_it_is_asked_for():
+    made = []
+    results = map_in_order(made.append, range(5), None)
+    next(results)
+    next(results)
+    assert made == [0, 1]
+
+
+def test_closing_cancels_what_has_not_begun():
+    started, turn = [], threading.Semaphore(1)
+
+    def work(i):
+        started.append(i)
+        turn.acquire()
+        return i
+
+    with ThreadPoolExecutor(1) as executor:
+        results = map_in_order(work, range(20), executor)
+        assert next(results) == 0
+        results.close()
+        turn.release(20)
+    assert len(started) <= 2
+
+
+def test_an_error_of_a_task_is_raised_in_its_place():
+    with ThreadPoolExecutor(2) as executor:
+        results = map_in_order(lambda i: 1 // (2 - i), range(4), executor)
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+
+
+def test_paths_are_absolute_where_someone_else_reads_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(path_for("file", None)) == "file"
+    assert path_for("file", ThreadPoolExecutor(1)) == tmp_path / "file"
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with local_processes(2) as executor:
+        yield executor
+
+
+@pytest.fixture
+def written_with(tmp_path, rng, monkeypatch):
+    """Extract, resize and merge from relative paths with an executor; fingerprints and failures of what they wrote."""
+    paths, _ = checkpoint_pair(tmp_path, rng, others=[("bad.weight", np.ones((2, 2)), np.full((2, 2), np.nan))])
+    monkeypatch.chdir(tmp_path)
+
+    def run(executor, name):
+        seen = []
+        reports = [
+            extract(
+                *(path.name for path in paths),
+                f"{name}-extracted",
+                rank=NINETY_PERCENT,
+                executor=executor,
+                progress=lambda *told: seen.append(told),
+            ),
+            resize(f"{name}-extracted", f"{name}-resized.safetensors", rank=2, executor=executor),
+            merge([f"{name}-extracted"] * 2, f"{name}-merged", weights=[1, -2], executor=executor),
+        ]
+        assert reports[0].failures.keys() == {"bad"}
+        assert [told[1:] for told in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        tensors = [load_file(f"{name}-resized.safetensors")]
+        tensors += [load_file(f"{name}-{verb}/adapter_model.safetensors") for verb in ("extracted", "merged")]
+        return [report.totals for report in reports], tensors
+
+    return run
+
+
+def assert_same(one, other):
+    for ours, theirs in zip(one[0], other[0], strict=True):
+        assert vars(ours) == pytest.approx(vars(theirs), rel=1e-9, abs=1e-12)
+    for ours, theirs in zip(one[1], other[1], strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            # One BLAS thread or several: the same to rounding.
+            assert np.allclose(ours[key], theirs[key], rtol=1e-5, atol=1e-7)
+
+
+def test_threads_write_what_one_thread_writes(written_with):
+    alone = written_with(None, "alone")
+    with ThreadPoolExecutor(3) as executor:
+        assert_same(alone, written_with(executor, "threads"))
+    assert fingerprint("alone-extracted/adapter_model.safetensors") == fingerprint(
+        "threads-extracted/adapter_model.safetensors"
+    )
+
+
+def test_processes_write_what_one_thread_writes(written_with, processes):
+    assert_same(written_with(None, "alone"), written_with(processes, "processes"))
+
+
+def test_a_dask_cluster_writes_what_one_thread_writes(written_with):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        dask_cluster(cluster.scheduler_address) as executor,
+    ):
+        assert_same(written_with(None, "alone"), written_with(executor, "dask"))
+
+
+def test_a_function_that_cannot_be_sent_leaves_nothing_behind(tmp_path, rng, processes):
+    paths, _ = checkpoint_pair(tmp_path, rng)
+    with pytest.raises(Exception, match=r"pickle|local object|lambda"):
+        extract(*paths, tmp_path / "out", rank=lambda _: 2, executor=processes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
+
+
+def test_a_worker_that_dies_is_named_and_nothing_is_written(tmp_path, rng):
+    paths, _ = checkpoint_pair(tmp_path, rng)
+    with pytest.raises(ChildProcessError, match="one of 1 worker processes died"), local_processes(1) as executor:
+        extract(*paths, tmp_path / "out", rank=_die, executor=executor)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
+
+
+def _die(found):
+    os._exit(1)
+
+
+def test_workers_hold_blas_to_one_thread(processes):
+    assert processes.submit(_blas_threads).result() == {1}
+
+
+def _blas_threads():
+    """Threads of NumPy's own BLAS: SciPy, if something imports it later, brings another."""
+    from threadpoolctl import threadpool_info
+
+    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return {library["num_threads"] for library in found if "scipy" not in library["filepath"]}
+
+
+def test_no_workers_and_no_scheduler(tmp_path):
+    with pytest.raises(ValueError, match="workers must be at least 1; got 0"), local_processes(0):
+        pass
+    pytest.importorskip("distributed")
+    with pytest.raises(ValueError, match="is no address of a scheduler"), dask_cluster("nowhere://x"):
+        pass
