@@ -175,7 +175,7 @@ def _blas_threads():
     from threadpoolctl import threadpool_info
 
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    return {library["num_threads"] for library in found if "scipy" not in library["filepath"]}
+    return {library["num_threads"] for library in found if "scipy.libs" not in library["filepath"]}
 
 
 def test_no_workers_and_no_scheduler(tmp_path):
