@@ -136,8 +136,9 @@ def merge(
     -----
     .. math:: \sum_i w_i \gamma_i B_i A_i = [w_1 \gamma_1 B_1, w_2 \gamma_2 B_2, \ldots]\,[A_1; A_2; \ldots]
 
-    is a product again, and is truncated through its core. Weights multiply updates: a weight of ½ halves the update,
-    where PEFT's weighted combinations multiply both factors.
+    is a product again, and is truncated through its core. PEFT's own ``add_weighted_adapter`` (0.21) gives the same
+    sum as "svd" and "cat" under α/r alone: under rsLoRA its result is √r too large. Its "linear" is no weighted sum:
+    it adds the factors up, so that each B is multiplied with the other adapters' A too.
 
     Examples
     --------

@@ -1,5 +1,6 @@
 """Every kind of layer that PEFT adapts: the dense update that is read is the one that PEFT computes."""
 
+import re
 import warnings
 
 import numpy as np
@@ -28,6 +29,9 @@ PATTERNS = [
     ["^q_proj", "k_proj", "q_proj"],
     [r"layers\.(1|2)\..*", r"layers\.1[0-9]\..*"],
     ["model|q_proj"],
+    ["^" + re.escape(MODULE)],
+    ["^" + re.escape("model.layers.1.self_attn.q_proj")],
+    ["layers.1..self_attn.q_proj"],
     [],
 ]
 
@@ -129,6 +133,23 @@ def test_half_precision_factors_are_multiplied_exactly(tmp_path, dtype):
 @pytest.mark.parametrize("module", [MODULE, "q_proj", "model.layers.1.self_attn.q_proj", "q_proj.extra", "xq_proj"])
 def test_patterns_resolve_as_pefts_own_function_does(patterns, module):
     assert pattern_key(patterns, module) == get_pattern_key(patterns, module)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "applies"),
+    [
+        ("q_proj", True),
+        (".*q_proj", True),
+        ("^" + MODULE, True),
+        ("^" + re.escape(MODULE), True),
+        ("model.layers.1..self_attn.q_proj", True),
+        ("^q_proj", False),
+        ("attn.q_proj", False),
+        ("layers.1.self_attn.q_proj", False),
+    ],
+)
+def test_which_patterns_apply(pattern, applies):
+    assert pattern_key([pattern], MODULE) == get_pattern_key([pattern], MODULE) == (pattern if applies else MODULE)
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
