@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lowrank_core import scaling_rule
 from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.configuration import peft_config
@@ -29,6 +27,7 @@ from lowrank_core.models.factoring import (
     rank_of,
 )
 from lowrank_core.models.files import StoredTensor, open_file
+from lowrank_core.models.headers import Header, check_headers, described_adapter, headers_of, kohya_dimensions
 from lowrank_core.models.peft import PEFT_CONFIG, PEFT_WEIGHTS
 from lowrank_core.models.placements import Placement, check_distinct, pad_rank
 from lowrank_core.models.writing import TensorStream, check_replaceable, replacing, stream_tensors
@@ -150,14 +149,6 @@ def check_destination(path: Path, *, force: bool, dry_run: bool) -> None:
         check_replaceable(path, None if is_kohya_path(path) else (PEFT_CONFIG, PEFT_WEIGHTS), force=force)
 
 
-class Header(NamedTuple):
-    """What a file says of a layer: its rank, zeros included, its alpha, and the scale that follows from them."""
-
-    rank: int
-    alpha: float
-    scaling: float
-
-
 def compress(
     verb: str,
     sources: Sequence[str],
@@ -221,7 +212,11 @@ def compress(
                 _pad_file(weights, headers, form)
             if config is not None:
                 (temporary / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            warnings = (*warnings, *_check_written(temporary, headers))
+            check_headers(open_adapter(temporary), headers)
+        if config is not None:
+            as_read = described_adapter(path, headers, config, form.dtype)
+            check_headers(as_read, headers)
+            warnings = (*warnings, *as_read.warnings)
     layers = tuple(
         _layer_report(task, factored, headers.get(task.placement), form)
         for task, factored in done
@@ -283,7 +278,7 @@ def _write_layers(
                 progress(name, len(done) + len(failures), len(tasks))
         _copy(stream, (other for other in carried if _item_size(other.tensor) < size))
         if stream is not None and form.kohya:
-            stream.metadata.update(_dimensions(_headers(done, form).values()))
+            stream.metadata.update(kohya_dimensions(_headers(done, form).values()))
     return done, failures
 
 
@@ -335,28 +330,17 @@ def _item_size(tensor: StoredTensor) -> int:
 
 
 def _headers(done: Iterable[tuple[Task, Factored]], form: Form) -> dict[Placement, Header]:
-    """Say what the file holds of each layer that keeps a component."""
-    kept = {task.placement: factored for task, factored in done if factored.rank}
-    largest: dict[str, int] = {}
-    for placement, factored in kept.items():
-        group = "" if form.uniform else placement.module
-        largest[group] = max(largest.get(group, 0), factored.rank)
-    if form.uniform and form.kohya and kept:
-        # There α is a tensor of the factors' dtype, and has to equal the rank exactly: bfloat16 has no 257.
-        while float(np.asarray(largest[""], dtype=as_dtype(form.dtype))) != largest[""]:
-            largest[""] += 1
-    return {
-        placement: _header(factored, largest["" if form.uniform else placement.module], form)
-        for placement, factored in kept.items()
-    }
+    return headers_of({task.placement: factored for task, factored in done if factored.rank}, form)
 
 
-def _header(factored: Factored, rank: int, form: Form) -> Header:
-    alpha = form.alpha_at(rank)
-    if not math.isclose(form.scaling_at(rank), factored.scaling, rel_tol=1e-15):
-        # Of the scale 1 whatever the rank: α/r and α/√r are 1 at r and √r.
-        alpha = factored.scaling * rank / float(scaling_rule(form.rule)(rank, rank))
-    return Header(rank, alpha, factored.scaling)
+def _config(headers: Mapping[Placement, Header], destination: Destination) -> dict[str, Any]:
+    return peft_config(
+        {placement.module: header.rank for placement, header in headers.items()},
+        {placement.module: header.alpha for placement, header in headers.items()},
+        use_rslora=destination.form.rule == "rslora",
+        others=destination.modules,
+        settings=destination.settings,
+    )
 
 
 def _pad_file(weights: Path, headers: Mapping[Placement, Header], form: Form) -> None:
@@ -381,41 +365,6 @@ def _pad_file(weights: Path, headers: Mapping[Placement, Header], form: Form) ->
                     stream.add(placement.alpha_key, np.array(header.alpha, dtype=as_dtype(form.dtype)))
     finally:
         unpadded.unlink()
-
-
-def _dimensions(headers: Iterable[Header]) -> dict[str, str]:
-    """Write what kohya's metadata says of ranks; its own tools write "Dynamic" where there are several."""
-    known = list(headers)
-    ranks, alphas = ({str(header.rank) for header in known}, {f"{header.alpha:g}" for header in known})
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": ranks.pop() if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": alphas.pop() if len(alphas) == 1 else "Dynamic",
-    }
-
-
-def _config(headers: Mapping[Placement, Header], destination: Destination) -> dict[str, Any]:
-    return peft_config(
-        {placement.module: header.rank for placement, header in headers.items()},
-        {placement.module: header.alpha for placement, header in headers.items()},
-        use_rslora=destination.form.rule == "rslora",
-        others=destination.modules,
-        settings=destination.settings,
-    )
-
-
-def _check_written(written: Path, headers: Mapping[Placement, Header]) -> tuple[str, ...]:
-    """Read the file back as any reader would: every layer has to come with the rank and scale that it was made for."""
-    adapter = open_adapter(written)
-    found = {layer.A.key: (layer.rank, layer.scaling) for layer in adapter.layers}
-    for placement, header in headers.items():
-        rank, scaling = found.get(placement.A_key, (0, 0.0))
-        if rank != header.rank or not math.isclose(scaling, header.scaling, rel_tol=1e-12):
-            raise ValueError(
-                f"{placement.name!r} would be read with rank {rank} and scale {scaling}, but was made for rank "
-                f"{header.rank} and scale {header.scaling}: nothing was written"
-            )
-    return adapter.warnings
 
 
 def _layer_report(task: Task, factored: Factored, header: Header | None, form: Form) -> LayerCompression:

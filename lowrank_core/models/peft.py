@@ -152,7 +152,30 @@ def read_peft_config(path: Path) -> PeftConfig:
     ValueError
         If it is not that of a LoRA adapter, or an entry has the wrong type.
     """
-    raw = read_json(path)
+    return check_peft_config(path, read_json(path))
+
+
+def check_peft_config(path: Path, raw: dict[str, Any]) -> PeftConfig:
+    """
+    Check the content of a PEFT adapter's configuration.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is, or will be.
+    raw : dict
+        What the file holds.
+
+    Returns
+    -------
+    PeftConfig
+        As :func:`read_peft_config` gives it.
+
+    Raises
+    ------
+    ValueError
+        If it is not that of a LoRA adapter, or an entry has the wrong type.
+    """
     if raw.get("peft_type") != "LORA":
         found = f"peft_type {raw['peft_type']!r}" if "peft_type" in raw else "no peft_type"
         raise ValueError(f"{str(path)!r} has {found}: only LoRA adapters (peft_type 'LORA') hold an update γBA")

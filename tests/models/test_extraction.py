@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core import rank_for_variance
+from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.extraction import extract
 from tests.models.models_on_disk import (
     LINEAR,
@@ -300,11 +301,14 @@ def test_tied_weights_appear_once(tmp_path, rng):
 def test_a_dry_run_reports_and_writes_nothing(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng)
     before = sorted(tmp_path.rglob("*"))
-    dry = extract(*paths, tmp_path / "out", rank=2, dry_run=True)
+    options = {"rank": {LINEAR[0]: 1, LINEAR[1]: 2, LINEAR[2]: 4}, "rule": "rslora"}
+    dry = extract(*paths, tmp_path / "out", **options, dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before
-    wet = extract(*paths, tmp_path / "out", rank=2)
+    wet = extract(*paths, tmp_path / "out", **options)
     assert (dry.written, wet.written) == (False, True)
     assert (dry.totals, dry.config, dry.left_out) == (wet.totals, wet.config, wet.left_out)
+    assert dry.warnings == wet.warnings == open_adapter(tmp_path / "out").warnings
+    assert any("llama.cpp" in warning for warning in dry.warnings)
 
 
 @pytest.mark.parametrize("out", ["out", "out.safetensors"])
