@@ -45,8 +45,8 @@ class LayerCompression:
         Relative error of what was written, measured after rounding to the stored dtype.
     storage_error : float
         What that rounding moved, relative to the update's norm.
-    source_parameters : int
-        Number of entries before: of the dense update, or of the adapters' factors.
+    source_parameters, source_bytes : int
+        Number of entries before, and what they take: of the tuned weight, or of the adapters' factors.
     parameters, bytes : int
         Number of entries of the written factors, padding included, and what they take.
     """
@@ -66,6 +66,7 @@ class LayerCompression:
     error: float
     storage_error: float
     source_parameters: int
+    source_bytes: int
     parameters: int
     bytes: int
 
@@ -83,7 +84,7 @@ class CompressionTotals:
         √ΣN² over the layers.
     variance_captured, best_error, error, storage_error : float
         As of one layer, weighed by N².
-    source_parameters, parameters, bytes : int
+    source_parameters, source_bytes, parameters, bytes : int
         Sums over the layers.
     """
 
@@ -95,6 +96,7 @@ class CompressionTotals:
     error: float
     storage_error: float
     source_parameters: int
+    source_bytes: int
     parameters: int
     bytes: int
 
@@ -134,6 +136,8 @@ class Compression:
         All layers together.
     config : dict or None
         PEFT's configuration; None for kohya.
+    weights : tuple of float or None
+        Of a merge: what each source was multiplied with.
     """
 
     verb: str
@@ -151,6 +155,7 @@ class Compression:
     warnings: tuple[str, ...]
     totals: CompressionTotals
     config: dict[str, Any] | None
+    weights: tuple[float, ...] | None = None
 
 
 def to_json(report: Compression) -> dict[str, Any]:
@@ -181,6 +186,7 @@ def to_json(report: Compression) -> dict[str, Any]:
         "failures": dict(report.failures),
         "warnings": list(report.warnings),
         "config": report.config,
+        "weights": None if report.weights is None else list(report.weights),
     }
 
 
@@ -239,6 +245,7 @@ def totals_of(layers: Sequence[LayerCompression], failures: int) -> CompressionT
         error=together(layer.error for layer in layers),
         storage_error=together(layer.storage_error for layer in layers),
         source_parameters=sum(layer.source_parameters for layer in layers),
+        source_bytes=sum(layer.source_bytes for layer in layers),
         parameters=sum(layer.parameters for layer in layers),
         bytes=sum(layer.bytes for layer in layers),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_core.models.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
 from lowrank_core.models.conversion import NO_EMBEDDINGS
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.factoring import Form, Rank
+from lowrank_core.models.factoring import Form, Rank, stored_bytes
 from lowrank_core.models.files import describe_shape, frobenius_norm, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
@@ -161,7 +161,8 @@ def extract(
             layer = by_name[name]
             turned = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
             placement = _placement(name, layer, prefix, kohya=kohya, transposed=turned, embedding=embedding)
-            tasks.append(Task(placement, layer.shape, layer.dtype, layer.shape[0] * layer.shape[1], layer.update))
+            size = layer.tuned.size, stored_bytes([layer.tuned])
+            tasks.append(Task(placement, layer.shape, layer.dtype, *size, layer.update))
     fan_in_fan_out = any(task.placement.transposed and not task.placement.embedding for task in tasks)
     destination = Destination(
         path=out,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lowrank_core.models.files import StoredTensor
+
 LayerRank: TypeAlias = int | Callable[[Spectrum], Any]
 """How many components of a layer to keep: a number, or a function that gives it from the layer's spectrum."""
 
@@ -297,6 +299,23 @@ def as_dtype(name: str) -> np.dtype[Any]:
 
         name = ml_dtypes.bfloat16
     return np.dtype(name)
+
+
+def stored_bytes(tensors: Iterable[StoredTensor]) -> int:
+    """
+    Add up what tensors take in their files.
+
+    Parameters
+    ----------
+    tensors : iterable of StoredTensor
+        Of types that hold weights.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    return sum(tensor.size * as_dtype(tensor.dtype).itemsize for tensor in tensors)
 
 
 def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -> float:

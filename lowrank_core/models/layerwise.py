@@ -58,8 +58,8 @@ class Task:
         Shape (m, n) of its update.
     dtype : str
         What it is stored in.
-    source_parameters : int
-        Number of entries that it takes now.
+    source_parameters, source_bytes : int
+        Number of entries that it has now, and what they take.
     update : callable
         Reads it: gives an array or a LowRankUpdate. Picklable, as the whole task is: it may run in another process.
     biases : tuple of OtherTensor
@@ -72,6 +72,7 @@ class Task:
     shape: tuple[int, int]
     dtype: str
     source_parameters: int
+    source_bytes: int
     update: Callable[[], NDArray[Any] | LowRankUpdate]
     biases: tuple[OtherTensor, ...] = ()
     at_least: int = 0
@@ -386,6 +387,7 @@ def _layer_report(task: Task, factored: Factored, header: Header | None, form: F
         error=factored.error,
         storage_error=factored.storage_error,
         source_parameters=task.source_parameters,
+        source_bytes=task.source_bytes,
         parameters=parameters,
         bytes=parameters * as_dtype(form.dtype).itemsize,
     )

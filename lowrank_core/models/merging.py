@@ -19,7 +19,7 @@ from lowrank_core.models.conversion import (
     product_of,
 )
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.factoring import Form, Rank, everything, stacked
+from lowrank_core.models.factoring import Form, Rank, everything, stacked, stored_bytes
 from lowrank_core.models.files import describe_shape, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
 from lowrank_core.models.module_names import select
@@ -114,8 +114,10 @@ def merge(
     base : path-like, optional
         The base model's checkpoint, whose module names turn kohya's names into PEFT's; the names of a PEFT adapter
         among `adapters` serve too.
-    base_restored, include, exclude, prefix, alpha, rule, uniform, force, dry_run, executor, progress
+    base_restored, include, exclude, prefix, alpha, uniform, force, dry_run, executor, progress
         As in :func:`~lowrank_core.models.resizing.resize`.
+    rule : {"standard", "rslora"}
+        The rule that the sum's scale follows, whatever those of the adapters.
     dtype : str, optional
         What the factors are stored in; None: the finest that the adapters are.
 
@@ -185,6 +187,7 @@ def merge(
             shape=layer.shape,
             dtype=sums[name].dtype,
             source_parameters=sum(term.parameters for _, term in sums[name].terms),
+            source_bytes=stored_bytes(tensor for _, term in sums[name].terms for tensor in (term.A, term.B)),
             update=sums[name].update,
         )
         for name, layer in zip(chosen, first, strict=True)
@@ -205,7 +208,7 @@ def merge(
         for source, adapter in zip(adapters, opened, strict=True)
         for other in adapter.others
     }
-    return compress(
+    report = compress(
         "merge",
         [str(adapter) for adapter in adapters],
         tasks,
@@ -217,6 +220,7 @@ def merge(
         executor=executor,
         progress=progress,
     )
+    return replace(report, weights=tuple(shares))
 
 
 def _checked_weights(weights: Sequence[float] | None, adapters: int) -> list[float]:

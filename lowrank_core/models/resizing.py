@@ -15,7 +15,7 @@ from lowrank_core.models.conversion import (
     product_of,
 )
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.factoring import Form, Rank, everything
+from lowrank_core.models.factoring import Form, Rank, everything, stored_bytes
 from lowrank_core.models.files import open_file, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
 from lowrank_core.models.module_names import select
@@ -42,7 +42,7 @@ def resize(
     exclude: Sequence[str] = (),
     prefix: str | None = None,
     alpha: float | None = None,
-    rule: str = "standard",
+    rule: str | None = None,
     dtype: str | None = None,
     uniform: bool = False,
     force: bool = False,
@@ -72,8 +72,10 @@ def resize(
         the new adapter.
     prefix : str, optional
         What keys begin with where a PEFT adapter becomes a kohya file, "lora_unet" by default.
-    alpha, rule, uniform, force, dry_run, executor, progress
+    alpha, uniform, force, dry_run, executor, progress
         As in :func:`~lowrank_core.models.extraction.extract`.
+    rule : {"standard", "rslora"}, optional
+        The rule that the new adapter's scale follows; None: the adapter's own, and "standard" with `uniform`.
     dtype : str, optional
         What the factors are stored in; None: as they are.
 
@@ -121,7 +123,7 @@ def resize(
     form = Form(
         dtype=finest_dtype(opened.layers) if dtype is None else dtype,
         alpha=alpha,
-        rule=rule,
+        rule=_own_rule(opened, uniform=uniform) if rule is None else rule,
         uniform=uniform,
         kohya=kohya,
     )
@@ -142,6 +144,7 @@ def resize(
                     shape=layer.shape,
                     dtype=layer.dtype,
                     source_parameters=layer.parameters,
+                    source_bytes=stored_bytes([layer.A, layer.B]),
                     update=partial(product_of, layer),
                     biases=tuple(other for other in followers if other.tensor.key.endswith(".lora_B.bias")),
                     at_least=1 if followers else 0,
@@ -170,6 +173,11 @@ def resize(
         executor=executor,
         progress=progress,
     )
+
+
+def _own_rule(adapter: Adapter, *, uniform: bool) -> str:
+    """Find the scaling rule of an adapter, which is one for all its layers; factors padded to one rank need none."""
+    return "standard" if uniform else next((layer.rule for layer in adapter.layers), "standard")
 
 
 def _followers(layer: AdapterLayer, others: Sequence[OtherTensor]) -> tuple[OtherTensor, ...]:

@@ -23,6 +23,7 @@ def test_json_is_plain_and_whole(report):
     assert written.keys() == report.__dataclass_fields__.keys()
     assert written["layers"][0].keys() == report.layers[0].__dataclass_fields__.keys()
     assert written["layers"][0]["singular_values"] == report.layers[0].singular_values.tolist()
+    assert written["weights"] is None
     assert written["totals"] == vars(report.totals)
 
 

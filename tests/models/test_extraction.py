@@ -66,6 +66,7 @@ def test_totals_are_those_of_the_block_diagonal_update(tmp_path, rng):
     assert report.totals.error == pytest.approx(lost, rel=1e-6)
     assert report.totals.variance_captured == pytest.approx(heads / norm**2, rel=1e-6)
     assert report.totals.source_parameters == sum(update.size for update in updates.values())
+    assert report.totals.source_bytes == 4 * report.totals.source_parameters
 
 
 def test_factors_share_each_components_size(tmp_path, rng):

@@ -46,6 +46,8 @@ def test_the_exact_weighted_sum(adapters, tmp_path, weights, rule, uniform):
     if uniform:
         rule = "standard"
     report = merge(paths, tmp_path / "out", weights=weights, rule=rule, uniform=uniform)
+    assert report.weights == tuple(weights)
+    assert report.totals.source_bytes == 4 * report.totals.source_parameters
     written = written_updates(tmp_path / "out")
     assert set(written) == set(SHAPES)
     for layer in report.layers:

@@ -74,6 +74,25 @@ def test_without_a_rank_everything_is_kept(adapter, tmp_path, dtype):
     assert report.totals.error == pytest.approx(report.totals.storage_error, abs=1e-7)
 
 
+def test_without_a_rule_the_adapters_own_is_kept(adapter, tmp_path):
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"use_rslora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    report = resize(adapter, tmp_path / "out", rank=2)
+    assert_resized(adapter, report)
+    assert (report.rule, report.config["use_rslora"]) == ("rslora", True)
+    assert resize(adapter, tmp_path / "out", rank=2, uniform=True, dry_run=True).rule == "standard"
+
+
+def test_sizes_before_and_after(adapter, tmp_path):
+    report = resize(adapter, tmp_path / "out", rank=2, dtype="bfloat16")
+    for path, parameters, size in (
+        (adapter, report.totals.source_parameters, report.totals.source_bytes),
+        (tmp_path / "out", report.totals.parameters, report.totals.bytes),
+    ):
+        stored = load_file(path / "adapter_model.safetensors").values()
+        assert (sum(t.size for t in stored), sum(t.nbytes for t in stored)) == (parameters, size)
+
+
 def test_padding_and_repeated_components_are_no_components(write_peft, tmp_path, rng):
     A, B = factors(rng, 20, (12,), 3)
     A = np.concatenate([A, 0 * A, A[:1]])
@@ -188,6 +207,8 @@ def with_others(adapter):
         f"{prefix}a.q.lora_B.bias": np.ones(20, np.float32),
         f"{prefix}a.conv.lora_magnitude_vector": np.ones((1, 9, 1, 1), np.float32),
         f"{prefix}head.weight": np.ones((3, 3), ml_dtypes.bfloat16),
+        f"{prefix}head.mask": np.array([True, False, True]),
+        f"{prefix}head.table": np.ones(3),
     }
     save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -199,7 +220,7 @@ def with_others(adapter):
 def test_other_tensors_are_carried_within_one_format(with_others, tmp_path):
     report = resize(with_others, tmp_path / "out", rank=2)
     old, new = (load_file(path / "adapter_model.safetensors") for path in (with_others, tmp_path / "out"))
-    for name in ("a.q.lora_magnitude_vector", "a.conv.lora_magnitude_vector", "head.weight"):
+    for name in ("a.q.lora_magnitude_vector", "a.conv.lora_magnitude_vector", "head.weight", "head.mask", "head.table"):
         assert np.array_equal(old[f"base_model.model.{name}"], new[f"base_model.model.{name}"])
         assert old[f"base_model.model.{name}"].dtype == new[f"base_model.model.{name}"].dtype
     # A reader multiplies the bias by the layer's scale, which was 9/6 and is 16/2.
