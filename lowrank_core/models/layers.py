@@ -130,6 +130,8 @@ class Adapter:
     initialisation : str or None
         The PEFT initialisation that altered the base, as "pissa": the factors alone are then not the whole update.
         None where the base is as it was.
+    doubts : tuple of str
+        Of the warnings, those that put the update itself in doubt, and that whatever is made from it inherits.
     """
 
     path: Path
@@ -139,6 +141,7 @@ class Adapter:
     others: tuple[OtherTensor, ...] = ()
     warnings: tuple[str, ...] = ()
     initialisation: str | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def compress(
         left_out=dict(sorted(left_out.items())),
         carried={other.name: other.describe() for other in destination.carried},
         failures=dict(sorted(failed.items())),
-        warnings=(*warnings, *_storage_warnings(layers, form)),
+        warnings=tuple(dict.fromkeys((*warnings, *_storage_warnings(layers, form)))),
         totals=totals_of(layers, len(failed)),
         config=config,
     )

@@ -208,6 +208,9 @@ def merge(
         for source, adapter in zip(adapters, opened, strict=True)
         for other in adapter.others
     }
+    doubts = [
+        f"{source}: {doubt}" for source, adapter in zip(adapters, opened, strict=True) for doubt in adapter.doubts
+    ]
     report = compress(
         "merge",
         [str(adapter) for adapter in adapters],
@@ -216,7 +219,7 @@ def merge(
         everything if rank is None else rank,
         left_out=left_out | others,
         failures=failures | incomplete,
-        warnings=_base_warnings(configs),
+        warnings=(*_base_warnings(configs), *doubts),
         executor=executor,
         progress=progress,
     )

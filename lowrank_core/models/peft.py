@@ -252,6 +252,7 @@ def open_peft(path: Path, tensors: Mapping[str, StoredTensor], config: PeftConfi
     stacked = [module for module, layer in layers.items() if _is_expert_stack(module, layer, config)]
     plain = {module: layer for module, layer in layers.items() if module not in stacked}
     initialisation = _altered_base(config)
+    doubts = (*_invocation_warnings(config), *_pattern_warnings(plain, config))
     return Adapter(
         path=path,
         kind="peft",
@@ -263,10 +264,11 @@ def open_peft(path: Path, tensors: Mapping[str, StoredTensor], config: PeftConfi
         ),
         warnings=(
             *_base_warnings(initialisation, config),
-            *_pattern_warnings(plain, config),
+            *doubts,
             *_reader_warnings(list(plain.values()), config),
         ),
         initialisation=initialisation,
+        doubts=doubts,
     )
 
 
@@ -348,6 +350,9 @@ def _base_warnings(initialisation: str | None, config: PeftConfig) -> Iterator[s
         )
     if config.raw.get("use_dora"):
         yield "use_dora: the update is m·(W + γBA)/‖W + γBA‖ − W, which is not low-rank; the figures are of γBA alone"
+
+
+def _invocation_warnings(config: PeftConfig) -> Iterator[str]:
     if config.raw.get("alora_invocation_tokens"):
         yield "alora_invocation_tokens: the update is applied only to the tokens that follow the invocation"
 

@@ -169,7 +169,7 @@ def resize(
         everything if rank is None else rank,
         left_out=left_out | more_left_out,
         failures=failures | opened.unsupported,
-        warnings=(),
+        warnings=opened.doubts,
         executor=executor,
         progress=progress,
     )

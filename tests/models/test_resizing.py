@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core import rank_for_variance
+from lowrank_core.models.merging import merge
 from lowrank_core.models.resizing import resize
 from tests.models.models_on_disk import assert_figures, fingerprint, written_updates
 
@@ -141,6 +142,19 @@ def test_uniform(adapter, tmp_path):
 def test_mixed_ranks_are_warned_of(adapter, tmp_path):
     report = resize(adapter, tmp_path / "out", rank={"a.q": 5, "a.conv": 2, "embed": 1})
     assert any("readers of a single scale" in warning for warning in report.warnings)
+
+
+def test_what_put_the_old_adapter_in_doubt_is_said_of_the_new_one(adapter, tmp_path):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"alpha_pattern": {".*q": 3, "q": 4, r"^a\.conv": 12}, "alora_invocation_tokens": [1, 2]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    report = resize(adapter, tmp_path / "out", uniform=True)
+    assert [layer.scaling for layer in report.layers] == [1.0, 1.0, 1.0]
+    invocation, ambiguous = report.warnings
+    assert "alora_invocation_tokens" in invocation
+    assert "match several alpha patterns, as 'a.q' ('.*q': 3, 'q': 4)" in ambiguous
+    merged = merge([adapter], tmp_path / "merged", uniform=True)
+    assert merged.warnings == (f"{adapter}: {invocation}", f"{adapter}: {ambiguous}")
 
 
 @pytest.mark.parametrize("uniform", [False, True])
