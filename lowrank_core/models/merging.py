@@ -178,19 +178,19 @@ def merge(
     )
     check_destination(out, force=force, dry_run=dry_run)
     sums, incomplete = _by_module(opened, shares, kohya=kohya)
-    chosen = select(list(sums), include, exclude)
-    first = [replace(sums[name].terms[0][1], name=name) for name in chosen]
+    chosen = select(sorted(sums.keys() | incomplete.keys()), include, exclude)
+    first = [replace(sums[name].terms[0][1], name=name) for name in chosen if name in sums]
     placements, left_out, failures = place_layers(first, kohya=kohya, prefix=prefix, base=base)
     tasks = [
         Task(
             placement=placements[layer.name],
             shape=layer.shape,
-            dtype=sums[name].dtype,
-            source_parameters=sum(term.parameters for _, term in sums[name].terms),
-            source_bytes=stored_bytes(tensor for _, term in sums[name].terms for tensor in (term.A, term.B)),
-            update=sums[name].update,
+            dtype=sums[layer.name].dtype,
+            source_parameters=sum(term.parameters for _, term in sums[layer.name].terms),
+            source_bytes=stored_bytes(tensor for _, term in sums[layer.name].terms for tensor in (term.A, term.B)),
+            update=sums[layer.name].update,
         )
-        for name, layer in zip(chosen, first, strict=True)
+        for layer in first
         if layer.name in placements
     ]
     configs = [read_json(adapter.path.parent / PEFT_CONFIG) for adapter in opened if adapter.kind == "peft"]
@@ -203,22 +203,17 @@ def merge(
         metadata={},
         modules=tuple(sums),
     )
-    others = {
-        f"{other.name} ({source})": other.describe()
-        for source, adapter in zip(adapters, opened, strict=True)
-        for other in adapter.others
-    }
-    doubts = [
-        f"{source}: {doubt}" for source, adapter in zip(adapters, opened, strict=True) for doubt in adapter.doubts
-    ]
+    named = list(zip(map(str, adapters), opened, strict=True))
+    others = {f"{other.name} ({name})": other.describe() for name, adapter in named for other in adapter.others}
+    doubts = [f"{name}: {doubt}" for name, adapter in named for doubt in adapter.doubts]
     report = compress(
         "merge",
-        [str(adapter) for adapter in adapters],
+        [name for name, _ in named],
         tasks,
         destination,
         everything if rank is None else rank,
         left_out=left_out | others,
-        failures=failures | incomplete,
+        failures=failures | {name: incomplete[name] for name in chosen if name in incomplete},
         warnings=(*_base_warnings(configs), *doubts),
         executor=executor,
         progress=progress,

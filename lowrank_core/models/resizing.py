@@ -131,7 +131,8 @@ def resize(
     check_base(opened, restored=base_restored)
     if not same_kind:
         check_no_magnitudes(opened)
-    chosen = set(select([layer.name for layer in opened.layers], include, exclude))
+    names = sorted([*(layer.name for layer in opened.layers), *opened.unsupported])
+    chosen = set(select(names, include, exclude))
     layers = [layer for layer in opened.layers if layer.name in chosen]
     placements, left_out, failures = place_layers(layers, kohya=kohya, prefix=prefix, base=base)
     tasks = []
@@ -168,7 +169,7 @@ def resize(
         destination,
         everything if rank is None else rank,
         left_out=left_out | more_left_out,
-        failures=failures | opened.unsupported,
+        failures=failures | {name: reason for name, reason in opened.unsupported.items() if name in chosen},
         warnings=opened.doubts,
         executor=executor,
         progress=progress,

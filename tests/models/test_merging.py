@@ -175,6 +175,7 @@ def test_a_sum_that_would_miss_a_term_is_a_failure(adapters, tmp_path):
     assert "has a lora_mid" in report.failures["a.conv"]
     assert str(kohya) in report.failures["a.conv"]
     assert set(written_updates(tmp_path / "out")) == {"a.q"}
+    assert merge([peft, kohya], tmp_path / "rest", exclude=["conv"]).failures == {}
 
 
 def test_nan_in_one_layer_of_one_adapter(adapters, tmp_path):

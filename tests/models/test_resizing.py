@@ -279,6 +279,7 @@ def test_lora_mid_is_named_and_the_others_done(kohya, tmp_path):
     report = resize(kohya, tmp_path / "out.safetensors", rank=2)
     assert "has a lora_mid: a Tucker decomposition" in report.failures["lora_unet_a_conv"]
     assert set(written_updates(report.out)) == {"lora_unet_a_q"}
+    assert resize(kohya, tmp_path / "rest.safetensors", rank=2, exclude=["*_conv"]).failures == {}
 
 
 def test_a_grouped_convolution_is_a_failure(adapter, tmp_path):
