@@ -301,6 +301,23 @@ def as_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def wider_than(dtype: str) -> str:
+    """
+    Name what to store numbers in that are too large or too small for a dtype.
+
+    Parameters
+    ----------
+    dtype : str
+        One of :data:`STORED_DTYPES`.
+
+    Returns
+    -------
+    str
+        Those of a wider range.
+    """
+    return "bfloat16 or float32" if dtype == "float16" else "float64"
+
+
 def stored_bytes(tensors: Iterable[StoredTensor]) -> int:
     """
     Add up what tensors take in their files.
@@ -392,8 +409,16 @@ def stacked(updates: list[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
     -------
     LowRankUpdate
         In float64; its rank is the sum of theirs.
+
+    Raises
+    ------
+    ValueError
+        If a term is beyond float64.
     """
-    B = [(weight * update.scaling) * update.B.astype(np.float64) for weight, update in updates]
+    with np.errstate(over="ignore"):
+        B = [(weight * update.scaling) * update.B.astype(np.float64) for weight, update in updates]
+    if not all(np.isfinite(term).all() for term in B):
+        raise ValueError("its weighted sum does not fit float64: take smaller weights")
     return LowRankUpdate(np.hstack(B), np.vstack([update.A.astype(np.float64) for _, update in updates]))
 
 
@@ -477,5 +502,5 @@ def _rounded(update: LowRankUpdate, dtype: str) -> LowRankUpdate:
     with np.errstate(over="ignore"):
         stored = LowRankUpdate(update.B.astype(kind), update.A.astype(kind), update.scaling)
     if not (np.isfinite(stored.B).all() and np.isfinite(stored.A).all()):
-        raise ValueError(f"its factors do not fit {dtype}: store them in bfloat16 or float32")
+        raise ValueError(f"its factors do not fit {dtype}: store them in {wider_than(dtype)}")
     return stored

@@ -25,6 +25,7 @@ from lowrank_core.models.factoring import (
     check_rank,
     factor,
     rank_of,
+    wider_than,
 )
 from lowrank_core.models.files import StoredTensor, open_file
 from lowrank_core.models.headers import Header, check_headers, described_adapter, headers_of, kohya_dimensions
@@ -404,7 +405,8 @@ def _storage_warnings(layers: Sequence[LayerCompression], form: Form) -> tuple[s
     worst = max(narrow, key=lambda layer: layer.storage_error)
     warning = (
         f"{form.dtype} is too narrow for the factors of {len(narrow)} of {len(layers)} layers: of {worst.name!r} it "
-        f"loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in bfloat16 or float32"
+        f"loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in "
+        f"{wider_than(form.dtype)}"
     )
     return (warning,)
 

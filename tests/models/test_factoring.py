@@ -126,6 +126,17 @@ def test_what_is_not_finite(bad):
         factor(LowRankUpdate(np.array([[bad]]), np.ones((1, 2))), 1, Form())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_factors_beyond_single_precision(dtype):
+    with pytest.raises(ValueError, match=f"do not fit {dtype}: store them in float64"):
+        factor(np.diag([1e100, 1.0]), 1, Form(dtype))
+
+
+def test_a_sum_beyond_float64():
+    with pytest.raises(ValueError, match="does not fit float64: take smaller weights"):
+        stacked([(1e300, LowRankUpdate(np.full((2, 1), 1e200), np.ones((1, 2))))])
+
+
 def test_factors_beyond_their_dtype():
     with pytest.raises(ValueError, match="do not fit float16: store them in bfloat16 or float32"):
         factor(np.diag([1e12, 1.0]), 1, Form("float16"))
