@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -11,14 +12,29 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, RenderableType
 
-__all__ = ["STDOUT", "check_writable", "csv_text", "json_text", "progress_bar", "show", "write_text", "written"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "STDOUT",
+    "check_outputs",
+    "check_writable",
+    "csv_text",
+    "json_text",
+    "progress_bar",
+    "save_figure",
+    "show",
+    "write_text",
+    "written",
+]
 
 STDOUT = Path("-")
 PIPED_WIDTH = 100
+FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 
 
 def show(parts: Iterable[RenderableType]) -> None:
@@ -84,6 +100,19 @@ def check_writable(path: Path | None) -> None:
         )
 
 
+def check_outputs(figure: Path | None, *texts: Path | None) -> None:
+    """Raise before any work is done if a figure or one of these texts could not be written, or two go to one place."""
+    for path in (figure, *texts):
+        check_writable(path)
+    if sum(path == STDOUT for path in texts) > 1:
+        raise ValueError("only one of --json and --csv can go to standard output: name a file for the other.")
+    if figure is not None:
+        if figure.suffix.lower() not in FIGURE_ENDINGS:
+            raise ValueError(f"--figure {str(figure)!r}: its ending says the format; take {', '.join(FIGURE_ENDINGS)}.")
+        # Loaded now, so that a missing matplotlib is said before the work and not after it.
+        importlib.import_module("lowrank_core.cli.figures")
+
+
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
     """Give a path to write to, which becomes `path` if all went well and disappears if it did not."""
@@ -107,6 +136,14 @@ def write_text(path: Path, text: str) -> None:
         return
     with written(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure in the format that the path's ending names."""
+    from lowrank_core.cli.figures import save
+
+    with written(path) as temporary:
+        save(figure, temporary, path.suffix)
 
 
 def json_text(value: Mapping[str, Any]) -> str:

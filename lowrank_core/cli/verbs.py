@@ -2,15 +2,14 @@
 
 # No deferred annotations here: typer reads the types of the options from the functions themselves.
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import lowrank_core
-from lowrank_core.cli import output
+from lowrank_core.cli import compression_verbs, options, output
 from lowrank_core.cli.article import MAX_SEED, RANKS, STYLE_RANK, Settings
 from lowrank_core.models.inspection import (
     DEFAULT_ALPHA,
@@ -22,9 +21,6 @@ from lowrank_core.models.inspection import (
     to_rows,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 __all__ = ["app", "run"]
 
 # \b keeps the line breaks of what follows it.
@@ -34,6 +30,8 @@ PROGRAM_EXAMPLES = (
     "  lowrank demo                               the question, on a small simulation\n"
     "  lowrank inspect ADAPTER                    a LoRA adapter, layer by layer\n"
     "  lowrank inspect TUNED --base BASE          a fine-tune: two checkpoints\n"
+    "  lowrank extract BASE TUNED OUT --rank 32   an adapter of it\n"
+    "  lowrank resize ADAPTER OUT --rank 8        a smaller adapter\n"
 )
 DEMO_EXAMPLES = (
     "\b\n"
@@ -53,17 +51,8 @@ INSPECT_EXAMPLES = (
 
 SOME_LAYERS_FAILED = 1
 LARGEST_DEMO = 512
-FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Write every number as JSON; - prints it instead of tables."),
-]
-FigureFile = Annotated[
-    Path | None, typer.Option("--figure", metavar="FILE", help="Draw the results: .png, .pdf or .svg.")
-]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -128,8 +117,8 @@ def demo(
     ] = None,
     alpha: Annotated[float, typer.Option(metavar="α", help="α of the scaling rules.")] = Settings.alpha,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of every draw.")] = Settings.seed,
-    json: JsonFile = None,
-    figure: FigureFile = None,
+    json: options.JsonFile = None,
+    figure: options.FigureFile = None,
 ) -> None:
     """Show what a rank can hold and what a scaling rule does, by simulation.
 
@@ -137,7 +126,7 @@ def demo(
     facts are then learned from zero under each rule, by gradient descent and by Adam. Every claim of the article that
     this comes from is judged by the figures just obtained.
     """
-    _check_outputs(figure, json)
+    output.check_outputs(figure, json)
     settings = Settings(
         size=size,
         ranks=tuple(rank for rank in RANKS if rank <= size) if ranks is None else parse_ranks(ranks),
@@ -155,7 +144,7 @@ def demo(
     if figure is not None:
         from lowrank_core.cli import demo_figure
 
-        _save(figure, demo_figure.draw(figures))
+        output.save_figure(figure, demo_figure.draw(figures))
 
 
 @app.command(name="inspect", short_help="An adapter or a fine-tune, layer by layer.", epilog=INSPECT_EXAMPLES)
@@ -196,12 +185,9 @@ def inspect_(
         ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Print the errors of every layer, however many.")] = False,
-    json: JsonFile = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write a row for each layer; - prints them instead of tables."),
-    ] = None,
-    figure: FigureFile = None,
+    json: options.JsonFile = None,
+    csv: options.CsvFile = None,
+    figure: options.FigureFile = None,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Report every adapter under the folder PATH, in one row each.")
     ] = False,
@@ -219,9 +205,7 @@ def inspect_(
             min=1, metavar="N", help="Threads over the layers; with --recursive, processes over the adapters."
         ),
     ] = 1,
-    dask: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Work on the Dask cluster of this scheduler instead.")
-    ] = None,
+    dask: options.Dask = None,
 ) -> int:
     """Report what an update holds: each layer's scale, effective rank, rank needed, and error at chosen ranks.
 
@@ -232,7 +216,7 @@ def inspect_(
 
     one = {"base": base, "rule": rule, "alpha": alpha, "figure": figure}
     census_verb.check_options(recursive=recursive, jsonl=jsonl, workers=workers, dask=dask, **one)
-    _check_outputs(figure, json, csv, jsonl)
+    output.check_outputs(figure, json, csv, jsonl)
     chosen = DEFAULT_RANKS if ranks is None else parse_ranks(ranks)
     if recursive:
         return census_verb.run(path, chosen, full=full, json=json, csv=csv, jsonl=jsonl, workers=workers, dask=dask)
@@ -262,7 +246,7 @@ def _write_inspection(
     if figure is not None:
         from lowrank_core.cli import inspection_figure
 
-        _save(figure, inspection_figure.draw(report))
+        output.save_figure(figure, inspection_figure.draw(report))
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
@@ -292,20 +276,4 @@ def parse_ranks(text: str) -> tuple[int, ...]:
         raise ValueError(f"--ranks takes whole numbers separated by commas, such as 2,4,8; got {text!r}.") from None
 
 
-def _check_outputs(figure: Path | None, *texts: Path | None) -> None:
-    for path in (figure, *texts):
-        output.check_writable(path)
-    if sum(path == output.STDOUT for path in texts) > 1:
-        raise ValueError("only one of --json and --csv can go to standard output: name a file for the other.")
-    if figure is not None:
-        if figure.suffix.lower() not in FIGURE_ENDINGS:
-            raise ValueError(f"--figure {str(figure)!r}: its ending says the format; take {', '.join(FIGURE_ENDINGS)}.")
-        # Loaded now, so that a missing matplotlib is said before the work and not after it.
-        importlib.import_module("lowrank_core.cli.figures")
-
-
-def _save(path: Path, figure: "Figure") -> None:
-    from lowrank_core.cli.figures import save
-
-    with output.written(path) as temporary:
-        save(figure, temporary, path.suffix)
+compression_verbs.add_to(app)

@@ -1,0 +1,161 @@
+"""The report of an adapter that was extracted, resized or merged, for the terminal: figures in, rich renderables out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
+from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
+from lowrank_core.models.compression import Compression, CompressionTotals, LayerCompression
+
+__all__ = ["compression"]
+
+# Up to here sizes are printed for every layer; beyond, for every kind of layer.
+FEW_LAYERS = 24
+OTHERS_SHOWN = 12
+CLAMPED = "*"
+TOGETHER = "all together"
+BEFORE = {"extract": "of the full update", "resize": "of the adapter", "merge": "of all adapters"}
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def compression(report: Compression, *, full: bool) -> Iterator[RenderableType]:
+    """Lay out what became of the layers, section by section.
+
+    Parameters
+    ----------
+    report : Compression
+    full : bool
+        Sizes of every layer, however many there are.
+
+    Yields
+    ------
+    rich renderable
+    """
+    prefix = common_prefix([layer.name for layer in report.layers])
+    each = full or len(report.layers) <= FEW_LAYERS
+    yield _heading(report, prefix)
+    yield section("Layers", *_layers(report, prefix))
+    yield section("Size" if each else "Size, by kind of layer", *_sizes(report, prefix, each=each))
+    if report.unchanged:
+        yield section("Without an update, and not in the adapter", *_names(report.unchanged))
+    if report.left_out:
+        yield section("Not in the adapter", *_listed(report.left_out))
+    if report.carried:
+        yield section("Copied as they are", *_listed(report.carried))
+    if report.failures:
+        yield section("Failed, and not in the adapter", *_listed(report.failures, all_of_them=True))
+    if report.warnings:
+        yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
+    yield Text(f"\n{report.out} was written." if report.written else f"\nA dry run: {report.out} was not written.")
+
+
+def _heading(report: Compression, prefix: str) -> Text:
+    what = " − ".join(reversed(report.sources)) if report.verb == "extract" else " + ".join(report.sources)
+    kept = [layer for layer in report.layers if layer.rank]
+    alphas = _span([layer.alpha for layer in kept if layer.alpha is not None])
+    ranks = _span([layer.rank for layer in kept])
+    totals = report.totals
+    lines = [
+        f"{count(len(kept), 'layer')} of rank {ranks}, with α = {alphas} under {RULE_LABELS[report.rule]}, "
+        f"in {report.dtype} ({report.kind})",
+        f"{_percent(totals.variance_captured)} of the variance in {_percent(_part(totals))} of the parameters",
+    ]
+    if prefix:
+        lines.append(f"names begin with {prefix}")
+    return Text.assemble((f"{what} → {report.out}", "bold"), *(f"\n{line}" for line in lines))
+
+
+def _layers(report: Compression, prefix: str) -> Iterator[RenderableType]:
+    padded = any(layer.stored_rank > layer.rank for layer in report.layers)
+    headings = ["m × n", "r", *(["stored\nr"] if padded else []), "variance", "error", "best\nerror", "storage\nerror"]
+    found = table("layer", *headings, names=1)
+    by_name = {layer.name.removeprefix(prefix): layer for layer in report.layers}
+    for block, members in blocks(list(by_name)):
+        if block:
+            found.add_row(Text(block, style="bold"))
+        for name, short in members:
+            layer = by_name[name]
+            stored = [str(layer.stored_rank)] if padded else []
+            mark = CLAMPED if layer.asked > layer.rank else ""
+            shape = f"{layer.shape[0]} × {layer.shape[1]}"
+            found.add_row(f"  {short}" if block else short, shape, f"{layer.rank}{mark}", *stored, *_losses(layer))
+    found.add_section()
+    found.add_row(TOGETHER, "", "", *([""] if padded else []), *_losses(report.totals))
+    yield found
+    yield note(
+        "Error: ‖Δ − γBA‖/‖Δ‖ of what is stored; best: the least that any update of rank r has; storage: what rounding "
+        f"to {report.dtype} moved."
+    )
+    clamped = [layer.asked for layer in report.layers if layer.asked > layer.rank]
+    if clamped:
+        yield note(f"{CLAMPED} all that the layer has, where rank {_span(clamped)} was asked for.")
+    if any(layer.rank == 0 for layer in report.layers):
+        yield note("Of a layer with r = 0 nothing is in the adapter.")
+
+
+def _losses(of: LayerCompression | CompressionTotals) -> list[str]:
+    return [_percent(of.variance_captured), *map(error_text, (of.error, of.best_error, of.storage_error))]
+
+
+def _sizes(report: Compression, prefix: str, *, each: bool) -> Iterator[RenderableType]:
+    found = table("layer" if each else "kind", "parameters\nbefore", "after", "part", "bytes", names=1)
+    groups: dict[str, list[LayerCompression]] = {}
+    for layer in report.layers:
+        name = layer.name.removeprefix(prefix)
+        groups.setdefault(name if each else kind(name), []).append(layer)
+    for name in in_natural_order(groups):
+        members = groups[name]
+        _add_sizes(found, name if each else f"{name} ({len(members)})", members)
+    found.add_section()
+    _add_sizes(found, TOGETHER, report.layers)
+    yield found
+    yield note(f"Before: {BEFORE[report.verb]}." + ("" if each else " Every layer's own: --full, --csv or --json."))
+
+
+def _add_sizes(found: Table, title: str, layers: Sequence[LayerCompression]) -> None:
+    before = sum(layer.source_parameters for layer in layers)
+    after = sum(layer.parameters for layer in layers)
+    found.add_row(
+        title, f"{before:,}", f"{after:,}", _percent(after / before), _bytes(sum(layer.bytes for layer in layers))
+    )
+
+
+def _listed(entries: Mapping[str, str], *, all_of_them: bool = False) -> Iterator[RenderableType]:
+    names = in_natural_order(entries)
+    shown = names if all_of_them else names[:OTHERS_SHOWN]
+    for name in shown:
+        yield Text(f"{name}: {entries[name]}")
+    if len(names) > len(shown):
+        yield note(f"… and {len(names) - len(shown):,} more: --json has them all.")
+
+
+def _names(names: Sequence[str]) -> Iterator[RenderableType]:
+    shown = in_natural_order(names)[:OTHERS_SHOWN]
+    more = f", and {len(names) - len(shown):,} more: --json has them all" if len(names) > len(shown) else ""
+    yield Text(", ".join(shown) + more)
+
+
+def _span(values: Sequence[float]) -> str:
+    smallest, largest = f"{min(values):.5g}", f"{max(values):.5g}"
+    return smallest if smallest == largest else f"{smallest} to {largest}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2f} %"
+
+
+def _part(totals: CompressionTotals) -> float:
+    return totals.parameters / totals.source_parameters
+
+
+def _bytes(number: int) -> str:
+    """Write a number of bytes as people say it, in powers of 1000."""
+    size, unit = float(number), 0
+    while size >= 999.5 and unit + 1 < len(UNITS):
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g} {UNITS[unit]}"
