@@ -1,4 +1,4 @@
-"""The report of an adapter that was extracted, resized or merged, for the terminal: figures in, rich renderables out."""
+"""The report of an extracted, resized or merged adapter for the terminal: figures in, rich renderables out."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _heading(report: Compression, prefix: str) -> Text:
     alphas = _span([layer.alpha for layer in kept if layer.alpha is not None])
     ranks = _span([layer.rank for layer in kept])
     totals = report.totals
+    scale = f"α = {alphas} under {RULE_LABELS[report.rule]}"
     lines = [
-        f"{count(len(kept), 'layer')} of rank {ranks}, with α = {alphas} under {RULE_LABELS[report.rule]}, "
-        f"in {report.dtype} ({report.kind})",
+        f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.kind})",
         f"{_percent(totals.variance_captured)} of the variance in {_percent(_part(totals))} of the parameters",
     ]
     if prefix:
@@ -155,7 +155,9 @@ def _part(totals: CompressionTotals) -> float:
 
 def _bytes(number: int) -> str:
     """Write a number of bytes as people say it, in powers of 1000."""
-    size, unit = float(number), 0
-    while size >= 999.5 and unit + 1 < len(UNITS):
-        size, unit = size / 1000, unit + 1
-    return f"{size:.3g} {UNITS[unit]}"
+    size, units = float(number), iter(UNITS)
+    unit = next(units)
+    # What would round to 1000.0 is 1.0 of the next.
+    while size >= 999.95 and unit != UNITS[-1]:
+        size, unit = size / 1000, next(units)
+    return f"{size:.1f} {unit}" if unit != UNITS[0] else f"{number} {unit}"
