@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 from lowrank_core.cli import output
+from lowrank_core.cli.workers import check_workers
 from lowrank_core.models.census import census, row_to_json, to_table
 from lowrank_core.models.executors import dask_cluster, local_processes
 
-__all__ = ["check_options", "run", "workers_for_layers"]
+__all__ = ["check_options", "run"]
 
 SOME_FAILED = 1
 
@@ -33,8 +32,7 @@ def check_options(*, recursive: bool, jsonl: Path | None, workers: int, dask: st
     ValueError
         If two of them exclude each other.
     """
-    if dask is not None and workers > 1:
-        raise ValueError("--workers and --dask exclude each other: a Dask cluster has the workers that it has.")
+    check_workers(workers, dask)
     if jsonl == output.STDOUT:
         raise ValueError("--jsonl names a file, for a later run goes on from it; --json - prints every row at the end.")
     if recursive:
@@ -43,14 +41,6 @@ def check_options(*, recursive: bool, jsonl: Path | None, workers: int, dask: st
             raise ValueError(f"--{given} is of one adapter, and --recursive of many: leave one of the two out.")
     elif jsonl is not None:
         raise ValueError("--jsonl has a row for each of many adapters: it goes with --recursive.")
-
-
-@contextmanager
-def workers_for_layers(workers: int, dask: str | None) -> Iterator[Executor | None]:
-    """Give what the layers of one adapter or model are read on: threads, for these share a layer's arrays, or Dask."""
-    here = ThreadPoolExecutor(workers) if workers > 1 else nullcontext(None)
-    with here if dask is None else dask_cluster(dask) as executor:
-        yield executor
 
 
 def run(

@@ -9,6 +9,7 @@ import typer
 
 from lowrank_core.cli import options, output
 from lowrank_core.cli.rank_choice import choose_rank
+from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.compression import Compression, to_json, to_rows
 from lowrank_core.models.extraction import extract
 from lowrank_core.models.merging import merge
@@ -110,6 +111,8 @@ def _extract(
     uniform: options.Uniform = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
+    workers: options.LayerWorkers = 1,
+    dask: options.Dask = None,
     full: options.Full = False,
     json: options.JsonFile = None,
     csv: options.CsvFile = None,
@@ -125,7 +128,7 @@ def _extract(
     chosen = choose_rank(rank=rank, max_rank=max_rank, variance=variance, error=error, ratio=ratio)
     if chosen is None:
         raise ValueError("how much to keep? Give one of --rank, --variance, --error and --ratio.")
-    with output.progress_bar("layers") as advance:
+    with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
         report = extract(
             base,
             tuned,
@@ -142,6 +145,7 @@ def _extract(
             uniform=uniform,
             force=force,
             dry_run=dry_run,
+            executor=executor,
             progress=advance,
         )
     return _write_report(report, full=full, json=json, csv=csv, figure=figure)
@@ -174,6 +178,8 @@ def _resize(
     uniform: options.Uniform = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
+    workers: options.LayerWorkers = 1,
+    dask: options.Dask = None,
     full: options.Full = False,
     json: options.JsonFile = None,
     csv: options.CsvFile = None,
@@ -187,7 +193,7 @@ def _resize(
     """
     output.check_outputs(figure, json, csv)
     chosen = choose_rank(rank=rank, max_rank=max_rank, variance=variance, error=error, ratio=ratio)
-    with output.progress_bar("layers") as advance:
+    with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
         report = resize(
             adapter,
             out,
@@ -203,6 +209,7 @@ def _resize(
             uniform=uniform,
             force=force,
             dry_run=dry_run,
+            executor=executor,
             progress=advance,
         )
     return _write_report(report, full=full, json=json, csv=csv, figure=figure)
@@ -241,6 +248,8 @@ def _merge(
     uniform: options.Uniform = False,
     force: options.Force = False,
     dry_run: options.DryRun = False,
+    workers: options.LayerWorkers = 1,
+    dask: options.Dask = None,
     full: options.Full = False,
     json: options.JsonFile = None,
     csv: options.CsvFile = None,
@@ -254,7 +263,7 @@ def _merge(
     """
     output.check_outputs(figure, json, csv)
     chosen = choose_rank(rank=rank, max_rank=max_rank, variance=variance, error=error, ratio=ratio)
-    with output.progress_bar("layers") as advance:
+    with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
         report = merge(
             adapters,
             out,
@@ -271,6 +280,7 @@ def _merge(
             uniform=uniform,
             force=force,
             dry_run=dry_run,
+            executor=executor,
             progress=advance,
         )
     return _write_report(report, full=full, json=json, csv=csv, figure=figure)

@@ -28,7 +28,7 @@ from lowrank_core.cli.figures import (
     rank_ticks,
     style,
 )
-from lowrank_core.cli.names import common_prefix, in_natural_order, kind
+from lowrank_core.cli.names import by_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,8 @@ def draw(report: Inspection) -> Figure:
     ValueError
         If there is nothing to draw: no layer, or no update but zero.
     """
-    kinds = _by_kind([layer for layer in report.layers if layer.norm > 0])
+    drawn = {layer.name: layer for layer in report.layers if layer.norm > 0}
+    kinds = {name: [drawn[member] for member in members] for name, members in by_kind(drawn).items()}
     if not kinds:
         raise ValueError("there is no figure to draw: every update is zero.")
     with style():
@@ -97,16 +98,6 @@ def draw(report: Inspection) -> Figure:
         _needed(ranks, kinds)
         place_labels(figure)
     return figure
-
-
-def _by_kind(layers: Sequence[LayerReport]) -> dict[str, list[LayerReport]]:
-    by_name = {layer.name: layer for layer in layers}
-    prefix = common_prefix(sorted({kind(name) for name in by_name}))
-    found: dict[str, list[LayerReport]] = {}
-    for name in in_natural_order(by_name):
-        short = kind(name).removeprefix(prefix).lstrip("*._")
-        found.setdefault(short or name, []).append(by_name[name])
-    return found
 
 
 def _relative_values(layer: LayerReport, indices: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-__all__ = ["blocks", "common_prefix", "in_natural_order", "kind"]
+__all__ = ["blocks", "by_kind", "common_prefix", "in_natural_order", "kind"]
 
 NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 BLOCK = re.compile(r"(?P<block>.*?(?<![A-Za-z0-9])\d+)[._](?P<rest>.+)")
@@ -38,6 +38,31 @@ def kind(name: str) -> str:
     'model.layers.*.self_attn.q_proj'
     """
     return NUMBER.sub("*", name)
+
+
+def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
+    """Gather names, in natural order, under their kinds, less what all kinds begin with.
+
+    Parameters
+    ----------
+    names : iterable of str
+
+    Returns
+    -------
+    dict of str to list of str
+
+    Examples
+    --------
+    >>> by_kind(["h.0.fc", "h.0.attn", "h.1.fc"])
+    {'attn': ['h.0.attn'], 'fc': ['h.0.fc', 'h.1.fc']}
+    """
+    ordered = in_natural_order(names)
+    prefix = common_prefix(sorted({kind(name) for name in ordered}))
+    found: dict[str, list[str]] = {}
+    for name in ordered:
+        short = kind(name).removeprefix(prefix).lstrip("*._")
+        found.setdefault(short or name, []).append(name)
+    return found
 
 
 def in_natural_order(names: Iterable[str]) -> list[str]:

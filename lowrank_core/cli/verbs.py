@@ -11,6 +11,7 @@ import typer
 import lowrank_core
 from lowrank_core.cli import compression_verbs, options, output
 from lowrank_core.cli.article import MAX_SEED, RANKS, STYLE_RANK, Settings
+from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.inspection import (
     DEFAULT_ALPHA,
     DEFAULT_RANKS,
@@ -221,7 +222,7 @@ def inspect_(
     if recursive:
         return census_verb.run(path, chosen, full=full, json=json, csv=csv, jsonl=jsonl, workers=workers, dask=dask)
     rules = DEFAULT_RULES if rule is None else tuple(dict.fromkeys(rule))
-    with census_verb.workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
+    with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
         report = inspect(path, base, ranks=chosen, rules=rules, alpha=alpha, executor=executor, progress=advance)
     if report.failures and not report.layers:
         name, reason = next(iter(report.failures.items()))
