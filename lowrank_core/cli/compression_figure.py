@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from lowrank_core.cli.figures import BLUE, GREY, ORANGE, VERMILION, style
+from lowrank_core.cli.figures import BLUE, GREY, ORANGE, VERMILION, plain_decades, style
 from lowrank_core.cli.names import by_kind
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Series(NamedTuple):
 
 RANK = (Series("", lambda layer: layer.rank, BLUE, "o"),)
 ERRORS = (
-    Series("from storage", lambda layer: layer.storage_error, ORANGE, "D"),
+    Series("storage", lambda layer: layer.storage_error, ORANGE, "D"),
     Series("in all", lambda layer: layer.error, VERMILION, "o"),
 )
 SIZES = (
@@ -45,6 +45,8 @@ SPREAD = 0.6
 LABEL_ROWS = 0.5
 # The part of a panel's width, on both sides of the marks, in which there is room for half a label.
 SIDE_ROOM = 0.18
+# As many powers of ten as can be read beside each other.
+DECADES = 6
 
 
 def draw(report: Compression) -> Figure:
@@ -77,9 +79,10 @@ def draw(report: Compression) -> Figure:
         _draw_marks(errors, kinds, ERRORS)
         sizes.set(title="Parameters", xlabel="number of entries", xscale="log")
         _draw_marks(sizes, kinds, SIZES)
-        sizes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        for axes in (errors, sizes):
+            plain_decades(axes.xaxis)
+            axes.locator_params(axis="x", numticks=DECADES)
         sizes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        sizes.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
@@ -104,7 +107,7 @@ def _label(axes: Axes, first_row: Sequence[LayerCompression], series: Sequence[S
         axes.annotate(
             one.label,
             (places[one], float(_spread(len(first_row))[0])),
-            xytext=(-4 if side == "left" else 4, 8),
+            xytext=(4 if side == "left" else -4, 8),
             textcoords="offset points",
             ha=side,
             va="bottom",

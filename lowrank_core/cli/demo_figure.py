@@ -60,7 +60,7 @@ def _spectra(axes: Axes, article: Article) -> None:
         every = max(1, update.ranks.size // 12)
         plot(axes, update.ranks, update.singular_values, LOOKS[update.name], markevery=every)
     axes.set(title="Spectrum", xlabel="index i", ylabel="singular value σᵢ", yscale="log")
-    plain_decades(axes)
+    plain_decades(axes.yaxis)
     index_ticks(axes, article.settings.size)
 
 
@@ -79,7 +79,7 @@ def _scalings(axes: Axes, article: Article) -> None:
     mark_one(axes, "γ = 1")
     axes.set(title="Scaling γ", xlabel="rank r", ylabel="γ", xscale="log", yscale="log")
     rank_ticks(axes, article.scalings.ranks)
-    plain_decades(axes)
+    plain_decades(axes.yaxis)
 
 
 def _curves(axes: Axes, learning: Learning) -> None:
@@ -116,7 +116,7 @@ def _truncated(axes: Axes, update: Reconstruction, ranks: Sequence[int]) -> None
     positive = update.best[shown & (update.best > 0)]
     axes.set_ylim(bottom=max(float(np.min(positive, initial=1.0)), 1e-3) / 1.5)
     rank_ticks(axes, ranks)
-    plain_decades(axes)
+    plain_decades(axes.yaxis)
 
 
 def _learned(axes: Axes, experiments: Sequence[Learning], title: str) -> None:

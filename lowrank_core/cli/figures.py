@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -130,16 +131,12 @@ def index_ticks(axes: Axes, size: int) -> None:
     axes.xaxis.set_major_locator(FixedLocator(np.unique(np.linspace(0, size, 5).round()).clip(1).tolist()))
 
 
-def plain_decades(axes: Axes) -> None:
+def plain_decades(axis: Axis) -> None:
     """Write the numbers of a logarithmic axis as plain figures, not as powers."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if _decades(axes) > 2 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _decades(axes: Axes) -> float:
-    low, high = axes.get_ylim()
-    return float(np.log10(high / low))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if np.log10(high / low) > 2 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def mark_one(axes: Axes, meaning: str) -> None:

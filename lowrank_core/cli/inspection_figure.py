@@ -86,7 +86,7 @@ def draw(report: Inspection) -> Figure:
         _lines(spectra, kinds, _relative_values)
         spectra.set(title="Spectra", xlabel="index i", ylabel="σᵢ / σ₁", xscale="log", yscale="log")
         spectra.set_ylim(bottom=max(SMALLEST, spectra.get_ylim()[0]))
-        plain_decades(spectra)
+        plain_decades(spectra.yaxis)
         _rank_axis(spectra, kinds)
         _lines(errors, kinds, _best_errors, labelled=False)
         errors.set(
