@@ -24,10 +24,10 @@ def small() -> Article:
     return run(Settings(size=8, ranks=(2, 4), seed=1))
 
 
-def write_adapter(folder: Path, layers: int = 2, rank: int = 3, **config: object) -> Path:
+def write_adapter(folder: Path, layers: int = 2, rank: int = 3, seed: int = 0, **config: object) -> Path:
     """Write a PEFT adapter with two modules a layer."""
     folder.mkdir()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     tensors = {}
     for layer in range(layers):
         for module, (m, n) in MODULES.items():
@@ -58,3 +58,18 @@ def checkpoints(tmp_path: Path) -> tuple[Path, Path]:
     for path, tensors in zip(paths, (base, tuned), strict=True):
         save_file({name: weight.astype(np.float32) for name, weight in tensors.items()}, path)
     return paths
+
+
+@pytest.fixture
+def tuning(tmp_path: Path) -> tuple[Path, Path]:
+    """A base and a tuned checkpoint of four matrices, 12×8 and 8×20, an embedding and a norm that changed as well."""
+    rng = np.random.default_rng(2)
+    shapes = {f"layers.{layer}.{module}.weight": shape for layer in range(2) for module, shape in MODULES.items()}
+    shapes |= {"embed_tokens.weight": (10, 8), "norm.weight": (8,)}
+    base = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    tuned = {name: weight + rng.standard_normal(weight.shape) for name, weight in base.items()}
+    for name, tensors in (("base", base), ("tuned", tuned)):
+        (tmp_path / name).mkdir()
+        plain = {key: weight.astype(np.float32) for key, weight in tensors.items()}
+        save_file(plain, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "base", tmp_path / "tuned"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
+from lowrank_core.cli.names import blocks, by_kind, common_prefix, in_natural_order, kind
 
 parts = st.sampled_from(["model", "layers", "0", "1", "2", "10", "11", "attn", "q_proj", "mlp", "fc1"])
 names = st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), min_size=1, max_size=30, unique=True)
@@ -52,3 +52,12 @@ def test_blocks_hold_every_name_once_and_name_it_in_full(found: list[str]) -> No
 def test_blocks_are_made_only_where_they_shorten() -> None:
     assert [block for block, _ in blocks(["0.q", "0.v", "1.q", "1.v"])] == ["0", "1"]
     assert [block for block, _ in blocks(["0.q", "1.q", "2.q"])] == [""]
+
+
+@given(names)
+def test_every_name_is_under_the_end_of_its_kind_once(found: list[str]) -> None:
+    gathered = by_kind(found)
+    assert sorted(name for members in gathered.values() for name in members) == sorted(found)
+    for short, members in gathered.items():
+        assert members == in_natural_order(members)
+        assert all(kind(name).endswith(short) or short in members for name in members)

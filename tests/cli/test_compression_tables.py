@@ -1,0 +1,179 @@
+"""The report of a written adapter: readable at 80 columns and with many layers, and true to the figures."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lowrank_core.cli.compression_tables import FEW_LAYERS, OTHERS_SHOWN, _bytes, compression
+from lowrank_core.models.compression import Compression
+from lowrank_core.models.extraction import extract
+from lowrank_core.models.resizing import resize
+
+from .conftest import write_adapter
+
+
+def printed(report: Compression, width: int = 80, *, full: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for part in compression(report, full=full):
+        console.print(part)
+    return console.file.getvalue()
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+@pytest.fixture
+def report(adapter: Path, tmp_path: Path) -> Compression:
+    """Four layers of rank 3, cut to 2, stored in half precision."""
+    return resize(adapter, tmp_path / "out", rank=2, dtype="float16", dry_run=True)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Compression:
+    """A hundred blocks of two layers."""
+    source = write_adapter(tmp_path / "deep", layers=100)
+    return resize(source, tmp_path / "out", rank=lambda s: 1 if s.shape[0] == 12 else 2, dry_run=True)
+
+
+def test_a_layer_is_reported_in_full(report: Compression) -> None:
+    text = printed(report)
+    layer = report.layers[0]
+    assert layer.name == "model.layers.0.mlp.down_proj"
+    assert "names begin with model.layers." in text
+    errors = [f"{error:.4f}" for error in (layer.error, layer.best_error)]
+    assert [
+        *("mlp.down_proj", "8", "×", "20", "2", f"{100 * layer.variance_captured:.2f}", "%"),
+        *(*errors, f"{layer.storage_error:.4f}"),
+    ] in rows(text)
+    assert ["0.mlp.down_proj", "84", "56", "66.67", "%", "112", "B"] in rows(text.partition("\nSize\n")[2])
+
+
+def test_totals_are_those_of_the_report(report: Compression) -> None:
+    layers, _, sizes = printed(report).partition("\nSize\n")
+    totals = report.totals
+    losses = [f"{error:.4f}" for error in (totals.error, totals.best_error, totals.storage_error)]
+    assert ["all", "together", f"{100 * totals.variance_captured:.2f}", "%", *losses] in rows(layers)
+    assert ["all", "together", "288", "192", "66.67", "%", "384", "B"] in rows(sizes)
+    assert f"{100 * totals.variance_captured:.2f} % of the variance in 66.67 % of the parameters" in layers
+
+
+def test_what_was_made_of_what_is_said_first(report: Compression, tuning: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = tuning
+    for made, title in (
+        (report, f"{report.sources[0]} → {report.out}"),
+        (extract(base, tuned, tmp_path / "out", rank=2, dry_run=True), f"{tuned} − {base} → {tmp_path / 'out'}"),
+        (dataclasses.replace(report, verb="merge", sources=("one", "two")), f"one + two → {report.out}"),
+    ):
+        assert printed(made, width=500).startswith(f"{title}\n")
+
+
+def test_ranks_and_scales_are_said_as_they_are(report: Compression, tuning: tuple[Path, Path], tmp_path: Path) -> None:
+    assert "4 layers of rank 2, with α = 16 under α/r, in float16 (peft)" in printed(report)
+    several = extract(*tuning, tmp_path / "out", rank=lambda s: s.shape[0] // 4, rule="rslora", alpha=2.5, dry_run=True)
+    assert "4 layers of rank 2 to 3, with α = 2.5 under α/√r, in float32 (peft)" in printed(several)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_many_layers_fit_the_width_and_each_has_one_line(deep: Compression, width: int) -> None:
+    text = printed(deep, width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    layers, _, sizes = text.partition("\nSize, by kind of layer\n")
+    for module, entries in (("self_attn.q_proj", (6000, 2000)), ("mlp.down_proj", (8400, 5600))):
+        assert sum(module in line for line in layers.splitlines()) == 100
+        row = next(row for row in rows(sizes) if row[:2] == [f"*.{module}", "(100)"])
+        assert row[2:4] == [f"{number:,}" for number in entries]
+    blocks = [line.strip() for line in layers.splitlines() if line.strip().isdecimal()]
+    assert blocks == [str(block) for block in range(100)]
+
+
+def test_sizes_of_every_layer_on_demand_and_where_they_are_few(deep: Compression, tmp_path: Path) -> None:
+    assert printed(deep, full=True).partition("\nSize\n")[2].count("q_proj") == 100
+    for blocks, by_kind in ((FEW_LAYERS // 2, False), (FEW_LAYERS // 2 + 1, True)):
+        source = write_adapter(tmp_path / f"of {blocks}", layers=blocks)
+        made = resize(source, tmp_path / "out", rank=1, dry_run=True)
+        assert ("by kind of layer" in printed(made)) is by_kind
+
+
+def test_long_names_are_folded_and_no_figure_is_cut(report: Compression) -> None:
+    layers = tuple(
+        dataclasses.replace(layer, name=f"{'very_' * 12}{layer.name}", shape=(14336, 53248)) for layer in report.layers
+    )
+    text = printed(dataclasses.replace(report, layers=layers[:1]))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    assert "14336 × 53248" in text
+
+
+def test_clamped_ranks_are_told(adapter: Path, tmp_path: Path) -> None:
+    text = printed(resize(adapter, tmp_path / "out", rank=30, dry_run=True))
+    assert [row[4] for row in rows(text) if row[2:3] == ["×"] and row[0] != "layer"] == ["3*"] * 4
+    assert "* all that the layer has, where rank 30 was asked for." in text
+    assert "*" not in printed(resize(adapter, tmp_path / "out", rank=3, dry_run=True))
+
+
+def test_a_layer_that_keeps_nothing_is_told(adapter: Path, tmp_path: Path) -> None:
+    kept = resize(adapter, tmp_path / "out", rank=lambda s: 0 if s.shape[0] == 12 else 3, dry_run=True)
+    text = printed(kept)
+    assert "2 layers of rank 3" in text
+    assert ["self_attn.q_proj", "12", "×", "8", "0", "0.00", "%", "1.0000", "1.0000", "0.0000"] in rows(text)
+    assert "Of a layer with r = 0 nothing is in the adapter." in text
+    assert ["0.self_attn.q_proj", "60", "0", "0.00", "%", "0", "B"] in rows(text)
+
+
+def test_padding_has_a_column_of_its_own(adapter: Path, tmp_path: Path) -> None:
+    def rank(found: object) -> int:
+        return 1 if found.shape[0] == 12 else 2
+
+    text = printed(resize(adapter, tmp_path / "out", rank=rank, uniform=True, dry_run=True))
+    assert "stored" in text
+    row = next(row for row in rows(text) if row[:1] == ["self_attn.q_proj"])
+    assert row[4:6] == ["1", "2"]
+    assert "stored" not in printed(resize(adapter, tmp_path / "out", rank=2, dry_run=True)).partition("Error:")[0]
+
+
+def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
+    full = dataclasses.replace(
+        report,
+        unchanged=tuple(f"still.{number}" for number in range(OTHERS_SHOWN + 3)),
+        left_out={f"norm.{number}": f"changed by norm {number}" for number in range(OTHERS_SHOWN + 2)},
+        carried={"head": "a module saved in full"},
+        failures={f"bad.{number}": "it holds NaN" for number in range(OTHERS_SHOWN + 1)},
+        warnings=("a reader would apply another scale",),
+    )
+    text = " ".join(printed(full).split())
+    for told in (
+        "Without an update, and not in the adapter still.0, still.1,",
+        "and 3 more: --json has them all",
+        "Not in the adapter norm.0: changed by norm 0 norm.1:",
+        "… and 2 more: --json has them all.",
+        "Copied as they are head: a module saved in full",
+        f"bad.{OTHERS_SHOWN}: it holds NaN",
+        "- a reader would apply another scale",
+    ):
+        assert told in text
+    assert text.index("Failed, and not in the adapter") < text.index("bad.0") < text.index("Warnings")
+
+
+def test_whether_it_was_written_is_the_last_word(report: Compression) -> None:
+    assert " ".join(printed(report).split()).endswith(f"A dry run: {report.out} was not written.")
+    assert " ".join(printed(dataclasses.replace(report, written=True)).split()).endswith(f"{report.out} was written.")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1049, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")),
+        *((1_234_567, "1.2 MB"), (7 * 10**9, "7.0 GB"), (3 * 10**12, "3.0 TB"), (5 * 10**15, "5000.0 TB")),
+    ],
+)
+def test_bytes_are_written_in_powers_of_a_thousand(number: int, text: str) -> None:
+    assert _bytes(number) == text
+
+
+def test_a_single_layer_has_its_whole_name(report: Compression) -> None:
+    one = dataclasses.replace(report, layers=report.layers[:1])
+    assert "model.layers.0.mlp.down_proj" in printed(one)

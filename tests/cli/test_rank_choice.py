@@ -1,0 +1,62 @@
+"""Which rank the options choose: the library's own answers, bounded, and refused where they contradict each other."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance, spectrum
+from lowrank_core.cli.rank_choice import choose_rank
+
+OTHERS = {"rank": None, "max_rank": None, "variance": None, "error": None, "ratio": None}
+RULES = {"variance": rank_for_variance, "error": rank_for_error, "ratio": rank_for_ratio}
+
+
+@pytest.fixture
+def found() -> Spectrum:
+    """Of falling values, on which the three rules disagree at the thresholds that are tried here."""
+    return spectrum(np.diag(np.geomspace(1.0, 0.2, 12)))
+
+
+def test_a_number_is_itself_and_nothing_is_no_choice() -> None:
+    assert choose_rank(**OTHERS | {"rank": 7}) == 7
+    assert choose_rank(**OTHERS) is None
+
+
+@pytest.mark.parametrize("value", [0.3, 0.4])
+def test_each_option_follows_its_own_rule_in_another_process_too(found: Spectrum, value: float) -> None:
+    ranks = {}
+    for name, rule in RULES.items():
+        chosen = pickle.loads(pickle.dumps(choose_rank(**OTHERS | {name: value})))
+        ranks[name] = chosen(found)
+        assert ranks[name] == rule(found, value)
+    assert len(set(ranks.values())) == 3
+
+
+def test_the_largest_rank_bounds_a_rule_from_above_alone(found: Spectrum) -> None:
+    for most in range(1, 13):
+        chosen = choose_rank(**OTHERS | {"variance": 0.99, "max_rank": most})
+        assert chosen(found) == min(most, rank_for_variance(found, 0.99))
+
+
+def test_both_ends_of_a_fraction_are_taken(found: Spectrum) -> None:
+    assert choose_rank(**OTHERS | {"error": 0.0})(found) == 12
+    assert choose_rank(**OTHERS | {"error": 1.0})(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 4, "variance": 0.9}, "--rank and --variance exclude each other"),
+        ({"variance": 0.9, "error": 0.1, "ratio": 0.1}, "--variance, --error and --ratio exclude each other"),
+        ({"error": 0.0, "ratio": 0.0}, "--error and --ratio exclude each other"),
+        ({"rank": 4, "max_rank": 8}, "for a fixed rank, give --rank alone"),
+        ({"max_rank": 8}, "none of them is given"),
+        ({"variance": 95.0}, "--variance is a part between 0 and 1; got 95"),
+        ({"error": -0.1}, "--error is a part between 0 and 1; got -0.1"),
+        ({"ratio": float("nan")}, "--ratio is a part between 0 and 1; got nan"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_rank(**OTHERS | options)
