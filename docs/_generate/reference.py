@@ -14,7 +14,10 @@ import lowrank_core
 
 # In the order in which one needs them.
 ROOMS = ("spectra", "factors", "truncation", "sweeps", "ranks", "scaling", "learning", "synthetic")
-FILES = ("inspection", "adapters", "checkpoints")
+FILES = (
+    *("inspection", "census", "adapters", "checkpoints", "extraction", "resizing", "merging", "compression"),
+    "executors",
+)
 
 
 def write_all(folder):

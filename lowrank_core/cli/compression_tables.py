@@ -60,10 +60,11 @@ def _heading(report: Compression, prefix: str) -> Text:
     alphas = _span([layer.alpha for layer in kept if layer.alpha is not None])
     ranks = _span([layer.rank for layer in kept])
     totals = report.totals
+    share = totals.parameters / totals.source_parameters
     scale = f"α = {alphas} under {RULE_LABELS[report.rule]}"
     lines = [
         f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.kind})",
-        f"{_percent(totals.variance_captured)} of the variance in {_percent(_part(totals))} of the parameters",
+        f"{_percent(totals.variance_captured)} of the variance in {_percent(share)} of the parameters",
     ]
     if prefix:
         lines.append(f"names begin with {prefix}")
@@ -103,7 +104,7 @@ def _losses(of: LayerCompression | CompressionTotals) -> list[str]:
 
 
 def _sizes(report: Compression, prefix: str, *, each: bool) -> Iterator[RenderableType]:
-    found = table("layer" if each else "kind", "parameters\nbefore", "after", "part", "bytes", names=1)
+    found = table("layer" if each else "kind", "parameters\nbefore", "after", "share", "bytes", names=1)
     groups: dict[str, list[LayerCompression]] = {}
     for layer in report.layers:
         name = layer.name.removeprefix(prefix)
@@ -145,12 +146,8 @@ def _span(values: Sequence[float]) -> str:
     return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
-def _percent(part: float) -> str:
-    return f"{100 * part:.2f} %"
-
-
-def _part(totals: CompressionTotals) -> float:
-    return totals.parameters / totals.source_parameters
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def _bytes(number: int) -> str:

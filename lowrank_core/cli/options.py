@@ -50,13 +50,14 @@ Rank = Annotated[
     int | None, typer.Option(min=1, metavar="R", help="Keep R components of each layer, or all that it has.")
 ]
 Variance = Annotated[
-    float | None, typer.Option(metavar="T", help="Keep the fewest with this part of a layer's variance, as 0.95.")
+    float | None, typer.Option(metavar="T", help="Keep the fewest with this fraction of a layer's variance, as 0.95.")
 ]
 Error = Annotated[
     float | None, typer.Option(metavar="E", help="Keep the fewest with at most this relative error, as 0.1.")
 ]
 Ratio = Annotated[
-    float | None, typer.Option(metavar="ρ", help="Keep those of at least this part of the largest, σᵢ ≥ ρσ₁, as 0.05.")
+    float | None,
+    typer.Option(metavar="ρ", help="Keep those with σᵢ ≥ ρσ₁, a fraction of the largest, as 0.05."),
 ]
 MaxRank = Annotated[
     int | None, typer.Option(min=1, metavar="R", help="Keep R at most, whatever --variance, --error or --ratio says.")

@@ -61,7 +61,7 @@ def choose_rank(
         return rank
     ((name, value),) = given.items()
     if not 0 <= value <= 1:
-        raise ValueError(f"--{name} is a part between 0 and 1; got {value:g}.")
+        raise ValueError(f"--{name} is a fraction between 0 and 1; got {value:g}.")
     return partial(_rank_by, name=name, value=value, max_rank=max_rank)
 
 

@@ -52,9 +52,9 @@ def test_both_ends_of_a_fraction_are_taken(found: Spectrum) -> None:
         ({"error": 0.0, "ratio": 0.0}, "--error and --ratio exclude each other"),
         ({"rank": 4, "max_rank": 8}, "for a fixed rank, give --rank alone"),
         ({"max_rank": 8}, "none of them is given"),
-        ({"variance": 95.0}, "--variance is a part between 0 and 1; got 95"),
-        ({"error": -0.1}, "--error is a part between 0 and 1; got -0.1"),
-        ({"ratio": float("nan")}, "--ratio is a part between 0 and 1; got nan"),
+        ({"variance": 95.0}, "--variance is a fraction between 0 and 1; got 95"),
+        ({"error": -0.1}, "--error is a fraction between 0 and 1; got -0.1"),
+        ({"ratio": float("nan")}, "--ratio is a fraction between 0 and 1; got nan"),
     ],
 )
 def test_what_contradicts_itself_is_refused(options: dict[str, float], message: str) -> None:
