@@ -276,6 +276,12 @@ def test_resize_keeps_the_rule_unless_told(tmp_path: Path, use_rslora: bool) -> 
         )
 
 
+def test_a_uniform_adapter_follows_the_one_rule_that_all_readers_know(tmp_path: Path) -> None:
+    source = write_adapter(tmp_path / "source", use_rslora=True)
+    assert run("resize", source, tmp_path / "out", "--rank", 2, "--uniform") == 0
+    assert [config(tmp_path / "out")[entry] for entry in ("r", "lora_alpha", "use_rslora")] == [2, 2, False]
+
+
 def test_a_kohya_file_comes_back_with_the_names_of_the_base(tuning: tuple[Path, Path], tmp_path: Path) -> None:
     base, _ = tuning
     there, back = tmp_path / "there.safetensors", tmp_path / "back"
