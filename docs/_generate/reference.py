@@ -14,10 +14,7 @@ import lowrank_core
 
 # In the order in which one needs them.
 ROOMS = ("spectra", "factors", "truncation", "sweeps", "ranks", "scaling", "learning", "synthetic")
-FILES = (
-    *("inspection", "census", "adapters", "checkpoints", "extraction", "resizing", "merging", "compression"),
-    "executors",
-)
+FILES = ("inspection", "census", "adapters", "checkpoints", "extraction", "resizing", "merging", "compression")
 
 
 def write_all(folder):

@@ -11,6 +11,7 @@ from rich.text import Text
 from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
 from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
 from lowrank_core.models.compression import Compression, CompressionTotals, LayerCompression
+from lowrank_core.models.factoring import STORED_DTYPES, as_dtype
 
 __all__ = ["compression"]
 
@@ -20,6 +21,7 @@ OTHERS_SHOWN = 12
 CLAMPED = "*"
 TOGETHER = "all together"
 BEFORE = {"extract": "of the full update", "resize": "of the adapter", "merge": "of all adapters"}
+SIZE_HEADINGS = ("parameters\nbefore", "after", "share", "bytes\nbefore", "after")
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -104,7 +106,7 @@ def _losses(of: LayerCompression | CompressionTotals) -> list[str]:
 
 
 def _sizes(report: Compression, prefix: str, *, each: bool) -> Iterator[RenderableType]:
-    found = table("layer" if each else "kind", "parameters\nbefore", "after", "share", "bytes", names=1)
+    found = table("layer" if each else "kind", *SIZE_HEADINGS, names=1)
     groups: dict[str, list[LayerCompression]] = {}
     for layer in report.layers:
         name = layer.name.removeprefix(prefix)
@@ -121,9 +123,15 @@ def _sizes(report: Compression, prefix: str, *, each: bool) -> Iterator[Renderab
 def _add_sizes(found: Table, title: str, layers: Sequence[LayerCompression]) -> None:
     before = sum(layer.source_parameters for layer in layers)
     after = sum(layer.parameters for layer in layers)
-    found.add_row(
-        title, f"{before:,}", f"{after:,}", _percent(after / before), _bytes(sum(layer.bytes for layer in layers))
-    )
+    sizes = _bytes_before(layers), _bytes(sum(layer.bytes for layer in layers))
+    found.add_row(title, f"{before:,}", f"{after:,}", _percent(after / before), *sizes)
+
+
+def _bytes_before(layers: Sequence[LayerCompression]) -> str:
+    """Write what layers took; what is stored in several dtypes has no one answer."""
+    if any(layer.dtype not in STORED_DTYPES for layer in layers):
+        return "mixed"
+    return _bytes(sum(layer.source_parameters * as_dtype(layer.dtype).itemsize for layer in layers))
 
 
 def _listed(entries: Mapping[str, str], *, all_of_them: bool = False) -> Iterator[RenderableType]:

@@ -49,7 +49,7 @@ def test_a_layer_is_reported_in_full(report: Compression) -> None:
         *("mlp.down_proj", "8", "×", "20", "2", f"{100 * layer.variance_captured:.2f}", "%"),
         *(*errors, f"{layer.storage_error:.4f}"),
     ] in rows(text)
-    assert ["0.mlp.down_proj", "84", "56", "66.67", "%", "112", "B"] in rows(text.partition("\nSize\n")[2])
+    assert ["0.mlp.down_proj", "84", "56", "66.67", "%", "336", "B", "112", "B"] in rows(text.partition("\nSize\n")[2])
 
 
 def test_totals_are_those_of_the_report(report: Compression) -> None:
@@ -57,7 +57,7 @@ def test_totals_are_those_of_the_report(report: Compression) -> None:
     totals = report.totals
     losses = [f"{error:.4f}" for error in (totals.error, totals.best_error, totals.storage_error)]
     assert ["all", "together", f"{100 * totals.variance_captured:.2f}", "%", *losses] in rows(layers)
-    assert ["all", "together", "288", "192", "66.67", "%", "384", "B"] in rows(sizes)
+    assert ["all", "together", "288", "192", "66.67", "%", "1.2", "kB", "384", "B"] in rows(sizes)
     assert f"{100 * totals.variance_captured:.2f} % of the variance in 66.67 % of the parameters" in layers
 
 
@@ -88,6 +88,16 @@ def test_many_layers_fit_the_width_and_each_has_one_line(deep: Compression, widt
         assert row[2:4] == [f"{number:,}" for number in entries]
     blocks = [line.strip() for line in layers.splitlines() if line.strip().isdecimal()]
     assert blocks == [str(block) for block in range(100)]
+
+
+def test_bytes_before_are_those_of_the_dtype_that_it_was_stored_in(report: Compression) -> None:
+    half = [dataclasses.replace(layer, dtype="bfloat16") for layer in report.layers]
+    sizes = printed(dataclasses.replace(report, layers=tuple(half))).partition("\nSize\n")[2]
+    assert ["all", "together", "288", "192", "66.67", "%", "576", "B", "384", "B"] in rows(sizes)
+    two = dataclasses.replace(report.layers[0], dtype="bfloat16 → float32")
+    sizes = printed(dataclasses.replace(report, layers=(two, *report.layers[1:]))).partition("\nSize\n")[2]
+    assert ["0.mlp.down_proj", "84", "56", "66.67", "%", "mixed", "112", "B"] in rows(sizes)
+    assert ["all", "together", "288", "192", "66.67", "%", "mixed", "384", "B"] in rows(sizes)
 
 
 def test_sizes_of_every_layer_on_demand_and_where_they_are_few(deep: Compression, tmp_path: Path) -> None:
@@ -121,7 +131,7 @@ def test_a_layer_that_keeps_nothing_is_told(adapter: Path, tmp_path: Path) -> No
     assert "2 layers of rank 3" in text
     assert ["self_attn.q_proj", "12", "×", "8", "0", "0.00", "%", "1.0000", "1.0000", "0.0000"] in rows(text)
     assert "Of a layer with r = 0 nothing is in the adapter." in text
-    assert ["0.self_attn.q_proj", "60", "0", "0.00", "%", "0", "B"] in rows(text)
+    assert ["0.self_attn.q_proj", "60", "0", "0.00", "%", "240", "B", "0", "B"] in rows(text)
 
 
 def test_padding_has_a_column_of_its_own(adapter: Path, tmp_path: Path) -> None:
