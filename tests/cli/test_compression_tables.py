@@ -40,23 +40,22 @@ def deep(tmp_path: Path) -> Compression:
 
 
 def test_a_layer_is_reported_in_full(report: Compression) -> None:
-    text = printed(report)
-    layer = report.layers[0]
+    layer = dataclasses.replace(report.layers[0], error=0.3, best_error=0.25, storage_error=0.125)
+    text = printed(dataclasses.replace(report, layers=(layer, *report.layers[1:])))
     assert layer.name == "model.layers.0.mlp.down_proj"
     assert "names begin with model.layers." in text
-    errors = [f"{error:.4f}" for error in (layer.error, layer.best_error)]
     assert [
         *("mlp.down_proj", "8", "×", "20", "2", f"{100 * layer.variance_captured:.2f}", "%"),
-        *(*errors, f"{layer.storage_error:.4f}"),
+        *("0.3000", "0.2500", "0.1250"),
     ] in rows(text)
     assert ["0.mlp.down_proj", "84", "56", "66.67", "%", "336", "B", "112", "B"] in rows(text.partition("\nSize\n")[2])
 
 
 def test_totals_are_those_of_the_report(report: Compression) -> None:
-    layers, _, sizes = printed(report).partition("\nSize\n")
-    totals = report.totals
-    losses = [f"{error:.4f}" for error in (totals.error, totals.best_error, totals.storage_error)]
-    assert ["all", "together", f"{100 * totals.variance_captured:.2f}", "%", *losses] in rows(layers)
+    totals = dataclasses.replace(report.totals, error=0.3, best_error=0.25, storage_error=0.125)
+    layers, _, sizes = printed(dataclasses.replace(report, totals=totals)).partition("\nSize\n")
+    losses = [f"{100 * totals.variance_captured:.2f}", "%", "0.3000", "0.2500", "0.1250"]
+    assert ["all", "together", *losses] in rows(layers)
     assert ["all", "together", "288", "192", "66.67", "%", "1.2", "kB", "384", "B"] in rows(sizes)
     assert f"{100 * totals.variance_captured:.2f} % of the variance in 66.67 % of the parameters" in layers
 

@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from lowrank_core.cli import compression_verbs
 from lowrank_core.cli.app import main
 from lowrank_core.cli.compression_verbs import parse_weights
 
@@ -219,6 +221,37 @@ def test_workers_change_nothing(verb: str, tuning: tuple[Path, Path], adapter: P
         assert run(verb, *sources, out, "--variance", 0.9, "--workers", workers) == 0
     written = [(out / "adapter_model.safetensors").read_bytes() for out in outs]
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("verb", ["extract", "resize", "merge"])
+def test_the_layers_are_worked_on_where_the_options_say(
+    verb: str, tuning: tuple[Path, Path], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, layers = [], []
+
+    class Recorder(ThreadPoolExecutor):
+        def submit(self, *arguments, **options):
+            layers.append(arguments)
+            return super().submit(*arguments, **options)
+
+    def workers(*where: object) -> Recorder:
+        asked.append(where)
+        return Recorder(1)
+
+    monkeypatch.setattr(compression_verbs, "workers_for_layers", workers)
+    sources = {"extract": tuning, "resize": [adapter], "merge": [adapter, adapter]}[verb]
+    assert run(verb, *sources, tmp_path / "out", "--rank", 2, "--workers", 3, "--dask", "tcp://x:1") == 0
+    assert asked == [(3, "tcp://x:1")]
+    assert len(layers) == 4
+
+
+@pytest.mark.parametrize("verb", ["resize", "merge"])
+def test_an_adapter_of_an_altered_base_needs_a_word(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_adapter(tmp_path / "pissa", init_lora_weights="pissa")
+    refused(tmp_path, [verb, source, tmp_path / "out", "--rank", 2], "--base-restored", capsys)
+    assert run(verb, source, tmp_path / "out", "--rank", 2, "--base-restored") == 0
 
 
 def test_resize_keeps_the_best_of_the_scaled_update(
