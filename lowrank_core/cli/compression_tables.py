@@ -32,7 +32,7 @@ def compression(report: Compression, *, full: bool) -> Iterator[RenderableType]:
     ----------
     report : Compression
     full : bool
-        Sizes of every layer, however many there are.
+        Sizes of every layer and all that is left out, however many there are.
 
     Yields
     ------
@@ -44,11 +44,11 @@ def compression(report: Compression, *, full: bool) -> Iterator[RenderableType]:
     yield section("Layers", *_layers(report, prefix))
     yield section("Size" if each else "Size, by kind of layer", *_sizes(report, prefix, each=each))
     if report.unchanged:
-        yield section("Without an update, and not in the adapter", *_names(report.unchanged))
+        yield section("Without an update, and not in the adapter", *_names(report.unchanged, all_of_them=full))
     if report.left_out:
-        yield section("Not in the adapter", *_listed(report.left_out))
+        yield section("Not in the adapter", *_listed(report.left_out, all_of_them=full))
     if report.carried:
-        yield section("Copied as they are", *_listed(report.carried))
+        yield section("Copied as they are", *_listed(report.carried, all_of_them=full))
     if report.failures:
         yield section("Failed, and not in the adapter", *_listed(report.failures, all_of_them=True))
     if report.warnings:
@@ -134,18 +134,19 @@ def _bytes_before(layers: Sequence[LayerCompression]) -> str:
     return _bytes(sum(layer.source_parameters * as_dtype(layer.dtype).itemsize for layer in layers))
 
 
-def _listed(entries: Mapping[str, str], *, all_of_them: bool = False) -> Iterator[RenderableType]:
+def _listed(entries: Mapping[str, str], *, all_of_them: bool) -> Iterator[RenderableType]:
     names = in_natural_order(entries)
     shown = names if all_of_them else names[:OTHERS_SHOWN]
     for name in shown:
         yield Text(f"{name}: {entries[name]}")
     if len(names) > len(shown):
-        yield note(f"… and {len(names) - len(shown):,} more: --json has them all.")
+        yield note(f"… and {len(names) - len(shown):,} more: --full or --json.")
 
 
-def _names(names: Sequence[str]) -> Iterator[RenderableType]:
-    shown = in_natural_order(names)[:OTHERS_SHOWN]
-    more = f", and {len(names) - len(shown):,} more: --json has them all" if len(names) > len(shown) else ""
+def _names(names: Sequence[str], *, all_of_them: bool) -> Iterator[RenderableType]:
+    ordered = in_natural_order(names)
+    shown = ordered if all_of_them else ordered[:OTHERS_SHOWN]
+    more = f", … and {len(names) - len(shown):,} more: --full or --json." if len(names) > len(shown) else ""
     yield Text(", ".join(shown) + more)
 
 

@@ -87,7 +87,7 @@ Uniform = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Report without writing OUT.")]
-Full = Annotated[bool, typer.Option("--full", help="Print the size of every layer, however many.")]
+Full = Annotated[bool, typer.Option("--full", help="Print the size of every layer and all that is left out.")]
 Base = Annotated[
     Path | None,
     typer.Option(metavar="BASE", help="The base model's checkpoint, whose names turn a kohya file's into PEFT's."),
