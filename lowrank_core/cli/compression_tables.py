@@ -11,7 +11,6 @@ from rich.text import Text
 from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
 from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
 from lowrank_core.models.compression import Compression, CompressionTotals, LayerCompression
-from lowrank_core.models.factoring import STORED_DTYPES, as_dtype
 
 __all__ = ["compression"]
 
@@ -57,7 +56,6 @@ def compression(report: Compression, *, full: bool) -> Iterator[RenderableType]:
 
 
 def _heading(report: Compression, prefix: str) -> Text:
-    what = " − ".join(reversed(report.sources)) if report.verb == "extract" else " + ".join(report.sources)
     kept = [layer for layer in report.layers if layer.rank]
     alphas = _span([layer.alpha for layer in kept if layer.alpha is not None])
     ranks = _span([layer.rank for layer in kept])
@@ -70,7 +68,16 @@ def _heading(report: Compression, prefix: str) -> Text:
     ]
     if prefix:
         lines.append(f"names begin with {prefix}")
-    return Text.assemble((f"{what} → {report.out}", "bold"), *(f"\n{line}" for line in lines))
+    return Text.assemble((f"{_sources(report)} → {report.out}", "bold"), *(f"\n{line}" for line in lines))
+
+
+def _sources(report: Compression) -> str:
+    if report.verb == "extract":
+        return " − ".join(reversed(report.sources))
+    if report.weights is None or set(report.weights) == {1.0}:
+        return " + ".join(report.sources)
+    terms = zip(report.weights, report.sources, strict=True)
+    return " ".join(f"{'−' if weight < 0 else '+'} {abs(weight):g} × {of}" for weight, of in terms).removeprefix("+ ")
 
 
 def _layers(report: Compression, prefix: str) -> Iterator[RenderableType]:
@@ -121,17 +128,9 @@ def _sizes(report: Compression, prefix: str, *, each: bool) -> Iterator[Renderab
 
 
 def _add_sizes(found: Table, title: str, layers: Sequence[LayerCompression]) -> None:
-    before = sum(layer.source_parameters for layer in layers)
-    after = sum(layer.parameters for layer in layers)
-    sizes = _bytes_before(layers), _bytes(sum(layer.bytes for layer in layers))
-    found.add_row(title, f"{before:,}", f"{after:,}", _percent(after / before), *sizes)
-
-
-def _bytes_before(layers: Sequence[LayerCompression]) -> str:
-    """Write what layers took; what is stored in several dtypes has no one answer."""
-    if any(layer.dtype not in STORED_DTYPES for layer in layers):
-        return "mixed"
-    return _bytes(sum(layer.source_parameters * as_dtype(layer.dtype).itemsize for layer in layers))
+    before, after = sum(layer.source_parameters for layer in layers), sum(layer.parameters for layer in layers)
+    sizes = sum(layer.source_bytes for layer in layers), sum(layer.bytes for layer in layers)
+    found.add_row(title, f"{before:,}", f"{after:,}", _percent(after / before), *map(_bytes, sizes))
 
 
 def _listed(entries: Mapping[str, str], *, all_of_them: bool) -> Iterator[RenderableType]:

@@ -10,7 +10,6 @@ import typer
 from lowrank_core.cli import options, output
 from lowrank_core.cli.rank_choice import choose_rank
 from lowrank_core.cli.workers import workers_for_layers
-from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.compression import Compression, to_json, to_rows
 from lowrank_core.models.extraction import extract
 from lowrank_core.models.merging import merge
@@ -205,7 +204,7 @@ def _resize(
             exclude=exclude or (),
             prefix=prefix,
             alpha=alpha,
-            rule=rule or ("standard" if uniform else _rule_of(adapter)),
+            rule=rule,
             dtype=dtype,
             uniform=uniform,
             force=force,
@@ -313,11 +312,6 @@ def parse_weights(texts: list[str]) -> list[float]:
     except ValueError:
         given = " ".join(texts)
         raise ValueError(f"--weights takes numbers separated by commas, such as 1,-0.5; got {given!r}.") from None
-
-
-def _rule_of(adapter: Path) -> str:
-    """Find the scaling rule of an adapter, which is one for all its layers."""
-    return next((layer.rule for layer in open_adapter(adapter).layers), "standard")
 
 
 def _write_report(report: Compression, *, full: bool, json: Path | None, csv: Path | None, figure: Path | None) -> int:

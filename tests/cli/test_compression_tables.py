@@ -62,10 +62,14 @@ def test_totals_are_those_of_the_report(report: Compression) -> None:
 
 def test_what_was_made_of_what_is_said_first(report: Compression, tuning: tuple[Path, Path], tmp_path: Path) -> None:
     base, tuned = tuning
+    merged = dataclasses.replace(report, verb="merge", sources=("one", "two"))
     for made, title in (
         (report, f"{report.sources[0]} → {report.out}"),
         (extract(base, tuned, tmp_path / "out", rank=2, dry_run=True), f"{tuned} − {base} → {tmp_path / 'out'}"),
-        (dataclasses.replace(report, verb="merge", sources=("one", "two")), f"one + two → {report.out}"),
+        (merged, f"one + two → {report.out}"),
+        (dataclasses.replace(merged, weights=(1.0, 1.0)), f"one + two → {report.out}"),
+        (dataclasses.replace(merged, weights=(1.0, -0.5)), f"1 × one − 0.5 × two → {report.out}"),
+        (dataclasses.replace(merged, weights=(-1.0, 2.0)), f"− 1 × one + 2 × two → {report.out}"),
     ):
         assert printed(made, width=500).startswith(f"{title}\n")
 
@@ -89,14 +93,11 @@ def test_many_layers_fit_the_width_and_each_has_one_line(deep: Compression, widt
     assert blocks == [str(block) for block in range(100)]
 
 
-def test_bytes_before_are_those_of_the_dtype_that_it_was_stored_in(report: Compression) -> None:
-    half = [dataclasses.replace(layer, dtype="bfloat16") for layer in report.layers]
-    sizes = printed(dataclasses.replace(report, layers=tuple(half))).partition("\nSize\n")[2]
-    assert ["all", "together", "288", "192", "66.67", "%", "576", "B", "384", "B"] in rows(sizes)
-    two = dataclasses.replace(report.layers[0], dtype="bfloat16 → float32")
-    sizes = printed(dataclasses.replace(report, layers=(two, *report.layers[1:]))).partition("\nSize\n")[2]
-    assert ["0.mlp.down_proj", "84", "56", "66.67", "%", "mixed", "112", "B"] in rows(sizes)
-    assert ["all", "together", "288", "192", "66.67", "%", "mixed", "384", "B"] in rows(sizes)
+def test_bytes_before_are_those_of_the_files(report: Compression) -> None:
+    layers = tuple(dataclasses.replace(layer, source_bytes=7 * at) for at, layer in enumerate(report.layers))
+    sizes = printed(dataclasses.replace(report, layers=layers)).partition("\nSize\n")[2]
+    assert ["1.mlp.down_proj", "84", "56", "66.67", "%", "14", "B", "112", "B"] in rows(sizes)
+    assert ["all", "together", "288", "192", "66.67", "%", "42", "B", "384", "B"] in rows(sizes)
 
 
 def test_sizes_of_every_layer_on_demand_and_where_they_are_few(deep: Compression, tmp_path: Path) -> None:

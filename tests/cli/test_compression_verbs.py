@@ -118,6 +118,7 @@ def test_the_totals_are_those_of_all_layers_together(tuning: tuple[Path, Path], 
     entries = sum(tensor.size for tensor in factors(tmp_path / "out").values())
     assert (totals["parameters"], totals["bytes"]) == (entries, 2 * entries)
     assert totals["source_parameters"] == sum(layer["shape"][0] * layer["shape"][1] for layer in layers)
+    assert totals["source_bytes"] == 4 * totals["source_parameters"]
     # The mean of many roundings to 8 bits, within the half unit that each is.
     assert 2**-11 < totals["storage_error"] < 2**-8
 
