@@ -61,7 +61,8 @@ def _heading(report: Compression, prefix: str) -> Text:
     ranks = _span([layer.rank for layer in kept])
     totals = report.totals
     share = totals.parameters / totals.source_parameters
-    scale = f"α = {alphas} under {RULE_LABELS[report.rule]}"
+    # Readers of kohya's format know α/r alone: the α in the file stands for the other rule too.
+    scale = f"α = {alphas} under {RULE_LABELS['standard' if report.kind == 'kohya' else report.rule]}"
     lines = [
         f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.kind})",
         f"{_percent(totals.variance_captured)} of the variance in {_percent(share)} of the parameters",

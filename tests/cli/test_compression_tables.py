@@ -78,6 +78,8 @@ def test_ranks_and_scales_are_said_as_they_are(report: Compression, tuning: tupl
     assert "4 layers of rank 2, with α = 16 under α/r, in float16 (peft)" in printed(report)
     several = extract(*tuning, tmp_path / "out", rank=lambda s: s.shape[0] // 4, rule="rslora", alpha=2.5, dry_run=True)
     assert "4 layers of rank 2 to 3, with α = 2.5 under α/√r, in float32 (peft)" in printed(several)
+    kohya = extract(*tuning, tmp_path / "out.safetensors", rank=4, rule="rslora", alpha=3, dry_run=True)
+    assert "4 layers of rank 4, with α = 6 under α/r, in float32 (kohya)" in printed(kohya)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
