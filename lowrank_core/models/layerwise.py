@@ -259,7 +259,7 @@ def _write_layers(
     keys = [key for task in tasks for key in (*task.placement.keys, *(bias.tensor.key for bias in task.biases))]
     keys += [other.tensor.key for other in carried]
     forms = _forms(tasks, form)
-    jobs = [_Job(task, rank_of(rank, task.placement.name), forms[task.placement]) for task in tasks]
+    jobs = (_Job(task, rank_of(rank, task.placement.name), forms[task.placement]) for task in tasks)
     done: list[tuple[Task, Factored]] = []
     failures: dict[str, str] = {}
     metadata = destination.metadata if form.kohya else {"format": "pt"}
