@@ -118,7 +118,7 @@ class Form:
         return float(scaling_rule(rule)(self.alpha_at(rank), rank))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Factored:
     """
     One update as the factors that a file will hold, checked against the update.

@@ -23,7 +23,7 @@ DEFAULT_KOHYA_PREFIX = KOHYA_PREFIXES[0]
 _FACTOR_ENDINGS = (".lora_A.weight", ".lora_embedding_A", ".lora_down.weight")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Placement:
     """
     How the factors of one layer are stored.
