@@ -1,11 +1,13 @@
 """Numerical core for low-rank weight updates: spectra, truncations, errors, scaling rules, learning, ranks."""
 
 from lowrank_core._version import __version__
+from lowrank_core.allocation import RankAllocation, allocate_ranks
 from lowrank_core.factors import LowRankUpdate
 from lowrank_core.learning import LearningSweep, learning_sweep
 from lowrank_core.ranks import (
     effective_rank,
     numerical_rank,
+    rank_above_noise,
     rank_for_error,
     rank_for_ratio,
     rank_for_variance,
@@ -29,8 +31,10 @@ __all__ = [
     "ErrorSweep",
     "LearningSweep",
     "LowRankUpdate",
+    "RankAllocation",
     "Spectrum",
     "__version__",
+    "allocate_ranks",
     "effective_rank",
     "equivalent_alpha",
     "error_sweep",
@@ -39,6 +43,7 @@ __all__ = [
     "learning_sweep",
     "numerical_rank",
     "power_rule",
+    "rank_above_noise",
     "rank_for_error",
     "rank_for_ratio",
     "rank_for_variance",

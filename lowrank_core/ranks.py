@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core.arrays import as_fraction
+from lowrank_core.noise import marchenko_pastur_median, optimal_threshold
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 
 __all__ = [
     "effective_rank",
     "numerical_rank",
+    "rank_above_noise",
     "rank_for_error",
     "rank_for_ratio",
     "rank_for_variance",
@@ -159,7 +161,11 @@ def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _count_at_least(spectrum: Spectrum, values: NDArray[np.float64], threshold: NDArray[np.float64], what: str) -> Any:
-    count = np.sum(values >= threshold[..., np.newaxis], axis=-1)
+    return _count(spectrum, values >= threshold[..., np.newaxis], what)
+
+
+def _count(spectrum: Spectrum, passed: NDArray[np.bool_], what: str) -> Any:
+    count = np.sum(passed, axis=-1)
     held = spectrum.values.shape[-1]
     if not spectrum.complete and np.any((count == held) & (spectrum.norm > 0)):
         raise ValueError(
@@ -208,6 +214,98 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     threshold = np.maximum(relative * _largest(values), EPS[spectrum.dtype] / 2 * norm)
     count = _count_at_least(spectrum, values, threshold, "the rounding threshold")
     return np.where(spectrum.norm == 0, 0, np.maximum(count, 1))[()]
+
+
+def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
+    r"""Count the singular values that stand above noise: those worth keeping when each entry has an error of its own.
+
+    The threshold is optimal for the mean squared error of what is kept. With :math:`\beta = \min(m, n) / \max(m, n)`,
+
+    .. math:: \tau = \lambda_*(\beta)\, s \sqrt{\max(m, n)}
+
+    for noise of standard deviation s per entry. For unknown noise, s is taken from the median singular value:
+    :math:`\tau = \lambda_*(\beta) / \sqrt{\mu_\beta} \cdot \mathrm{median}\,\sigma`, where :math:`\mu_\beta` is the
+    median of the Marchenko–Pastur law.
+
+    Parameters
+    ----------
+    spectrum : Spectrum
+        Complete, for unknown noise.
+    noise : array_like, optional
+        Standard deviation per entry, at least 0, broadcast against the batch axes. None: unknown.
+
+    Returns
+    -------
+    int64 or ndarray of int64, shape (...)
+        0 where nothing stands above the noise, and for a zero update.
+
+    Raises
+    ------
+    ValueError
+        If the noise is negative or not finite; if every value of an incomplete spectrum passes; for unknown noise, if
+        the spectrum is not complete, or the median of an update that is not zero is zero.
+
+    Notes
+    -----
+    Unknown noise is told from the signal by the smaller half of the values, so the rank of the signal must be under
+    half of min(m, n). An update that is exactly of low rank has no noise to estimate: `numerical_rank` counts it.
+
+    References
+    ----------
+    Gavish and Donoho, "The Optimal Hard Threshold for Singular Values is 4/√3", arXiv:1305.5870, equations 10 to 12.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core import rank_above_noise, spectrum, update_with_spectrum
+    >>> noise = 0.1 * np.random.default_rng(0).standard_normal((200, 100))
+    >>> s = spectrum(update_with_spectrum([9.0, 8.0, 7.0], (200, 100), rng=0) + noise)
+    >>> rank_above_noise(s), rank_above_noise(s, noise=0.1), rank_above_noise(s, noise=1.0)
+    (np.int64(3), np.int64(3), np.int64(0))
+    """
+    beta = min(spectrum.shape) / max(spectrum.shape)
+    if noise is None:
+        if not spectrum.complete:
+            raise ValueError(
+                f"unknown noise is taken from the median of every singular value, and this spectrum holds the leading "
+                f"{spectrum.values.shape[-1]}; ask for all with spectrum(update), or give the noise."
+            )
+        values, norm = _unit_values(spectrum)
+        middle = _median(values, min(spectrum.shape))
+        if np.any((middle == 0) & (norm > 0)):
+            raise ValueError(
+                "the median singular value is 0, so there is no noise to estimate: this update is exactly of a rank "
+                "under half of min(m, n). Count its rank with numerical_rank, or give the noise."
+            )
+        threshold = optimal_threshold(beta) / np.sqrt(marchenko_pastur_median(beta)) * middle
+    else:
+        given = _as_noise(noise)
+        values, _ = _unit_values(spectrum)
+        # Divided by the same power of two as the values; what overflows is above all of them.
+        with np.errstate(over="ignore", under="ignore"):
+            unit = np.ldexp(given, -np.frexp(spectrum.norm)[1])
+            threshold = optimal_threshold(beta) * np.sqrt(max(spectrum.shape)) * unit
+    # Strictly above, so that no noise at all leaves the values that are not 0.
+    return _count(spectrum, values > threshold[..., np.newaxis], f"a noise of {noise!r}")[()]
+
+
+def _as_noise(noise: ArrayLike) -> NDArray[np.float64]:
+    given = np.asarray(noise)
+    if given.dtype.kind not in "iuf" or not np.all(np.isfinite(given) & (given >= 0)):
+        raise ValueError(
+            f"noise must be finite and at least 0, a standard deviation per entry; got {noise!r}. "
+            "0 counts every value that is not zero; leave it out where the noise is unknown."
+        )
+    return given.astype(np.float64)
+
+
+def _median(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Median of `count` descending values, of which those beyond the ones held are zero."""
+    held = values.shape[-1]
+    middle = [(count - 1) // 2, count // 2]
+    two = [values[..., i] if i < held else np.zeros(values.shape[:-1]) for i in middle]
+    median: NDArray[np.float64] = (two[0] + two[1]) / 2
+    return median
 
 
 def stable_rank(spectrum: Spectrum) -> Any:

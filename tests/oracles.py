@@ -124,3 +124,16 @@ def learn(update, A, gamma, *, steps, learning_rate, optimizer="sgd"):
                 directions[i] = mean / (np.sqrt(square) + 1e-8)
         B, A = B - learning_rate * directions[0], A - learning_rate * directions[1]
     raise AssertionError("the loop returns")
+
+
+def every_allocation(layers, objective):
+    """Parameters and variance kept of every choice of ranks for spectra of a few values."""
+    whole = sum(np.sum(of.values**2) for of in layers.values())
+    parameters, kept = np.zeros(1), np.zeros(1)
+    for of in layers.values():
+        ranks = np.arange(len(of.values) + 1)
+        total = whole if objective == "absolute" else len(layers) * np.sum(of.values**2)
+        gains = np.array([np.sum(of.values[:rank] ** 2) / total for rank in ranks])
+        parameters = np.add.outer(parameters, ranks * sum(of.shape)).ravel()
+        kept = np.add.outer(kept, gains).ravel()
+    return parameters, kept

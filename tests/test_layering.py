@@ -12,10 +12,10 @@ import lowrank_core
 PACKAGE = Path(lowrank_core.__file__).parent
 FLOORS = [
     {"_version", "arrays", "kernels"},
-    {"threads", "scaling", "factors", "synthetic"},
+    {"threads", "scaling", "factors", "synthetic", "noise"},
     {"decompose"},
     {"spectra"},
-    {"truncation", "sweeps", "ranks"},
+    {"truncation", "sweeps", "ranks", "allocation"},
     {"learning"},
     {"__init__"},
 ]

@@ -1,0 +1,194 @@
+"""Budgets shared among layers, by hand and against every possible choice."""
+
+import numpy as np
+import pytest
+
+from lowrank_core import RankAllocation, Spectrum, allocate_ranks, rank_for_variance, spectrum
+from tests import oracles
+
+
+def layer(values, shape, complete=True):
+    return Spectrum(values, np.linalg.norm(values), shape, complete)
+
+
+PLAIN = {"q": layer([4.0, 3.0, 0.5], (6, 4)), "v": layer([2.0, 2.0, 2.0], (3, 7)), "o": layer([1.0], (20, 30))}
+
+
+def test_a_budget_by_hand():
+    # By gain per parameter: q 16/25.25 and 9/25.25, v three times 1/3, q 0.25/25.25; o costs 50 for all of its own.
+    found = allocate_ranks(PLAIN, parameters=45)
+    assert found == RankAllocation({"q": 2, "v": 2, "o": 0}, 40, found.variance, found.upper_bound)
+    assert found.variance == pytest.approx((25 / 25.25 + 2 / 3 + 0) / 3, rel=1e-15)
+    # Five more parameters buy half of v's third rank in the relaxation.
+    assert found.upper_bound == pytest.approx(found.variance + 0.5 * (1 / 3) / 3, rel=1e-14)
+
+
+def test_what_does_not_fit_is_skipped():
+    layers = {"dear": layer([3.0, 2.9], (20, 20)), "cheap": layer([1.0, 1.0, 1.0], (3, 3))}
+    # Rank 1 of "dear" gains more a parameter than any of "cheap", under "absolute"; its rank 2 does not fit.
+    assert allocate_ranks(layers, parameters=55, objective="absolute").ranks == {"dear": 1, "cheap": 2}
+    assert allocate_ranks(layers, parameters=39, objective="absolute").ranks == {"dear": 0, "cheap": 3}
+
+
+def test_the_two_objectives_differ_where_layers_differ_in_size():
+    layers = {"large": layer([100.0, 90.0], (5, 5)), "small": layer([1.0, 0.1], (5, 5))}
+    assert allocate_ranks(layers, parameters=20).ranks == {"large": 1, "small": 1}
+    found = allocate_ranks(layers, parameters=20, objective="absolute")
+    assert found.ranks == {"large": 2, "small": 0}
+    assert found.variance == pytest.approx(18100 / 18101.01, rel=1e-15)
+
+
+def drawn_layers(rng, *, equal_costs):
+    """Two to four small layers, some of them of equal values, for budgets that every choice is tried for."""
+    layers = {}
+    for name in range(rng.integers(2, 5)):
+        cost = 12 if equal_costs else int(rng.integers(4, 40))
+        n = int(rng.integers(1, cost))
+        count = min(n, cost - n, int(rng.integers(1, 5)))
+        drawn = rng.random(count) if rng.random() < 0.5 else rng.integers(1, 4, count)
+        layers[str(name)] = layer(np.sort(drawn + 0.01)[::-1], (cost - n, n))
+    return layers
+
+
+def test_equal_costs_equal_brute_force():
+    rng = np.random.default_rng(4)
+    for case in range(200):
+        layers = drawn_layers(rng, equal_costs=True)
+        objective = ("relative", "absolute")[case % 2]
+        budget, target = int(rng.integers(12, 200)), rng.random()
+        parameters, kept = oracles.every_allocation(layers, objective)
+        found = allocate_ranks(layers, parameters=budget, objective=objective)
+        assert found.variance == pytest.approx(kept[parameters <= budget].max(), rel=1e-13)
+        met = allocate_ranks(layers, variance=target, objective=objective)
+        assert met.parameters == parameters[kept >= target].min()
+
+
+def test_unequal_costs_are_within_the_stated_bounds():
+    rng = np.random.default_rng(5)
+    misses = 0
+    for case in range(200):
+        layers = drawn_layers(rng, equal_costs=False)
+        objective = ("relative", "absolute")[case % 2]
+        budget, target = int(rng.integers(40, 200)), rng.random()
+        parameters, kept = oracles.every_allocation(layers, objective)
+        found = allocate_ranks(layers, parameters=budget, objective=objective)
+        best = kept[parameters <= budget].max()
+        assert found.parameters <= budget
+        assert found.variance - 1e-14 <= best <= found.upper_bound + 1e-14
+        misses += found.variance < best - 1e-12
+        met = allocate_ranks(layers, variance=target, objective=objective)
+        least = parameters[kept >= target].min()
+        assert met.variance >= target - 1e-14
+        assert least <= met.parameters < least + max(sum(of.shape) for of in layers.values())
+        assert kept[parameters <= met.parameters].max() <= met.upper_bound + 1e-14
+    # The bounds are at work: some of these cases are knapsacks that no order solves.
+    assert misses > 10
+
+
+def test_variance_is_monotone_in_the_budget_parameters_in_the_variance():
+    rng = np.random.default_rng(6)
+    for _ in range(12):
+        layers = drawn_layers(rng, equal_costs=False)
+        cheapest = min(sum(of.shape) for of in layers.values())
+        kept = [allocate_ranks(layers, parameters=budget).variance for budget in range(cheapest, 150, 2)]
+        assert np.all(np.diff(kept) >= -1e-15)
+        needed = [allocate_ranks(layers, variance=target).parameters for target in np.linspace(0, 1, 30)]
+        assert np.all(np.diff(needed) >= 0)
+
+
+def test_one_layer_agrees_with_rank_for_variance():
+    of = spectrum(np.random.default_rng(0).standard_normal((30, 20)))
+    for target in np.linspace(0.01, 1, 50):
+        assert allocate_ranks({"only": of}, variance=target).ranks["only"] == rank_for_variance(of, target)
+
+
+def test_ties_go_to_the_first_layers():
+    layers = {name: layer(np.ones(4), (5, 5)) for name in "abc"}
+    assert allocate_ranks(layers, parameters=60).ranks == {"a": 4, "b": 2, "c": 0}
+    assert allocate_ranks(layers, variance=0.5).ranks == {"a": 4, "b": 2, "c": 0}
+
+
+def test_caps():
+    found = allocate_ranks(PLAIN, parameters=10_000, max_rank=2)
+    assert found.ranks == {"q": 2, "v": 2, "o": 1}
+    assert found.upper_bound == found.variance
+    assert allocate_ranks(PLAIN, parameters=10_000, max_rank={"q": 0, "v": 99}).ranks == {"q": 0, "v": 3, "o": 1}
+
+
+def test_everything_fits_a_large_budget():
+    found = allocate_ranks(PLAIN, parameters=10**12)
+    assert found == RankAllocation({"q": 3, "v": 3, "o": 1}, 110, 1.0, 1.0)
+    assert allocate_ranks(PLAIN, variance=1).ranks == found.ranks
+
+
+def test_nothing_is_spent_where_nothing_is_gained():
+    zero = {"a": spectrum(np.zeros((3, 4))), "b": layer([1.0, 0.0], (2, 2))}
+    assert allocate_ranks(zero, parameters=100) == RankAllocation({"a": 0, "b": 1}, 4, 1.0, 1.0)
+    assert allocate_ranks({"a": zero["a"]}, parameters=0) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
+    assert allocate_ranks({"a": zero["a"]}, variance=0.9) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
+    assert allocate_ranks(PLAIN, variance=0).ranks == {"q": 0, "v": 0, "o": 0}
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e200])
+def test_size_does_not_matter(size):
+    scaled = {name: Spectrum(of.values * size, of.norm * size, of.shape, True) for name, of in PLAIN.items()}
+    for objective in ("relative", "absolute"):
+        found = allocate_ranks(scaled, parameters=45, objective=objective)
+        assert found.ranks == allocate_ranks(PLAIN, parameters=45, objective=objective).ranks
+
+
+def test_an_incomplete_spectrum_answers_as_far_as_its_values_go():
+    whole = {"a": layer([4.0, 3.0, 2.0, 1.0], (4, 4)), "b": layer([4.0, 3.0, 2.0, 1.0], (4, 4))}
+    part = whole | {"a": Spectrum([4.0, 3.0, 2.0], np.sqrt(30.0), (4, 4), complete=False)}
+    found = allocate_ranks(part, parameters=32)
+    assert found == allocate_ranks(whole, parameters=32)
+    with pytest.raises(ValueError, match=r"'a' is given all 3 leading values.*spectrum\(update, rank=\.\.\.\)"):
+        allocate_ranks(part, parameters=40)
+    assert allocate_ranks(part, parameters=1000, max_rank=3).ranks == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either parameters.*or variance"),
+        ({"parameters": 100, "variance": 0.5}, "and not both; got parameters=100, variance=0.5"),
+        ({"parameters": 9}, "buys no rank at all: the cheapest, rank 1 of layer 'q', costs m . n = 10"),
+        ({"parameters": -5}, "budget of -5 parameters.*costs m . n = 10"),
+        ({"parameters": 1e3 + 0.5}, "parameters must be a whole number"),
+        ({"parameters": np.nan}, "parameters must be a whole number"),
+        ({"parameters": [100, 200]}, "one budget for all layers"),
+        ({"variance": 1.5}, "between 0 and 1.*95 % as 0.95"),
+        ({"variance": -0.1}, "between 0 and 1"),
+        ({"variance": [0.5, 0.6]}, "one share for all layers"),
+        ({"variance": 0.9, "max_rank": 1}, r"0\.9 cannot be kept: with the largest ranks allowed, 0\.655666 is"),
+        ({"variance": 0.5, "max_rank": -1}, "max_rank must be a whole number"),
+        ({"variance": 0.5, "max_rank": [1, 2, 3]}, "or a mapping"),
+        ({"variance": 0.5, "max_rank": {"k": 3}}, "max_rank names 'k', which is none of the 3 layers"),
+        ({"variance": 0.5, "objective": "nuclear"}, "objective must be one of relative, absolute; got 'nuclear'"),
+    ],
+)
+def test_bad_input_is_told_the_nearest_figure(options, message):
+    with pytest.raises(ValueError, match=message):
+        allocate_ranks(PLAIN, **options)
+
+
+def test_spectra_are_one_for_each_layer():
+    with pytest.raises(ValueError, match="no layer"):
+        allocate_ranks({}, parameters=10)
+    with pytest.raises(ValueError, match=r"'q' has a batch of spectra, of shape \(2, 3\)"):
+        allocate_ranks({"q": spectrum(np.ones((2, 3, 4)))}, parameters=10)
+
+
+def test_the_figures_that_messages_name_can_be_had():
+    assert allocate_ranks(PLAIN, parameters=10).parameters == 10
+    assert allocate_ranks(PLAIN, variance=0.655666, max_rank=1).ranks == {"q": 1, "v": 1, "o": 1}
+
+
+def test_ten_thousand_equal_layers_are_no_special_case():
+    # Every item ties with every other: nothing may walk through them one by one.
+    flat = layer(np.ones(512), (512, 600))
+    found = allocate_ranks(dict.fromkeys(map(str, range(10_000)), flat), parameters=1112 * 1_000_000)
+    assert found.parameters == 1112 * 1_000_000
+    assert found.variance == pytest.approx(1_000_000 / 5_120_000, rel=1e-12)
+    found = allocate_ranks(dict.fromkeys(map(str, range(10_000)), flat), variance=0.25)
+    assert sum(found.ranks.values()) == 1_280_000
