@@ -261,7 +261,8 @@ def _as_target(variance: float | None, items: _Items) -> float:
     most = items.kept(items.above(0.0))
     if target > most + _ROUNDING:
         raise ValueError(
-            f"a variance of {target:g} cannot be kept: with the largest ranks allowed, {most:.6g} is. "
+            # Rounded down, so that the figure named can be had.
+            f"a variance of {target:g} cannot be kept: with the largest ranks allowed, {math.floor(most * 1e6) / 1e6} is. "
             "Raise max_rank, give more of each spectrum's values, or ask for less."
         )
     return min(target, most)

@@ -115,6 +115,12 @@ def test_caps():
     assert allocate_ranks(PLAIN, parameters=10_000, max_rank={"q": 0, "v": 99}).ranks == {"q": 0, "v": 3, "o": 1}
 
 
+def test_no_rank_at_all_may_be_allowed():
+    assert allocate_ranks(PLAIN, parameters=100, max_rank=0) == RankAllocation({"q": 0, "v": 0, "o": 0}, 0, 0.0, 0.0)
+    with pytest.raises(ValueError, match=r"0\.5 cannot be kept: with the largest ranks allowed, 0\.0 is"):
+        allocate_ranks(PLAIN, variance=0.5, max_rank=0)
+
+
 def test_everything_fits_a_large_budget():
     found = allocate_ranks(PLAIN, parameters=10**12)
     assert found == RankAllocation({"q": 3, "v": 3, "o": 1}, 110, 1.0, 1.0)
@@ -160,7 +166,7 @@ def test_an_incomplete_spectrum_answers_as_far_as_its_values_go():
         ({"variance": 1.5}, "between 0 and 1.*95 % as 0.95"),
         ({"variance": -0.1}, "between 0 and 1"),
         ({"variance": [0.5, 0.6]}, "one share for all layers"),
-        ({"variance": 0.9, "max_rank": 1}, r"0\.9 cannot be kept: with the largest ranks allowed, 0\.655666 is"),
+        ({"variance": 0.9, "max_rank": 1}, r"0\.9 cannot be kept: with the largest ranks allowed, 0\.655665 is"),
         ({"variance": 0.5, "max_rank": -1}, "max_rank must be a whole number"),
         ({"variance": 0.5, "max_rank": [1, 2, 3]}, "or a mapping"),
         ({"variance": 0.5, "max_rank": {"k": 3}}, "max_rank names 'k', which is none of the 3 layers"),
@@ -181,7 +187,7 @@ def test_spectra_are_one_for_each_layer():
 
 def test_the_figures_that_messages_name_can_be_had():
     assert allocate_ranks(PLAIN, parameters=10).parameters == 10
-    assert allocate_ranks(PLAIN, variance=0.655666, max_rank=1).ranks == {"q": 1, "v": 1, "o": 1}
+    assert allocate_ranks(PLAIN, variance=0.655665, max_rank=1).ranks == {"q": 1, "v": 1, "o": 1}
 
 
 def test_ten_thousand_equal_layers_are_no_special_case():
