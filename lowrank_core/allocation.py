@@ -260,9 +260,10 @@ def _as_target(variance: float | None, items: _Items) -> float:
         return 0.0
     most = items.kept(items.above(0.0))
     if target > most + _ROUNDING:
+        # Rounded down, so that the figure named can be had.
+        nearest = math.floor(most * 1e6) / 1e6
         raise ValueError(
-            # Rounded down, so that the figure named can be had.
-            f"a variance of {target:g} cannot be kept: with the largest ranks allowed, {math.floor(most * 1e6) / 1e6} is. "
+            f"a variance of {target:g} cannot be kept: with the largest ranks allowed, {nearest} is. "
             "Raise max_rank, give more of each spectrum's values, or ask for less."
         )
     return min(target, most)

@@ -11,11 +11,11 @@ import lowrank_core
 
 PACKAGE = Path(lowrank_core.__file__).parent
 FLOORS = [
-    {"_version", "arrays", "kernels"},
-    {"threads", "scaling", "factors", "synthetic", "noise"},
+    {"_version", "arrays", "kernels", "noise"},
+    {"threads", "scaling", "factors", "synthetic"},
     {"decompose"},
     {"spectra"},
-    {"truncation", "sweeps", "ranks", "allocation"},
+    {"truncation", "sweeps", "ranks", "allocation", "storage"},
     {"learning"},
     {"__init__"},
 ]
