@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core.threads import blas_threads
+
 __all__ = ["marchenko_pastur_median", "noise_edge", "optimal_threshold"]
 
 # Series terms k ≥ 2 fall as (1/4)^k: the rest after 30 is below 2^-60.
@@ -143,8 +145,8 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
          = \max_\pi 2 \sum_i \sqrt{x_i (S y)_i} + 2 \sum_j \sqrt{y_j (S^T x)_j},
 
     with :math:`u_i = \sqrt{x_i / (S y)_i}` and :math:`v_j = \sqrt{y_j / (S^T x)_j}`, under which the terms of the
-    first line are the gradient of the second. So :math:`\pi` is multiplied with them until both lines agree; the first, a
-    bound from above at every step, is the result. The largest eigenvalue fluctuates by
+    first line are the gradient of the second. So :math:`\pi` is multiplied with them until both lines agree; the first,
+    a bound from above at every step, is the result. The largest eigenvalue fluctuates by
     :math:`(\sum x_i^3 / u_i^3 + \sum y_j^3 / v_j^3)^{1/3}` times a Tracy–Widom variable.
 
     For equal variances :math:`s^2` this is :math:`s(\sqrt m + \sqrt n)` and, on σ², a fluctuation of
@@ -171,16 +173,18 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
         variances = variances[rows][:, columns]
     x, y = np.sum(variances, axis=1, dtype=np.float64), np.sum(variances, axis=0, dtype=np.float64)
     x, y = x / (2 * np.sum(x)), y / (2 * np.sum(y))
-    for _ in range(_ROUNDS):
-        from_columns, from_rows = _products(variances, x, y)
-        u, v = np.sqrt(x / from_columns), np.sqrt(y / from_rows)
-        below = 2 * float(np.sum(np.sqrt(x * from_columns)) + np.sum(np.sqrt(y * from_rows)))
-        from_v, from_u = _products(variances, u, v)
-        row_terms, column_terms = 1 / u + from_v, 1 / v + from_u
-        edge = float(max(np.max(row_terms), np.max(column_terms)))
-        if edge <= below * (1 + _EDGE_TOLERANCE):
-            break
-        x, y = x * row_terms / below, y * column_terms / below
+    # These products wait for memory, and a second BLAS thread for the first.
+    with blas_threads(1):
+        for _ in range(_ROUNDS):
+            from_columns, from_rows = _products(variances, x, y)
+            u, v = np.sqrt(x / from_columns), np.sqrt(y / from_rows)
+            below = 2 * float(np.sum(np.sqrt(x * from_columns)) + np.sum(np.sqrt(y * from_rows)))
+            from_v, from_u = _products(variances, u, v)
+            row_terms, column_terms = 1 / u + from_v, 1 / v + from_u
+            edge = float(max(np.max(row_terms), np.max(column_terms)))
+            if edge <= below * (1 + _EDGE_TOLERANCE):
+                break
+            x, y = x * row_terms / below, y * column_terms / below
     scale = float(np.sum((x / u) ** 3) + np.sum((y / v) ** 3)) ** (1 / 3)
     return edge, math.sqrt(edge**2 + 2 * _NINETY_NINE * edge * scale)
 

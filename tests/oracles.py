@@ -137,3 +137,42 @@ def every_allocation(layers, objective):
         parameters = np.add.outer(parameters, ranks * sum(of.shape)).ravel()
         kept = np.add.outer(kept, gains).ravel()
     return parameters, kept
+
+
+def marchenko_pastur_median(beta):
+    """Median of the Marchenko–Pastur law, by integrating its density in an angle to 30 digits."""
+    root = mpmath.sqrt(mpmath.mpf(beta))
+
+    def density(t):
+        if root == 1:
+            return mpmath.cos(t / 2) ** 2
+        return mpmath.sin(t) ** 2 / (1 + root**2 - 2 * root * mpmath.cos(t))
+
+    def mass(theta):
+        # At β near 1 the integrand turns within an angle of 1 − √β.
+        near = sorted({mpmath.mpf(0), *(min(theta, (1 - root) * factor) for factor in (1, 100)), theta})
+        return 2 / mpmath.pi * mpmath.quad(density, near)
+
+    with mpmath.workdps(30):
+        theta = mpmath.findroot(lambda t: mass(t) - mpmath.mpf(1) / 2, (1.0, 1.6), solver="anderson", tol=1e-20)
+        return float(1 + root**2 - 2 * root * mpmath.cos(theta))
+
+
+def noise_edge(variances):
+    """Edge of independent errors: the least z at which 1/u = z − S v, 1/v = z − Sᵀ u has a positive solution."""
+    low, high = 0.0, np.sqrt(np.max(np.sum(variances, 0))) + np.sqrt(np.max(np.sum(variances, 1)))
+    while high - low > 1e-6 * high:
+        z = (low + high) / 2
+        v = np.zeros(variances.shape[1])
+        # From zero the iteration rises to the least solution, or past every bound where there is none.
+        for _ in range(20_000):
+            rows = z - variances @ v
+            before, columns = v, z - variances.T @ (1 / rows)
+            v = 1 / columns
+            if np.any(rows <= 0) or np.any(columns <= 0) or np.max(np.abs(v - before)) < 1e-10 * np.max(v):
+                break
+        if np.all(rows > 0) and np.all(columns > 0):
+            high = z
+        else:
+            low = z
+    return high

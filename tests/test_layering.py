@@ -11,9 +11,9 @@ import lowrank_core
 
 PACKAGE = Path(lowrank_core.__file__).parent
 FLOORS = [
-    {"_version", "arrays", "kernels", "noise"},
+    {"_version", "arrays", "kernels"},
     {"threads", "scaling", "factors", "synthetic"},
-    {"decompose"},
+    {"decompose", "noise"},
     {"spectra"},
     {"truncation", "sweeps", "ranks", "allocation", "storage"},
     {"learning"},

@@ -9,6 +9,7 @@ from lowrank_core import (
     Spectrum,
     effective_rank,
     numerical_rank,
+    rank_above_noise,
     rank_for_error,
     rank_for_ratio,
     rank_for_variance,
@@ -188,3 +189,64 @@ def test_an_incomplete_spectrum_is_refused_at_any_size_and_answers_for_nothing(s
         with pytest.raises(ValueError, match=r"passed by all 2 leading values"):
             ask(spectrum(np.diag([4.0, 3.0, 2.0]) * size, rank=2))
         assert ask(spectrum(np.zeros((3, 3)), rank=2)) == 0
+
+
+def test_rank_above_noise_by_hand():
+    # β = 1: τ = 4/√3 · s · √3 = 4s; unknown: 4/√3 over the root of the median 0.652776 … of the law.
+    of = Spectrum([9.0, 1.0, 0.5], np.sqrt(82.25), (3, 3), complete=True)
+    assert [rank_above_noise(of, s) for s in (0.1, 0.249, 0.251, 2.2, 2.3)] == [3, 2, 1, 1, 0]
+    assert rank_above_noise(of, 0.0) == 3
+    assert rank_above_noise(of) == 1
+    assert rank_above_noise(Spectrum([2.86, 1.0, 0.5], np.sqrt(2.86**2 + 1.25), (3, 3), complete=True)) == 1
+    assert rank_above_noise(Spectrum([2.85, 1.0, 0.5], np.sqrt(2.85**2 + 1.25), (3, 3), complete=True)) == 0
+    # The values that a complete spectrum does not hold are zeros of the median: here the mean of 1 and 0.
+    half = Spectrum([2.0, 1.0], np.sqrt(5.0), (4, 4), complete=True)
+    assert rank_above_noise(half, 0.0) == 2
+    assert rank_above_noise(half) == 1
+    assert isinstance(rank_above_noise(of), np.int64)
+
+
+def test_rank_above_noise_broadcasts_and_knows_zero_updates():
+    assert rank_above_noise(STACK, 0.0).tolist() == [2, 1, 0]
+    assert rank_above_noise(STACK, [[0.9], [10.0]]).tolist() == [[2, 1, 0], [0, 0, 0]]
+    assert rank_above_noise(spectrum(np.zeros((3, 4)))) == 0
+    assert rank_above_noise(spectrum(np.zeros((3, 4))), 0.0) == 0
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e200])
+def test_rank_above_noise_at_any_size(size):
+    of = spectrum(np.diag([9.0, 1.0, 0.5]) * size)
+    assert rank_above_noise(of) == 1
+    assert rank_above_noise(of, 0.25 * size) in {1, 2}
+    assert rank_above_noise(of, 1e308) == 0
+
+
+def test_rank_above_noise_says_what_is_missing():
+    with pytest.raises(ValueError, match=r"median of every singular value.*leading 2.*or give the noise"):
+        rank_above_noise(spectrum(np.eye(5), rank=2))
+    with pytest.raises(ValueError, match=r"median singular value is 0.*numerical_rank, or give the noise"):
+        rank_above_noise(spectrum(LowRankUpdate(np.ones((5, 2)), np.ones((2, 6)))))
+    with pytest.raises(ValueError, match=r"passed by all 2 leading values"):
+        rank_above_noise(spectrum(np.eye(5), rank=2), 0.1)
+    assert rank_above_noise(spectrum(np.diag([5.0, 1.0, 1.0, 1.0, 1.0]), rank=2), 0.3) == 1
+    for noise in (-1.0, np.nan, np.inf, "0.1", True):
+        with pytest.raises(ValueError, match=r"noise must be finite and at least 0.*leave it out"):
+            rank_above_noise(PLAIN, noise)
+
+
+@pytest.mark.parametrize("shape", [(200, 2000), (2000, 200), (500, 500)])
+def test_planted_ranks_are_recovered_from_noise(shape):
+    """In 95 of 100 draws at 1.5 times the threshold, the noise's size known or not."""
+    rng, planted, noise = np.random.default_rng(0), 5, 0.01
+    beta = min(shape) / max(shape)
+    known = np.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + np.sqrt(beta**2 + 14 * beta + 1)))
+    signal = 1.5 * known * noise * np.sqrt(max(shape))
+    found = []
+    for _ in range(5):
+        # Noise looks the same in every basis, so that of the signal may be the coordinates.
+        stack = noise * rng.standard_normal((20, *shape), dtype=np.float32)
+        stack[:, np.arange(planted), np.arange(planted)] += np.float32(signal)
+        of = spectrum(stack)
+        found.append([rank_above_noise(of, noise), rank_above_noise(of)])
+    right = np.sum(np.array(found) == planted, axis=(0, 2))
+    assert np.all(right >= 95)

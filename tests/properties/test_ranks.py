@@ -11,6 +11,7 @@ from lowrank_core import (
     Spectrum,
     effective_rank,
     numerical_rank,
+    rank_above_noise,
     rank_for_error,
     rank_for_ratio,
     rank_for_variance,
@@ -170,3 +171,20 @@ def test_coarser_storage_has_no_more_numerical_rank(of):
         for dtype in ("float64", "float32", "float16", "bfloat16")
     ]
     assert ranks == sorted(ranks, reverse=True)
+
+
+@given(regular, st.floats(0.0, 10.0))
+def test_rank_above_noise_counts_values_above_its_threshold(of, relative):
+    m, n = of.shape
+    beta = min(m, n) / max(m, n)
+    noise = relative * of.norm / np.sqrt(m * n)
+    factor = np.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + np.sqrt(beta**2 + 14 * beta + 1)))
+    threshold = factor * (relative / np.sqrt(min(m, n)))
+    assume(np.all(np.abs(of.values / of.norm - threshold) > 1e-12 * threshold))
+    assert rank_above_noise(of, noise) == np.sum(of.values / of.norm > threshold)
+
+
+@given(spectra(), st.floats(0.0, 1e3), st.floats(1.0, 10.0))
+def test_more_noise_leaves_no_more_ranks(of, noise, factor):
+    assert rank_above_noise(of, noise * factor) <= rank_above_noise(of, noise)
+    assert rank_above_noise(of, 0.0) == np.count_nonzero(of.values)
