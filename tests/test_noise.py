@@ -90,7 +90,8 @@ def test_draws_stay_below_the_edge_and_come_near(profile, uniform):
     largest = spectrum(drawn * sizes, rank=1).values[:, 0]
     edge, above = noise_edge(variances)
     assert np.sum(largest > above) <= 5
-    assert np.median(largest) == pytest.approx(edge, rel=0.06)
+    # The limit of large matrices, from below: the fewer rows matter, the further.
+    assert 0.9 * edge < np.median(largest) < edge
 
 
 def test_silent_rows_and_columns_change_nothing():

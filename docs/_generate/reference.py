@@ -13,7 +13,7 @@ from pathlib import Path
 import lowrank_core
 
 # In the order in which one needs them.
-ROOMS = ("spectra", "factors", "truncation", "sweeps", "ranks", "scaling", "learning", "synthetic")
+ROOMS = ("spectra", "factors", "truncation", "sweeps", "ranks", "allocation", "scaling", "learning", "synthetic")
 FILES = ("inspection", "census", "adapters", "checkpoints", "extraction", "resizing", "merging", "compression")
 
 
