@@ -20,6 +20,7 @@ from lowrank_core.models.files import (
     refuse_pickle,
     row_blocks,
 )
+from lowrank_core.storage import StorageNoise, storage_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,6 +99,25 @@ class WeightPair:
         more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice.
         """
         return difference(self.base.read(), self.tuned.read()).reshape(self.shape)
+
+    def update_and_noise(self) -> tuple[NDArray[Any], StorageNoise]:
+        """
+        Read both weights once, for their difference and for what rounding has added to it.
+
+        Returns
+        -------
+        update : ndarray, shape (m, n)
+            As :meth:`update`.
+        noise : StorageNoise
+            As :func:`lowrank_core.storage.storage_noise` estimates it from the two as they are stored.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`update`.
+        """
+        base, tuned = self.base.read().reshape(self.shape), self.tuned.read().reshape(self.shape)
+        return difference(base, tuned), storage_noise(base, tuned)
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,11 @@ def extract(
         Before and after training: safetensors files, sharded or not, or the folders that hold them.
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
-    rank : int or callable
+    rank : int, callable, mapping, Budget or AboveNoise
         How many components to keep in each layer, clamped to min(m, n); or a function that gives it from the layer's
-        Spectrum, as ``lambda s: rank_for_variance(s, 0.95)``.
+        Spectrum, as ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
+        :class:`~lowrank_core.models.budgets.Budget` is shared among the layers, whose spectra are read first; with
+        :class:`~lowrank_core.models.rounding.AboveNoise` each keeps what stands above the rounding of its weights.
     include, exclude : sequence of str
         Patterns on module names (``*``, ``?``, ``[...]``), each holding for a whole name or its end after a dot.
     embeddings : sequence of str
@@ -109,8 +111,8 @@ def extract(
 
     Notes
     -----
-    One layer is in memory at a time, read, decomposed once, written and measured. Factors share each component's size:
-    √Σ in both.
+    One layer is in memory at a time, read, decomposed once (for a budget, once more before), written and measured.
+    Factors share each component's size: √Σ in both.
 
     References
     ----------
@@ -152,7 +154,7 @@ def extract(
     failures: dict[str, str] = {}
     for name in select(names, include, exclude):
         embedding = matches(name, embeddings)
-        reason = _why_not(name, module_names, kohya=kohya, embedding=embedding)
+        reason = why_left_out(name, module_names, embedding=embedding, kohya=kohya)
         if name in pair.mismatched:
             (left_out if reason else failures)[name] = pair.mismatched[name]
         elif reason:
@@ -162,7 +164,8 @@ def extract(
             turned = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
             placement = _placement(name, layer, prefix, kohya=kohya, transposed=turned, embedding=embedding)
             size = layer.tuned.size, stored_bytes([layer.tuned])
-            tasks.append(Task(placement, layer.shape, layer.dtype, *size, layer.update))
+            task = Task(placement, layer.shape, layer.dtype, *size, layer.update)
+            tasks.append(replace(task, update_and_noise=layer.update_and_noise))
     fan_in_fan_out = any(task.placement.transposed and not task.placement.embedding for task in tasks)
     destination = Destination(
         path=out,
@@ -223,7 +226,26 @@ def _stored_transposed(
     return set(), ()
 
 
-def _why_not(name: str, module_names: Collection[str], *, kohya: bool, embedding: bool) -> str:
+def why_left_out(name: str, module_names: Collection[str], *, embedding: bool = False, kohya: bool = False) -> str:
+    """
+    Say why an adapter leaves a weight out.
+
+    Parameters
+    ----------
+    name : str
+        The weight's name, without ".weight".
+    module_names : collection of str
+        All modules of the model.
+    embedding : bool
+        Whether it was asked for as an embedding.
+    kohya : bool
+        Whether the adapter is a kohya file.
+
+    Returns
+    -------
+    str
+        The reason; empty if it takes part.
+    """
     if name not in module_names:
         return _NO_MODULE
     if embedding:

@@ -11,7 +11,9 @@ import numpy as np
 
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, spectrum, truncate
 from lowrank_core import variance_captured as captured_at
+from lowrank_core.models.budgets import Budget
 from lowrank_core.models.files import frobenius_norm, row_blocks
+from lowrank_core.models.rounding import AboveNoise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowrank_core.models.files import StoredTensor
+    from lowrank_core.storage import StorageNoise
 
 LayerRank: TypeAlias = int | Callable[[Spectrum], Any]
 """How many components of a layer to keep: a number, or a function that gives it from the layer's spectrum."""
 
-Rank: TypeAlias = LayerRank | Mapping[str, int]
-"""The same for all layers, or a number for each by its name, as an allocation of a budget gives them."""
+Rank: TypeAlias = LayerRank | Mapping[str, int] | Budget | AboveNoise
+"""The same for all layers; a number for each by its name; a budget for all together; or what stands above rounding."""
 
 STORED_DTYPES = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """What factors can be stored in, finest first, and the distance from 1 to the next number of each."""
@@ -143,6 +146,8 @@ class Factored:
         Relative error of what is stored, measured after rounding: ‖Δ − γBA‖ / ‖Δ‖.
     storage_error : float
         What rounding moved: ‖γBA − Δ_r‖ / ‖Δ‖, with Δ_r the best update of this rank before it was rounded.
+    noise : StorageNoise or None
+        What the rounding of the stored weights had added to the update, where the rank was chosen by it.
     """
 
     update: LowRankUpdate | None
@@ -155,6 +160,7 @@ class Factored:
     best_error: float
     error: float
     storage_error: float
+    noise: StorageNoise | None = None
 
 
 def factor(update: NDArray[Any] | LowRankUpdate, rank: LayerRank, form: Form, *, at_least: int = 0) -> Factored:
@@ -218,7 +224,7 @@ def check_rank(rank: Rank, names: Iterable[str]) -> None:
 
     Parameters
     ----------
-    rank : int, callable or mapping
+    rank : int, callable, mapping, Budget or AboveNoise
         As in :data:`Rank`.
     names : iterable of str
         The layers.
@@ -238,24 +244,24 @@ def check_rank(rank: Rank, names: Iterable[str]) -> None:
             )
         for count in rank.values():
             _as_count(count)
-    elif not callable(rank):
+    elif not (callable(rank) or isinstance(rank, Budget | AboveNoise)):
         _as_count(rank)
 
 
-def rank_of(rank: Rank, name: str) -> LayerRank:
+def rank_of(rank: LayerRank | Mapping[str, int] | AboveNoise, name: str) -> LayerRank | AboveNoise:
     """
     Give the rank of one layer.
 
     Parameters
     ----------
-    rank : int, callable or mapping
-        As in :data:`Rank`.
+    rank : int, callable, mapping or AboveNoise
+        As in :data:`Rank`, with a budget shared already.
     name : str
         The layer.
 
     Returns
     -------
-    int or callable
+    int, callable or AboveNoise
         The layer's entry of a mapping; else `rank` itself.
     """
     return rank[name] if isinstance(rank, Mapping) else rank

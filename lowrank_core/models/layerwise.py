@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowrank_core.models.adapters import open_adapter
+from lowrank_core.models.budgets import Budget, Source, layer_spectra
 from lowrank_core.models.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.configuration import peft_config
 from lowrank_core.models.executors import map_in_order
@@ -31,6 +32,7 @@ from lowrank_core.models.files import StoredTensor, open_file
 from lowrank_core.models.headers import Header, check_headers, described_adapter, headers_of, kohya_dimensions
 from lowrank_core.models.peft import PEFT_CONFIG, PEFT_WEIGHTS
 from lowrank_core.models.placements import Placement, check_distinct, pad_rank
+from lowrank_core.models.rounding import AboveNoise
 from lowrank_core.models.writing import TensorStream, check_replaceable, replacing, stream_tensors
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from lowrank_core import LowRankUpdate
     from lowrank_core.models.layers import OtherTensor
+    from lowrank_core.storage import StorageNoise
 
 Progress = Callable[[str, int, int], None]
 
@@ -67,6 +70,8 @@ class Task:
         Tensors that a reader multiplies with the layer's scale, and that have to follow it.
     at_least : int
         The least rank: 1 where other tensors of the adapter need the layer to be there.
+    update_and_noise : callable or None
+        Reads the update with its storage noise, where there are two stored weights.
     """
 
     placement: Placement
@@ -77,6 +82,7 @@ class Task:
     update: Callable[[], NDArray[Any] | LowRankUpdate]
     biases: tuple[OtherTensor, ...] = ()
     at_least: int = 0
+    update_and_noise: Callable[[], tuple[NDArray[Any], StorageNoise]] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ def compress(
         The layers.
     destination : Destination
         What to write.
-    rank : int, callable or mapping
+    rank : int, callable, mapping, Budget or AboveNoise
         How many components to keep, clamped to what each layer has.
     left_out, failures : mapping of str to str
         What is known before to be missing from the result.
@@ -201,6 +207,8 @@ def compress(
     check_distinct(task.placement for task in tasks)
     check_rank(rank, [task.placement.name for task in tasks])
     form, path = destination.form, destination.path
+    if isinstance(rank, Budget):
+        rank = _shared_out(rank, tasks, form, executor, progress)
     place = nullcontext(None) if destination.dry_run else replacing(path, folder=not form.kohya)
     with place as temporary:
         weights = None if temporary is None else (temporary if form.kohya else temporary / PEFT_WEIGHTS)
@@ -238,16 +246,28 @@ def compress(
         left_out=dict(sorted(left_out.items())),
         carried={other.name: other.describe() for other in destination.carried},
         failures=dict(sorted(failed.items())),
-        warnings=tuple(dict.fromkeys((*warnings, *_storage_warnings(layers, form)))),
+        warnings=tuple(dict.fromkeys((*warnings, *_storage_warnings(layers, form), *_noise_warnings(done)))),
         totals=totals_of(layers, len(failed)),
         config=config,
     )
 
 
+def _shared_out(
+    budget: Budget, tasks: Sequence[Task], form: Form, executor: Executor | None, progress: Progress | None
+) -> dict[str, int]:
+    """Read every layer's spectrum, and give each layer its rank; one that cannot be read fails when it is factored."""
+    if form.uniform:
+        raise ValueError("uniform pads every layer to the largest rank of all, which no budget provides for: give one")
+    sources = [Source(task.placement.name, task.update) for task in tasks]
+    spectra, failures = layer_spectra(sources, executor=executor, progress=progress)
+    ranks = budget.allocate(spectra).ranks if spectra else {}
+    return ranks | dict.fromkeys(failures, 0)
+
+
 def _write_layers(
     tasks: Sequence[Task],
     destination: Destination,
-    rank: Rank,
+    rank: LayerRank | Mapping[str, int] | AboveNoise,
     weights: Path | None,
     executor: Executor | None,
     progress: Progress | None,
@@ -288,18 +308,27 @@ class _Job(NamedTuple):
     """One layer, and how it is truncated and stored: all that a worker needs."""
 
     task: Task
-    rank: LayerRank
+    rank: LayerRank | AboveNoise
     form: Form
 
 
 def _factor_or_reason(job: _Job) -> Factored | str:
     """Read a layer and factor it, or say why that cannot be done; the other layers go on."""
     try:
+        if isinstance(job.rank, AboveNoise):
+            update, noise = _with_noise(job.task)
+            return replace(factor(update, job.rank.rule(noise), job.form, at_least=job.task.at_least), noise=noise)
         return factor(job.task.update(), job.rank, job.form, at_least=job.task.at_least)
     except ValueError as error:
         return str(error)
     except MemoryError as error:
         return f"needs more memory than there is ({error})"
+
+
+def _with_noise(task: Task) -> tuple[NDArray[Any], StorageNoise]:
+    if task.update_and_noise is None:
+        raise ValueError("what storing has added is known of the difference of two checkpoints, and not of an adapter")
+    return task.update_and_noise()
 
 
 def _forms(tasks: Sequence[Task], form: Form) -> dict[Placement, Form]:
@@ -407,6 +436,19 @@ def _storage_warnings(layers: Sequence[LayerCompression], form: Form) -> tuple[s
         f"{form.dtype} is too narrow for the factors of {len(narrow)} of {len(layers)} layers: of {worst.name!r} it "
         f"loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in "
         f"{wider_than(form.dtype)}"
+    )
+    return (warning,)
+
+
+def _noise_warnings(done: Sequence[tuple[Task, Factored]]) -> tuple[str, ...]:
+    vague = [(task, factored.noise) for task, factored in done if factored.noise and not factored.noise.holds]
+    if not vague:
+        return ()
+    task, noise = max(vague, key=lambda one: one[1].unchanged)
+    warning = (
+        f"rounding and update cannot be told apart in {len(vague)} of {len(done)} layers: most of their entries changed "
+        f"by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.placement.name!r} not at all), so "
+        "that what is kept of them may be neither. Take weights stored in float32, or a rank of your own"
     )
     return (warning,)
 

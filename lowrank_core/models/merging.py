@@ -108,7 +108,7 @@ def merge(
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
     weights : sequence of float, optional
         One for each adapter, of either sign; 1 by default.
-    rank : int or callable, optional
+    rank : int, callable, mapping or Budget, optional
         As in :func:`~lowrank_core.models.resizing.resize`. None keeps the exact sum, whose rank is the sum of the
         adapters' ranks.
     base : path-like, optional

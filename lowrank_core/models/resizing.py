@@ -59,9 +59,10 @@ def resize(
         A PEFT adapter's folder or a kohya file.
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
-    rank : int or callable, optional
+    rank : int, callable, mapping or Budget, optional
         How many components to keep in each layer, clamped to what it has; or a function that gives it from the layer's
-        Spectrum. None keeps all.
+        Spectrum; or a number for each layer by its name; or a :class:`~lowrank_core.models.budgets.Budget` to be
+        shared among them. None keeps all.
     base : path-like, optional
         The base model's checkpoint, whose module names turn kohya's names into PEFT's.
     base_restored : bool
