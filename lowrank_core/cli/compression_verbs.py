@@ -24,6 +24,7 @@ EXTRACT_EXAMPLES = (
     "  lowrank extract base/ tuned/ my-adapter/ --rank 32\n"
     "  lowrank extract base/ tuned/ my-adapter/ --variance 0.95 --max-rank 64 --exclude lm_head\n"
     "  lowrank extract base/ tuned/ my-adapter.safetensors --rank 16 --dtype bfloat16   (a kohya file)\n"
+    "  lowrank extract base/ tuned/ my-adapter/ --parameters 2000000 --dtype bfloat16\n"
     "  lowrank extract base/ tuned/ my-adapter/ --error 0.1 --dry-run\n"
 )
 RESIZE_EXAMPLES = (
@@ -75,6 +76,21 @@ def _extract(
     variance: options.Variance = None,
     error: options.Error = None,
     ratio: options.Ratio = None,
+    parameters: options.Parameters = None,
+    objective: options.Objective = None,
+    above_noise: Annotated[
+        bool, typer.Option("--above-noise", help="Keep what stands above the rounding of the stored weights.")
+    ] = False,
+    sides: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2,
+            metavar="N",
+            help="With --above-noise, which were rounded: 1, TUNED alone; 2, BASE as well, tuned from a finer copy.",
+            show_default="1",
+        ),
+    ] = None,
     max_rank: options.MaxRank = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -120,14 +136,26 @@ def _extract(
 ) -> int:
     """Extract a LoRA adapter from two checkpoints: the best update of each layer that a rank can hold.
 
-    One of --rank, --variance, --error and --ratio chooses how many components of TUNED − BASE each layer keeps. What an
-    adapter cannot carry (biases, norms, embeddings unless asked for) is listed with the norm of its change. The exit
-    code is 1 if some layers failed and the others were written.
+    One of --rank, --variance, --error, --ratio, --parameters and --above-noise chooses how many components of
+    TUNED − BASE each layer keeps. What an adapter cannot carry (biases, norms, embeddings unless asked for) is listed
+    with the norm of its change. The exit code is 1 if some layers failed and the others were written.
     """
     output.check_outputs(figure, json, csv)
-    chosen = choose_rank(rank=rank, max_rank=max_rank, variance=variance, error=error, ratio=ratio)
+    chosen = choose_rank(
+        rank=rank,
+        max_rank=max_rank,
+        parameters=parameters,
+        objective=objective,
+        above_noise=above_noise,
+        sides=sides,
+        variance=variance,
+        error=error,
+        ratio=ratio,
+    )
     if chosen is None:
-        raise ValueError("how much to keep? Give one of --rank, --variance, --error and --ratio.")
+        raise ValueError(
+            "how much to keep? Give one of --rank, --variance, --error, --ratio, --parameters and --above-noise."
+        )
     with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
         report = extract(
             base,
@@ -159,6 +187,8 @@ def _resize(
     variance: options.Variance = None,
     error: options.Error = None,
     ratio: options.Ratio = None,
+    parameters: options.Parameters = None,
+    objective: options.Objective = None,
     max_rank: options.MaxRank = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -187,12 +217,20 @@ def _resize(
 ) -> int:
     """Write the best smaller adapter of the same update, or the same one in another format, dtype or rule.
 
-    One of --rank, --variance, --error and --ratio chooses how many components each layer keeps; without one, all. The
-    product BA is never formed. What else the adapter holds (modules saved in full, biases) is copied as it is. The exit
-    code is 1 if some layers failed and the others were written.
+    One of --rank, --variance, --error, --ratio and --parameters chooses how many components each layer keeps; without
+    one, all. The product BA is never formed. What else the adapter holds (modules saved in full, biases) is copied as
+    it is. The exit code is 1 if some layers failed and the others were written.
     """
     output.check_outputs(figure, json, csv)
-    chosen = choose_rank(rank=rank, max_rank=max_rank, variance=variance, error=error, ratio=ratio)
+    chosen = choose_rank(
+        rank=rank,
+        max_rank=max_rank,
+        parameters=parameters,
+        objective=objective,
+        variance=variance,
+        error=error,
+        ratio=ratio,
+    )
     with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
         report = resize(
             adapter,
@@ -234,6 +272,8 @@ def _merge(
     variance: options.Variance = None,
     error: options.Error = None,
     ratio: options.Ratio = None,
+    parameters: options.Parameters = None,
+    objective: options.Objective = None,
     max_rank: options.MaxRank = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -257,12 +297,20 @@ def _merge(
 ) -> int:
     """Write the weighted sum of several adapters as one, whatever their formats, ranks and scaling rules.
 
-    Weights multiply updates, so that 0.5 halves one. One of --rank, --variance, --error and --ratio chooses how many
-    components of the sum each layer keeps; without one, all, and the sum is exact. The exit code is 1 if some layers
-    failed and the others were written.
+    Weights multiply updates, so that 0.5 halves one. One of --rank, --variance, --error, --ratio and --parameters
+    chooses how many components of the sum each layer keeps; without one, all, and the sum is exact. The exit code is 1
+    if some layers failed and the others were written.
     """
     output.check_outputs(figure, json, csv)
-    chosen = choose_rank(rank=rank, max_rank=max_rank, variance=variance, error=error, ratio=ratio)
+    chosen = choose_rank(
+        rank=rank,
+        max_rank=max_rank,
+        parameters=parameters,
+        objective=objective,
+        variance=variance,
+        error=error,
+        ratio=ratio,
+    )
     with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
         report = merge(
             adapters,

@@ -9,6 +9,7 @@ from statistics import median
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core.cli import rounding_tables
 from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
 from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
 from lowrank_core.models.inspection import VARIANCE_FRACTIONS, Inspection, LayerReport
@@ -43,6 +44,9 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
         yield section("Layers", *_layers(report, prefix))
         yield section(_errors_title(each=each), *_errors(report, prefix, each=each))
         yield section("All layers together", *_totals(report))
+    rounded = {layer.name.removeprefix(prefix): layer.rounding for layer in report.layers if layer.rounding}
+    if rounded:
+        yield section("Rounding of the stored weights", *rounding_tables.rounding(rounded))
     if report.not_low_rank:
         yield section("Not low-rank, and not in the figures above", *_listed(report.not_low_rank))
     if report.failures:

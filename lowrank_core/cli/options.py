@@ -24,6 +24,8 @@ __all__ = [
     "KohyaPrefix",
     "LayerWorkers",
     "MaxRank",
+    "Objective",
+    "Parameters",
     "Rank",
     "Ratio",
     "Uniform",
@@ -59,8 +61,22 @@ Ratio = Annotated[
     float | None,
     typer.Option(metavar="ρ", help="Keep those with σᵢ ≥ ρσ₁, a fraction of the largest, as 0.05."),
 ]
+Parameters = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Spend at most N parameters on all layers together, where they keep the most variance."
+    ),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHAT",
+        help="Variance of a budget: relative (every layer's share alike) or absolute (large updates count more).",
+        show_default="relative",
+    ),
+]
 MaxRank = Annotated[
-    int | None, typer.Option(min=1, metavar="R", help="Keep R at most, whatever --variance, --error or --ratio says.")
+    int | None, typer.Option(min=1, metavar="R", help="Keep R at most in any layer, whatever another option says.")
 ]
 
 Include = Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import lowrank_core
-from lowrank_core.cli import compression_verbs, options, output
+from lowrank_core.cli import alpha_verb, compression_verbs, options, output, plan_verb
 from lowrank_core.cli.article import MAX_SEED, RANKS, STYLE_RANK, Settings
 from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.inspection import (
@@ -33,6 +33,8 @@ PROGRAM_EXAMPLES = (
     "  lowrank inspect TUNED --base BASE          a fine-tune: two checkpoints\n"
     "  lowrank extract BASE TUNED OUT --rank 32   an adapter of it\n"
     "  lowrank resize ADAPTER OUT --rank 8        a smaller adapter\n"
+    "  lowrank plan BASE TUNED --parameters N     a rank for each layer, as PEFT takes it\n"
+    "  lowrank alpha --rank 8 --alpha 16 --to-rank 64   the alpha that keeps the scale\n"
 )
 DEMO_EXAMPLES = (
     "\b\n"
@@ -278,3 +280,5 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 
 compression_verbs.add_to(app)
+plan_verb.add_to(app)
+alpha_verb.add_to(app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.checkpoints import CheckpointPair, WeightPair, open_checkpoint, pair_checkpoints
 from lowrank_core.models.executors import path_for
 from lowrank_core.models.layers import Adapter, AdapterLayer
+from lowrank_core.models.rounding import COARSE, LayerRounding, layer_rounding, rounding_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,9 @@ class LayerReport:
         For each rule, the relative error at each of them, as :func:`layer_reports` defines it.
     adapter_parameters : int or None
         Number of entries of the stored factors; None for a difference of checkpoints.
+    rounding : LayerRounding or None
+        What of the update cannot be told from the rounding of two checkpoints of which one is stored in float16 or
+        bfloat16.
     """
 
     name: str
@@ -94,6 +98,7 @@ class LayerReport:
     best_error: tuple[float, ...]
     errors: dict[str, tuple[float, ...]]
     adapter_parameters: int | None = None
+    rounding: LayerRounding | None = None
 
 
 @dataclass(frozen=True)
@@ -485,6 +490,7 @@ def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
             *("scaling_source", "norm", "effective_rank", "stable_rank", "numerical_rank"),
             *(variance_column(fraction) for fraction in VARIANCE_FRACTIONS),
             *(f"{rule}_{rank}" for rank in inspection.ranks for rule in ("best_error", *inspection.rules)),
+            *(name for layer in inspection.layers if layer.rounding for name in rounding_json(layer.rounding)),
             "failure",
         )
     )
@@ -513,6 +519,10 @@ def _report_or_failure(
     layer: AdapterLayer | WeightPair, ranks: tuple[int, ...], rules: tuple[str, ...], alpha: float | None
 ) -> LayerReport | LayerFailure:
     try:
+        if isinstance(layer, WeightPair) and not {layer.base.dtype, layer.tuned.dtype}.isdisjoint(COARSE):
+            update, noise = layer.update_and_noise()
+            found = spectrum(update)
+            return replace(_report(layer, found, ranks, rules, alpha), rounding=layer_rounding(noise, found))
         return _report(layer, spectrum(layer.update()), ranks, rules, alpha)
     except ValueError as error:
         return LayerFailure(layer.name, str(error))
@@ -592,6 +602,7 @@ def _layer_json(layer: LayerReport) -> dict[str, Any]:
         "ranks": list(layer.ranks),
         "best_error": list(layer.best_error),
         "errors": {rule: list(errors) for rule, errors in layer.errors.items()},
+        "rounding": None if layer.rounding is None else rounding_json(layer.rounding),
         "singular_values": layer.singular_values.tolist(),
     }
 
@@ -603,4 +614,4 @@ def _layer_row(layer: LayerReport, ranks: tuple[int, ...]) -> dict[str, Any]:
     row |= {variance_column(fraction): rank for fraction, rank in layer.rank_for_variance.items()}
     for name, errors in {"best_error": layer.best_error, **layer.errors}.items():
         row |= {f"{name}_{rank}": error for rank, error in zip(ranks, errors, strict=True)}
-    return row
+    return row | (rounding_json(layer.rounding) if layer.rounding else {})

@@ -446,7 +446,7 @@ def _noise_warnings(done: Sequence[tuple[Task, Factored]]) -> tuple[str, ...]:
         return ()
     task, noise = max(vague, key=lambda one: one[1].unchanged)
     warning = (
-        f"rounding and update cannot be told apart in {len(vague)} of {len(done)} layers: most entries of these changed "
+        f"rounding and update cannot be told apart in {len(vague)} of {len(done)} layers: most entries of them changed "
         f"by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.placement.name!r} not at all), so "
         "that what is kept of them may be neither. Take weights stored in float32, or a rank of your own"
     )
