@@ -50,8 +50,8 @@ def rounding(layers: Mapping[str, LayerRounding]) -> Iterator[RenderableType]:
     vague = sum(not found.noise.holds for found in layers.values())
     if vague:
         yield Text(
-            f"? in {count(vague, 'layer')}: most entries that could have changed did not, for the update is under a step "
-            "of the stored numbers. There rounding is no noise, and these figures do not hold."
+            f"? in {count(vague, 'layer')}: most entries that could have changed did not, for the update is under a "
+            "step of the stored numbers. There rounding is no noise, and these figures do not hold."
         )
 
 

@@ -7,8 +7,13 @@ import pytest
 
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance, spectrum
 from lowrank_core.cli.rank_choice import choose_rank
+from lowrank_core.models.budgets import Budget
+from lowrank_core.models.rounding import AboveNoise
 
-OTHERS = {"rank": None, "max_rank": None, "variance": None, "error": None, "ratio": None}
+OTHERS = {
+    **{"rank": None, "max_rank": None, "parameters": None, "objective": None, "above_noise": False, "sides": None},
+    **{"variance": None, "error": None, "ratio": None},
+}
 RULES = {"variance": rank_for_variance, "error": rank_for_error, "ratio": rank_for_ratio}
 
 
@@ -33,6 +38,14 @@ def test_each_option_follows_its_own_rule_in_another_process_too(found: Spectrum
     assert len(set(ranks.values())) == 3
 
 
+def test_budgets_and_noise_are_plain_values() -> None:
+    assert choose_rank(**OTHERS | {"parameters": 100}) == Budget(parameters=100)
+    asked = {"parameters": 100, "objective": "absolute", "max_rank": 3}
+    assert choose_rank(**OTHERS | asked) == Budget(parameters=100, max_rank=3, objective="absolute")
+    assert choose_rank(**OTHERS | {"above_noise": True}) == AboveNoise()
+    assert choose_rank(**OTHERS | {"above_noise": True, "sides": 2, "max_rank": 5}) == AboveNoise(2, 5)
+
+
 def test_the_largest_rank_bounds_a_rule_from_above_alone(found: Spectrum) -> None:
     for most in range(1, 13):
         chosen = choose_rank(**OTHERS | {"variance": 0.99, "max_rank": most})
@@ -51,7 +64,11 @@ def test_both_ends_of_a_fraction_are_taken(found: Spectrum) -> None:
         ({"variance": 0.9, "error": 0.1, "ratio": 0.1}, "--variance, --error and --ratio exclude each other"),
         ({"error": 0.0, "ratio": 0.0}, "--error and --ratio exclude each other"),
         ({"rank": 4, "max_rank": 8}, "for a fixed rank, give --rank alone"),
-        ({"max_rank": 8}, "none of them is given"),
+        ({"max_rank": 8}, "--ratio, --parameters or --above-noise chooses, and none of them is given"),
+        ({"rank": 4, "parameters": 100}, "--rank and --parameters exclude each other"),
+        ({"parameters": 100, "above_noise": True}, "--parameters and --above-noise exclude each other"),
+        ({"objective": "absolute"}, "--objective belongs to --parameters, which is not given"),
+        ({"variance": 0.9, "sides": 2}, "--sides belongs to --above-noise, which is not given"),
         ({"variance": 95.0}, "--variance is a fraction between 0 and 1; got 95"),
         ({"error": -0.1}, "--error is a fraction between 0 and 1; got -0.1"),
         ({"ratio": float("nan")}, "--ratio is a fraction between 0 and 1; got nan"),
