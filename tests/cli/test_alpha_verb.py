@@ -45,10 +45,10 @@ def test_nothing_to_come_is_one_row(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--rank", "8", "--alpha", "-1"], "alpha must be finite and positive"),
-        (["--rank", "0", "--alpha", "16"], "0"),
+        (["--rank", "0", "--alpha", "16"], "'--rank'"),
         (["--rank", "8", "--alpha", "16", "--rule", "best"], "unknown scaling rule 'best'"),
         (["--rank", "8", "--alpha", "16", "--to-rule", "unscaled"], "no alpha gives the scaling 2.0"),
-        (["--rank", "8"], "alpha"),
+        (["--rank", "8"], "'--alpha'"),
     ],
 )
 def test_bad_options_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

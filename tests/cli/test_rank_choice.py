@@ -10,10 +10,8 @@ from lowrank_core.cli.rank_choice import choose_rank
 from lowrank_core.models.budgets import Budget
 from lowrank_core.models.rounding import AboveNoise
 
-OTHERS = {
-    **{"rank": None, "max_rank": None, "parameters": None, "objective": None, "above_noise": False, "sides": None},
-    **{"variance": None, "error": None, "ratio": None},
-}
+NAMES = ("rank", "max_rank", "parameters", "objective", "above_noise", "sides", "variance", "error", "ratio")
+OTHERS = dict.fromkeys(NAMES) | {"above_noise": False}
 RULES = {"variance": rank_for_variance, "error": rank_for_error, "ratio": rank_for_ratio}
 
 

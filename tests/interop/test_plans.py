@@ -98,31 +98,32 @@ def drawn_spectra():
 
 
 def test_kohyas_rules_keep_one_rank_more():
-    """Its resize script takes the index of the last value that passes, counts from 0, and adds one too many.
+    """Its script ``resize_lora.py`` finds the number of ranks by each rule, and then takes one more.
 
-    ``sv_ratio`` t: the first index with σ₁/σ_i > t, plus 1. ``sv_fro`` t: the first index at which √H reaches t·N, plus
-    1. Both indices, counted from 0, are numbers of ranks already: of those that pass in the first rule, and all but the
-    one that reaches in the second.
+    ``sv_ratio`` t: the number of σ_i > σ₁ / t. ``sv_fro`` t: the first index, counted from 1, at which H ≥ t²·N². Either
+    is kept within 1 … p − 1, and 1 is added.
     """
     for of in drawn_spectra():
+        p = len(of.values)
         for t in (1.5, 2.0, 5.0, 20.0):
-            passing = int(np.sum(of.values >= of.values[0] / t))
-            kohya = min(passing + 1, len(of.values))
-            assert kohya == min(rank_for_ratio(of, 1 / t) + 1, len(of.values))
+            kohya = max(1, min(int(np.sum(of.values > of.values[0] / t)), p - 1)) + 1
+            assert kohya == min(rank_for_ratio(of, 1 / t) + 1, p)
         for t in (0.5, 0.8, 0.9, 0.99):
             heads = np.cumsum(of.values**2) / np.sum(of.values**2)
-            kohya = min(int(np.searchsorted(heads, t**2)) + 2, len(of.values))
-            assert kohya == min(rank_for_variance(of, t**2) + 1, len(of.values))
+            kohya = max(1, min(int(np.searchsorted(heads, t**2)) + 1, p - 1)) + 1
+            assert kohya == min(rank_for_variance(of, t**2) + 1, p)
 
 
-def test_lycoris_quantile_keeps_one_rank_less():
-    """It counts the values at which the cumulated sum is still under the wanted share: all but the one that reaches it.
+def test_lycoris_keeps_the_same_by_ratio_and_one_rank_less_by_quantile():
+    """Its ``ratio`` counts σ_i > ρ·σ₁. Its ``quantile`` counts the cumulated sums of σ under a share q of the whole.
 
-    Its sum is that of σ, which is the variance of a spectrum of √σ.
+    The latter are all but the one that reaches the share. A sum of σ is a variance of √σ. At least 1 is kept.
     """
     for of in drawn_spectra():
+        for ratio in (0.05, 0.3, 0.7):
+            assert max(1, int(np.sum(of.values > ratio * of.values[0]))) == rank_for_ratio(of, ratio)
         roots = np.sqrt(of.values)
         root = Spectrum(roots, np.linalg.norm(roots), of.shape, complete=True)
         for q in (0.3, 0.5, 0.75, 0.9):
-            lycoris = int(np.sum(np.cumsum(of.values) < q * np.sum(of.values)))
-            assert lycoris == rank_for_variance(root, q) - 1
+            lycoris = max(1, int(np.sum(np.cumsum(of.values) < q * np.sum(of.values))))
+            assert lycoris == max(1, rank_for_variance(root, q) - 1)
