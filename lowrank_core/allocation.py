@@ -39,6 +39,13 @@ class RankAllocation:
     upper_bound : float
         No allocation within the budget keeps a larger share: the optimum of the linear relaxation, in which a rank may
         be taken in part. For an allocation by variance, the budget is the number of parameters found.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core import allocate_ranks, spectrum
+    >>> allocate_ranks({"q": spectrum(np.diag([2.0, 1.0, 1.0]))}, parameters=9)
+    RankAllocation(ranks={'q': 1}, parameters=6, variance=0.6666666666666666, upper_bound=0.75)
     """
 
     ranks: dict[str, int]

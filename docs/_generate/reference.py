@@ -14,7 +14,12 @@ import lowrank_core
 
 # In the order in which one needs them.
 ROOMS = ("spectra", "factors", "truncation", "sweeps", "ranks", "allocation", "scaling", "learning", "synthetic")
-FILES = ("inspection", "census", "adapters", "checkpoints", "extraction", "resizing", "merging", "compression")
+# Not at the door, and to be imported from.
+BESIDE = ("storage", "noise", "testing")
+FILES = (
+    *("inspection", "census", "adapters", "checkpoints", "extraction", "resizing", "merging", "compression"),
+    *("budgets", "planning", "rounding"),
+)
 
 
 def write_all(folder):
@@ -27,8 +32,9 @@ def write_all(folder):
         raise ValueError(f"no page of the reference has {sorted(forgotten)}; add their room to ROOMS")
     for room, module in core.items():
         write(folder, room, room.capitalize(), "lowrank_core", placed[room], introduction=f"{summary(module)}.")
-    testing = importlib.import_module("lowrank_core.testing")
-    write(folder, "testing", "lowrank_core.testing", "lowrank_core.testing", testing.__all__, data=testing)
+    for room in BESIDE:
+        module = importlib.import_module(f"lowrank_core.{room}")
+        write(folder, room, module.__name__, module.__name__, module.__all__, data=module)
     for room in FILES:
         module = importlib.import_module(f"lowrank_core.models.{room}")
         write(folder, f"models-{room}", f"lowrank_core.models.{room}", module.__name__, public(module))

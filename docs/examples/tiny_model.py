@@ -1,6 +1,6 @@
 """Write a small model before and after fine-tuning, and an adapter of it, to try the command line on.
 
-    python docs/examples/tiny_model.py FOLDER
+    python docs/examples/tiny_model.py FOLDER [--dtype bfloat16]
 
 makes FOLDER/base and FOLDER/tuned (safetensors checkpoints) and FOLDER/adapter (a PEFT adapter). Two blocks, four
 weights each. Fine-tuning moved the attention weights in few directions and the MLP weights in many, by construction:
@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -27,17 +28,17 @@ SPECTRA = {
 ADAPTER_RANK, ALPHA = 8, 16
 
 
-def main(folder):
-    """Write all three."""
+def main(folder, dtype=np.float32):
+    """Write all three, the checkpoints in this dtype."""
     rng = np.random.default_rng(0)
     base, tuned, factors = {}, {}, {}
     for block in range(2):
         for module, shape in SHAPES.items():
             name = f"model.layers.{block}.{module}"
-            weight = rng.standard_normal(shape).astype(np.float32)
+            weight = rng.standard_normal(shape).astype(dtype)
             update = update_with_spectrum(SPECTRA[module.partition(".")[0], block], shape, rng=rng)
             base[f"{name}.weight"] = weight
-            tuned[f"{name}.weight"] = (weight + update).astype(np.float32)
+            tuned[f"{name}.weight"] = (weight.astype(np.float64) + update).astype(dtype)
             # An adapter's own scale is α/√r here, so the factors hold the update over that.
             best = truncate(update, ADAPTER_RANK).balanced()
             scale = np.sqrt(ALPHA / np.sqrt(ADAPTER_RANK))
@@ -60,4 +61,6 @@ def write(path, tensors):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
-    main(parser.parse_args().folder)
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    arguments = parser.parse_args()
+    main(arguments.folder, np.dtype(getattr(ml_dtypes, arguments.dtype, arguments.dtype)))
