@@ -100,8 +100,8 @@ def drawn_spectra():
 def test_kohyas_rules_keep_one_rank_more():
     """Its script ``resize_lora.py`` finds the number of ranks by each rule, and then takes one more.
 
-    ``sv_ratio`` t: the number of σ_i > σ₁ / t. ``sv_fro`` t: the first index, counted from 1, at which H ≥ t²·N². Either
-    is kept within 1 … p − 1, and 1 is added.
+    ``sv_ratio`` t: the number of σ_i > σ₁ / t. ``sv_fro`` t: the first index, counted from 1, at which H ≥ t²·N².
+    Either is kept within 1 … p − 1, and 1 is added.
     """
     for of in drawn_spectra():
         p = len(of.values)
