@@ -27,7 +27,15 @@ def test_what_does_not_fit_is_skipped():
     layers = {"dear": layer([3.0, 2.9], (20, 20)), "cheap": layer([1.0, 1.0, 1.0], (3, 3))}
     # Rank 1 of "dear" gains more a parameter than any of "cheap", under "absolute"; its rank 2 does not fit.
     assert allocate_ranks(layers, parameters=55, objective="absolute").ranks == {"dear": 1, "cheap": 2}
+    assert allocate_ranks(layers, parameters=52, objective="absolute").ranks == {"dear": 1, "cheap": 2}
     assert allocate_ranks(layers, parameters=39, objective="absolute").ranks == {"dear": 0, "cheap": 3}
+
+
+def test_what_is_not_needed_for_a_variance_is_dropped():
+    # "cheap" gains more a parameter, and is not needed any more once "dear" has come.
+    layers = {"cheap": layer([1.0], (1, 1)), "dear": layer([3.0], (20, 20))}
+    assert allocate_ranks(layers, variance=0.95, objective="absolute").ranks == {"cheap": 1, "dear": 1}
+    assert allocate_ranks(layers, variance=0.85, objective="absolute").ranks == {"cheap": 0, "dear": 1}
 
 
 def test_the_two_objectives_differ_where_layers_differ_in_size():
