@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
@@ -172,7 +171,6 @@ def test_right_answers_pass():
     assert_spectrum(UPDATE, values)
     assert_spectrum(UPDATE, values[:1])
     assert_spectrum(UPDATE, spectrum(UPDATE))
-    assert_spectrum(torch.tensor(UPDATE, dtype=torch.bfloat16), values)
     assert_spectrum(LowRankUpdate(UPDATE, np.eye(2)), values)
     assert_same_update((U * values) @ Vt, UPDATE)
     assert_same_update(LowRankUpdate(U * values, Vt), UPDATE)
@@ -245,18 +243,6 @@ def test_c_and_eps_set_the_bound():
         assert_spectrum(UPDATE, wrong)
     assert_spectrum(UPDATE, wrong, eps=2.0**-23)
     assert_spectrum(UPDATE, wrong, c=1e9)
-
-
-def test_a_randomised_routine_is_found_out():
-    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-    @given(updates(dtypes=["float32"], kinds=["graded", "clustered", "ordinary"]))
-    def torch_lowrank(update):
-        torch.manual_seed(0)  # or the same update would pass once and fail once
-        _, values, _ = torch.svd_lowrank(torch.tensor(np.ascontiguousarray(update)), q=min(update.shape), niter=0)
-        assert_spectrum(update, values.numpy()[:1], eps=2.0**-52)
-
-    with pytest.raises(AssertionError, match="singular value"):
-        torch_lowrank()
 
 
 def test_without_hypothesis_the_error_names_what_to_install(monkeypatch):
