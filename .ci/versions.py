@@ -42,7 +42,7 @@ def main(pythons: list[str]) -> int:
 
 
 def lower_bounds() -> list[str]:
-    """What pyproject.toml asks for at least, as exact releases: the core's dependencies, and the extras' that users install."""
+    """Read what pyproject.toml asks for at least, as exact releases: for the core and the extras that users install."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     asked = [*project["dependencies"], *extras["models"], *extras["cli"], *extras["dask"], *extras["testing"]]
