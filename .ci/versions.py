@@ -4,9 +4,9 @@
 
 PYTHON is an interpreter, as python3.12 or a path; without any, python3.11, python3.12 and python3.13, where they are
 found. Each gets two new environments: one with the lower bounds that pyproject.toml states, one with the newest
-releases of the package index. The core's tests and the command line's run in them, and what was tried is written to
-docs/numbers/versions.json. Tests of real peers are left out, since PyTorch has no small wheel for every Python. About
-ten minutes an environment on one core.
+releases of the package index. The tests of the core, the models and the testing module run in them, and what was tried
+is written to docs/numbers/versions.json. Those of real peers are left out, since PyTorch has no small wheel for every
+Python, and those of the command line, which would try others' code. About ten minutes an environment on one core.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "numbers" / "versions.json"
 PYTHONS = ("python3.11", "python3.12", "python3.13")
 SHOWN = ("numpy", "numba", "threadpoolctl", "ml_dtypes", "safetensors", "hypothesis")
-# The pages of the documentation and the peers need PyTorch.
-LEFT_OUT = ("tests/interop", "tests/test_docs.py")
+# These need PyTorch, or the command line's own dependencies.
+LEFT_OUT = ("tests/interop", "tests/test_docs.py", "tests/cli")
 
 
 def main(pythons: list[str]) -> int:
@@ -45,7 +45,7 @@ def lower_bounds() -> list[str]:
     """Read what pyproject.toml asks for at least, as exact releases: for the core and the extras that users install."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["models"], *extras["cli"], *extras["dask"], *extras["testing"]]
+    asked = [*project["dependencies"], *extras["models"], *extras["dask"], *extras["testing"]]
     return [requirement.replace(">=", "==") for requirement in asked if ">=" in requirement]
 
 
@@ -55,7 +55,7 @@ def tried(python: str, bounds: list[str], folder: Path) -> dict[str, str | int]:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     subprocess.run([python, "-m", "venv", str(environment)], check=True)
     own = str(environment / "bin" / "python")
-    wanted = [f"{clone}[cli,dask,testing]", *bounds, "pytest", "mpmath"]
+    wanted = [f"{clone}[dask,testing]", *bounds, "pytest", "mpmath"]
     install = subprocess.run([own, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True, check=False)
     if install.returncode:
         return {"python": version(own), "outcome": "no such set of releases"}

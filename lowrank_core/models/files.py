@@ -233,7 +233,8 @@ def frobenius_norm(array: NDArray[Any]) -> float:
         √Σ|x|²; NaN or infinity where the array holds them.
     """
     rows = np.atleast_1d(array)
-    return math.hypot(*(_vector_norm(rows[block].astype(np.float64).ravel()) for block in row_blocks(rows.shape)))
+    with np.errstate(invalid="ignore"):  # the conversion of a signalling NaN warns; the norm is NaN, which says it
+        return math.hypot(*(_vector_norm(rows[block].astype(np.float64).ravel()) for block in row_blocks(rows.shape)))
 
 
 def row_blocks(shape: tuple[int, ...], entries: int = 1 << 17) -> list[slice]:

@@ -413,7 +413,7 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
     whole = math.fsum((layer.norm / scale) ** 2 for layer in layers)
     together = Spectrum(np.sqrt(energy), np.array(math.sqrt(whole)), (largest, largest), complete=True)
     clamped = np.minimum(np.asarray(ranks, dtype=np.int64), largest)
-    weights = np.array([(layer.norm / scale) ** 2 / whole if whole else 0.0 for layer in layers])
+    shares = np.array([layer.norm / scale / math.sqrt(whole) if whole else 0.0 for layer in layers])
     adapter_parameters = [layer.adapter_parameters for layer in layers if layer.adapter_parameters is not None]
     return Totals(
         layers=len(layers),
@@ -425,7 +425,7 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
         ranks=tuple(int(rank) for rank in ranks),
         variance_captured=_floats(variance_captured(together, clamped)),
         best_error=_floats(reconstruction_error(together, clamped)),
-        errors={rule: _combined_error([layer.errors[rule] for layer in layers], weights, len(ranks)) for rule in rules},
+        errors={rule: _combined_error([layer.errors[rule] for layer in layers], shares, len(ranks)) for rule in rules},
     )
 
 
@@ -570,9 +570,10 @@ def _ranks_for_variance(found: Spectrum) -> dict[float, int]:
     return {fraction: int(rank) for fraction, rank in zip(VARIANCE_FRACTIONS, needed, strict=True)}
 
 
-def _combined_error(errors: Sequence[tuple[float, ...]], weights: NDArray[np.float64], ranks: int) -> tuple[float, ...]:
-    relative = np.asarray(errors, dtype=np.float64).reshape(len(errors), ranks)
-    return _floats(np.sqrt(np.sum(weights[:, np.newaxis] * relative**2, axis=0)))
+def _combined_error(errors: Sequence[tuple[float, ...]], shares: NDArray[np.float64], ranks: int) -> tuple[float, ...]:
+    absolute = shares[:, np.newaxis] * np.asarray(errors, dtype=np.float64).reshape(len(errors), ranks)
+    # hypot, because an error may be as large as the alpha that a file gives, and its square beyond float64.
+    return tuple(math.hypot(*of_rank) for of_rank in absolute.T)
 
 
 def _floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:

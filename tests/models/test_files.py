@@ -1,3 +1,4 @@
+import math
 import pickle
 import subprocess
 import sys
@@ -114,3 +115,7 @@ def test_reading_models_imports_neither_torch_nor_peft():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
+
+
+def test_a_signalling_nan_is_a_nan_and_warns_of_nothing():
+    assert math.isnan(frobenius_norm(np.array([[0x7FA00000, 0]], dtype=np.uint32).view(np.float32)))

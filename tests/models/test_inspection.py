@@ -146,6 +146,14 @@ def test_totals_hold_at_extreme_magnitudes(write_file, rng):
     assert others[1].norm == pytest.approx(1e200 * one.norm, rel=1e-14)
 
 
+def test_totals_hold_with_an_alpha_beyond_the_root_of_the_largest_number(write_peft):
+    factors = {"q.lora_A.weight": np.diag([3.0, 0.0]), "q.lora_B.weight": np.eye(2)}
+    zero = {"z.lora_A.weight": np.ones((2, 2)), "z.lora_B.weight": np.zeros((2, 2))}
+    found = inspect(write_peft(factors | zero, lora_alpha=1e200), ranks=[1])
+    assert found.totals.errors["standard"] == pytest.approx([1e200], rel=1e-12)
+    json.dumps(to_json(found), allow_nan=False)
+
+
 def test_each_layer_is_decomposed_once_and_read_when_its_turn_comes(write_file, rng, monkeypatch):
     paths, _ = write_pair(write_file, rng)
     calls = []
