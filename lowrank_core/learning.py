@@ -22,6 +22,9 @@ __all__ = ["LearningSweep", "learning_sweep"]
 OPTIMIZERS = ("sgd", "adam")
 EPSILON = 1e-8
 
+# Multiplications in a task, about a second's worth: one that has begun is finished before an interrupt is heard.
+TASK_WORK = 2**29
+
 
 @dataclass(frozen=True, eq=False)
 class LearningSweep:
@@ -243,11 +246,21 @@ def _run(
 
     workers = as_workers(None)
     each = len(target.diagonals) * len(table)
-    piece = max(1, -(-each // (2 * workers)))
+    pieces = np.minimum(-(-each // (2 * workers)), TASK_WORK // _work(target, initial, ranks, outcome[1].shape[-1]))
     # The longest runs first: a worker left with the largest rank at the end would keep the others waiting.
     tasks = [
         (int(at) * each + start, int(at) * each + min(start + piece, each))
         for at in np.argsort(-ranks, kind="stable")
+        for piece in [max(1, int(pieces[at]))]
         for start in range(0, each, piece)
     ]
     in_threads(learn, tasks, workers)
+
+
+def _work(target: _Target, initial: NDArray[np.float64], ranks: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
+    """Count the multiplications of one run at each rank, all repeats, to a small factor; at least 1."""
+    repeats, columns, _ = initial.shape
+    # Adam works on the whole m × n update, gradient descent on r × r matrices.
+    rows = np.maximum(ranks, target.dense.shape[1])
+    work: NDArray[np.int64] = np.maximum(1, steps * repeats * columns * ranks * rows)
+    return work

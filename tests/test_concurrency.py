@@ -12,7 +12,8 @@ import pytest
 import threadpoolctl
 
 import lowrank_core as lc
-from lowrank_core.threads import blas_threads
+from lowrank_core.kernels import learning as kernels
+from lowrank_core.threads import as_workers, blas_threads
 from tests.test_threads import blas_now
 
 RNG = np.random.default_rng(5)
@@ -177,6 +178,30 @@ def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(monkeypatch, b
     assert len(begun) <= (1 if workers == 1 else workers * each)
     monkeypatch.undo()
     assert answer("spectrum") == all_answers()["spectrum"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(monkeypatch, blas_before, optimizer):
+    shutdown, begun, cancelled = ThreadPoolExecutor.shutdown, [], threading.Event()
+
+    def interrupting(start, stop, *_):
+        begun.append(stop - start)
+        if len(begun) == 1:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        assert as_workers(None) == 1 or cancelled.wait(60)
+
+    def telling(pool, *, wait=True, cancel_futures=False):
+        shutdown(pool, wait=False, cancel_futures=cancel_futures)
+        cancelled.set()
+        shutdown(pool, wait=wait)
+
+    monkeypatch.setattr(kernels, "learn", interrupting)
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", telling)
+    with pytest.raises(KeyboardInterrupt):
+        lc.learning_sweep(STACK, [16, 8], steps=10_000, repeats=20, optimizer=optimizer)
+    assert begun == [1] * len(begun)
+    assert len(begun) <= as_workers(None)
+    assert blas_now() == blas_before
 
 
 def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before, on_interrupt):
