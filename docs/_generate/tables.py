@@ -41,6 +41,8 @@ def write_all(folder):
         "models-machine": machine_of_models(),
         "model-memory": model_memory(),
         "census": adapter_census(),
+        "versions": versions(),
+        "fuzz": fuzzed(),
     }
     for name, text in tables.items():
         Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
@@ -247,6 +249,28 @@ def adapter_census():
         [f"projected for {found['projected']:,}", f"{found['projected_minutes']:.0f} minutes"],
     ]
     return table(["", "measured"], rows)
+
+
+def versions():
+    """Releases that the tests ran with, and what came of it."""
+    results = recorded("versions").values()
+    names = [name for name in next(iter(results)) if name not in {"python", "releases", "tests", "outcome"}]
+    rows = [
+        [result["python"], result["releases"], *(result.get(name, "–") for name in names), result_of(result)]
+        for result in results
+    ]
+    return table(["Python", "releases", *names, "tests"], rows).replace("--:", "---")
+
+
+def result_of(result):
+    """Say in a word what came of trying some releases."""
+    return f"{result['tests']} passed" if result["outcome"] == "passed" else f"**{result['outcome']}**"
+
+
+def fuzzed():
+    """Inputs that the fuzzer tried on the readers of files."""
+    results = recorded("fuzz")
+    return table(list(results), [[f"{figure:,}" if isinstance(figure, int) else figure for figure in results.values()]])
 
 
 def spectra_of(size):

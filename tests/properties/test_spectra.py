@@ -6,7 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lowrank_core import LowRankUpdate, spectrum
+from lowrank_core import LowRankUpdate, spectrum, update_with_spectrum
+from lowrank_core.decompose import KRYLOV_BLOCK
 from lowrank_core.testing import assert_spectrum, low_rank_updates, ranks_for, updates
 from tests import bounds, oracles
 
@@ -158,7 +159,37 @@ def test_leading_values_are_the_first_of_all(data, update, method):
 
 @given(st.data(), updates())
 def test_krylov_overstates_nothing_and_owes_little(data, update):
-    rank = data.draw(ranks_for(update))
+    assert_krylov_owes_little(update, data.draw(ranks_for(update)))
+
+
+@st.composite
+def updates_wider_than_a_block(draw):
+    """Many copies of few values, which a Krylov space cannot tell apart, and values that fall slowly or fast."""
+    side = draw(st.integers(KRYLOV_BLOCK + 1, 3 * KRYLOV_BLOCK))
+    copies, smallness = draw(st.integers(1, side)), draw(st.integers(0, 30))
+    index = np.arange(side)
+    values = draw(
+        st.sampled_from(
+            [
+                np.where(index < copies, 1.0, 2.0**-smallness),
+                np.where(index < copies, 1.0, 0.0),
+                np.where(index < copies // 2, 1.0, np.where(index < copies, 2.0**-smallness, 0.0)),
+                (index + 1.0) ** (-smallness / 10),
+                2.0 ** (-index * smallness / 30),
+            ]
+        )
+    )
+    shape = draw(st.permutations([side, side + draw(st.integers(0, 40))]))
+    made = update_with_spectrum(values, tuple(shape), rng=draw(st.integers(0, 2**32 - 1)))
+    return made.astype(draw(st.sampled_from(["float64", "float32"])))
+
+
+@given(st.data(), updates_wider_than_a_block())
+def test_krylov_owes_little_where_its_first_block_does_not_hold_everything(data, update):
+    assert_krylov_owes_little(update, data.draw(st.integers(1, min(update.shape))))
+
+
+def assert_krylov_owes_little(update, rank):
     found = spectrum(update, rank=rank, method="krylov")
     scale = -np.frexp(found.norm)[1]
     exact = np.ldexp(spectrum(update, method="direct").values, scale)
