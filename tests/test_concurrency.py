@@ -135,22 +135,18 @@ def test_values_survive_the_way_between_processes():
 
 
 @pytest.fixture
-def on_interrupt():
-    """An event that is set when SIGINT is handled, which raises KeyboardInterrupt as it does by default."""
-    handled = threading.Event()
-
-    def handle(*_):
-        handled.set()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, handle)
-    yield handled
+def interruptible():
+    """Handle SIGINT as Python does by default; a shell's background jobs are started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("function", ["spectrum", "truncate"])
-def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(monkeypatch, blas_before, workers, function):
+def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(
+    monkeypatch, blas_before, interruptible, workers, function
+):
     svd, shutdown, begun, cancelled = np.linalg.svd, ThreadPoolExecutor.shutdown, [], threading.Event()
 
     def interrupting(*arguments, **options):
@@ -181,7 +177,9 @@ def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(monkeypatch, b
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(monkeypatch, blas_before, optimizer):
+def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(
+    monkeypatch, blas_before, interruptible, optimizer
+):
     shutdown, begun, cancelled = ThreadPoolExecutor.shutdown, [], threading.Event()
 
     def interrupting(start, stop, *_):
@@ -204,7 +202,7 @@ def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(mo
     assert blas_now() == blas_before
 
 
-def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before, on_interrupt):
+def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before, interruptible):
     svd, inside, release = np.linalg.svd, threading.Event(), threading.Event()
     main = threading.main_thread()
 
