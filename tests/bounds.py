@@ -16,8 +16,8 @@ def of_values(shape, dtype, largest):
 
 
 def of_product(update, largest):
-    """Singular values of γBA: as above, beside the rounding of float64 relative to the size of the factors."""
+    """Singular values of γBA: as above, beside the rounding of float64 relative to Σ‖b_i‖‖a_i‖, which may cancel."""
     m, n = update.shape[-2:]
-    sizes = [np.linalg.norm(factor.astype(np.float64)) for factor in (update.B, update.A)]
-    rounding = 10 * max(m, n, update.rank) * EPS64 * abs(update.scaling) * sizes[0] * sizes[1]
+    sizes = np.linalg.norm(update.B.astype(np.float64), axis=-2) * np.linalg.norm(update.A.astype(np.float64), axis=-1)
+    rounding = 10 * max(m, n, update.rank) * EPS64 * abs(update.scaling) * np.sum(sizes)
     return rounding + SPACING + (0.0 if update.dtype == "float64" else EPS32 * largest)

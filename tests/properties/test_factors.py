@@ -98,7 +98,10 @@ def close(update, first, second):
 def test_components_can_be_rotated_among_themselves(update, seed):
     Q = np.linalg.qr(np.random.default_rng(seed).standard_normal((update.rank, update.rank)))[0]
     rotated = LowRankUpdate(update.B @ Q, Q.T @ update.A, update.scaling)
-    assert close(update, spectrum(rotated), spectrum(update))
+    # The rotation's own rounding is relative to the largest components, which it mixes with all others.
+    norms = np.linalg.norm(update.B, axis=(-2, -1)) * np.linalg.norm(update.A, axis=(-2, -1))
+    room = 30 * max(*update.shape[-2:], update.rank) * bounds.EPS64 * abs(update.scaling) * norms
+    assert np.all(np.abs(spectrum(rotated).values - spectrum(update).values) <= room[..., np.newaxis])
 
 
 @given(products, st.randoms(use_true_random=False))

@@ -84,6 +84,18 @@ def test_its_factors_are_orthogonal_and_carry_the_values(data, update):
     assert np.all(np.abs(best.B.T @ best.B - np.diag(values**2)) <= slack)
 
 
+@pytest.mark.parametrize("method", ["direct", "gram", "krylov"])
+@given(data=st.data(), update=updates(dtypes=["float64", "float32"]))
+def test_every_method_puts_the_values_into_one_factor_and_directions_into_the_other(method, data, update):
+    rank = data.draw(ranks_for(update))
+    best, values = truncate(unit(update), rank, method=method), spectrum(unit(update), method=method, rank=rank).values
+    slack = (bounds.EPS32 if method != "direct" else 10 * max(update.shape) * bounds.EPS64) * (1 + values[:1].sum())
+    assert np.all(np.abs(np.linalg.norm(best.B, axis=0) - values) <= slack)
+    # Where a value is lost to rounding, so is its direction.
+    lengths = np.linalg.norm(best.A, axis=1)
+    assert np.all((np.abs(lengths - 1) <= 1e-14) | ((lengths == 0) & (values <= slack)))
+
+
 @given(updates())
 @example(STEEP)
 def test_all_ranks_give_the_update_back(update):
