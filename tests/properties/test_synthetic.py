@@ -75,3 +75,15 @@ def test_a_seed_is_an_update(make, d, k, seed):
     first, second, other = (made(make, d, k, 4, 0.1, rng)[0] for rng in (seed, np.random.default_rng(seed), seed ^ 1))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("make", [style_update, facts_update])
+@given(d=st.integers(20, 60), k=st.integers(20, 60), seed=seeds)
+def test_noise_has_its_deviation_in_every_entry_alike(make, d, k, seed):
+    clean, one = (made(make, d, k, 4, level, seed)[0] for level in (0.0, 1.0))
+    squares = (one - clean) ** 2
+    for axis in (None, 0, 1):
+        mean = squares.mean(axis=axis)
+        # Beyond this with a probability of e⁻⁴⁰ (Laurent and Massart, Ann. Statist. 28 (2000) 1302, lemma 1).
+        share = 40 * mean.size / squares.size
+        assert np.all(np.abs(mean - 1) <= 2 * np.sqrt(share) + 2 * share)
