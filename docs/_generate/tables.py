@@ -254,7 +254,7 @@ def adapter_census():
 def versions():
     """Releases that the tests ran with, and what came of it."""
     results = recorded("versions").values()
-    names = [name for name in next(iter(results)) if name not in {"python", "releases", "tests", "outcome"}]
+    names = [name for name in max(results, key=len) if name not in {"python", "releases", "tests", "outcome"}]
     rows = [
         [result["python"], result["releases"], *(result.get(name, "–") for name in names), result_of(result)]
         for result in results
@@ -264,7 +264,8 @@ def versions():
 
 def result_of(result):
     """Say in a word what came of trying some releases."""
-    return f"{result['tests']} passed" if result["outcome"] == "passed" else f"**{result['outcome']}**"
+    words = {"passed": f"{result.get('tests')} passed", "failed": "**failed**"}
+    return words.get(result["outcome"], result["outcome"])
 
 
 def fuzzed():
