@@ -37,7 +37,8 @@ def truth(update):
     [
         ("auto", "float64", (8, 8), None, "direct"),
         ("auto", "float64", (4096, 4096), 4, "direct"),
-        ("auto", "float32", (8, 8), None, "gram"),
+        ("auto", "float32", (8, 8), None, "direct"),
+        ("auto", "float32", (65, 64), None, "gram"),
         ("auto", "bfloat16", (4096, 4096), None, "gram"),
         ("auto", "float16", (4096, 1024), 64, "krylov-or-gram"),
         ("auto", "float16", (4096, 1024), 65, "gram"),
@@ -275,3 +276,20 @@ def test_krylov_finds_copies_of_a_value_until_the_space_is_full():
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((72, 40)))[0]
     found = spectrum(basis @ basis.T, rank=40, method="krylov").values
     assert np.all(np.abs(found - 1) <= 10 * 72 * 2.0**-52)
+
+
+def test_small_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
+    from lowrank_core.kernels import small
+
+    stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1060)
+    whole, kernel = spectrum(stack), small.small_values
+
+    def gives_up(matrices, values, exponents):
+        kernel(matrices, values, exponents)
+        values[1::4] = np.nan
+        return len(values[1::4])
+
+    monkeypatch.setattr(small, "small_values", gives_up)
+    found = spectrum(stack)
+    assert np.array_equal(found.values[::4], whole.values[::4])
+    assert np.all(np.abs(found.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)

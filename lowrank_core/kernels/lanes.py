@@ -5,6 +5,8 @@ leave nothing to prove. In plain Python (``NUMBA_DISABLE_JIT=1``) the same funct
 Every operation acts on each lane by itself: what one lane holds never changes another.
 """
 
+# ruff: noqa: ARG001, ARG005, PLW0108 - Numba reads signatures by the names in them, whether those are used or not.
+# mypy: disable-error-code="no-untyped-call, call-arg"
 from __future__ import annotations
 
 import operator
@@ -18,7 +20,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
-__all__ = ["WIDTH", "fused", "load", "root", "select", "some", "spread", "store"]
+__all__ = ["WIDTH", "fused", "load", "root", "select", "some", "spread", "store", "turned"]
 
 WIDTH = 8
 
@@ -36,7 +38,7 @@ ANSWERS = _Lanes("lanes of bool", ir.IntType(1))
 
 
 @register_model(_Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]  # numba has no types
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: _Lanes) -> None:
         super().__init__(manager, kind, kind.vector)
 
@@ -58,6 +60,7 @@ _operator(operator.truediv, NUMBERS, NUMBERS, lambda builder, x, y: builder.fdiv
 _operator(operator.lt, NUMBERS, ANSWERS, _comparison("<"))
 _operator(operator.le, NUMBERS, ANSWERS, _comparison("<="))
 _operator(operator.eq, NUMBERS, ANSWERS, _comparison("=="))
+_operator(operator.or_, ANSWERS, ANSWERS, lambda builder, x, y: builder.or_(x, y))
 _operator(operator.and_, ANSWERS, ANSWERS, lambda builder, x, y: builder.and_(x, y))
 
 
@@ -94,6 +97,11 @@ def select(mask: Any, x: Any, y: Any) -> Any:
 def some(mask: Any) -> Any:
     """Tell whether the mask holds in any lane."""
     return np.any(mask)
+
+
+def turned(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """Turn eight rows of lanes into eight columns."""
+    return tuple(np.array((a, b, c, d, e, f, g, h)).T.copy())
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
@@ -158,6 +166,25 @@ def _some(typing: Any, mask: Any) -> Any:
     return types.boolean(ANSWERS), build
 
 
+@intrinsic
+def _turned(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        rows = list(args)
+        for apart in (1, 2, 4):
+            # Rows that lie `apart` swap the lanes that do: after three rounds every bit of row and lane is swapped.
+            low = [lane if not lane & apart else WIDTH + lane - apart for lane in range(WIDTH)]
+            high = [lane + apart if not lane & apart else WIDTH + lane for lane in range(WIDTH)]
+            masks = [ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), lanes) for lanes in (low, high)]
+            for i in range(WIDTH):
+                if not i & apart:
+                    pair = rows[i], rows[i + apart]
+                    rows[i], rows[i + apart] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+        return context.make_tuple(builder, sig.return_type, rows)
+
+    return types.UniTuple(NUMBERS, WIDTH)(*[NUMBERS] * WIDTH), build
+
+
+overload(turned)(lambda a, b, c, d, e, f, g, h: lambda a, b, c, d, e, f, g, h: _turned(a, b, c, d, e, f, g, h))
 overload(load)(lambda array, start: lambda array, start: _load(array, start))
 overload(store)(lambda array, start, x: lambda array, start, x: _store(array, start, x))
 overload(spread)(lambda number: lambda number: _spread(number))

@@ -8,33 +8,34 @@ A lane's operations are the same whatever its neighbours hold, so a matrix has t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from lowrank_core.kernels.compiling import Floats, Integers, kernel
-from lowrank_core.kernels.lanes import WIDTH, fused, load, root, select, some, spread, store
+from lowrank_core.kernels.lanes import WIDTH, fused, load, root, select, some, spread, store, turned
 
 __all__ = ["small_values"]
 
 # Squares of the matrices' unit below this are dropped: a reflector from them would not be orthogonal.
 NEGLIGIBLE = 1e-280
 
-# An off-diagonal entry under this share of the largest is left out: half an ulp of σ₁.
-TOLERANCE = 2.0**-53
+# An off-diagonal entry under this share of the largest is left out: two ulp of σ₁.
+TOLERANCE = 2.0**-51
 
-# Rows of what is known of every lane: its block, the shift of the next step, and what the last step found.
-START, END, SHIFT, ALLOWED, SPLIT, LEAST_BEFORE, BOTTOM, TRIES = range(8)
-FIELDS = 8
+# Where the state holds what is known of every lane: its block, the next shift, all shifts taken off the block so far,
+# the square of what may be left out, and what is to be done about the block.
+START, END, SHIFT, BASE, ALLOWED, SETTLES, STATE = range(0, 7 * WIDTH, WIDTH)
 
-# Steps for each value, beyond which a matrix is left to LAPACK; most take three.
+# Steps for each value, beyond which a matrix is left to LAPACK; spectra of every kind take two to six.
 PATIENCE = 30
 
 
 @kernel
-def _reflector(alpha: Floats, rest: Floats) -> tuple[Floats, Floats, Floats]:
-    """Give ‖x‖², v₀ and c for which I − c v vᵀ maps x to a multiple of e₁; v is x but for v₀, ``rest`` is Σ x_i², i > 0.
+def _reflector(alpha: Any, rest: Any) -> Any:
+    """Give ‖x‖², v₀ and c for which I − c v vᵀ maps x to a multiple of e₁; v is x but for its first entry, v₀.
 
-    x is α and that rest; c is 0 where x is negligible.
+    x begins with α, and ``rest`` is the sum of the other entries' squares; c is 0 where x is negligible.
     """
     zero = spread(0.0)
     square = fused(alpha, alpha, rest)
@@ -94,7 +95,7 @@ def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Flo
 
 
 @kernel
-def _reflect_row(A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, scale: Floats) -> Floats:
+def _reflect_row(A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, scale: Floats) -> Any:
     """Apply both reflectors to a row; give the entry that the next column's reflector holds of it."""
     v = spread(0.0) - load(A, row + here)
     z = spread(0.0)
@@ -133,146 +134,240 @@ def _reflect_two_rows(
 
 
 @kernel
-def _step(last: int, q: Floats, e: Floats, q_next: Floats, e_next: Floats, state: Floats) -> None:
-    """One differential quotient-difference step on a block of each lane, with a shift of its own.
+def _step(
+    first: int,
+    latest: int,
+    earliest: int,
+    last: int,
+    q: Floats,
+    e: Floats,
+    q_before: Floats,
+    e_before: Floats,
+    left: Floats,
+    start: Any,
+    end: Any,
+    shift: Any,
+    base: Any,
+    allowed: Any,
+) -> Any:
+    """One differential quotient-difference step on the block start … end of each lane, with a shift of its own.
 
-    Fills q_next and e_next, and of the state: SPLIT, behind the last e_next that is negligible (but for the one before
-    the end), LEAST, the smallest d from there on, LEAST_BEFORE, that of all but the last, and BOTTOM, the last.
+    What q and e held is kept in q_before and e_before. A block that falls apart leaves all but its last part behind,
+    and in ``left`` at the end of each what has been taken off it. Gives where its last part starts, and for the choice
+    of the next shift: the least d before the last, or the first that is negative; the last d; w = Σ x² over all but
+    the last entry of the x = (…, 1) for which Bx is a multiple of the last unit vector, and the same for the block
+    without its last entry; the entries above the last in q and e.
     """
-    infinite, zero = spread(math.inf), spread(0.0)
-    start, end, shift, allowed = load(state[START], 0), load(state[END], 0), load(state[SHIFT], 0), load(state[ALLOWED], 0)
-    before, bottom, split, d = infinite, zero, start, zero
-    for k in range(last + 1):
+    zero, one = spread(0.0), spread(1.0)
+    least, above, coupling, weight, weight_above = spread(math.inf), zero, zero, zero, zero
+    split, d = start, zero
+    loose = allowed * (base + shift)
+    for k in range(first, last + 1):
         at = k * WIDTH
-        index, following = spread(float(k)), spread(k + 1.0)
+        index = spread(float(k))
         old_q, old_e = load(q, at), load(e, at)
-        inside, ends = (start <= index) & (index < end), index == end
-        d = select(index == start, old_q - shift, d)
+        store(q_before, at, old_q)
+        store(e_before, at, old_e)
+        if latest < k < earliest:
+            least = select(zero <= least, select(least < d, least, d), least)
+            total = d + old_e
+            inverse = one / total
+            ratio = load(q, at + WIDTH) * inverse
+            new_e = old_e * ratio
+            share = new_e * inverse
+            weight_above, above, coupling = weight, total, new_e
+            weight = fused(weight, share, share)
+            store(q, at, total)
+            apart = _negligible(new_e, total, allowed, loose)
+            if some(apart):
+                new_e, weight = select(apart, zero, new_e), select(apart, zero, weight)
+                split = select(apart, index + one, split)
+                store(left, at, select(apart, base + shift, load(left, at)))
+            store(e, at, new_e)
+            d = fused(d, ratio, zero - shift)
+            continue
+        # The same for lanes of which some are not within their block here.
+        inside = (start <= index) & (index < end)
+        d = select(index <= start, old_q - shift, d)
+        least = select(inside & (zero <= least), select(least < d, least, d), least)
         total = d + old_e
-        ratio = load(q, at + WIDTH) / total
+        inverse = one / total
+        ratio = load(q, at + WIDTH) * inverse
         new_e = old_e * ratio
-        store(q_next, at, select(inside, total, select(ends, d, old_q)))
-        store(e_next, at, select(inside, new_e, old_e))
-        bottom = select(ends, d, bottom)
-        splits = inside & (new_e <= allowed) & (following < end)
-        split = select(splits, following, split)
-        # A d that is negative or NaN has to be seen even where a split follows: shift and bottom are wrong then too.
-        before = select(inside, select(before < d, select(splits & (zero <= before), infinite, before), d), before)
-        d = fused(d, ratio, zero - shift)
-    store(state[SPLIT], 0, split)
-    store(state[LEAST_BEFORE], 0, before)
-    store(state[BOTTOM], 0, bottom)
+        share = new_e * inverse
+        weight_above = select(inside, weight, weight_above)
+        weight = select(inside, fused(weight, share, share), weight)
+        above, coupling = select(inside, total, above), select(inside, new_e, coupling)
+        store(q, at, select(inside, total, select(index == end, d, old_q)))
+        apart = inside & _negligible(new_e, total, allowed, loose) & (index + one < end)
+        if some(apart):
+            new_e, weight = select(apart, zero, new_e), select(apart, zero, weight)
+            split = select(apart, index + one, split)
+            store(left, at, select(apart, base + shift, load(left, at)))
+        store(e, at, select(inside, new_e, old_e))
+        d = select(inside, fused(d, ratio, zero - shift), d)
+    return split, least, d, weight, weight_above, above, coupling
 
 
 @kernel
-def _settle(
-    lane: int, least: float, q: Floats, e: Floats, shifted: Floats, found: Floats, state: Floats
-) -> None:
-    """Take the values that a lane's block gives up, go on to the next block where it is done, and choose the shift.
+def _negligible(e: Any, above: Any, allowed: Any, loose: Any) -> Any:
+    """Tell which entries of e may be left out below an entry of q.
 
-    ``least`` bounds the smallest eigenvalue of the block from above once its last entry is gone, or is infinite.
+    √e is then under the tolerance, or so is the change of a σ² once a shift has been taken off it (``loose``).
     """
-    start, end, allowed = int(state[START, lane]), int(state[END, lane]), state[ALLOWED, lane]
+    return (e <= allowed) | (e * select(above < e, e, above) <= loose)
+
+
+@kernel
+def _undo(first: int, last: int, failed: Any, q: Floats, e: Floats, q_before: Floats, e_before: Floats) -> None:
+    """Take back the step of the lanes in which it failed."""
+    for at in range(first * WIDTH, (last + 1) * WIDTH, WIDTH):
+        store(q, at, select(failed, load(q_before, at), load(q, at)))
+        store(e, at, select(failed, load(e_before, at), load(e, at)))
+
+
+@kernel
+def _smaller_shift(shift: Any, tries: Any, least: Any, bottom: Any) -> Any:
+    """Choose another shift for a step that went negative, as ``tries`` did before it."""
+    zero, quarter = spread(0.0), spread(0.25) * shift
+    wrong = select(least < zero, least, bottom)
+    nearer = fused(select(tries == zero, spread(2.0), spread(8.0)), wrong, shift)
+    nearer = select(quarter < nearer, nearer, quarter)
+    smaller = select(tries < spread(2.0), nearer, select(tries < spread(3.0), quarter, zero))
+    # Where the last entry alone went negative, it says by how much the shift was too large.
+    late = (tries == zero) & (zero <= least) & (zero < shift + bottom)
+    return select(late, (shift + bottom) * spread(1.0 - 2.0**-50), smaller)
+
+
+@kernel
+def _next_shift(
+    gone: Any,
+    least: Any,
+    bottom: Any,
+    weight: Any,
+    weight_above: Any,
+    above: Any,
+    trust: Any,
+    allowed: Any,
+    loose: Any,
+) -> Any:
+    """Choose a shift near the smallest eigenvalue of a block, seldom beyond; tell whether it is a mere guess.
+
+    The Rayleigh quotient ρ of x leaves a residual of ρ√w: some eigenvalue is no further from it, and the smallest is
+    within ρ²w over the distance to the next (Parlett, "The symmetric eigenvalue problem", §4.5, §11.7). ``gone`` marks
+    blocks that lose their last entry now. Every d bounds the smallest eigenvalue from above; where the residual tells
+    nothing, a share of the least d is tried, ``trust``, that grows while it succeeds. An eigenvalue as small as
+    what may be left out is found, and a shift would only fail.
+    """
+    zero, one, much = spread(0.0), spread(1.0), spread(0.9)
+    rho_above = above / (one + weight_above)
+    w = select(gone, weight_above, weight)
+    rho = select(gone, rho_above, bottom / (one + weight))
+    lowest = select(gone | (least < bottom), least, bottom)
+    shift = select(w < much, rho * (one - root(w)), zero)
+    gap = rho_above * (one - root(weight_above)) - rho
+    refined = rho - rho * rho * w / gap
+    refines = (weight_above < much) & (zero < gap) & (shift < refined)
+    shift = select(refines, select(gone, shift, refined), shift)
+    guessed = (lowest < shift) | (shift <= spread(0.25) * rho)
+    shift = select(guessed, trust * lowest, shift)
+    smaller = select(rho < lowest, rho, lowest)
+    return select((smaller <= allowed) | (smaller * smaller <= loose), zero, shift), guessed
+
+
+@kernel
+def _settle(lane: int, gone: bool, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
+    """Take the values that a lane's block gives up, and go on to the next block where it is done."""
+    start, end, base = int(state[START + lane]), int(state[END + lane]), state[BASE + lane]
+    if gone:
+        q[end * WIDTH + lane] += base
+        end -= 1
     while end >= 0:
         at = end * WIDTH + lane
         above = at - WIDTH
         if start > end:
             start = end
-            while start > 0 and e[(start - 1) * WIDTH + lane] > allowed:
+            while start > 0 and e[(start - 1) * WIDTH + lane] > 0.0:
                 start -= 1
-            least = math.inf
-        elif start == end or e[above] <= allowed:
-            found[at] = math.sqrt(q[at] + shifted[at])
+            base = left[at]
+            state[SHIFT + lane] = 0.0
+        elif start == end:
+            q[at] += base
             end -= 1
         elif start == end - 1:
             a, b, c = q[above], e[above], q[at]
-            largest = 0.5 * ((a + b + c) + math.hypot(a + b - c, 2.0 * math.sqrt(b) * math.sqrt(c)))
-            found[above] = math.sqrt(largest + shifted[above])
-            found[at] = math.sqrt(c * (a / largest) + shifted[at])
+            largest = 0.5 * ((a + b + c) + math.sqrt((a + b - c) * (a + b - c) + 4.0 * b * c))
+            q[above] = largest + base
+            q[at] = c * (a / largest) + base
             end -= 2
         else:
             break
-    state[START, lane], state[END, lane] = start, end
-    state[SHIFT, lane] = _next_shift(q, e, lane, start, end, least) if end >= 0 else 0.0
+    state[START + lane], state[END + lane], state[BASE + lane] = float(start), float(end), base
 
 
 @kernel
-def _next_shift(q: Floats, e: Floats, lane: int, start: int, end: int, least: float) -> float:
-    """A shift near the smallest eigenvalue of a block, and seldom beyond: from the residual of its last entry.
-
-    ``least`` bounds that eigenvalue from above, as the last entry does; a quarter of the bound is what is taken where
-    the residual tells nothing.
-    """
-    at = end * WIDTH + lane
-    last, coupling, above = q[at], e[at - WIDTH], q[at - WIDTH]
-    least = min(least, last)
-    beyond = math.sqrt(above * e[at - 2 * WIDTH]) if end - 2 >= start else 0.0
-    gap = above + coupling - last - beyond
-    guess = 0.25 * least
-    if gap > 0.0 and last * coupling < gap * gap:
-        guess = max(guess, last - last * (coupling / gap))
-    return guess if guess < least else 0.25 * least
-
-
-@kernel
-def _retreat(lane: int, q: Floats, e: Floats, q_next: Floats, e_next: Floats, state: Floats) -> None:
-    """Undo a lane's step whose shift was too large, and choose a smaller one."""
-    for k in range(int(state[END, lane]) + 1):
-        at = k * WIDTH + lane
-        q_next[at], e_next[at] = q[at], e[at]
-    shift, bottom = state[SHIFT, lane], state[BOTTOM, lane]
-    state[TRIES, lane] += 1.0
-    if state[TRIES, lane] == 1.0 and state[LEAST_BEFORE, lane] > 0.0 and -shift < bottom:
-        # Only the last entry went negative, by about what the shift was too large.
-        state[SHIFT, lane] = (shift + bottom) * (1.0 - 2.0**-51)
-    else:
-        state[SHIFT, lane] = 0.25 * shift if state[TRIES, lane] < 3.0 else 0.0
-
-
-@kernel
-def _converge(n: int, q: Floats, e: Floats, q_next: Floats, e_next: Floats, shifted: Floats, found: Floats) -> Floats:
-    """Fill ``found`` with the singular values from the squares q and e; give the state, END −1 where all are found."""
-    state = np.zeros((FIELDS, WIDTH))
+def _begin(n: int, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
+    """Leave out what is negligible from the outset, and find the last block of each lane."""
     for lane in range(WIDTH):
         largest = 0.0
-        for k in range(n):
-            at = k * WIDTH + lane
+        for at in range(lane, n * WIDTH, WIDTH):
             largest = max(largest, q[at], e[at])
-            shifted[at] = 0.0
-        # Leaving e out moves no singular value by more than √e.
-        state[ALLOWED, lane] = largest * TOLERANCE * TOLERANCE
-        state[START, lane], state[END, lane] = float(n), float(n - 1)
-        _settle(lane, math.inf, q, e, shifted, found, state)
-    for _ in range(PATIENCE * n):
-        last = -1
-        for lane in range(WIDTH):
-            last = max(last, int(state[END, lane]))
-        if last < 0:
-            break
-        _step(last, q, e, q_next, e_next, state)
-        _account(last, shifted, state)
-        for lane in range(WIDTH):
-            if state[END, lane] < 0.0:
-                continue
-            if state[LEAST_BEFORE, lane] >= 0.0 and state[BOTTOM, lane] >= 0.0:
-                state[START, lane], state[TRIES, lane] = state[SPLIT, lane], 0.0
-                _settle(lane, state[LEAST_BEFORE, lane], q_next, e_next, shifted, found, state)
-            else:
-                _retreat(lane, q, e, q_next, e_next, state)
-        q, q_next, e, e_next = q_next, q, e_next, e
-    return state
+            left[at] = 0.0
+        # Leaving √e out moves no singular value by more than that: two ulp of σ₁.
+        allowed = largest * TOLERANCE * TOLERANCE
+        for at in range(lane, n * WIDTH, WIDTH):
+            if e[at] <= allowed:
+                e[at] = 0.0
+        state[ALLOWED + lane], state[SHIFT + lane], state[BASE + lane] = allowed, 0.0, 0.0
+        state[START + lane], state[END + lane] = float(n), float(n - 1)
+        _settle(lane, False, q, e, left, state)
 
 
 @kernel
-def _account(last: int, shifted: Floats, state: Floats) -> None:
-    """Add the shifts of steps that went well to the entries of their blocks."""
-    zero = spread(0.0)
-    start, end = load(state[START], 0), load(state[END], 0)
-    well = (zero <= load(state[LEAST_BEFORE], 0)) & (zero <= load(state[BOTTOM], 0))
-    shift = select(well, load(state[SHIFT], 0), zero)
-    for k in range(last + 1):
-        index, at = spread(float(k)), k * WIDTH
-        store(shifted, at, load(shifted, at) + select((start <= index) & (index <= end), shift, zero))
+def _converge(n: int, q: Floats, e: Floats, q_before: Floats, e_before: Floats, left: Floats, state: Floats) -> None:
+    """Turn q, the squares of a bidiagonal matrix's diagonal (e: above it), into those of its singular values.
+
+    The state's END is −1 for a lane of which all are found.
+    """
+    _begin(n, q, e, left, state)
+    zero, one, half = spread(0.0), spread(1.0), spread(0.5)
+    allowed, tries, trust = load(state, ALLOWED), zero, spread(0.25)
+    for _ in range(PATIENCE * n):
+        first, latest, earliest, last = n, -1, n, -1
+        for lane in range(WIDTH):
+            begins, ends = int(state[START + lane]), int(state[END + lane])
+            latest, earliest, last = max(latest, begins), min(earliest, ends - 1), max(last, ends)
+            if ends >= 0:
+                first = min(first, begins)
+        if last < 0:
+            break
+        start, end, shift, base = load(state, START), load(state, END), load(state, SHIFT), load(state, BASE)
+        split, least, bottom, weight, weight_above, above, coupling = _step(
+            first, latest, earliest, last, q, e, q_before, e_before, left, start, end, shift, base, allowed
+        )
+        live = zero <= end
+        well = live & (zero <= least) & (zero <= bottom)
+        failed = live & (select(well, one, zero) < half)
+        taken = base + select(well, shift, zero)
+        loose = allowed * taken
+        gone = well & _negligible(coupling, above, allowed, loose)
+        following, guessed = _next_shift(gone, least, bottom, weight, weight_above, above, trust, allowed, loose)
+        if some(failed):
+            _undo(first, last, failed, q, e, q_before, e_before)
+            following = select(failed, _smaller_shift(shift, tries, least, bottom), following)
+            trust = select(failed, spread(0.25), trust)
+        trust = select(well & guessed, fused(spread(0.25), trust, spread(0.75)), trust)
+        tries = select(failed, tries + one, zero)
+        start = select(well, split, start)
+        store(state, START, start)
+        store(state, SHIFT, following)
+        store(state, BASE, taken)
+        if some(gone | (well & (end - start <= one))):
+            settles = select(gone, one, select(well & (end - start <= one), half, zero))
+            store(state, SETTLES, settles)
+            for lane in range(WIDTH):
+                if state[SETTLES + lane] > 0.0:
+                    _settle(lane, state[SETTLES + lane] == 1.0, q, e, left, state)
 
 
 @kernel
@@ -281,22 +376,72 @@ def _power_of_two(exponent: int) -> float:
 
 
 @kernel
-def _fill_lane(matrix: Floats, transposed: bool, lane: int, A: Floats) -> int:
-    """Copy a matrix, or its transpose, into a lane, over 2^e so that its largest entry lies in [½, 1); give e."""
-    rows, columns = matrix.shape
-    largest = 0.0
-    for i in range(rows):
-        for j in range(columns):
-            largest = max(largest, abs(matrix[i, j]))
-    exponent = math.frexp(largest)[1]
-    # In two factors, because 1/2^e alone need not be a float64.
-    half = -(exponent // 2)
-    one, other = _power_of_two(half), _power_of_two(-exponent - half)
-    for i in range(rows):
-        for j in range(columns):
-            at = j * rows + i if transposed else i * columns + j
-            A[at * WIDTH + lane] = (matrix[i, j] * one) * other
-    return exponent
+def _exponent_of(entries: Floats) -> int:
+    """Give the e for which the largest entry over 2^e lies in [½, 1)."""
+    zero = spread(0.0)
+    largest, whole = zero, entries.size - entries.size % WIDTH
+    for at in range(0, whole, WIDTH):
+        x = load(entries, at)
+        x = select(x < zero, zero - x, x)
+        largest = select(largest < x, x, largest)
+    several = np.empty(WIDTH)
+    store(several, 0, largest)
+    most = 0.0
+    for lane in range(WIDTH):
+        most = max(most, several[lane])
+    for at in range(whole, entries.size):
+        most = max(most, abs(entries[at]))
+    return math.frexp(most)[1]
+
+
+@kernel
+def _fill(
+    flat: Floats, first: int, several: int, m: int, n: int, A: Floats, scale: Floats, exponents: Integers
+) -> None:
+    """Copy matrices, or their transposes where those are taller, into the lanes of A, each over its own 2^exponent.
+
+    Lanes beyond ``several`` hold the last matrix again.
+    """
+    count = m * n
+    o0 = first * count
+    for lane in range(WIDTH):
+        matrix = first + min(lane, several - 1)
+        exponent = _exponent_of(flat[matrix * count : (matrix + 1) * count])
+        exponents[matrix] = exponent
+        # In two factors, because 1/2^e alone need not be a float64.
+        half = -(exponent // 2)
+        scale[lane], scale[WIDTH + lane] = _power_of_two(half), _power_of_two(-exponent - half)
+    one, other = load(scale, 0), load(scale, WIDTH)
+    end = several - 1
+    o1, o2, o3 = o0 + min(1, end) * count, o0 + min(2, end) * count, o0 + min(3, end) * count
+    o4, o5, o6, o7 = (
+        o0 + min(4, end) * count,
+        o0 + min(5, end) * count,
+        o0 + min(6, end) * count,
+        o0 + min(7, end) * count,
+    )
+    whole = count - count % WIDTH
+    for t in range(0, whole, WIDTH):
+        rows = turned(
+            load(flat, o0 + t),
+            load(flat, o1 + t),
+            load(flat, o2 + t),
+            load(flat, o3 + t),
+            load(flat, o4 + t),
+            load(flat, o5 + t),
+            load(flat, o6 + t),
+            load(flat, o7 + t),
+        )
+        for j in range(WIDTH):
+            at = t + j
+            if m < n:
+                at = (at % n) * m + at // n
+            store(A, at * WIDTH, (rows[j] * one) * other)
+    for t in range(whole, count):
+        at = (t % n) * m + t // n if m < n else t
+        for lane in range(WIDTH):
+            entry = flat[(first + min(lane, end)) * count + t]
+            A[at * WIDTH + lane] = (entry * scale[lane]) * scale[WIDTH + lane]
 
 
 @kernel
@@ -306,39 +451,36 @@ def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
     ``values`` has shape (batch, min(m, n)), ``exponents`` (batch,). Gives the number of matrices left at NaN.
     """
     batch, m, n = matrices.shape
-    transposed = m < n
     rows, columns = max(m, n), min(m, n)
     A = np.empty(rows * columns * WIDTH)
-    w, u, p, shifted, found = (
-        np.empty(columns * WIDTH),
-        np.empty(columns * WIDTH),
-        np.empty(columns * WIDTH),
-        np.empty(columns * WIDTH),
-        np.empty(columns * WIDTH),
-    )
+    w, u = np.empty(columns * WIDTH), np.empty(columns * WIDTH)
+    p, left = np.empty(columns * WIDTH), np.empty(columns * WIDTH)
     q, e = np.zeros((columns + 1) * WIDTH), np.zeros((columns + 1) * WIDTH)
-    q_next, e_next = np.zeros((columns + 1) * WIDTH), np.zeros((columns + 1) * WIDTH)
-    left = 0
+    q_before, e_before = np.empty((columns + 1) * WIDTH), np.empty((columns + 1) * WIDTH)
+    state, scale, flat = np.empty(STATE), np.empty(2 * WIDTH), matrices.reshape(matrices.size)
+    unfinished = 0
     for first in range(0, batch, WIDTH):
         several = min(WIDTH, batch - first)
-        if several < WIDTH:
-            A[:] = 0.0
-        for lane in range(several):
-            exponents[first + lane] = _fill_lane(matrices[first + lane], transposed, lane, A)
+        _fill(flat, first, several, m, n, A, scale, exponents)
+        e[(columns - 1) * WIDTH :] = 0.0
         _to_squares(A, rows, columns, w, u, p, q, e)
-        for k in range((columns - 1) * WIDTH, (columns + 1) * WIDTH):
-            e[k] = 0.0
-        state = _converge(columns, q, e, q_next, e_next, shifted, found)
+        _converge(columns, q, e, q_before, e_before, left, state)
         for lane in range(several):
-            if state[END, lane] >= 0.0:
+            if state[END + lane] >= 0.0:
                 values[first + lane] = math.nan
-                left += 1
-                continue
-            for k in range(columns):
-                value = found[k * WIDTH + lane]
-                at = k
-                while at > 0 and values[first + lane, at - 1] < value:
-                    values[first + lane, at] = values[first + lane, at - 1]
-                    at -= 1
-                values[first + lane, at] = value
-    return left
+                unfinished += 1
+            else:
+                _descending_roots(lane, q, values[first + lane])
+    return unfinished
+
+
+@kernel
+def _descending_roots(lane: int, q: Floats, values: Floats) -> None:
+    """Take a lane's square roots in descending order."""
+    for k in range(values.size):
+        value = math.sqrt(q[k * WIDTH + lane])
+        at = k
+        while at > 0 and values[at - 1] < value:
+            values[at] = values[at - 1]
+            at -= 1
+        values[at] = value
