@@ -136,11 +136,13 @@ def singular_values(
     """Find singular values (..., q) and Frobenius norms (...) of a stack of finite dense matrices."""
     batch, shape = matrices.shape[:-2], (matrices.shape[-2], matrices.shape[-1])
     flat = as_stack(matrices, 2)
-    seed = krylov_seed(rng)
     wanted = min(shape) if rank is None else rank
-    values, norms = np.empty((len(flat), wanted)), np.empty(len(flat))
-
+    if route == "gram" and min(shape) <= LARGE:
+        values, norms = _medium_gram_values(flat, workers)
+        return np.ascontiguousarray(values[:, :wanted]).reshape(*batch, wanted), norms.reshape(batch)
+    seed = krylov_seed(rng)
     small = route == "direct" and shape[0] * shape[1] <= SMALL_ENTRIES
+    values, norms = np.empty((len(flat), wanted)), np.empty(len(flat))
 
     def fill(chunk: slice) -> None:
         if small:
@@ -239,6 +241,34 @@ def _gram_values(matrices: NDArray[Any]) -> tuple[Floats, Floats]:
     norms = np.sqrt(np.trace(gram, axis1=-2, axis2=-1))
     return (
         unscaled_by(values, exponents[..., np.newaxis], "a singular value of the update"),
+        unscaled_by(norms, exponents, "the norm of the update"),
+    )
+
+
+def _medium_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Floats]:
+    """Find singular values (count, p) and norms (count,) through kernels: one matrix at a time, then several."""
+    from lowrank_core.kernels.gram import tridiagonal_values, tridiagonals
+
+    count, m, n = matrices.shape
+    p = min(m, n)
+    diagonals, squares, values = np.empty((count, p)), np.empty((count, p)), np.empty((count, p))
+    norms, exponents, halves = np.empty(count), np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+
+    def reduce(chunk: slice) -> None:
+        scaled, exponents[chunk] = _unit_range(matrices[chunk])
+        gram = _gram_matrix(scaled, of_rows=m < n)
+        norms[chunk] = np.sqrt(np.trace(gram, axis1=-2, axis2=-1))
+        tridiagonals(gram, diagonals[chunk], squares[chunk], halves[chunk])
+
+    def solve(chunk: slice) -> None:
+        if tridiagonal_values(diagonals[chunk], squares[chunk], values[chunk]):
+            for i in chunk.start + np.flatnonzero(np.isnan(values[chunk, 0])):
+                values[i] = np.ldexp(_gram_values(matrices[i : i + 1])[0][0], -exponents[i] - halves[i])
+
+    map_batch(reduce, count, (m, n), workers)
+    map_batch(solve, count, (p, p), workers, LANES)
+    return (
+        unscaled_by(values, (exponents + halves)[:, np.newaxis], "a singular value of the update"),
         unscaled_by(norms, exponents, "the norm of the update"),
     )
 

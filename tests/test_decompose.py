@@ -293,3 +293,21 @@ def test_small_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch)
     found = spectrum(stack)
     assert np.array_equal(found.values[::4], whole.values[::4])
     assert np.all(np.abs(found.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)
+
+
+def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
+    from lowrank_core.kernels import gram
+
+    stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1000)
+    whole, kernel = spectrum(stack, method="gram"), gram.tridiagonal_values
+
+    def gives_up(diagonals, squares, values):
+        kernel(diagonals, squares, values)
+        values[1::4] = np.nan
+        return len(values[1::4])
+
+    monkeypatch.setattr(gram, "tridiagonal_values", gives_up)
+    found = spectrum(stack, method="gram")
+    assert np.array_equal(found.values[::4], whole.values[::4])
+    assert np.array_equal(found.norm, whole.norm)
+    assert np.all(np.abs(found.values - whole.values) <= bounds.EPS32 * whole.values[:, :1])

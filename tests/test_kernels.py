@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lowrank_core
-from lowrank_core.kernels import compiling, energies, lanes, learning, small
+from lowrank_core.kernels import compiling, energies, gram, lanes, learning, quotients, small
 from tests import oracles
 
 EPS = 2.0**-52
@@ -335,13 +335,65 @@ def test_small_values_as_plain_python():
     assert np.allclose(*found, rtol=0, atol=1e-15 * found[0].max())
 
 
+def gram_values(grams, reduce=gram.tridiagonals, solve=gram.tridiagonal_values):
+    diagonals, squares, values = (np.empty(grams.shape[:2]) for _ in range(3))
+    exponents = np.empty(len(grams), np.int64)
+    reduce(grams, diagonals, squares, exponents)
+    assert solve(diagonals, squares, values) == 0
+    return np.ldexp(values, exponents[:, np.newaxis])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 16, 33, 70])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", [0, -150, 250])
+def test_roots_of_a_gram_matrix_are_within_float32s_rounding(n, kind, power):
+    matrices = with_values(3, n + 3, n, KINDS[kind](n))
+    values = gram_values(np.ldexp(np.swapaxes(matrices, 1, 2) @ matrices, 2 * power))
+    exact = np.linalg.svd(matrices, compute_uv=False)
+    assert np.all(np.diff(values) <= 0)
+    # A square is known to a few ulp of the largest: √(4 · 2⁻⁵²) where σ is zero, an ulp or two where it is not.
+    room = np.minimum(2.0**-24, 8 * max(n, 4) * EPS / np.maximum(exact / exact[:, :1].clip(1e-300), 1e-300))
+    assert np.all(np.abs(np.ldexp(values, -power) - exact) <= room * exact[:, :1])
+
+
+def test_tridiagonal_matrices_are_similar_to_what_they_came_from():
+    grams = with_values(2, 21, 13, KINDS["drawn"](13))
+    grams = np.ascontiguousarray(np.swapaxes(grams, 1, 2) @ grams)
+    for reduce in (gram.tridiagonals, plain(gram.tridiagonals)):
+        diagonals, squares, exponents = np.empty((2, 13)), np.empty((2, 13)), np.empty(2, np.int64)
+        reduce(grams, diagonals, squares, exponents)
+        for matrix, diagonal, square in zip(
+            np.ldexp(grams, -2 * exponents[:, None, None]), diagonals, squares, strict=True
+        ):
+            beside = np.sqrt(square[:-1])
+            three = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+            assert np.allclose(np.linalg.eigvalsh(three), np.linalg.eigvalsh(matrix), rtol=0, atol=100 * EPS)
+
+
+def test_what_stands_beside_a_gram_matrix_changes_no_bit():
+    matrices = np.concatenate([with_values(2, 11, 9, kind(9)) for kind in KINDS.values()])
+    grams = np.ascontiguousarray(np.swapaxes(matrices, 1, 2) @ matrices)
+    values = gram_values(grams)
+    for i in range(len(grams)):
+        assert np.array_equal(gram_values(grams[i : i + 1])[0], values[i])
+
+
+def test_a_matrix_that_is_no_gram_matrix_is_left_at_nan():
+    diagonals, squares = np.array([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0]]), np.zeros((2, 3))
+    for solve in (gram.tridiagonal_values, plain(gram.tridiagonal_values)):
+        values = np.empty((2, 3))
+        assert solve(diagonals, squares, values) == 1
+        assert np.allclose(values[0], 1.0, rtol=EPS)
+        assert np.isnan(values[1, 0])
+
+
 def test_lanes_that_run_out_of_patience_are_told_from_those_that_are_done(monkeypatch):
     # Two entries that hang together in all lanes but the first, and no step allowed; 2 × 2 blocks need none.
-    monkeypatch.setattr(small, "PATIENCE", 0)
-    q, e, state = np.ones(4 * lanes.WIDTH), np.zeros(4 * lanes.WIDTH), np.full(small.STATE, np.nan)
+    monkeypatch.setattr(quotients, "PATIENCE", 0)
+    q, e, state = np.ones(4 * lanes.WIDTH), np.zeros(4 * lanes.WIDTH), np.full(quotients.STATE, np.nan)
     e[1 : lanes.WIDTH] = e[lanes.WIDTH + 1 : 2 * lanes.WIDTH] = 1.0
-    plain(small._converge)(3, q, e, np.empty_like(q), np.empty_like(q), np.empty_like(q), state)
-    assert state[small.END : small.END + lanes.WIDTH].tolist() == [-1] + [2] * 7
+    plain(quotients.converge)(3, q, e, np.empty_like(q), np.empty_like(q), np.empty_like(q), state, 0.0)
+    assert state[quotients.END : quotients.END + lanes.WIDTH].tolist() == [-1] + [2] * 7
 
 
 def test_every_kernel_is_compiled_for_one_set_of_types():
@@ -349,7 +401,8 @@ def test_every_kernel_is_compiled_for_one_set_of_types():
 import numpy as np, lowrank_core as lc
 stack = np.random.default_rng(0).standard_normal((3, 9, 8))
 frozen_stack = stack.copy(); frozen_stack.flags.writeable = False
-lc.spectrum(stack.astype(int)), lc.spectrum(frozen_stack), lc.spectrum(stack[:, ::2, ::-1])
+lc.spectrum(stack.astype(int)), lc.spectrum(stack, method="gram"), lc.spectrum(stack[:1], method="gram")
+lc.spectrum(frozen_stack), lc.spectrum(stack[:, ::2, ::-1])
 for update in (stack, stack.astype("f4"), stack[0], stack[:0], np.asfortranarray(stack), lc.truncate(stack, 2)):
     of = lc.spectrum(update)
     frozen = np.array([1, 2]); frozen.flags.writeable = False
@@ -370,7 +423,13 @@ for module in pkgutil.iter_modules(lowrank_core.kernels.__path__):
         capture_output=True, text=True, check=True, env=os.environ | {"NUMBA_DISABLE_JIT": "0"},
     )  # fmt: skip
     counts = dict(line.split() for line in found.stdout.splitlines())
-    assert {"energies.energies", "energies.error_sweep", "learning.learn", "small.small_values"} <= set(counts)
+    assert {
+        "energies.energies",
+        "energies.error_sweep",
+        "learning.learn",
+        "small.small_values",
+        "gram.tridiagonals",
+    } <= set(counts)
     assert {name: count for name, count in counts.items() if count not in {"0", "1"}} == {}
 
 
