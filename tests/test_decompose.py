@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lowrank_core import LowRankUpdate, decompose, spectrum, truncate, update_with_spectrum
+from lowrank_core import LowRankUpdate, decompose, spectrum, thresholds, truncate, update_with_spectrum
 from lowrank_core.decompose import choose_route
 from lowrank_core.testing import assert_eckart_young, assert_same_update
 from tests import bounds, oracles
@@ -100,7 +100,7 @@ def test_gram_earns_a_float32s_accuracy_at_size(kind, shape, dtype):
 def test_gram_in_blocks_is_gram(monkeypatch, shape, dtype):
     update = made("falling", shape, dtype)
     whole = spectrum(update, method="gram").values
-    monkeypatch.setattr(decompose, "BLOCK_ENTRIES", 64)
+    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 64)
     parts = spectrum(update, method="gram").values
     assert np.all(np.abs(parts - whole) <= 100 * bounds.EPS64 * whole[0])
     assert_eckart_young(update, truncate(update, 5, method="gram"), 5, eps=bounds.EPS32)
@@ -150,17 +150,17 @@ def test_krylov_finds_more_copies_of_a_value_than_its_block_is_wide():
 
 def test_auto_takes_krylov_for_few_values_of_a_large_matrix_and_gram_where_they_fall_slowly(monkeypatch):
     taken = []
-    for name in ("_krylov", "_gram"):
+    for name in ("krylov", "gram"):
         plain = getattr(decompose, name)
         monkeypatch.setattr(decompose, name, lambda *a, _f=plain, _n=name: taken.append(_n) or _f(*a))
-    monkeypatch.setattr(decompose, "KRYLOV_SMALLEST_SIDE", 256)
+    monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 256)
     steep = update_with_spectrum(np.exp2(-np.arange(256.0)), (300, 256), rng=0).astype(np.float32)
     slow = made("falling", (300, 256), "float32")
     assert np.allclose(spectrum(steep, rank=4).values, truth(steep)[:4], rtol=1e-4)
-    assert taken == ["_krylov"]
+    assert taken == ["krylov"]
     taken.clear()
     assert np.allclose(spectrum(slow, rank=16).values, spectrum(slow).values[:16], rtol=1e-13)
-    assert taken == ["_krylov", "_gram"]
+    assert taken == ["krylov", "gram"]
 
 
 def test_krylov_of_a_zero_update_and_of_rank_0():

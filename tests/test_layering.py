@@ -11,8 +11,10 @@ import lowrank_core
 
 PACKAGE = Path(lowrank_core.__file__).parent
 FLOORS = [
-    {"_version", "arrays", "kernels"},
+    {"_version", "arrays", "kernels", "thresholds"},
     {"threads", "scaling", "factors", "synthetic"},
+    {"dense"},
+    {"krylov", "products"},
     {"decompose"},
     {"spectra"},
     {"truncation", "sweeps", "ranks"},
