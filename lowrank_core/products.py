@@ -11,6 +11,7 @@ from lowrank_core import thresholds
 from lowrank_core.arrays import as_stack, check_finite, scaled_to_unit, unscaled_by
 from lowrank_core.dense import Decomposition, gram_matrix, map_batch, unit_range
 from lowrank_core.factors import LowRankUpdate
+from lowrank_core.threads import in_threads
 
 __all__ = ["check_product", "decompose_product", "product_values"]
 
@@ -47,9 +48,13 @@ def product_values(update: LowRankUpdate, method: str, workers: int) -> tuple[Fl
     values = np.zeros((len(B), wanted))
     exponents = np.zeros((len(B), 1), dtype=np.int64)
 
+    # A lone product has two sides to share out, which must be worth two threads that wait for each other.
+    lone = len(B) == 1 and rank <= thresholds.LARGE and (m + n) * rank**2 >= 16 * thresholds.THREAD_WORTHY
+    sides = workers if lone else 1
+
     def fill(chunk: slice) -> None:
         if gram:
-            values[chunk], exponents[chunk] = _gram_core_values(B[chunk], A[chunk], wanted)
+            values[chunk], exponents[chunk] = _gram_core_values(B[chunk], A[chunk], wanted, sides)
         else:
             values[chunk], exponents[chunk] = _qr_core_values(B[chunk], A[chunk], wanted)
 
@@ -75,10 +80,12 @@ def _qr_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int) -> tuple[Floa
     return values, (B_exponents + A_exponents + core_exponents)[..., 0]
 
 
-def _gram_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int) -> tuple[Floats, NDArray[np.int64]]:
-    B_unit, B_exponents = unit_range(B)
-    A_unit, A_exponents = unit_range(A)
-    B_gram, A_gram = gram_matrix(B_unit, of_rows=False), gram_matrix(A_unit, of_rows=True)
+def _gram_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int, workers: int) -> tuple[Floats, NDArray[np.int64]]:
+    def gram_of(of_rows: bool) -> tuple[Floats, NDArray[np.int64]]:
+        unit, exponents = unit_range(A if of_rows else B)
+        return gram_matrix(unit, of_rows=of_rows), exponents
+
+    (B_gram, B_exponents), (A_gram, A_exponents) = in_threads(gram_of, [False, True], workers)
     # ‖b_i‖ = ‖a_i‖ up to a power of two: unbalanced columns would drown the small ones (49 eps32·σ₁, balanced 1e-8).
     # A component that is zero on one side is zero.
     B_squares = np.diagonal(B_gram, axis1=-2, axis2=-1)
@@ -90,21 +97,35 @@ def _gram_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int) -> tuple[Fl
     half = (B_sizes + A_sizes - largest) // 2
     B_core = _rescaled(B_gram, half - B_sizes, lives)
     A_core = _rescaled(A_gram, (B_sizes + A_sizes - largest - half) - A_sizes, lives)
-    squares, vectors = np.linalg.eigh(A_core)
-    # G_A = S Sᵀ by its eigenvectors: factors may be deficient or padded with zeros, so no Cholesky.
-    S = vectors * np.sqrt(np.maximum(squares, 0.0))[..., np.newaxis, :]
+    S = _root_of(A_core)
     core = np.swapaxes(S, -1, -2) @ B_core @ S
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(core), 0.0))[..., ::-1][..., :wanted]
     exponents = largest + (B_exponents + A_exponents)[..., np.newaxis]
-    # The largest row sum bounds ‖B‖₂² without another decomposition, and closely unless the columns are many and alike.
-    bound = np.sqrt(np.max(np.sum(np.abs(B_core), axis=-1), axis=-1) * squares[..., -1])
-    cancelled = (values[..., 0] < thresholds.CANCELLED * bound) & (bound > 0)
     values, exponents = np.ascontiguousarray(values), np.ascontiguousarray(exponents)
-    for i in np.flatnonzero(cancelled):
-        # The difference of two near-equal adapters: a Gram matrix keeps half the digits, QR keeps them all.
-        one = slice(i, i + 1)
-        values[one], exponents[one] = _qr_core_values(B[one], A[one], wanted)
+    # The largest row sum bounds ‖B‖₂² without another decomposition, and closely unless the columns are many and alike.
+    B_bounds, A_bounds = (np.max(np.sum(np.abs(side), axis=-1), axis=-1) for side in (B_core, A_core))
+    for i in np.flatnonzero(_cancelled(values[..., 0], B_bounds * A_bounds)):
+        if _cancelled(values[i, 0], B_bounds[i] * np.linalg.eigvalsh(A_core[i])[-1]):
+            # The difference of two near-equal adapters: a Gram matrix keeps half the digits, QR keeps them all.
+            one = slice(i, i + 1)
+            values[one], exponents[one] = _qr_core_values(B[one], A[one], wanted)
     return values, exponents
+
+
+def _cancelled(largest: Any, bound_squared: Any) -> Any:
+    return (largest < thresholds.CANCELLED * np.sqrt(bound_squared)) & (bound_squared > 0)
+
+
+def _root_of(grams: Floats) -> Floats:
+    """Give an S with G = S Sᵀ for each Gram matrix of a stack."""
+    try:
+        return np.asarray(np.linalg.cholesky(grams), dtype=np.float64)
+    except np.linalg.LinAlgError:
+        # Factors may be deficient or padded with zeros: by eigenvectors, one by one, so that a batch changes nothing.
+        if len(grams) > 1:
+            return np.concatenate([_root_of(grams[i : i + 1]) for i in range(len(grams))])
+        squares, vectors = np.linalg.eigh(grams)
+        return np.asarray(vectors * np.sqrt(np.maximum(squares, 0.0))[..., np.newaxis, :], dtype=np.float64)
 
 
 def _rescaled(gram: Floats, shifts: NDArray[Any], lives: NDArray[np.bool_]) -> Floats:
