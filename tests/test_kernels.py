@@ -129,7 +129,10 @@ def test_errors_by_the_formula(kernel, largest):
 
 
 @both(learning._multiply)
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"),
+    [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8), (9, 5, 37), (8, 3, 16), (4, 6, 32)],
+)
 def test_products(kernel, m, k, n):
     X, Y, out = RNG.standard_normal((m, k)), RNG.standard_normal((k, n)), np.full((m, n), np.nan)
     kernel(X, Y, out)
@@ -137,7 +140,7 @@ def test_products(kernel, m, k, n):
 
 
 @both(learning._gram)
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 3), (7, 5), (9, 2), (3, 6)])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 3), (7, 5), (9, 2), (3, 6), (5, 16), (3, 48), (7, 21)])
 def test_gram_matrices(kernel, m, n):
     X, out = RNG.standard_normal((m, n)), np.full((n, n), np.nan)
     kernel(X, out)
