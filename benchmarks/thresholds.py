@@ -1,8 +1,8 @@
 # ruff: noqa: B023 - what is made here is called here
 """Measure where one route overtakes another: ``python -m benchmarks.thresholds``.
 
-Beside each figure stands what ``lowrank_core.thresholds`` has. A threshold is no law: near it both routes take about the
-same time, and a matrix alone and a matrix in a batch do not agree on it, though they must take one route.
+Beside each figure stands what ``lowrank_core.thresholds`` has. A threshold is no law: near it both routes take about
+the same time, and a matrix alone and a matrix in a batch do not agree on it, though they must take one route.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def small() -> None:
 
 def large() -> None:
     """Compare the kernel for Gram matrices and LAPACK on all threads, for one float32 matrix."""
-    print(
-        f"\nLARGE = {thresholds.LARGE}: one float32 matrix, milliseconds; the kernel shares a batch out, LAPACK a matrix"
-    )
+    print(f"\nLARGE = {thresholds.LARGE}: float32, milliseconds; the kernel shares a batch out, LAPACK each matrix")
     print(COLUMNS.format("", "n", "kernel", "LAPACK", "ratio"))
     for n in (128, 256, 512, 768, 1024):
         for count in (1, 8):

@@ -65,13 +65,52 @@ def test_methods_that_are_not_are_refused():
             ask(np.eye(2), method="krylov")
 
 
+# Every way to all singular values, forced on the same small inputs: the method, and the thresholds moved for it.
+WAYS = {
+    "kernel": ("direct", {}),
+    "LAPACK": ("direct", {"SMALL_ENTRIES": 0}),
+    "LAPACK, large": ("direct", {"SMALL_ENTRIES": 0, "LARGE": 4}),
+    "Gram kernel": ("gram", {}),
+    "Gram and LAPACK": ("gram", {"LARGE": 4}),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    method, moved = WAYS[request.param]
+    for name, value in moved.items():
+        monkeypatch.setattr(thresholds, name, value)
+    return method
+
+
+@kinds
+def test_a_batch_changes_no_bit_on_any_way(way, kind):
+    rng = np.random.default_rng(1)
+    for dtype in ("float64", "float32", "float16"):
+        others = rng.standard_normal((9, 20, 12)).astype(dtype)
+        stack = np.concatenate([others[:4], made(kind, (20, 12), dtype)[np.newaxis], 0 * others[:1], others[4:]])
+        whole = spectrum(stack, method=way, workers=1)
+        frozen = stack[::-1].copy(order="F")
+        frozen.flags.writeable = False
+        for again in (spectrum(stack, method=way, workers=3), spectrum(frozen[::-1], method=way)):
+            assert np.array_equal(again.values, whole.values)
+            assert np.array_equal(again.norm, whole.norm)
+        for i in (0, 4, 5, 10):
+            alone = spectrum(stack[i], method=way)
+            assert np.array_equal(alone.values, whole.values[i])
+            assert np.array_equal(alone.norm, whole.norm[i])
+
+
 @kinds
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
 @pytest.mark.parametrize("size", [1.0, 1e200, 1e-200, 1e-310])
-def test_direct_against_mpmath(kind, shape, size):
+def test_float64_against_mpmath(way, kind, shape, size):
     update = size * made(kind, shape)
     exact = oracles.singular_values(update)
-    found = spectrum(update)
+    found = spectrum(update, method=way)
+    if way == "gram":
+        assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0] + bounds.SPACING)
+        return
     assert np.all(np.abs(found.values - exact) <= bounds.of_values(shape, "float64", exact[0]))
     assert abs(found.norm - oracles.norm(update)) <= bounds.of_values(shape, "float64", found.norm)
 
@@ -79,10 +118,10 @@ def test_direct_against_mpmath(kind, shape, size):
 @kinds
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
 @pytest.mark.parametrize("size", [1.0, 2.0**100, 2.0**-110, 2.0**-140])
-def test_gram_on_float32_against_mpmath(kind, shape, size):
+def test_float32_against_mpmath(way, kind, shape, size):
     update = (size * made(kind, shape)).astype(np.float32)
     exact = oracles.singular_values(update)
-    found = spectrum(update)
+    found = spectrum(update, method=way)
     assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0])
 
 
