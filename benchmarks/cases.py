@@ -177,6 +177,8 @@ def leading(n: int, power: float, rank: int, vectors: bool) -> Case:
     """
     matrix, values = inputs.falling(n, power)
     fall = {0.5: "1/√i", 1.0: "1/i"}[power]
+    columns = inputs.generator(n, 32).standard_normal((n, 32), dtype=np.float32)
+    rows = np.ascontiguousarray(columns.T)
     return Case(
         f"{n}², {fall}, leading {rank}" + (", with factors" if vectors else ""),
         Contender(
@@ -188,6 +190,11 @@ def leading(n: int, power: float, rank: int, vectors: bool) -> Case:
         unit="excess error",
         bound=0.5e-4,
         by_exactness=True,
+        limits=(
+            Contender(
+                "products with eight blocks of 32 columns alone", lambda: (matrix @ columns, rows @ matrix), share=1 / 8
+            ),
+        ),
     )
 
 

@@ -258,8 +258,8 @@ def performance():
                 line["case"],
                 _time(line["ours"]["seconds"]),
                 f"{line['rival']['name']}: {_time(line['rival']['seconds'])}",
-                f"{told(line['ratio']):,.3g}×" if line["ratio"] < 1000 else f"{line['ratio']:,.0f}×",
-                f"{bound} {told(line['at_least']):,.3g}×",
+                _times(told(line["ratio"])),
+                f"{bound} {_times(told(line['at_least']))}",
                 line["verdict"],
                 limits,
             ]
@@ -275,6 +275,10 @@ def reaches():
     told += [[name, number] for name, number in machine["versions"].items() if number]
     told += [["processes that wanted the cores when it began", f"{machine['load']:.1f}"]]
     return table(["", ""], told + [[name, f"{figure:.3g}"] for name, figure in machine["reaches"].items()])
+
+
+def _times(ratio):
+    return f"{ratio:.3g}×" if ratio < 1000 else f"{ratio:,.0f}×"
 
 
 def _time(seconds):
