@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 METHODS = ("auto", "direct", "gram", "krylov")
 
 
-def choose_route(method: str, dtype: str, shape: tuple[int, int], rank: int | None) -> str:
+def choose_route(method: str, dtype: str, shape: tuple[int, int], rank: int | None, *, factors: bool = False) -> str:
     """Name the route for a dense matrix.
 
     Parameters
@@ -43,6 +43,8 @@ def choose_route(method: str, dtype: str, shape: tuple[int, int], rank: int | No
     shape : (m, n)
     rank : int or None
         How many leading values are wanted; None for all.
+    factors : bool
+        Whether vectors are wanted too.
 
     Returns
     -------
@@ -62,7 +64,8 @@ def choose_route(method: str, dtype: str, shape: tuple[int, int], rank: int | No
     if dtype == "float64":
         # A Gram matrix squares the condition: values under 1e-8·σ₁ are lost, which only float32 data can afford.
         return "direct"
-    if shape[0] * shape[1] <= thresholds.SMALL_ENTRIES:
+    if shape[0] * shape[1] <= thresholds.SMALL_ENTRIES and not factors:
+        # The kernel for these knows no vectors; for them the eigenvectors of a Gram matrix are half of an SVD's work.
         return "direct"
     smaller = min(shape)
     if (

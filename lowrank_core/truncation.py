@@ -73,7 +73,7 @@ def truncate(
     matrices, dtype = as_matrices(update)
     shape = (matrices.shape[-2], matrices.shape[-1])
     wanted = None if callable(rank) else as_rank(rank, shape)
-    route = choose_route(method, dtype, shape, wanted)
+    route = choose_route(method, dtype, shape, wanted, factors=True)
     check_finite(matrices)
     flat = as_stack(matrices, 2)
     work = _Stack(matrices.shape[:-2], shape, dtype, shape, count)

@@ -50,6 +50,12 @@ def truth(update):
 )
 def test_the_route_is_chosen_by_shape_and_dtype(method, dtype, shape, rank, route):
     assert choose_route(method, dtype, shape, rank) == route
+    if dtype == "float64" or method != "auto" or shape != (8, 8):
+        assert choose_route(method, dtype, shape, rank, factors=True) == route
+
+
+def test_the_factors_of_small_float32_matrices_come_from_their_gram_matrices():
+    assert choose_route("auto", "float32", (8, 8), None, factors=True) == "gram"
 
 
 def test_methods_that_are_not_are_refused():

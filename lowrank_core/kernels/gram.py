@@ -174,8 +174,9 @@ def tridiagonals(grams: Floats, diagonals: Floats, squares: Floats, exponents: I
         largest = 0.0
         for i in range(n):
             largest = max(largest, grams[matrix, i, i])
-        exponents[matrix] = math.frexp(largest)[1] // 2
-        unit = _power_of_two(-2 * exponents[matrix])
+        half = math.frexp(largest)[1] // 2
+        exponents[matrix] = half
+        unit = _power_of_two(-2 * half)
         for i in range(n):
             # The lower triangle, with whole blocks on the diagonal.
             for k in range(min(n, (i // WIDTH + 1) * WIDTH)):
