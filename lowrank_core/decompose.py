@@ -87,7 +87,7 @@ def singular_values(
     if route == "gram" and min(shape) <= thresholds.LARGE:
         values, norms = medium_gram_values(flat, workers)
         return np.ascontiguousarray(values[:, :wanted]).reshape(*batch, wanted), norms.reshape(batch)
-    seed = krylov_seed(rng)
+    seed = krylov_seed(rng) if route.startswith("krylov") else 0
     small = route == "direct" and shape[0] * shape[1] <= thresholds.SMALL_ENTRIES
     values, norms = np.empty((len(flat), wanted)), np.empty(len(flat))
 

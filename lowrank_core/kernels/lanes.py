@@ -39,7 +39,7 @@ ANSWERS = _Lanes("lanes of bool", ir.IntType(1))
 
 @register_model(_Lanes)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: _Lanes) -> None:
+    def __init__(self, manager: Any, kind: _Lanes) -> None:  # pragma: no cover - for the compiler
         super().__init__(manager, kind, kind.vector)
 
 
@@ -104,12 +104,14 @@ def turned(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> An
     return tuple(np.array((a, b, c, d, e, f, g, h)).T.copy())
 
 
-def _address(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
+def _address(
+    context: Any, builder: Any, kind: Any, array: Any, start: Any
+) -> Any:  # pragma: no cover - for the compiler
     first = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
     return builder.bitcast(first, NUMBERS.vector.as_pointer())
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _load(typing: Any, array: Any, start: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(_address(context, builder, sig.args[0], *args), align=8)
@@ -117,7 +119,7 @@ def _load(typing: Any, array: Any, start: Any) -> Any:
     return NUMBERS(array, types.intp), build
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _store(typing: Any, array: Any, start: Any, x: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(args[2], _address(context, builder, sig.args[0], *args[:2]), align=8)
@@ -125,7 +127,7 @@ def _store(typing: Any, array: Any, start: Any, x: Any) -> Any:
     return types.void(array, types.intp, NUMBERS), build
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _spread(typing: Any, number: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         one = builder.insert_element(ir.Constant(NUMBERS.vector, ir.Undefined), args[0], ir.IntType(32)(0))
@@ -135,29 +137,29 @@ def _spread(typing: Any, number: Any) -> Any:
 
 
 def _call(name: str) -> Callable[..., Any]:
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # pragma: no cover - for the compiler
         kind = ir.FunctionType(NUMBERS.vector, [NUMBERS.vector] * len(args))
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v8f64"), args)
 
     return build
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
     return NUMBERS(NUMBERS, NUMBERS, NUMBERS), _call("fma")
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _root(typing: Any, x: Any) -> Any:
     return NUMBERS(NUMBERS), _call("sqrt")
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _select(typing: Any, mask: Any, x: Any, y: Any) -> Any:
     return NUMBERS(ANSWERS, NUMBERS, NUMBERS), lambda context, builder, sig, args: builder.select(*args)
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _some(typing: Any, mask: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         bits = builder.bitcast(args[0], ir.IntType(WIDTH))
@@ -166,7 +168,7 @@ def _some(typing: Any, mask: Any) -> Any:
     return types.boolean(ANSWERS), build
 
 
-@intrinsic
+@intrinsic  # pragma: no cover - for the compiler
 def _turned(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         rows = list(args)
