@@ -1,5 +1,6 @@
 """The choice of algorithm, and each algorithm's accuracy where it is hardest."""
 
+import tracemalloc
 from functools import cache
 
 import numpy as np
@@ -105,6 +106,23 @@ def test_a_batch_changes_no_bit_on_any_way(way, kind):
             alone = spectrum(stack[i], method=way)
             assert np.array_equal(alone.values, whole.values[i])
             assert np.array_equal(alone.norm, whole.norm[i])
+
+
+def test_a_batch_needs_a_working_set_a_worker_beside_inputs_and_results(monkeypatch, way):
+    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 2**16)
+    # In float64 at once this stack would take 16 MiB.
+    stack = np.zeros((512, 64, 64), np.float32)
+    stack[:, range(64), range(64)] = np.arange(64.0, 0.0, -1.0)
+    spectrum(stack[:1], method=way)  # what compiling takes is no part of it
+    tracemalloc.start()
+    try:
+        found = spectrum(stack, method=way, workers=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    block = 8 * thresholds.BLOCK_ENTRIES
+    # A block of matrices, its Gram matrices and LAPACK's copies of either, for each worker; three arrays of results.
+    assert peak <= 2 * 4 * block + 4 * found.values.nbytes
 
 
 @kinds
