@@ -45,6 +45,7 @@ class Ratio:
 
     version = "1"
     unit = "times"
+    timeout = 600.0  # both sides, several times each, on a machine that may be busy
     param_names: ClassVar = ["contest"]
     params: ClassVar = [list(CONTESTS)]
 
