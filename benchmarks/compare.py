@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cases
+from benchmarks.reach import reaches
 from benchmarks.timing import Outcome, Timing, contest
 
 ALL_RANKS = (*cases.ARTICLE_RANKS, 64)
@@ -105,9 +106,9 @@ def remarks(line: Line, outcome: Outcome) -> list[str]:
         said.append(
             f"{outcome.ours.error:.2g} ({outcome.bound:.2g}) {outcome.unit}, the peer {outcome.rival.error:.2g}"
         )
-    if outcome.limit is not None:
-        aim = "" if line.share is None else f", aim {line.share:.0%}"
-        said.append(f"{outcome.limit.seconds / outcome.ours.seconds:.0%} of {outcome.limit.name}{aim}")
+    for i, limit in enumerate(outcome.limits):
+        aim = f", aim {line.share:.0%}" if line.share is not None and i == 0 else ""
+        said.append(f"{limit.name} takes {limit.seconds / outcome.ours.seconds:.0%} of this time{aim}")
     fastest = outcome.peers[0]
     if fastest.name != outcome.rival.name:
         said.append(f"{named(fastest)} errs by {fastest.error:.2g}, {times(outcome.over(fastest), line)}")
@@ -152,6 +153,7 @@ def machine() -> dict[str, Any]:
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "reaches": {reach.name: reach.figure for reach in reaches()},
         "python": platform.python_version(),
         "versions": {
             name: installed(name) for name in ("lowrank_core", "numpy", "numba", "scipy", "scikit-learn", "torch")
@@ -225,6 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.quick:
         print("Small inputs, each call timed once: the ratios below say nothing about the targets.")
     print(COLUMNS.format(*TITLES).rstrip())
+    for name, figure in described["reaches"].items():
+        print(f"{name}: {figure:.3g}")
     records, refused = run(options.only or ROWS, quick=options.quick, peers=options.peers)
     print(f"{time.perf_counter() - start:.0f} s")
     if options.json:

@@ -23,6 +23,9 @@ CONTESTS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "1024² float32, scipy": (cases.large, (1024,), "scipy"),
     "1024² float32, torch": (cases.large, (1024,), "torch"),
     "leading 64 of 2048², torch niter=2": (cases.leading, (2048, 1.0, 64, True), "torch q=64 niter=2"),
+    "leading 64 of 2048², torch niter=4": (cases.leading, (2048, 1.0, 64, True), "torch q=74 niter=4"),
+    "leading 64 of 2048², torch niter=8": (cases.leading, (2048, 1.0, 64, True), "torch q=74 niter=8"),
+    "leading 64 of 2048² falling as 1/√i, torch": (cases.leading, (2048, 0.5, 64, True), "torch q=74 niter=8"),
     "leading 64 of 2048², sklearn": (cases.leading, (2048, 1.0, 64, True), "sklearn n_iter=auto"),
     "factors of rank 16, numpy": (cases.factors, (4096, 16), "numpy QR and core"),
     "factors of rank 64, numpy": (cases.factors, (4096, 64), "numpy QR and core"),
@@ -31,6 +34,7 @@ CONTESTS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "learning sweep, numpy": (cases.learning, ((8, 64), 2), "a plain NumPy loop"),
     "article, its own way": (cases.article, (), "the article's way"),
     "1,000 updates, the article's way": (cases.many_updates, (1_000, True), "the article's way, in part"),
+    "demo, its imports": (cases.demo, (), "import numpy, numba, matplotlib"),
     "import, numpy": (cases.import_time, (), "import numpy"),
     "two workers, one": (cases.two_workers, (400, 64, "float64"), "1 worker"),
 }
@@ -41,6 +45,7 @@ class Ratio:
 
     version = "1"
     unit = "times"
+    timeout = 600.0  # both sides, several times each, on a machine that may be busy
     param_names: ClassVar = ["contest"]
     params: ClassVar = [list(CONTESTS)]
 

@@ -48,7 +48,7 @@ class Outcome:
     ours: Timing
     peers: tuple[Timing, ...]
     rival: Timing
-    limit: Timing | None
+    limits: tuple[Timing, ...]
 
     def over(self, peer: Timing) -> float:
         """How many times as long a peer takes."""
@@ -119,7 +119,7 @@ def contest(case: Case, *, rounds: int = 3, least: float = 0.25) -> Outcome:
         timings[ours],
         _better_threads([timings[entry] for entry in entries[1:]]),
         min((timings[entry] for entry in rivals), key=lambda timing: timing.seconds),
-        _limit(case.limit, rounds, least),
+        tuple(_limit(limit, rounds, least) for limit in case.limits),
     )
 
 
@@ -178,8 +178,6 @@ def _better_threads(timings: list[Timing]) -> tuple[Timing, ...]:
     return tuple(better.values())
 
 
-def _limit(limit: Contender | None, rounds: int, least: float) -> Timing | None:
-    if limit is None:
-        return None
+def _limit(limit: Contender, rounds: int, least: float) -> Timing:
     entry = Entry(limit, None)
     return Timing(limit.name, None, min(_timed(entry, least) for _ in range(rounds)), 0.0)

@@ -160,11 +160,12 @@ def check_finite(matrices: NDArray[Any], name: str = "the update") -> None:
     if not matrices.size:
         return
     axes = (-2, -1)
-    # Extremes rather than a mask: no array of the update's size is made, and NaN passes through both.
+    # Extremes rather than a mask: no array of the update's size is made, and NaN passes through both. Over everything
+    # first: an extreme of each matrix alone takes ten times as long where they are small.
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of the very NaN that is looked for
+        if np.isfinite(matrices.max()) and np.isfinite(matrices.min()):
+            return
         finite = np.isfinite(matrices.max(axis=axes)) & np.isfinite(matrices.min(axis=axes))
-    if np.all(finite):
-        return
     bad = as_stack(matrices, 2)[int(np.argmin(finite))]
     row, column = (int(i) for i in np.argwhere(~np.isfinite(bad))[0])
     raise ValueError(

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lowrank_core.arrays import STORED_DTYPES, as_matrices, as_ranks, as_stack, check_finite
-from lowrank_core.decompose import choose_route, product_values, singular_values
+from lowrank_core.decompose import choose_route, singular_values
 from lowrank_core.factors import LowRankUpdate
+from lowrank_core.products import product_values
 from lowrank_core.threads import as_workers
 
 __all__ = ["Spectrum", "as_rank", "energy_fractions", "known_ranks", "spectrum"]

@@ -9,16 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lowrank_core.arrays import as_matrices, as_stack, check_finite
-from lowrank_core.decompose import (
-    Decomposition,
-    check_product,
-    choose_route,
-    decompose,
-    decompose_product,
-    krylov_seed,
-    map_batch,
-)
+from lowrank_core.decompose import choose_route, decompose, krylov_seed
+from lowrank_core.dense import Decomposition, map_batch
 from lowrank_core.factors import LowRankUpdate
+from lowrank_core.products import check_product, decompose_product
 from lowrank_core.spectra import Spectrum, as_rank
 from lowrank_core.threads import as_workers
 
@@ -79,7 +73,7 @@ def truncate(
     matrices, dtype = as_matrices(update)
     shape = (matrices.shape[-2], matrices.shape[-1])
     wanted = None if callable(rank) else as_rank(rank, shape)
-    route = choose_route(method, dtype, shape, wanted)
+    route = choose_route(method, dtype, shape, wanted, factors=True)
     check_finite(matrices)
     flat = as_stack(matrices, 2)
     work = _Stack(matrices.shape[:-2], shape, dtype, shape, count)

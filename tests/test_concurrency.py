@@ -162,7 +162,7 @@ def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(
         cancelled.set()
         shutdown(pool, wait=wait)
 
-    updates = RNG.standard_normal((4000, 12, 12))
+    updates = RNG.standard_normal((400, 70, 60))  # beyond what a kernel of our own takes
     monkeypatch.setattr(np.linalg, "svd", interrupting)
     monkeypatch.setattr(ThreadPoolExecutor, "shutdown", telling)
     call = {"spectrum": lc.spectrum, "truncate": lambda stack, **options: lc.truncate(stack, 1, **options)}[function]
@@ -204,6 +204,7 @@ def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(
 
 def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before, interruptible):
     svd, inside, release = np.linalg.svd, threading.Event(), threading.Event()
+    updates = RNG.standard_normal((2, 70, 60))
     main = threading.main_thread()
 
     def waiting(*arguments, **options):
@@ -216,16 +217,16 @@ def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before,
 
     monkeypatch.setattr(np.linalg, "svd", waiting)
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(lc.spectrum, STACK[0], method="direct")
+        other = pool.submit(lc.spectrum, updates[0], method="direct")
         with pytest.raises(KeyboardInterrupt):
-            lc.spectrum(STACK[1], method="direct")
+            lc.spectrum(updates[1], method="direct")
         # Held for the call that goes on, and put back when it is done.
         assert set(blas_now().values()) == {1}
         release.set()
         found = other.result(60)
     monkeypatch.undo()
     assert blas_now() == blas_before
-    assert np.array_equal(found.values, lc.spectrum(STACK[0]).values)
+    assert np.array_equal(found.values, lc.spectrum(updates[0]).values)
 
 
 def interrupted_at(number):

@@ -1,11 +1,12 @@
 """The choice of algorithm, and each algorithm's accuracy where it is hardest."""
 
+import tracemalloc
 from functools import cache
 
 import numpy as np
 import pytest
 
-from lowrank_core import LowRankUpdate, decompose, spectrum, truncate, update_with_spectrum
+from lowrank_core import LowRankUpdate, decompose, spectrum, thresholds, truncate, update_with_spectrum
 from lowrank_core.decompose import choose_route
 from lowrank_core.testing import assert_eckart_young, assert_same_update
 from tests import bounds, oracles
@@ -37,7 +38,8 @@ def truth(update):
     [
         ("auto", "float64", (8, 8), None, "direct"),
         ("auto", "float64", (4096, 4096), 4, "direct"),
-        ("auto", "float32", (8, 8), None, "gram"),
+        ("auto", "float32", (8, 8), None, "direct"),
+        ("auto", "float32", (65, 64), None, "gram"),
         ("auto", "bfloat16", (4096, 4096), None, "gram"),
         ("auto", "float16", (4096, 1024), 64, "krylov-or-gram"),
         ("auto", "float16", (4096, 1024), 65, "gram"),
@@ -49,6 +51,12 @@ def truth(update):
 )
 def test_the_route_is_chosen_by_shape_and_dtype(method, dtype, shape, rank, route):
     assert choose_route(method, dtype, shape, rank) == route
+    if dtype == "float64" or method != "auto" or shape != (8, 8):
+        assert choose_route(method, dtype, shape, rank, factors=True) == route
+
+
+def test_the_factors_of_small_float32_matrices_come_from_their_gram_matrices():
+    assert choose_route("auto", "float32", (8, 8), None, factors=True) == "gram"
 
 
 def test_methods_that_are_not_are_refused():
@@ -64,13 +72,69 @@ def test_methods_that_are_not_are_refused():
             ask(np.eye(2), method="krylov")
 
 
+# Every way to all singular values, forced on the same small inputs: the method, and the thresholds moved for it.
+WAYS = {
+    "kernel": ("direct", {}),
+    "LAPACK": ("direct", {"SMALL_ENTRIES": 0}),
+    "LAPACK, large": ("direct", {"SMALL_ENTRIES": 0, "LARGE": 4}),
+    "Gram kernel": ("gram", {}),
+    "Gram and LAPACK": ("gram", {"LARGE": 4}),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    method, moved = WAYS[request.param]
+    for name, value in moved.items():
+        monkeypatch.setattr(thresholds, name, value)
+    return method
+
+
+@kinds
+def test_a_batch_changes_no_bit_on_any_way(way, kind):
+    rng = np.random.default_rng(1)
+    for dtype in ("float64", "float32", "float16"):
+        others = rng.standard_normal((9, 20, 12)).astype(dtype)
+        stack = np.concatenate([others[:4], made(kind, (20, 12), dtype)[np.newaxis], 0 * others[:1], others[4:]])
+        whole = spectrum(stack, method=way, workers=1)
+        frozen = stack[::-1].copy(order="F")
+        frozen.flags.writeable = False
+        for again in (spectrum(stack, method=way, workers=3), spectrum(frozen[::-1], method=way)):
+            assert np.array_equal(again.values, whole.values)
+            assert np.array_equal(again.norm, whole.norm)
+        for i in (0, 4, 5, 10):
+            alone = spectrum(stack[i], method=way)
+            assert np.array_equal(alone.values, whole.values[i])
+            assert np.array_equal(alone.norm, whole.norm[i])
+
+
+def test_a_batch_needs_a_working_set_a_worker_beside_inputs_and_results(monkeypatch, way):
+    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 2**16)
+    # In float64 at once this stack would take 16 MiB.
+    stack = np.zeros((512, 64, 64), np.float32)
+    stack[:, range(64), range(64)] = np.arange(64.0, 0.0, -1.0)
+    spectrum(stack[:1], method=way)  # what compiling takes is no part of it
+    tracemalloc.start()
+    try:
+        found = spectrum(stack, method=way, workers=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    block = 8 * thresholds.BLOCK_ENTRIES
+    # A block of matrices, its Gram matrices and LAPACK's copies of either, for each worker; three arrays of results.
+    assert peak <= 2 * 4 * block + 4 * found.values.nbytes
+
+
 @kinds
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
 @pytest.mark.parametrize("size", [1.0, 1e200, 1e-200, 1e-310])
-def test_direct_against_mpmath(kind, shape, size):
+def test_float64_against_mpmath(way, kind, shape, size):
     update = size * made(kind, shape)
     exact = oracles.singular_values(update)
-    found = spectrum(update)
+    found = spectrum(update, method=way)
+    if way == "gram":
+        assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0] + bounds.SPACING)
+        return
     assert np.all(np.abs(found.values - exact) <= bounds.of_values(shape, "float64", exact[0]))
     assert abs(found.norm - oracles.norm(update)) <= bounds.of_values(shape, "float64", found.norm)
 
@@ -78,10 +142,10 @@ def test_direct_against_mpmath(kind, shape, size):
 @kinds
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
 @pytest.mark.parametrize("size", [1.0, 2.0**100, 2.0**-110, 2.0**-140])
-def test_gram_on_float32_against_mpmath(kind, shape, size):
+def test_float32_against_mpmath(way, kind, shape, size):
     update = (size * made(kind, shape)).astype(np.float32)
     exact = oracles.singular_values(update)
-    found = spectrum(update)
+    found = spectrum(update, method=way)
     assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0])
 
 
@@ -99,7 +163,7 @@ def test_gram_earns_a_float32s_accuracy_at_size(kind, shape, dtype):
 def test_gram_in_blocks_is_gram(monkeypatch, shape, dtype):
     update = made("falling", shape, dtype)
     whole = spectrum(update, method="gram").values
-    monkeypatch.setattr(decompose, "BLOCK_ENTRIES", 64)
+    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 64)
     parts = spectrum(update, method="gram").values
     assert np.all(np.abs(parts - whole) <= 100 * bounds.EPS64 * whole[0])
     assert_eckart_young(update, truncate(update, 5, method="gram"), 5, eps=bounds.EPS32)
@@ -149,17 +213,17 @@ def test_krylov_finds_more_copies_of_a_value_than_its_block_is_wide():
 
 def test_auto_takes_krylov_for_few_values_of_a_large_matrix_and_gram_where_they_fall_slowly(monkeypatch):
     taken = []
-    for name in ("_krylov", "_gram"):
+    for name in ("krylov", "gram"):
         plain = getattr(decompose, name)
         monkeypatch.setattr(decompose, name, lambda *a, _f=plain, _n=name: taken.append(_n) or _f(*a))
-    monkeypatch.setattr(decompose, "KRYLOV_SMALLEST_SIDE", 256)
+    monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 256)
     steep = update_with_spectrum(np.exp2(-np.arange(256.0)), (300, 256), rng=0).astype(np.float32)
     slow = made("falling", (300, 256), "float32")
     assert np.allclose(spectrum(steep, rank=4).values, truth(steep)[:4], rtol=1e-4)
-    assert taken == ["_krylov"]
+    assert taken == ["krylov"]
     taken.clear()
     assert np.allclose(spectrum(slow, rank=16).values, spectrum(slow).values[:16], rtol=1e-13)
-    assert taken == ["_krylov", "_gram"]
+    assert taken == ["krylov", "gram"]
 
 
 def test_krylov_of_a_zero_update_and_of_rank_0():
@@ -285,3 +349,38 @@ def test_krylov_finds_copies_of_a_value_until_the_space_is_full():
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((72, 40)))[0]
     found = spectrum(basis @ basis.T, rank=40, method="krylov").values
     assert np.all(np.abs(found - 1) <= 10 * 72 * 2.0**-52)
+
+
+def test_small_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
+    from lowrank_core.kernels import small
+
+    stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1060)
+    whole, kernel = spectrum(stack), small.small_values
+
+    def gives_up(matrices, values, exponents):
+        kernel(matrices, values, exponents)
+        values[1::4] = np.nan
+        return len(values[1::4])
+
+    monkeypatch.setattr(small, "small_values", gives_up)
+    found = spectrum(stack)
+    assert np.array_equal(found.values[::4], whole.values[::4])
+    assert np.all(np.abs(found.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)
+
+
+def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
+    from lowrank_core.kernels import gram
+
+    stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1000)
+    whole, kernel = spectrum(stack, method="gram"), gram.tridiagonal_values
+
+    def gives_up(diagonals, squares, values):
+        kernel(diagonals, squares, values)
+        values[1::4] = np.nan
+        return len(values[1::4])
+
+    monkeypatch.setattr(gram, "tridiagonal_values", gives_up)
+    found = spectrum(stack, method="gram")
+    assert np.array_equal(found.values[::4], whole.values[::4])
+    assert np.array_equal(found.norm, whole.norm)
+    assert np.all(np.abs(found.values - whole.values) <= bounds.EPS32 * whole.values[:, :1])

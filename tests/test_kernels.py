@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lowrank_core
-from lowrank_core.kernels import compiling, energies, learning
+from lowrank_core.kernels import compiling, energies, gram, lanes, learning, quotients, small
 from tests import oracles
 
 EPS = 2.0**-52
@@ -129,7 +129,10 @@ def test_errors_by_the_formula(kernel, largest):
 
 
 @both(learning._multiply)
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"),
+    [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8), (9, 5, 37), (8, 3, 16), (4, 6, 32)],
+)
 def test_products(kernel, m, k, n):
     X, Y, out = RNG.standard_normal((m, k)), RNG.standard_normal((k, n)), np.full((m, n), np.nan)
     kernel(X, Y, out)
@@ -137,7 +140,7 @@ def test_products(kernel, m, k, n):
 
 
 @both(learning._gram)
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 3), (7, 5), (9, 2), (3, 6)])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 3), (7, 5), (9, 2), (3, 6), (5, 16), (3, 48), (7, 21)])
 def test_gram_matrices(kernel, m, n):
     X, out = RNG.standard_normal((m, n)), np.full((n, n), np.nan)
     kernel(X, out)
@@ -259,10 +262,150 @@ def test_a_run_that_diverges_is_inf_from_there_on(kernel):
         assert np.all(np.isinf(norm[first:]))
 
 
+KINDS = {
+    "zero": np.zeros,
+    "equal": np.ones,
+    "clustered": lambda p: 1 + 1e-12 * np.arange(p),
+    "close": lambda p: np.linspace(1.0, 1.001, p),
+    "repeated": lambda p: 1.0 + np.arange(p) % 3,
+    "graded": lambda p: np.exp2(-np.linspace(0, 1000, p)),
+    "deficient": lambda p: 1.0 * (np.arange(p) < (p + 1) // 3),
+    "one above noise": lambda p: np.where(np.arange(p), 1e-9, 1.0),
+    "drawn": lambda p: np.random.default_rng(p).random(p),
+}
+
+
+def with_values(count, m, n, values):
+    rng = np.random.default_rng([m, n])
+    left, right = (np.linalg.qr(rng.standard_normal((count, side, min(m, n))))[0] for side in (m, n))
+    return np.ascontiguousarray(left * values @ np.swapaxes(right, 1, 2))
+
+
+def small_values(matrices, kernel=small.small_values):
+    values = np.empty((len(matrices), min(matrices.shape[1:])))
+    exponents = np.empty(len(matrices), np.int64)
+    assert kernel(matrices, values, exponents) == 0
+    return values, exponents
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 7), (7, 1), (2, 2), (2, 3), (3, 2), (5, 17), (17, 5), (16, 16), (33, 31)]
+)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", [0, -1060, 1000])
+def test_small_values_are_lapacks(shape, kind, power):
+    matrices = np.ldexp(with_values(3, *shape, KINDS[kind](min(shape))), power)
+    values, exponents = small_values(matrices)
+    back = 1060 if power < 0 else -power  # where LAPACK loses no digit
+    exact = np.linalg.svd(np.ldexp(matrices, back), compute_uv=False)
+    found = np.ldexp(values, exponents[:, np.newaxis] + back)
+    assert np.all(np.diff(found) <= 0)
+    assert np.all(np.abs(found - exact) <= 4 * max(shape) * EPS * exact[:, :1])
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.eye(20), np.eye(20, k=1), np.eye(20)[::-1].copy(), np.ones((20, 20)), np.tri(20), np.tri(20) - np.eye(20),
+        np.diag(np.arange(20.0)), np.kron(np.eye(5), np.ones((4, 4))), np.diag([1.0, 1e-200, 5e-324]),
+    ],
+)  # fmt: skip
+def test_small_values_of_matrices_with_structure(matrix):
+    values, exponents = small_values(matrix[np.newaxis])
+    exact = np.linalg.svd(matrix, compute_uv=False)
+    assert np.all(np.abs(np.ldexp(values[0], exponents[0]) - exact) <= 20 * EPS * exact[0])
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 33])
+def test_what_the_other_lanes_hold_changes_no_bit(n):
+    # Lanes that split, fail, finish early or have nothing to do, beside ordinary ones.
+    matrices = np.concatenate([with_values(3, n, n, kind(n)) for kind in KINDS.values()])
+    values, exponents = small_values(matrices)
+    order = np.random.default_rng(0).permutation(len(matrices))
+    for chosen in ([i] for i in range(len(matrices))), [order], [order[:5]]:
+        for part in chosen:
+            again = small_values(matrices[part])
+            assert np.array_equal(again[0], values[part])
+            assert np.array_equal(again[1], exponents[part])
+
+
+def test_small_values_as_plain_python():
+    matrices = np.concatenate([with_values(1, 4, 6, kind(4)) for kind in KINDS.values()])
+    found = [
+        np.ldexp(v, e[:, np.newaxis])
+        for v, e in (small_values(matrices), small_values(matrices, plain(small.small_values)))
+    ]
+    assert np.allclose(*found, rtol=0, atol=1e-15 * found[0].max())
+
+
+def gram_values(grams, reduce=gram.tridiagonals, solve=gram.tridiagonal_values):
+    diagonals, squares, values = (np.empty(grams.shape[:2]) for _ in range(3))
+    exponents = np.empty(len(grams), np.int64)
+    reduce(grams, diagonals, squares, exponents)
+    assert solve(diagonals, squares, values) == 0
+    return np.ldexp(values, exponents[:, np.newaxis])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 16, 33, 70])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", [0, -150, 250])
+def test_roots_of_a_gram_matrix_are_within_float32s_rounding(n, kind, power):
+    matrices = with_values(3, n + 3, n, KINDS[kind](n))
+    values = gram_values(np.ldexp(np.swapaxes(matrices, 1, 2) @ matrices, 2 * power))
+    exact = np.linalg.svd(matrices, compute_uv=False)
+    assert np.all(np.diff(values) <= 0)
+    # A square is known to a few ulp of the largest: √(4 · 2⁻⁵²) where σ is zero, an ulp or two where it is not.
+    room = np.minimum(2.0**-24, 8 * max(n, 4) * EPS / np.maximum(exact / exact[:, :1].clip(1e-300), 1e-300))
+    assert np.all(np.abs(np.ldexp(values, -power) - exact) <= room * exact[:, :1])
+
+
+def test_tridiagonal_matrices_are_similar_to_what_they_came_from():
+    grams = with_values(2, 21, 13, KINDS["drawn"](13))
+    grams = np.ascontiguousarray(np.swapaxes(grams, 1, 2) @ grams)
+    for reduce in (gram.tridiagonals, plain(gram.tridiagonals)):
+        diagonals, squares, exponents = np.empty((2, 13)), np.empty((2, 13)), np.empty(2, np.int64)
+        reduce(grams, diagonals, squares, exponents)
+        for matrix, diagonal, square in zip(
+            np.ldexp(grams, -2 * exponents[:, None, None]), diagonals, squares, strict=True
+        ):
+            beside = np.sqrt(square[:-1])
+            three = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+            assert np.allclose(np.linalg.eigvalsh(three), np.linalg.eigvalsh(matrix), rtol=0, atol=100 * EPS)
+
+
+def test_what_stands_beside_a_gram_matrix_changes_no_bit():
+    matrices = np.concatenate([with_values(2, 11, 9, kind(9)) for kind in KINDS.values()])
+    grams = np.ascontiguousarray(np.swapaxes(matrices, 1, 2) @ matrices)
+    values = gram_values(grams)
+    for i in range(len(grams)):
+        assert np.array_equal(gram_values(grams[i : i + 1])[0], values[i])
+
+
+def test_a_matrix_that_is_no_gram_matrix_is_left_at_nan():
+    diagonals, squares = np.array([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0]]), np.zeros((2, 3))
+    for solve in (gram.tridiagonal_values, plain(gram.tridiagonal_values)):
+        values = np.empty((2, 3))
+        assert solve(diagonals, squares, values) == 1
+        assert np.allclose(values[0], 1.0, rtol=EPS)
+        assert np.isnan(values[1, 0])
+
+
+def test_lanes_that_run_out_of_patience_are_told_from_those_that_are_done(monkeypatch):
+    # Two entries that hang together in all lanes but the first, and no step allowed; 2 × 2 blocks need none.
+    monkeypatch.setattr(quotients, "PATIENCE", 0)
+    q, e, state = np.ones(4 * lanes.WIDTH), np.zeros(4 * lanes.WIDTH), np.full(quotients.STATE, np.nan)
+    e[1 : lanes.WIDTH] = e[lanes.WIDTH + 1 : 2 * lanes.WIDTH] = 1.0
+    plain(quotients.converge)(3, q, e, np.empty_like(q), np.empty_like(q), np.empty_like(q), state, 0.0)
+    assert state[quotients.END : quotients.END + lanes.WIDTH].tolist() == [-1] + [2] * 7
+
+
 def test_every_kernel_is_compiled_for_one_set_of_types():
     code = """
 import numpy as np, lowrank_core as lc
 stack = np.random.default_rng(0).standard_normal((3, 9, 8))
+frozen_stack = stack.copy(); frozen_stack.flags.writeable = False
+lc.spectrum(stack.astype(int)), lc.spectrum(stack, method="gram"), lc.spectrum(stack[:1], method="gram")
+lc.spectrum(frozen_stack), lc.spectrum(stack[:, ::2, ::-1])
 for update in (stack, stack.astype("f4"), stack[0], stack[:0], np.asfortranarray(stack), lc.truncate(stack, 2)):
     of = lc.spectrum(update)
     frozen = np.array([1, 2]); frozen.flags.writeable = False
@@ -283,7 +426,13 @@ for module in pkgutil.iter_modules(lowrank_core.kernels.__path__):
         capture_output=True, text=True, check=True, env=os.environ | {"NUMBA_DISABLE_JIT": "0"},
     )  # fmt: skip
     counts = dict(line.split() for line in found.stdout.splitlines())
-    assert {"energies.energies", "energies.error_sweep", "learning.learn"} <= set(counts)
+    assert {
+        "energies.energies",
+        "energies.error_sweep",
+        "learning.learn",
+        "small.small_values",
+        "gram.tridiagonals",
+    } <= set(counts)
     assert {name: count for name, count in counts.items() if count not in {"0", "1"}} == {}
 
 

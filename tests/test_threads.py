@@ -27,6 +27,7 @@ from lowrank_core.threads import as_workers, blas_threads, in_threads
 
 RNG = np.random.default_rng(0)
 STACK = RNG.standard_normal((40, 48, 40))
+MEDIUM = RNG.standard_normal((6, 70, 66))  # beyond what a kernel of our own takes
 LARGE = RNG.standard_normal((520, 514)).astype(np.float32)  # a smaller side beyond the limit of a worker's BLAS
 PRODUCT = LowRankUpdate(RNG.standard_normal((6, 48, 5)), RNG.standard_normal((6, 5, 40)), 0.5)
 
@@ -122,11 +123,11 @@ def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(m
             name,
             lambda *a, _f=plain, **k: seen.setdefault(a[0].shape[-1], set(blas_now().values())) and _f(*a, **k),
         )
-    spectrum(RNG.standard_normal((24, 24)))
-    spectrum(STACK, workers=2)
+    spectrum(RNG.standard_normal((72, 72)))
+    spectrum(MEDIUM, workers=2)
     spectrum(LARGE)
-    assert seen[24] == {1}
-    assert seen[40] == {1}
+    assert seen[72] == {1}
+    assert seen[66] == {1}
     assert seen[514] == set(blas_before.values())
 
 
@@ -152,7 +153,7 @@ def test_settings_survive_an_interrupt(monkeypatch, blas_before):
     monkeypatch.setattr(np.linalg, "svd", interrupted)
     for workers in (1, 4):
         with pytest.raises(KeyboardInterrupt):
-            spectrum(STACK, workers=workers)
+            spectrum(MEDIUM, workers=workers)
         assert blas_now() == blas_before
 
 

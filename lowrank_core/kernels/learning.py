@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from lowrank_core.kernels.compiling import Floats, Integers, kernel
+from lowrank_core.kernels.lanes import WIDTH, fused, load, spread, store
 
 __all__ = ["learn"]
 
@@ -16,38 +17,77 @@ RESIDUAL_BELOW = 1e-4
 
 
 @kernel
+def _tile(
+    X: Floats, x: int, across: int, along: int, Y: Floats, y: int, columns: int, inner: int, out: Floats, at: int
+) -> None:
+    """Fill four rows and sixteen columns of a product, which stay in registers while the inner index runs.
+
+    The arrays are flattened; entry (i, k) of the four rows of X stands at x + i·across + k·along.
+    """
+    zero = spread(0.0)
+    a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
+    for k in range(inner):
+        left, right = load(Y, y + k * columns), load(Y, y + k * columns + WIDTH)
+        entry = x + k * along
+        x0, x1 = spread(X[entry]), spread(X[entry + across])
+        x2, x3 = spread(X[entry + 2 * across]), spread(X[entry + 3 * across])
+        a0, a1, a2, a3 = fused(x0, left, a0), fused(x1, left, a1), fused(x2, left, a2), fused(x3, left, a3)
+        b0, b1, b2, b3 = fused(x0, right, b0), fused(x1, right, b1), fused(x2, right, b2), fused(x3, right, b3)
+    store(out, at, a0)
+    store(out, at + WIDTH, b0)
+    store(out, at + columns, a1)
+    store(out, at + columns + WIDTH, b1)
+    store(out, at + 2 * columns, a2)
+    store(out, at + 2 * columns + WIDTH, b2)
+    store(out, at + 3 * columns, a3)
+    store(out, at + 3 * columns + WIDTH, b3)
+
+
+@kernel
+def _product(X: Floats, across: int, along: int, Y: Floats, rows: int, inner: int, columns: int, out: Floats) -> None:
+    """Fill out (rows, columns), flattened, with X Y, where entry (i, k) of X stands at i·across + k·along."""
+    tall, wide = rows - rows % 4, columns - columns % (2 * WIDTH)
+    for i in range(0, tall, 4):
+        for j in range(0, wide, 2 * WIDTH):
+            _tile(X, i * across, across, along, Y, j, columns, inner, out, i * columns + j)
+    for i in range(rows):
+        # What tiles do not cover, four rows of Y at a time: a pass over a row of `out` does four fused steps, not one.
+        start = wide if i < tall else 0
+        for j in range(start, columns):
+            out[i * columns + j] = 0.0
+        whole = inner - inner % 4
+        for k in range(0, whole, 4):
+            at, y = i * across + k * along, k * columns
+            a0, a1, a2, a3 = X[at], X[at + along], X[at + 2 * along], X[at + 3 * along]
+            for j in range(start, columns):
+                out[i * columns + j] += (
+                    a0 * Y[y + j] + a1 * Y[y + columns + j] + a2 * Y[y + 2 * columns + j] + a3 * Y[y + 3 * columns + j]
+                )
+        for k in range(whole, inner):
+            a0, y = X[i * across + k * along], k * columns
+            for j in range(start, columns):
+                out[i * columns + j] += a0 * Y[y + j]
+
+
+@kernel
 def _multiply(X: Floats, Y: Floats, out: Floats) -> None:
-    """Fill out = X @ Y, four rows of Y at a time: each pass over a row of `out` then does four fused steps, not one."""
+    """Fill the first rows of out with X @ Y."""
     rows, inner = X.shape
     columns = Y.shape[1]
-    whole = inner - inner % 4
-    for i in range(rows):
-        for j in range(columns):
-            out[i, j] = 0.0
-        for k in range(0, whole, 4):
-            a0, a1, a2, a3 = X[i, k], X[i, k + 1], X[i, k + 2], X[i, k + 3]
-            for j in range(columns):
-                out[i, j] += a0 * Y[k, j] + a1 * Y[k + 1, j] + a2 * Y[k + 2, j] + a3 * Y[k + 3, j]
-        for k in range(whole, inner):
-            for j in range(columns):
-                out[i, j] += X[i, k] * Y[k, j]
+    _product(X.reshape(X.size), inner, 1, Y.reshape(Y.size), rows, inner, columns, out.reshape(out.size))
 
 
 @kernel
 def _gram(X: Floats, out: Floats) -> None:
-    """Fill out = Xᵀ X, four rows of X at a time: the upper triangle, then its mirror image."""
+    """Fill out = Xᵀ X: where tiles cover it, those on and above the diagonal; then the mirror image."""
     rows, columns = X.shape
-    out[:] = 0.0
-    whole = rows - rows % 4
-    for k in range(0, whole, 4):
-        for i in range(columns):
-            a0, a1, a2, a3 = X[k, i], X[k + 1, i], X[k + 2, i], X[k + 3, i]
-            for j in range(i, columns):
-                out[i, j] += a0 * X[k, j] + a1 * X[k + 1, j] + a2 * X[k + 2, j] + a3 * X[k + 3, j]
-    for k in range(whole, rows):
-        for i in range(columns):
-            for j in range(i, columns):
-                out[i, j] += X[k, i] * X[k, j]
+    flat, filled = X.reshape(X.size), out.reshape(out.size)
+    if columns % (2 * WIDTH) == 0:
+        for i in range(0, columns, 4):
+            for j in range(i - i % (2 * WIDTH), columns, 2 * WIDTH):
+                _tile(flat, i, 1, columns, flat, j, columns, rows, filled, i * columns + j)
+    else:
+        _product(flat, 1, columns, flat, columns, rows, columns, filled)
     for i in range(columns):
         for j in range(i):
             out[i, j] = out[j, i]

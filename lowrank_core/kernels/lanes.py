@@ -1,0 +1,196 @@
+"""A row of eight float64 numbers that compiled code keeps in one vector register, with the operations kernels need.
+
+Numba finds vector instructions where its optimiser can prove that arrays do not overlap, which it seldom can. Lanes
+leave nothing to prove. In plain Python (``NUMBA_DISABLE_JIT=1``) the same functions work on NumPy arrays of eight.
+Every operation acts on each lane by itself: what one lane holds never changes another.
+"""
+
+# ruff: noqa: ARG001, ARG005, PLW0108 - Numba reads signatures by the names in them, whether those are used or not.
+# mypy: disable-error-code="no-untyped-call, call-arg"
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model
+
+__all__ = ["WIDTH", "fused", "load", "root", "select", "some", "spread", "store", "turned"]
+
+WIDTH = 8
+
+
+class _Lanes(types.Type):
+    """Eight numbers, or (as a mask) eight answers."""
+
+    def __init__(self, name: str, element: ir.Type) -> None:
+        super().__init__(name=name)
+        self.vector = ir.VectorType(element, WIDTH)
+
+
+NUMBERS = _Lanes("lanes of float64", ir.DoubleType())
+ANSWERS = _Lanes("lanes of bool", ir.IntType(1))
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: _Lanes) -> None:  # pragma: no cover - for the compiler
+        super().__init__(manager, kind, kind.vector)
+
+
+def _operator(symbol: Callable[..., Any], operand: _Lanes, result: _Lanes, build: Callable[..., Any]) -> None:
+    """Let an operator of Python's take lanes."""
+    infer_global(symbol)(type("_LanesOf", (ConcreteTemplate,), {"cases": [signature(result, operand, operand)]}))
+    lower_builtin(symbol, operand, operand)(lambda context, builder, sig, args: build(builder, *args))
+
+
+def _comparison(sign: str) -> Callable[..., Any]:
+    return lambda builder, x, y: builder.fcmp_ordered(sign, x, y)
+
+
+_operator(operator.add, NUMBERS, NUMBERS, lambda builder, x, y: builder.fadd(x, y))
+_operator(operator.sub, NUMBERS, NUMBERS, lambda builder, x, y: builder.fsub(x, y))
+_operator(operator.mul, NUMBERS, NUMBERS, lambda builder, x, y: builder.fmul(x, y))
+_operator(operator.truediv, NUMBERS, NUMBERS, lambda builder, x, y: builder.fdiv(x, y))
+_operator(operator.lt, NUMBERS, ANSWERS, _comparison("<"))
+_operator(operator.le, NUMBERS, ANSWERS, _comparison("<="))
+_operator(operator.eq, NUMBERS, ANSWERS, _comparison("=="))
+_operator(operator.or_, ANSWERS, ANSWERS, lambda builder, x, y: builder.or_(x, y))
+_operator(operator.and_, ANSWERS, ANSWERS, lambda builder, x, y: builder.and_(x, y))
+
+
+def load(array: Any, start: int) -> Any:
+    """Take eight numbers of a one-dimensional array."""
+    return array[start : start + WIDTH].copy()
+
+
+def store(array: Any, start: int, x: Any) -> None:
+    """Put eight numbers into a one-dimensional array."""
+    array[start : start + WIDTH] = x
+
+
+def spread(number: float) -> Any:
+    """Give the same number to every lane."""
+    return np.full(WIDTH, number)
+
+
+def fused(x: Any, y: Any, z: Any) -> Any:
+    """Give x · y + z, rounded once where compiled."""
+    return x * y + z
+
+
+def root(x: Any) -> Any:
+    """Give the square roots."""
+    return np.sqrt(x)
+
+
+def select(mask: Any, x: Any, y: Any) -> Any:
+    """Give x where the mask holds and y elsewhere."""
+    return np.where(mask, x, y)
+
+
+def some(mask: Any) -> Any:
+    """Tell whether the mask holds in any lane."""
+    return np.any(mask)
+
+
+def turned(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    """Turn eight rows of lanes into eight columns."""
+    return tuple(np.array((a, b, c, d, e, f, g, h)).T.copy())
+
+
+def _address(
+    context: Any, builder: Any, kind: Any, array: Any, start: Any
+) -> Any:  # pragma: no cover - for the compiler
+    first = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
+    return builder.bitcast(first, NUMBERS.vector.as_pointer())
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _load(typing: Any, array: Any, start: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_address(context, builder, sig.args[0], *args), align=8)
+
+    return NUMBERS(array, types.intp), build
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _store(typing: Any, array: Any, start: Any, x: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _address(context, builder, sig.args[0], *args[:2]), align=8)
+
+    return types.void(array, types.intp, NUMBERS), build
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _spread(typing: Any, number: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        one = builder.insert_element(ir.Constant(NUMBERS.vector, ir.Undefined), args[0], ir.IntType(32)(0))
+        return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+
+    return NUMBERS(types.float64), build
+
+
+def _call(name: str) -> Callable[..., Any]:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # pragma: no cover - for the compiler
+        kind = ir.FunctionType(NUMBERS.vector, [NUMBERS.vector] * len(args))
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v8f64"), args)
+
+    return build
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    return NUMBERS(NUMBERS, NUMBERS, NUMBERS), _call("fma")
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _root(typing: Any, x: Any) -> Any:
+    return NUMBERS(NUMBERS), _call("sqrt")
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _select(typing: Any, mask: Any, x: Any, y: Any) -> Any:
+    return NUMBERS(ANSWERS, NUMBERS, NUMBERS), lambda context, builder, sig, args: builder.select(*args)
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _some(typing: Any, mask: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(WIDTH))
+        return builder.icmp_unsigned("!=", bits, bits.type(0))
+
+    return types.boolean(ANSWERS), build
+
+
+@intrinsic  # pragma: no cover - for the compiler
+def _turned(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        rows = list(args)
+        for apart in (1, 2, 4):
+            # Rows that lie `apart` swap the lanes that do: after three rounds every bit of row and lane is swapped.
+            low = [lane if not lane & apart else WIDTH + lane - apart for lane in range(WIDTH)]
+            high = [lane + apart if not lane & apart else WIDTH + lane for lane in range(WIDTH)]
+            masks = [ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), lanes) for lanes in (low, high)]
+            for i in range(WIDTH):
+                if not i & apart:
+                    pair = rows[i], rows[i + apart]
+                    rows[i], rows[i + apart] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+        return context.make_tuple(builder, sig.return_type, rows)
+
+    return types.UniTuple(NUMBERS, WIDTH)(*[NUMBERS] * WIDTH), build
+
+
+overload(turned)(lambda a, b, c, d, e, f, g, h: lambda a, b, c, d, e, f, g, h: _turned(a, b, c, d, e, f, g, h))
+overload(load)(lambda array, start: lambda array, start: _load(array, start))
+overload(store)(lambda array, start, x: lambda array, start, x: _store(array, start, x))
+overload(spread)(lambda number: lambda number: _spread(number))
+overload(fused)(lambda x, y, z: lambda x, y, z: _fused(x, y, z))
+overload(root)(lambda x: lambda x: _root(x))
+overload(select)(lambda mask, x, y: lambda mask, x, y: _select(mask, x, y))
+overload(some)(lambda mask: lambda mask: _some(mask))
