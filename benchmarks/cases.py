@@ -29,6 +29,8 @@ from lowrank_core import (
     style_update,
     truncate,
 )
+from lowrank_core.cli.article import Settings
+from lowrank_core.cli.article import run as run_article
 
 Floats = NDArray[np.float64]
 
@@ -506,4 +508,8 @@ def demo() -> Case:
         error=lambda printed: 0.0 if printed == "" or DEMO_FIGURE in printed else np.inf,
         unit="",
         bound=0.0,
+        limits=(
+            Contender("import numpy, numba, typer, rich", lambda: _python("import numpy, numba, typer, rich.console")),
+            Contender("both experiments where all is loaded", lambda: run_article(Settings()), blas=False),
+        ),
     )
