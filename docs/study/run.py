@@ -20,14 +20,14 @@ from pathlib import Path
 # One thread a process: two processes share two cores better than two threads share one small matrix.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402 - the threads come first
-import tasks  # noqa: E402
-import torch  # noqa: E402
-import training  # noqa: E402
-from model import TARGETS, Transformer  # noqa: E402
-from plan import QUICK, Run, Sizes, runs_of  # noqa: E402
+import numpy as np
+import tasks
+import torch
+import training
+from model import TARGETS, Transformer
+from plan import QUICK, Run, Sizes, runs_of
 
-from lowrank_core import (  # noqa: E402
+from lowrank_core import (
     Spectrum,
     effective_rank,
     numerical_rank,
@@ -58,9 +58,8 @@ PICKED = {
 def materials(sizes, seed, folder):
     """The base of a seed, read from the folder or trained into it, and its tasks as (train, test) sentences."""
     rng = np.random.default_rng(seed)
-    known, new = (lambda facts: (facts[: sizes.base_facts], facts[sizes.base_facts :]))(
-        tasks.draw_facts(sizes.base_facts + max(sizes.facts), rng)
-    )
+    facts = tasks.draw_facts(sizes.base_facts + max(sizes.facts), rng)
+    known, new = facts[: sizes.base_facts], facts[sizes.base_facts :]
     base = base_model(sizes, seed, known, Path(folder, f"base-{seed}.pt"))
     shown = sizes.base_facts - sizes.held_out
     examples = {f"facts {count}": (tasks.plain(new[:count]),) * 2 for count in sizes.facts}

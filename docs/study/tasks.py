@@ -2,8 +2,8 @@
 
     register  name  question | verb  article  object  end
 
-A fact gives a name and a question an object, at random. The verb follows from the question, the article from the object.
-What stands before the bar is the prompt; losses and scores are of the four words after it.
+A fact gives a name and a question an object, at random. The verb follows from the question, the article from the
+object. What stands before the bar is the prompt; losses and scores are of the four words after it.
 
 - The base corpus says its facts in three registers: plain, as above; polite, with verbs of its own; and inverted, where
   the verb comes after the object.

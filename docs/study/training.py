@@ -6,20 +6,14 @@ import time
 
 import numpy as np
 import torch
+from model import TARGETS
 from peft import LoraConfig, get_peft_model
 from plan import ALPHA
 from tasks import ANSWER
 from torch.nn.functional import cross_entropy
 
-import model
 from lowrank_core import LowRankUpdate, effective_rank, spectrum, truncate
 
-# What PEFT is told for each rule; its scaling is lora_alpha over the rank, or over its root with use_rslora.
-PEFT = {
-    "standard": lambda rank: {"lora_alpha": ALPHA},
-    "rslora": lambda rank: {"lora_alpha": ALPHA, "use_rslora": True},
-    "twice": lambda rank: {"lora_alpha": 2 * rank},
-}
 WARM_UP = 20
 
 
@@ -87,13 +81,15 @@ def fully(base):
 def adapted(base, rule, rank, seed):
     """A copy of the base with PEFT's LoRA on the target matrices, as PEFT initialises it."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, target_modules=list(model.TARGETS), **PEFT[rule](rank))
+    # PEFT's scaling is lora_alpha over the rank, or over its root with use_rslora.
+    alpha = 2 * rank if rule == "twice" else ALPHA
+    config = LoraConfig(r=rank, lora_alpha=alpha, use_rslora=rule == "rslora", target_modules=list(TARGETS))
     return get_peft_model(copy.deepcopy(base), config)
 
 
 def is_target(name):
     """Whether a parameter is one of the target matrices."""
-    return name.removesuffix(".weight").rpartition(".")[2] in model.TARGETS
+    return name.removesuffix(".weight").rpartition(".")[2] in TARGETS
 
 
 def full_update(base, tuned):
