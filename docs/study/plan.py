@@ -24,7 +24,8 @@ class Sizes:
     ranks: tuple = (1, 2, 4, 8, 16, 32, 64)
     few_facts_ranks: tuple = (1, 2, 4, 8, 16)
     sgd_ranks: tuple = (1, 4, 8, 16, 64)
-    rates: tuple = (3e-3, 1e-2, 3e-2)
+    style_rates: tuple = (1e-3, 3e-3, 1e-2, 3e-2)
+    facts_rates: tuple = (3e-3, 1e-2, 3e-2)
     few_facts_rates: tuple = (1e-2, 3e-2)
     full_rates: tuple = (3e-4, 1e-3, 4e-3, 1.2e-2)
     sgd_rates: tuple = (4e-3, 2e-2, 1e-1, 5e-1, 2.5)
@@ -47,7 +48,8 @@ QUICK = Sizes(
     ranks=(1, 8, 64),
     few_facts_ranks=(1, 8),
     sgd_ranks=(8, 64),
-    rates=(1e-2,),
+    style_rates=(1e-2,),
+    facts_rates=(1e-2,),
     few_facts_rates=(1e-2,),
     full_rates=(4e-3,),
     sgd_rates=(1e-1,),
@@ -76,8 +78,9 @@ def runs_of(sizes, seed):
     full = itertools.product(sizes.tasks, ["adamw"], sizes.full_rates)
     full_sgd = itertools.product([facts], ["sgd"], sizes.sgd_rates)
     yield from (Run(*arms, seed) for arms in itertools.chain(full, full_sgd))
-    for task, rate, (rule, rank) in itertools.product([style, facts], sizes.rates, distinct(sizes.ranks)):
-        yield Run(task, "adamw", rate, seed, rule, rank)
+    for task, rates in ((style, sizes.style_rates), (facts, sizes.facts_rates)):
+        for rate, (rule, rank) in itertools.product(rates, distinct(sizes.ranks)):
+            yield Run(task, "adamw", rate, seed, rule, rank)
     for rate, (rule, rank) in itertools.product(sizes.sgd_rates, distinct(sizes.sgd_ranks)):
         yield Run(facts, "sgd", rate, seed, rule, rank)
     for task, rate, rank in itertools.product(fewer, sizes.few_facts_rates, sizes.few_facts_ranks):

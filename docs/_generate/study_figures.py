@@ -1,0 +1,243 @@
+"""The figures of the study, from its results alone.
+
+python docs/_generate/study_figures.py FOLDER
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from figures import THEMES, canvas, theme_parameters
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from lowrank_core.cli.figures import GREY, LOOKS, ORANGE, Look, rank_ticks, style
+
+sys.path.append(str(Path(__file__).parents[1] / "study"))
+
+import analysis
+import findings
+
+NAMES = {
+    "standard": LOOKS["standard"],
+    "rslora": LOOKS["rslora"],
+    "twice": Look("α = 2r", ORANGE, (0, (3, 1, 1, 1)), "D"),
+    "full": replace(LOOKS["best"], label="full fine-tuning"),
+    "extracted": Look("extracted", GREY, (0, (5, 1)), "P"),
+    "style": LOOKS["style"],
+    "facts": LOOKS["facts"],
+}
+DARK = {"twice": "#E3B23C", "full": "#FFFFFF", "extracted": "#A6A6A6"}
+RULES = tuple(findings.LABELS)
+
+
+def write_all(folder):
+    """Draw every figure in every theme, into a folder."""
+    study = analysis.load()
+    figures = {
+        "study-spectra": spectra,
+        "study-ranks": ranks,
+        "study-collapse": collapse,
+        "study-prediction": prediction,
+        "study-extraction": extraction,
+    }
+    for theme in THEMES:
+        with style():
+            mpl.rcParams.update(theme_parameters(theme))
+            for name, draw in figures.items():
+                draw(study, theme).savefig(
+                    Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None}
+                )
+
+
+def spectra(study, theme):
+    """Variance captured by rank r, of the full updates of both tasks."""
+    figure, panels = canvas(9.6, 3.3, 2, sharey=True)
+    for axes, (title, kinds) in zip(panels, (("attention", analysis.ATTENTION), ("MLP", analysis.MLP)), strict=True):
+        for task, name in zip(study.sizes.tasks, ("style", "facts"), strict=False):
+            captured = study.captured(task, kinds)
+            shown = np.arange(1, captured.shape[1] + 1)
+            band(axes, shown, captured, name, theme, marker="")
+            middle = captured.mean(0)
+            place = int(np.argmax(middle > (0.62 if name == "style" else 0.45)))
+            axes.annotate(
+                name,
+                (shown[place], middle[place]),
+                xytext=(-7, 5) if name == "style" else (8, -8),
+                textcoords="offset points",
+                ha="right" if name == "style" else "left",
+                color=color_of(name, theme),
+            )
+        axes.axhline(0.9, color=theme.text, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.set(title=title, xlabel="rank r", xscale="log", ylim=(0, 1.04))
+        rank_ticks(axes, study.sizes.ranks)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panels[0].set_ylabel("variance captured")
+    panels[0].annotate("90 %", (1, 0.9), xytext=(0, 3), textcoords="offset points", fontsize=8.5)
+    return figure
+
+
+def ranks(study, theme):
+    """Recall of LoRA at every rank, by rule, beside full fine-tuning's and the extracted adapters'."""
+    figure, panels = canvas(9.6, 3.5, 2, sharey=True)
+    for axes, task in zip(panels, study.sizes.tasks, strict=False):
+        shown = study.sizes.ranks
+        for rule in RULES:
+            recalls = [study.at("recall", "best", task, "adamw", rule, rank) for rank in shown]
+            band(axes, shown, np.transpose(recalls), rule, theme)
+        extracted = [study.extracted("recall", task, rank) for rank in shown]
+        band(axes, shown, np.transpose(extracted), "extracted", theme)
+        full_line(axes, study.at("recall", "best", task, "adamw"), theme)
+        axes.set(title=title_of(task), xlabel="rank r", xscale="log", ylim=(-0.03, 1.06))
+        rank_ticks(axes, shown)
+    panels[0].set_ylabel("recall (answers right in every word)")
+    key(panels[0], (*RULES, "extracted", "full"), theme, (0.52, 0.42))
+    return figure
+
+
+def collapse(study, theme):
+    """Loss on facts against rank: the rate kept from one rank, and the best for each."""
+    figure, panels = canvas(9.6, 3.6, 2, sharey=True)
+    facts = study.sizes.tasks[1]
+    arms = (("sgd", study.sizes.sgd_ranks), ("adamw", study.sizes.ranks))
+    for axes, (optimizer, shown) in zip(panels, arms, strict=True):
+        for rule in RULES:
+            for choice, changes in (("kept", {}), ("best", {"markerfacecolor": "none", "linewidth": 0.9})):
+                losses = [study.at("loss", choice, facts, optimizer, rule, rank) for rank in shown]
+                band(axes, shown, np.transpose(losses), rule, theme, **changes)
+        full_line(axes, study.at("loss", "best", facts, optimizer), theme)
+        axes.set(title=f"facts, {findings.OPTIMIZERS[optimizer]}", xlabel="rank r", xscale="log", yscale="log")
+        rank_ticks(axes, shown)
+        axes.axvline(analysis.TUNED_AT, color=theme.text, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.yaxis.set_major_locator(FixedLocator([0.01, 0.03, 0.1, 0.3, 1, 3]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels[0].set_ylabel("loss (nats a word)")
+    key(panels[1], (*RULES, "full"), theme, (0.04, 0.36))
+    return figure
+
+
+def prediction(study, theme):
+    """For each task: what the measures say, and the ranks that were enough."""
+    figure, (axes,) = canvas(9.6, 3.4, 1)
+    tasks = list(study.sizes.tasks)
+    rows = [tasks.index(task) for task in ("style", *sorted(tasks[1:], key=lambda task: int(task.split()[1])))]
+    ordered = [tasks[row] for row in rows]
+    sources = (
+        ("LoRA needed", "twice", "D", lambda task: np.median(enough(study, task, ("best", "twice")))),
+        ("extraction needed", "extracted", "P", lambda task: np.median(enough(study, task, "extracted"))),
+        *(
+            (label, "full", marker, lambda task, name=name: measured(study, name, task))
+            for label, name, marker in (
+                ("stable rank", "stable rank", "1"),
+                ("90 % of variance", "variance 0.9", "|"),
+                ("effective rank", "effective rank", "x"),
+                ("99 %", "variance 0.99", "2"),
+            )
+        ),
+    )
+    top = len(ordered) - 1
+    for label, name, marker, of in sources:
+        places = [of(task) for task in ordered]
+        filled = name in {"twice", "extracted"}
+        axes.plot(
+            places, range(len(ordered)), marker, color=color_of(name, theme), markersize=8 if filled else 9,
+            markeredgewidth=1 if filled else 1.8,
+        )  # fmt: skip
+        axes.annotate(
+            label,
+            (places[top], top),
+            xytext=(0, 9 if filled or marker in "|2" else 22),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=color_of(name, theme),
+        )
+    axes.set_yticks(range(len(ordered)), ordered)
+    axes.set(xlabel="rank", xscale="log", xlim=(0.8, 80), ylim=(-0.5, top + 0.9))
+    rank_ticks(axes, study.sizes.ranks)
+    return figure
+
+
+def extraction(study, theme):
+    """Recall of the extracted adapters, with the ranks that the library picks."""
+    figure, panels = canvas(9.6, 3.4, 2, sharey=True)
+    for axes, task in zip(panels, study.sizes.tasks, strict=False):
+        shown = study.sizes.ranks
+        band(axes, shown, np.transpose([study.extracted("recall", task, rank) for rank in shown]), "extracted", theme)
+        full_line(axes, study.at("recall", "best", task, "adamw"), theme)
+        for pick, label in (
+            ("stable rank", "stable rank"),
+            ("variance 0.9", "90 %"),
+            ("variance 0.95", "95 %"),
+            ("variance 0.99", "99 %"),
+        ):
+            place = study.extracted("rank", task, pick).mean(), study.extracted("recall", task, pick).mean()
+            axes.plot(*place, "o", color=color_of("rslora", theme), markersize=6)
+            axes.annotate(
+                label, place, xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8.5,
+                color=color_of("rslora", theme),
+            )  # fmt: skip
+        axes.set(title=title_of(task), xlabel="rank r (mean over the matrices)", xscale="log", ylim=(-0.03, 1.06))
+        rank_ticks(axes, shown)
+    panels[0].set_ylabel("recall (answers right in every word)")
+    return figure
+
+
+def enough(study, task, source):
+    return analysis.rank_enough(study, "recall", task, source)
+
+
+def measured(study, name, task):
+    return study.measure(name, task, analysis.ATTENTION + analysis.MLP).mean()
+
+
+def band(axes, x, values, name, theme, **changes):
+    """Draw the mean over seeds, and the range of the seeds as a band; where a seed diverged, nothing."""
+    look = NAMES[name]
+    mean = np.where(np.isfinite(values).all(0), values.mean(0), np.nan)
+    drawn = {"linestyle": look.line, "marker": look.marker or None} | changes
+    axes.plot(x, mean, color=color_of(name, theme), **drawn)
+    low, high = (np.where(np.isfinite(mean), edge, np.nan) for edge in (values.min(0), values.max(0)))
+    axes.fill_between(x, low, high, color=color_of(name, theme), alpha=0.16, linewidth=0)
+
+
+def full_line(axes, values, theme):
+    """Draw full fine-tuning's mean as a line across, and the range of its seeds."""
+    look = NAMES["full"]
+    axes.axhline(values.mean(), color=color_of("full", theme), linestyle=look.line)
+    axes.axhspan(values.min(), values.max(), color=color_of("full", theme), alpha=0.1, linewidth=0)
+
+
+def key(axes, names, theme, corner):
+    """Write what the lines are, each in its colour after its marker, in a free corner of a panel."""
+    x, y = corner
+    for row, name in enumerate(names):
+        look = NAMES[name]
+        place = y - 0.085 * row
+        axes.plot(
+            [x, x + 0.035, x + 0.07], [place] * 3, color=color_of(name, theme), linestyle=look.line,
+            marker=look.marker or None, markevery=[1], transform=axes.transAxes,
+        )  # fmt: skip
+        axes.text(
+            x + 0.09, place, look.label, color=color_of(name, theme), transform=axes.transAxes, va="center", fontsize=9
+        )
+
+
+def title_of(task):
+    """Name a task in a title: how many facts there were is said in the page."""
+    return task.split()[0]
+
+
+def color_of(name, theme):
+    """The colour of a quantity on a theme's background."""
+    if name in theme.colors:
+        return theme.colors[name]
+    return NAMES[name].color if theme.name == "light" else DARK[name]
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    write_all(target)

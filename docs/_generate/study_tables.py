@@ -1,0 +1,173 @@
+"""The tables of the study, from its results alone: Markdown.
+
+python docs/_generate/study_tables.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+from tables import table
+
+sys.path.append(str(Path(__file__).parents[1] / "study"))
+
+import analysis
+import findings
+from findings import LABELS, OPTIMIZERS
+
+KINDS = (("attention", analysis.ATTENTION), ("MLP", analysis.MLP))
+
+
+def write_all(folder):
+    """Write every table into a folder."""
+    study = analysis.load()
+    tables = {
+        "study-size": size(study),
+        "study-measures": measures(study),
+        "study-enough": enough(study),
+        "study-recall": recalls(study),
+        "study-collapse": collapse(study),
+        "study-prediction": prediction(study),
+        "study-extraction": extraction(study),
+    }
+    judged = {f"study-verdicts-{question}": verdicts(found) for question, found in findings.findings(study).items()}
+    for name, text in (tables | judged).items():
+        Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def verdicts(found):
+    """Claims, and what the figures make of them."""
+    rows = [[verdict.claim, f"**{verdict.outcome}**", verdict.because] for verdict in found]
+    return table(["claim", "verdict", "because"], rows).replace("--:", "---")
+
+
+def size(study):
+    """How much was run, and what it took."""
+    seconds = analysis.cost(study)
+    sizes = study.sizes
+    rows = [
+        ["seeds (base, tasks and adapters all anew)", len(study.seeds)],
+        ["fine-tunes", len(study.runs)],
+        ["processor time, all processes, on a machine with other work", f"{seconds / 60:.0f} min"],
+        ["steps and sentences a step of a fine-tune", f"{sizes.steps} × {sizes.batch}"],
+        ["facts in the base; style sentences held out", f"{sizes.base_facts}; {sizes.held_out}"],
+        ["rates, full, AdamW", rates(sizes.full_rates)],
+        ["rates, LoRA on style, AdamW", rates(sizes.style_rates)],
+        ["rates, LoRA on facts, AdamW", rates(sizes.facts_rates)],
+        ["rates, SGD", rates(sizes.sgd_rates)],
+    ]
+    return table(["", "here"], rows)
+
+
+def measures(study):
+    """Every measure of the full updates, by kind of matrix."""
+    style, facts, *_ = study.sizes.tasks
+    rows = []
+    for measure in analysis.MEASURES:
+        for name, kinds in KINDS:
+            pair = [study.measure(measure, task, kinds) for task in (style, facts)]
+            found = [analysis.estimate(values) for values in (*pair, pair[1] - pair[0])]
+            rows.append([f"{measure}, {name}", *(findings.interval(one, ".1f") for one in found)])
+    best = [f"{study.best_rate(task, 'adamw'):g}" for task in (style, facts)]
+    heads = ["rank by", f"style (rate {best[0]})", f"facts (rate {best[1]})", "facts − style"]
+    return table(heads, rows)
+
+
+def enough(study):
+    """Ranks at which LoRA and extraction reach full fine-tuning."""
+    tasks = study.sizes.tasks[:2]
+    sources = [(f"{LABELS[rule]}, {choice} rate", (choice, rule)) for choice in ("best", "kept") for rule in LABELS]
+    rows = [
+        [
+            name,
+            *(
+                findings.span(analysis.rank_enough(study, what, task, source))
+                for task in tasks
+                for what in ("loss", "recall")
+            ),
+        ]
+        for name, source in [*sources, ("extracted from the full fine-tune", "extracted")]
+    ]
+    return table(["", *(f"{task.split()[0]}, {what}" for task in tasks for what in ("loss", "recall"))], rows)
+
+
+def recalls(study):
+    """Recall at every rank, best rate, with intervals."""
+    rows = []
+    for task in study.sizes.tasks[:2]:
+        for rank in study.sizes.ranks:
+            trained = [study.at("recall", "best", task, "adamw", rule, rank) for rule in LABELS]
+            found = [analysis.estimate(values) for values in (*trained, study.extracted("recall", task, rank))]
+            rows.append([f"{task.split()[0]}, r = {rank}", *(findings.interval(one, ".3f") for one in found)])
+        full = analysis.estimate(study.at("recall", "best", task, "adamw"))
+        rows.append([f"{task.split()[0]}, full fine-tuning", findings.interval(full, ".3f"), "", "", ""])
+    return table(["recall", *LABELS.values(), "extracted"], rows)
+
+
+def collapse(study):
+    """Loss on facts at three ranks, rate kept and best, with the best rate."""
+    facts = study.sizes.tasks[1]
+    rows = []
+    for optimizer in OPTIMIZERS:
+        for rule in LABELS:
+            for rank in (analysis.TUNED_AT, study.sizes.ranks[-1]):
+                found = [
+                    analysis.estimate(study.at("loss", choice, facts, optimizer, rule, rank))
+                    for choice in ("kept", "best")
+                ]
+                used = [f"{study.rate(choice, facts, optimizer, rule, rank):g}" for choice in ("kept", "best")]
+                rows.append(
+                    [
+                        f"{OPTIMIZERS[optimizer]}, {LABELS[rule]}, r = {rank}",
+                        findings.interval(found[0], ".3f"),
+                        used[0],
+                        findings.interval(found[1], ".3f"),
+                        used[1],
+                    ]
+                )
+        full = analysis.estimate(study.at("loss", "best", facts, optimizer))
+        best = f"{study.best_rate(facts, optimizer):g}"
+        rows.append([f"{OPTIMIZERS[optimizer]}, full fine-tuning", "", "", findings.interval(full, ".3f"), best])
+    return table(["loss on facts", "rate kept", "which", "best rate", "which"], rows)
+
+
+def prediction(study):
+    """What each measure says of each task, and what was enough."""
+    kinds = analysis.ATTENTION + analysis.MLP
+    rows = [
+        [
+            task,
+            *(findings.span(analysis.rank_enough(study, "recall", task, source)) for source in SOURCES),
+            *(f"{study.measure(measure, task, kinds).mean():.1f}" for measure in analysis.MEASURES),
+        ]
+        for task in study.sizes.tasks
+    ]
+    return table(["task", "LoRA needed", "extraction needed", *analysis.MEASURES], rows)
+
+
+SOURCES = (("best", "twice"), "extracted")
+
+
+def extraction(study):
+    """Mean rank and recall lost at each rank that the library picks."""
+    rows = []
+    for pick in analysis.MEASURES:
+        if pick == "numerical rank":
+            continue
+        cells = []
+        for task in study.sizes.tasks[:2]:
+            cells += [
+                f"{study.extracted('rank', task, pick).mean():.1f}",
+                findings.interval(findings.recall_lost(study, task, pick), "+.3f"),
+            ]
+        rows.append([pick, *cells])
+    return table(["rank picked by", "style: mean rank", "recall lost", "facts: mean rank", "recall lost"], rows)
+
+
+def rates(values):
+    return ", ".join(f"{value:g}" for value in values)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    write_all(target)
