@@ -11,9 +11,14 @@ def make_all(app):
     """Run every script of ``_generate``."""
     import figures
     import reference
+    import study_figures
+    import study_tables
     import tables
 
-    for script, folder in ((figures, "_generated"), (tables, "_generated"), (reference, "reference/generated")):
+    for script, folder in (
+        *((script, "_generated") for script in (figures, tables, study_figures, study_tables)),
+        (reference, "reference/generated"),
+    ):
         target = Path(app.srcdir, folder)
         target.mkdir(parents=True, exist_ok=True)
         script.write_all(target)

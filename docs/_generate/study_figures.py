@@ -61,14 +61,8 @@ def spectra(study, theme):
             band(axes, shown, captured, name, theme, marker="")
             middle = captured.mean(0)
             place = int(np.argmax(middle > (0.62 if name == "style" else 0.45)))
-            axes.annotate(
-                name,
-                (shown[place], middle[place]),
-                xytext=(-7, 5) if name == "style" else (8, -8),
-                textcoords="offset points",
-                ha="right" if name == "style" else "left",
-                color=color_of(name, theme),
-            )
+            offset, side = ((-7, 5), "right") if name == "style" else ((8, -8), "left")
+            beside(axes, name, (shown[place], middle[place]), offset, side, name, theme)
         axes.axhline(0.9, color=theme.text, linewidth=0.8, linestyle=(0, (1, 2)))
         axes.set(title=title, xlabel="rank r", xscale="log", ylim=(0, 1.04))
         rank_ticks(axes, study.sizes.ranks)
@@ -119,43 +113,29 @@ def collapse(study, theme):
 
 
 def prediction(study, theme):
-    """For each task: what the measures say, and the ranks that were enough."""
-    figure, (axes,) = canvas(9.6, 3.4, 1)
-    tasks = list(study.sizes.tasks)
-    rows = [tasks.index(task) for task in ("style", *sorted(tasks[1:], key=lambda task: int(task.split()[1])))]
-    ordered = [tasks[row] for row in rows]
-    sources = (
-        ("LoRA needed", "twice", "D", lambda task: np.median(enough(study, task, ("best", "twice")))),
-        ("extraction needed", "extracted", "P", lambda task: np.median(enough(study, task, "extracted"))),
-        *(
-            (label, "full", marker, lambda task, name=name: measured(study, name, task))
-            for label, name, marker in (
-                ("stable rank", "stable rank", "1"),
-                ("90 % of variance", "variance 0.9", "|"),
-                ("effective rank", "effective rank", "x"),
-                ("99 %", "variance 0.99", "2"),
-            )
-        ),
-    )
-    top = len(ordered) - 1
-    for label, name, marker, of in sources:
-        places = [of(task) for task in ordered]
-        filled = name in {"twice", "extracted"}
-        axes.plot(
-            places, range(len(ordered)), marker, color=color_of(name, theme), markersize=8 if filled else 9,
-            markeredgewidth=1 if filled else 1.8,
-        )  # fmt: skip
-        axes.annotate(
-            label,
-            (places[top], top),
-            xytext=(0, 9 if filled or marker in "|2" else 22),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8.5,
-            color=color_of(name, theme),
-        )
-    axes.set_yticks(range(len(ordered)), ordered)
-    axes.set(xlabel="rank", xscale="log", xlim=(0.8, 80), ylim=(-0.5, top + 0.9))
+    """For each task the ranks that were enough, and just below them what the measures say."""
+    figure, (axes,) = canvas(9.6, 3.6, 1)
+    style, *facts = study.sizes.tasks
+    tasks = [style, *sorted(facts, key=lambda task: int(task.split()[1]))]
+    rows = np.arange(len(tasks))
+    for name, source, marker, side in (
+        ("twice", ("best", "twice"), "D", "right"),
+        ("extracted", "extracted", "P", "left"),
+    ):
+        needed = [np.median(analysis.rank_enough(study, "recall", task, source)) for task in tasks]
+        axes.plot(needed, rows + 0.14, marker, color=color_of(name, theme), markersize=7)
+        label = {"twice": "LoRA needed", "extracted": "extraction needed"}[name]
+        beside(axes, label, (needed[-1], rows[-1] + 0.14), (4 if side == "left" else -4, 8), side, name, theme)
+    for measure, label, marker in (
+        ("stable rank", "stable rank", "x"),
+        ("variance 0.9", "90 % of the variance", "|"),
+        ("effective rank", "effective rank", "+"),
+    ):
+        ranks = [study.measure(measure, task, analysis.ATTENTION + analysis.MLP).mean() for task in tasks]
+        axes.plot(ranks, rows - 0.14, marker, color=color_of("full", theme), markersize=8, markeredgewidth=1.8)
+        beside(axes, label, (ranks[0], -0.14), (0, -15), "center", "full", theme)
+    axes.set_yticks(rows, tasks)
+    axes.set(xlabel="rank", xscale="log", xlim=(0.8, 80), ylim=(-0.75, rows[-1] + 0.7))
     rank_ticks(axes, study.sizes.ranks)
     return figure
 
@@ -167,30 +147,33 @@ def extraction(study, theme):
         shown = study.sizes.ranks
         band(axes, shown, np.transpose([study.extracted("recall", task, rank) for rank in shown]), "extracted", theme)
         full_line(axes, study.at("recall", "best", task, "adamw"), theme)
-        for pick, label in (
-            ("stable rank", "stable rank"),
-            ("variance 0.9", "90 %"),
-            ("variance 0.95", "95 %"),
-            ("variance 0.99", "99 %"),
+        for pick, label, offset, side in (
+            ("stable rank", "stable rank", (9, -4), "left"),
+            ("variance 0.9", "90", (-3, -15), "center"),
+            ("variance 0.95", "95", (0, -15), "center"),
+            ("variance 0.99", "99 %", (0, -15), "center"),
         ):
             place = study.extracted("rank", task, pick).mean(), study.extracted("recall", task, pick).mean()
             axes.plot(*place, "o", color=color_of("rslora", theme), markersize=6)
-            axes.annotate(
-                label, place, xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8.5,
-                color=color_of("rslora", theme),
-            )  # fmt: skip
+            beside(axes, label, place, offset, side, "rslora", theme)
         axes.set(title=title_of(task), xlabel="rank r (mean over the matrices)", xscale="log", ylim=(-0.03, 1.06))
         rank_ticks(axes, shown)
     panels[0].set_ylabel("recall (answers right in every word)")
     return figure
 
 
-def enough(study, task, source):
-    return analysis.rank_enough(study, "recall", task, source)
-
-
-def measured(study, name, task):
-    return study.measure(name, task, analysis.ATTENTION + analysis.MLP).mean()
+def beside(axes, label, place, offset, side, name, theme):
+    """Write a small label near a point, in a quantity's colour."""
+    axes.annotate(
+        label,
+        place,
+        xytext=offset,
+        textcoords="offset points",
+        ha=side,
+        fontsize=8.5,
+        color=color_of(name, theme),
+        annotation_clip=False,
+    )
 
 
 def band(axes, x, values, name, theme, **changes):

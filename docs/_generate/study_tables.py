@@ -23,6 +23,7 @@ def write_all(folder):
     tables = {
         "study-size": size(study),
         "study-measures": measures(study),
+        "study-kinds": kinds_of(study),
         "study-enough": enough(study),
         "study-recall": recalls(study),
         "study-collapse": collapse(study),
@@ -70,6 +71,18 @@ def measures(study):
     best = [f"{study.best_rate(task, 'adamw'):g}" for task in (style, facts)]
     heads = ["rank by", f"style (rate {best[0]})", f"facts (rate {best[1]})", "facts − style"]
     return table(heads, rows)
+
+
+def kinds_of(study):
+    """Style and facts by every measure, for each kind of matrix on its own."""
+    rows = []
+    for kind in (*analysis.ATTENTION, *analysis.MLP):
+        pairs = (
+            [study.measure(measure, task, (kind,)).mean() for task in study.sizes.tasks[:2]]
+            for measure in analysis.MEASURES
+        )
+        rows.append([f"`{kind}`", *(f"{style:.1f}, {facts:.1f}" for style, facts in pairs)])
+    return table(["style, facts", *analysis.MEASURES], rows)
 
 
 def enough(study):
