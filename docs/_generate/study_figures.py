@@ -108,7 +108,7 @@ def collapse(study, theme):
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0].set_ylabel("loss (nats a word)")
-    key(panels[1], (*RULES, "full"), theme, (0.04, 0.36))
+    key(panels[0], (*RULES, "full"), theme, (0.52, 0.95))
     return figure
 
 

@@ -55,6 +55,7 @@ def size(study):
         ["rates, LoRA on style, AdamW", rates(sizes.style_rates)],
         ["rates, LoRA on facts, AdamW", rates(sizes.facts_rates)],
         ["rates, SGD", rates(sizes.sgd_rates)],
+        ["best rates that are at an end of their grid", "{} of {}".format(*analysis.at_an_edge(study))],
     ]
     return table(["", "here"], rows)
 

@@ -148,6 +148,13 @@ def rank_enough(study, what, task, source):
     return [min((rank for rank in ranks if found[rank][seed]), default=math.inf) for seed in range(len(study.seeds))]
 
 
+def at_an_edge(study):
+    """(cells whose best rate is at an end of their grid, all cells): there the best may lie outside."""
+    cells = {(run.task, run.optimizer, run.rule, run.rank) for run in study.runs}
+    ends = [study.best_rate(*cell) in (study.rates(*cell)[0], study.rates(*cell)[-1]) for cell in cells]
+    return sum(ends), len(ends)
+
+
 def cost(study):
     """Processor time of the seeds that are complete, in seconds."""
     return sum(

@@ -18,7 +18,12 @@ def findings(study):
     """Every verdict, by the question it answers."""
     return {
         "spectra": (facts_are_higher(study), facts_are_higher_at_equal_rates(study), mlp_is_higher(study)),
-        "ranks": (adapter_is_enough_for_style_alone(study), facts_need_more(study), root_needs_less(study)),
+        "ranks": (
+            adapter_is_enough_for_style_alone(study),
+            facts_need_more(study),
+            fewer_facts_need_more_too(study),
+            root_needs_less(study),
+        ),
         "collapse": (
             *(gets_worse(study, optimizer, "standard") for optimizer in OPTIMIZERS),
             *(gets_worse(study, optimizer, "rslora") for optimizer in OPTIMIZERS),
@@ -31,7 +36,11 @@ def findings(study):
             measure_is_the_rank(study, "the extracted adapter", "extracted"),
         ),
         "extraction": (picked_rank_keeps_recall(study), training_beats_extraction(study)),
-        "camps": (best_rate_hardly_moves(study), wide_alpha_is_higher_rank(study)),
+        "camps": (
+            *(best_rate_hardly_moves(study, optimizer) for optimizer in OPTIMIZERS),
+            *(root_serves_every_rank(study, optimizer) for optimizer in OPTIMIZERS),
+            wide_alpha_is_higher_rank(study),
+        ),
     }
 
 
@@ -122,9 +131,30 @@ def facts_need_more(study):
         f"{LABELS[rule]} {span(pair[0])} and {span(pair[1])} for {what}" for (rule, what), pair in needed.items()
     )
     return Verdict(
-        "LoRA needs a higher rank for facts than for style to reach full fine-tuning, under every rule.",
+        f"LoRA needs a higher rank for {facts.split()[1]} facts than for style to reach full fine-tuning, under every rule.",
         outcome(sum(more), len(more)),
         f"Ranks that were enough for style and for facts, best rates: {figures}.",
+    )
+
+
+def fewer_facts_need_more_too(study):
+    """Is it that they are facts, or how many there are?"""
+    style, facts, *fewer = study.sizes.tasks
+    needed = {
+        task: {what: rank_enough(study, what, task, ("best", "twice")) for what in ("loss", "recall")}
+        for task in (*reversed(fewer), facts, style)
+    }
+    more = [
+        all(f > s for f, s in zip(needed[task][what], needed[style][what], strict=True))
+        for task in fewer
+        for what in ("loss", "recall")
+    ]
+    return Verdict(
+        "Fewer facts need a higher rank than style, too.",
+        outcome(sum(more), len(more)),
+        "Ranks that were enough, α = 2r, by loss and by recall: "
+        + "; ".join(f"{task} {span(found['loss'])} and {span(found['recall'])}" for task, found in needed.items())
+        + ".",
     )
 
 
@@ -245,27 +275,39 @@ def training_beats_extraction(study):
     )
 
 
-def best_rate_hardly_moves(study):
+def best_rate_hardly_moves(study, optimizer):
     """LoRA Without Regret: under α/r the best rate hardly depends on rank; here, within one step of the grid."""
-    facts = study.sizes.tasks[1]
-    moves = {
-        (optimizer, rule): [study.best_rate(facts, optimizer, rule, rank) for rank in ranks]
-        for optimizer, ranks in (("adamw", study.sizes.ranks), ("sgd", study.sizes.sgd_ranks))
+    facts, sizes = study.sizes.tasks[1], study.sizes
+    grid, ranks = {"adamw": (sizes.facts_rates, sizes.ranks), "sgd": (sizes.sgd_rates, sizes.sgd_ranks)}[optimizer]
+    best = {rule: [study.best_rate(facts, optimizer, rule, rank) for rank in ranks] for rule in LABELS}
+    steps = np.ptp([grid.index(rate) for rate in best["standard"]])
+    return Verdict(
+        f"{OPTIMIZERS[optimizer]}: under α/r the best learning rate hardly depends on rank (LoRA Without Regret).",
+        "holds" if steps <= 1 else "fails",
+        "Best rates over all ranks: "
+        + "; ".join(f"{LABELS[rule]} {min(rates):g} to {max(rates):g}" for rule, rates in best.items())
+        + ".",
+    )
+
+
+def root_serves_every_rank(study, optimizer):
+    """The promise of rank-stable scaling, as a user would notice it: what keeping a rate costs at higher ranks."""
+    facts, sizes = study.sizes.tasks[1], study.sizes
+    higher = [rank for rank in {"adamw": sizes.ranks, "sgd": sizes.sgd_ranks}[optimizer] if rank > TUNED_AT]
+    regret = {
+        rule: max(
+            study.at("loss", "kept", facts, optimizer, rule, rank).mean()
+            - study.at("loss", "best", facts, optimizer, rule, rank).mean()
+            for rank in higher
+        )
         for rule in LABELS
     }
-    grids = {"adamw": study.sizes.facts_rates, "sgd": study.sizes.sgd_rates}
-    steps = {
-        (optimizer, rule): np.ptp([grids[optimizer].index(rate) for rate in rates])
-        for (optimizer, rule), rates in moves.items()
-    }
     return Verdict(
-        "Under α/r the best learning rate hardly depends on rank (LoRA Without Regret).",
-        outcome(sum(steps[optimizer, "standard"] <= 1 for optimizer in OPTIMIZERS), len(OPTIMIZERS)),
-        "Lowest and highest of the best rates over all ranks: "
-        + "; ".join(
-            f"{OPTIMIZERS[optimizer]}, {LABELS[rule]} {min(rates):g} to {max(rates):g}"
-            for (optimizer, rule), rates in moves.items()
-        )
+        f"{OPTIMIZERS[optimizer]}: of the three rules, α/√r loses least when the rate of rank {TUNED_AT} is kept at "
+        "higher ranks (rsLoRA).",
+        "holds" if regret["rslora"] <= min(regret.values()) else "fails",
+        "Largest loss of the kept rate over the best one: "
+        + "; ".join(f"{LABELS[rule]} {number(cost)}" for rule, cost in regret.items())
         + ".",
     )
 
