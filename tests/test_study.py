@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +129,81 @@ def test_intervals_are_student_s():
 def test_the_data_in_the_repository_are_whole(study):
     assert study.seeds == tuple(range(study.sizes.seeds))
     assert analysis.RESULTS.stat().st_size < 600_000
+
+
+# What the page says in words, question by question; a rerun that decides otherwise asks for another page.
+VERDICTS = {
+    "spectra": {
+        "The facts update is of higher rank": "holds in part",
+        "So it is when both are trained at the same rate": "holds in part",
+        "The MLP's update needs more ranks": "holds",
+    },
+    "ranks": {
+        "A rank-8 adapter is enough for style and not for facts": "holds in part",
+        "To reach full fine-tuning LoRA needs a higher rank for 512 facts": "holds",
+        "Fewer facts need a higher rank than style, too": "fails",
+        "With the rate re-tuned at each rank, α/√r reaches": "fails",
+    },
+    "collapse": {
+        "SGD, the rate tuned at rank 8 and kept: α/r gets worse": "holds",
+        "AdamW, the rate tuned at rank 8 and kept: α/r gets worse": "fails",
+        "SGD, the rate tuned at rank 8 and kept: α/√r gets worse": "fails",
+        "AdamW, the rate tuned at rank 8 and kept: α/√r gets worse": "holds",
+        "SGD, the rate tuned at rank 8 and kept: α = 2r gets worse": "holds",
+        "AdamW, the rate tuned at rank 8 and kept: α = 2r gets worse": "holds",
+        "SGD: re-tuning the rate at rank 64": "holds",
+        "AdamW: re-tuning the rate at rank 64": "holds",
+    },
+    "prediction": {
+        "A task whose update has the higher measured rank": "holds in part",
+        "A measured rank is the rank that LoRA": "fails",
+        "A measured rank is the rank that the extracted adapter": "fails",
+    },
+    "extraction": {
+        "An adapter extracted at the rank for 90, 95 or 99 %": "holds",
+        "At rank 8, training an adapter beats extracting": "holds",
+    },
+    "camps": {
+        "SGD: under α/r the best learning rate hardly depends": "fails",
+        "AdamW: under α/r the best learning rate hardly depends": "holds",
+        "SGD: of the three rules, α/√r loses least": "holds",
+        "AdamW: of the three rules, α/√r loses least": "fails",
+        "At rank 64, α = 2r gives an update of higher effective rank": "holds",
+    },
+}
+
+
+@pytest.mark.parametrize("question", VERDICTS)
+def test_the_data_decide_as_the_page_says(study, question):
+    found = findings.findings(study)[question]
+    assert [verdict.outcome for verdict in found] == list(VERDICTS[question].values())
+    for verdict, begins in zip(found, VERDICTS[question], strict=True):
+        assert verdict.claim.startswith(begins)
+
+
+def test_what_the_page_says_beside_its_verdicts(study):
+    style, facts, *fewer = study.sizes.tasks
+    # Style, and few facts, at the lowest rank there is.
+    for task in (style, *fewer):
+        for what in ("loss", "recall"):
+            assert set(analysis.rank_enough(study, what, task, ("best", "twice"))) == {1}
+    for rule in plan.RULES:
+        # Rank 8 is enough for the facts by loss, and not quite by recall.
+        assert max(analysis.rank_enough(study, "loss", facts, ("best", rule))) <= 8
+        trained = study.at("recall", "best", facts, "adamw", rule, 8).mean()
+        assert 0 < study.at("recall", "best", facts, "adamw").mean() - trained < 0.1
+        # On style a trained adapter of any rank beats full fine-tuning.
+        for rank in study.sizes.ranks:
+            assert (
+                study.at("recall", "best", style, "adamw", rule, rank).mean()
+                > study.at("recall", "best", style, "adamw").mean()
+            )
+    # At rank 8 an extracted adapter has lost most of the facts, and none of the style.
+    assert study.extracted("recall", facts, 8).mean() < 0.5
+    assert study.extracted("recall", style, 8).mean() > study.at("recall", "best", style, "adamw").mean() - 0.02
+    # The spectra of few facts look almost like those of many.
+    for measure in analysis.MEASURES:
+        many, *few = (
+            study.measure(measure, task, analysis.ATTENTION + analysis.MLP).mean() for task in (facts, *fewer)
+        )
+        assert min(few) > 0.75 * many

@@ -131,7 +131,8 @@ def facts_need_more(study):
         f"{LABELS[rule]} {span(pair[0])} and {span(pair[1])} for {what}" for (rule, what), pair in needed.items()
     )
     return Verdict(
-        f"LoRA needs a higher rank for {facts.split()[1]} facts than for style to reach full fine-tuning, under every rule.",
+        f"To reach full fine-tuning LoRA needs a higher rank for {facts.split()[1]} facts than for style, under every "
+        "rule.",
         outcome(sum(more), len(more)),
         f"Ranks that were enough for style and for facts, best rates: {figures}.",
     )
