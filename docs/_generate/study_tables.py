@@ -46,7 +46,7 @@ def size(study):
     seconds = analysis.cost(study)
     sizes = study.sizes
     rows = [
-        ["seeds (base, tasks and adapters all anew)", len(study.seeds)],
+        ["seeds (base, tasks and adapters all anew); fresh seeds", f"{len(study.seeds)}; {len(study.fresh)}"],
         ["fine-tunes", len(study.runs)],
         ["processor time, all processes, on a machine with other work", f"{seconds / 60:.0f} min"],
         ["steps and sentences a step of a fine-tune", f"{sizes.steps} × {sizes.batch}"],
@@ -118,30 +118,23 @@ def recalls(study):
 
 
 def collapse(study):
-    """Loss on facts at three ranks, rate kept and best, with the best rate."""
+    """Loss on facts on the fresh seeds at the rates chosen before: that of rank TUNED_AT kept, and the best."""
     facts = study.sizes.tasks[1]
+
+    def loss(choice, *cell):
+        values = study.at("loss", choice, facts, *cell, fresh=True)
+        return f"{study.rate(choice, facts, *cell):g}", findings.interval(analysis.estimate(values), ".3f")
+
     rows = []
     for optimizer in OPTIMIZERS:
         for rule in LABELS:
             for rank in (analysis.TUNED_AT, study.sizes.ranks[-1]):
-                found = [
-                    analysis.estimate(study.at("loss", choice, facts, optimizer, rule, rank))
-                    for choice in ("kept", "best")
-                ]
-                used = [f"{study.rate(choice, facts, optimizer, rule, rank):g}" for choice in ("kept", "best")]
+                name = f"{OPTIMIZERS[optimizer]}, {LABELS[rule]}, r = {rank}"
                 rows.append(
-                    [
-                        f"{OPTIMIZERS[optimizer]}, {LABELS[rule]}, r = {rank}",
-                        findings.interval(found[0], ".3f"),
-                        used[0],
-                        findings.interval(found[1], ".3f"),
-                        used[1],
-                    ]
+                    [name, *(cell for choice in ("kept", "best") for cell in loss(choice, optimizer, rule, rank))]
                 )
-        full = analysis.estimate(study.at("loss", "best", facts, optimizer))
-        best = f"{study.best_rate(facts, optimizer):g}"
-        rows.append([f"{OPTIMIZERS[optimizer]}, full fine-tuning", "", "", findings.interval(full, ".3f"), best])
-    return table(["loss on facts", "rate kept", "which", "best rate", "which"], rows)
+        rows.append([f"{OPTIMIZERS[optimizer]}, full fine-tuning", "", "", *loss("best", optimizer)])
+    return table(["loss on facts, fresh seeds", "kept", "loss", "best", "loss"], rows)
 
 
 def prediction(study):

@@ -2,15 +2,13 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from plan import Run, Sizes, canonical, runs_of
+from plan import TUNED_AT, Run, Sizes, canonical, fresh_runs_of, runs_of
 
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
-# The rank at which a rate is tuned that is then kept for every other rank: α/r and α = 2r are the same rule there.
-TUNED_AT = 8
 # A rank is enough when it closes this part of the gap between the base's loss and full fine-tuning's ...
 CLOSED = 0.95
 # ... and, for recall, when it is within this of full fine-tuning's.
@@ -35,20 +33,22 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Study:
-    """Every run of the seeds that are complete."""
+    """Every run of the seeds that are complete; the rates are chosen on these, and tried again on the fresh seeds."""
 
     sizes: Sizes
     seeds: tuple
+    fresh: tuple
     runs: dict
     bases: dict
 
-    def cell(self, task, optimizer, rate, rule=None, rank=None):
+    def cell(self, task, optimizer, rate, rule=None, rank=None, *, fresh=False):
         """The runs that differ in their seed alone."""
-        return [self.runs[Run(task, optimizer, rate, seed, *canonical(rule, rank))] for seed in self.seeds]
+        seeds = self.fresh if fresh else self.seeds
+        return [self.runs[Run(task, optimizer, rate, seed, *canonical(rule, rank))] for seed in seeds]
 
-    def values(self, what, task, optimizer, rate, rule=None, rank=None):
+    def values(self, what, task, optimizer, rate, rule=None, rank=None, *, fresh=False):
         """A loss, recall or other figure for each seed; a diverged run has an infinite loss."""
-        found = (run.get(what) for run in self.cell(task, optimizer, rate, rule, rank))
+        found = (run.get(what) for run in self.cell(task, optimizer, rate, rule, rank, fresh=fresh))
         return np.array([math.inf if value is None else value for value in found])
 
     def rates(self, task, optimizer, rule, rank):
@@ -65,14 +65,14 @@ class Study:
         """The "best" rate of this rank, or the "kept" one: what was best at rank TUNED_AT."""
         return self.best_rate(task, optimizer, rule, TUNED_AT if rank and choice == "kept" else rank)
 
-    def base_loss(self, task):
+    def base_loss(self, task, *, fresh=False):
         """The loss of each seed's base, before any fine-tune."""
-        return np.array([self.bases[seed]["base"][task]["loss"] for seed in self.seeds])
+        return np.array([self.bases[seed]["base"][task]["loss"] for seed in (self.fresh if fresh else self.seeds)])
 
-    def at(self, what, choice, task, optimizer, rule=None, rank=None):
+    def at(self, what, choice, task, optimizer, rule=None, rank=None, *, fresh=False):
         """A figure for each seed at the rate of a choice."""
         rate = self.rate(choice, task, optimizer, rule, rank)
-        return self.values(what, task, optimizer, rate, rule, rank)
+        return self.values(what, task, optimizer, rate, rule, rank, fresh=fresh)
 
     def extracted(self, what, task, rank):
         """A figure of the adapters taken from the best full update, at a rank or by a measure, for each seed."""
@@ -103,8 +103,11 @@ def load(path=RESULTS, sizes=None):
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     bases = {line["seed"]: line for line in lines if "base" in line}
     runs = {Run(*(line[name] for name in Run.__dataclass_fields__)): line for line in lines if "task" in line}
-    complete = tuple(seed for seed in sorted(bases) if all(run in runs for run in runs_of(sizes, seed)))
-    return Study(sizes, complete, {run: line for run, line in runs.items() if run.seed in complete}, bases)
+    seeds = tuple(seed for seed in range(sizes.seeds) if all(run in runs for run in runs_of(sizes, seed)))
+    study = Study(sizes, seeds, (), {run: line for run, line in runs.items() if run.seed in seeds}, bases)
+    again = range(sizes.seeds, sizes.seeds + sizes.fresh_seeds)
+    fresh = tuple(seed for seed in again if all(run in runs for run in fresh_runs_of(sizes, seed, study.rate)))
+    return replace(study, fresh=fresh, runs={run: line for run, line in runs.items() if run.seed in seeds + fresh})
 
 
 def estimate(values):
@@ -117,9 +120,9 @@ def estimate(values):
     return Estimate(float(values.mean()), float(half))
 
 
-def closed(study, task, loss, optimizer="adamw"):
+def closed(study, task, loss, optimizer="adamw", *, fresh=False):
     """The part of the gap between the base's loss and full fine-tuning's that a loss closes, for each seed."""
-    base, full = study.base_loss(task), study.at("loss", "best", task, optimizer)
+    base, full = study.base_loss(task, fresh=fresh), study.at("loss", "best", task, optimizer, fresh=fresh)
     return (base - loss) / (base - full)
 
 
@@ -149,14 +152,17 @@ def rank_enough(study, what, task, source):
 
 
 def at_an_edge(study):
-    """(cells whose best rate is at an end of their grid, all cells): there the best may lie outside."""
-    cells = {(run.task, run.optimizer, run.rule, run.rank) for run in study.runs}
+    """(cells whose best rate is at an end of their grid, all cells): there the best may lie outside.
+
+    Not of the smaller sets of facts, which are learned whatever the rate.
+    """
+    tasks = study.sizes.tasks[:2]
+    cells = {(run.task, run.optimizer, run.rule, run.rank) for run in study.runs if run.task in tasks}
     ends = [study.best_rate(*cell) in (study.rates(*cell)[0], study.rates(*cell)[-1]) for cell in cells]
     return sum(ends), len(ends)
 
 
 def cost(study):
     """Processor time of the seeds that are complete, in seconds."""
-    return sum(
-        line["cpu_seconds"] for line in [*study.runs.values(), *study.bases.values()] if line["seed"] in study.seeds
-    )
+    seeds = study.seeds + study.fresh
+    return sum(line["cpu_seconds"] for line in [*study.runs.values(), *study.bases.values()] if line["seed"] in seeds)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from lowrank_core import rslora, standard
 
 ALPHA = 16
+# The rank at which a rate is tuned that is then kept for every other rank: α/r and α = 2r are the same rule there.
+TUNED_AT = 8
 RULES = {
     "standard": lambda rank: standard(ALPHA, rank),
     "rslora": lambda rank: rslora(ALPHA, rank),
@@ -18,17 +20,18 @@ class Sizes:
     """How much of everything."""
 
     seeds: int = 3
+    fresh_seeds: int = 4
     base_facts: int = 1024
     held_out: int = 256
     facts: tuple = (512, 128, 32)
     ranks: tuple = (1, 2, 4, 8, 16, 32, 64)
     few_facts_ranks: tuple = (1, 2, 4, 8, 16)
-    sgd_ranks: tuple = (1, 4, 8, 16, 64)
-    style_rates: tuple = (1e-3, 3e-3, 1e-2, 3e-2)
+    sgd_ranks: tuple = (1, 8, 16, 64)
+    style_rates: tuple = (1e-3, 3e-3, 1e-2)
     facts_rates: tuple = (3e-3, 1e-2, 3e-2)
     few_facts_rates: tuple = (1e-2, 3e-2)
     full_rates: tuple = (3e-4, 1e-3, 4e-3, 1.2e-2)
-    sgd_rates: tuple = (4e-3, 2e-2, 1e-1, 5e-1, 2.5)
+    sgd_rates: tuple = (4e-3, 2e-2, 5e-2, 1e-1, 5e-1, 2.5)
     base_steps: int = 700
     base_batch: int = 256
     steps: int = 256
@@ -42,6 +45,7 @@ class Sizes:
 
 QUICK = Sizes(
     seeds=2,
+    fresh_seeds=2,
     base_facts=64,
     held_out=16,
     facts=(32, 16, 8),
@@ -85,6 +89,21 @@ def runs_of(sizes, seed):
         yield Run(facts, "sgd", rate, seed, rule, rank)
     for task, rate, rank in itertools.product(fewer, sizes.few_facts_rates, sizes.few_facts_ranks):
         yield Run(task, "adamw", rate, seed, *canonical("twice", rank))
+
+
+def fresh_runs_of(sizes, seed, rate):
+    """What is run again on a fresh seed: facts, at rank TUNED_AT and at the largest, at the rates chosen before.
+
+    `rate` gives the rate of (choice, task, optimizer, rule, rank).
+    """
+    facts, top = sizes.tasks[1], sizes.ranks[-1]
+    for optimizer in ("adamw", "sgd"):
+        yield Run(facts, optimizer, rate("best", facts, optimizer), seed)
+        cells = itertools.product(("kept", "best"), RULES, (TUNED_AT, top))
+        yield from dict.fromkeys(
+            Run(facts, optimizer, rate(choice, facts, optimizer, rule, rank), seed, *canonical(rule, rank))
+            for choice, rule, rank in cells
+        )
 
 
 def distinct(ranks):

@@ -20,12 +20,13 @@ from pathlib import Path
 # One thread a process: two processes share two cores better than two threads share one small matrix.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
+import analysis
 import numpy as np
 import tasks
 import torch
 import training
 from model import TARGETS, Transformer
-from plan import QUICK, Run, Sizes, runs_of
+from plan import QUICK, Run, Sizes, fresh_runs_of, runs_of
 
 from lowrank_core import (
     Spectrum,
@@ -144,21 +145,29 @@ def key(line):
 
 
 def study(sizes, out, workers):
-    """Do every run that the file does not have yet, one seed after the other."""
+    """Do every run that the file does not have yet, seed by seed; then those of the fresh seeds."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers) as pool:
+        for seed in range(sizes.seeds):
+            one_seed(pool, sizes, seed, runs_of(sizes, seed), out)
+        rate = analysis.load(out, sizes).rate
+        for seed in range(sizes.seeds, sizes.seeds + sizes.fresh_seeds):
+            one_seed(pool, sizes, seed, fresh_runs_of(sizes, seed, rate), out)
+
+
+def one_seed(pool, sizes, seed, runs, out):
+    """Do those runs of a seed that the file does not have yet."""
     folder = out.parent / "bases"
     folder.mkdir(exist_ok=True)
     done = {key(json.loads(line)) for line in out.read_text(encoding="utf-8").splitlines()} if out.exists() else set()
-    with ProcessPoolExecutor(workers) as pool, out.open("a", encoding="utf-8") as file:
-        for seed in range(sizes.seeds):
-            if (None, None, None, seed, None, None) not in done:
-                write(file, pool.submit(prepare, sizes, seed, folder).result())
-            waiting = [run for run in runs_of(sizes, seed) if key(asdict(run)) not in done]
-            jobs = [pool.submit(perform, run, sizes, folder) for run in waiting]
-            for count, job in enumerate(as_completed(jobs), 1):
-                write(file, job.result())
-                print(f"\rseed {seed}: {count} of {len(jobs)} runs", end="", flush=True)
-            print()
+    with out.open("a", encoding="utf-8") as file:
+        if key({"seed": seed}) not in done:
+            write(file, pool.submit(prepare, sizes, seed, folder).result())
+        jobs = [pool.submit(perform, run, sizes, folder) for run in runs if key(asdict(run)) not in done]
+        for count, job in enumerate(as_completed(jobs), 1):
+            write(file, job.result())
+            print(f"\rseed {seed}: {count} of {len(jobs)} runs", end="", flush=True)
+        print()
 
 
 def write(file, found):
