@@ -20,17 +20,17 @@ class Sizes:
     """How much of everything."""
 
     seeds: int = 3
-    fresh_seeds: int = 4
+    fresh_seeds: int = 8
     base_facts: int = 1024
     held_out: int = 256
     facts: tuple = (512, 128, 32)
     ranks: tuple = (1, 2, 4, 8, 16, 32, 64)
     few_facts_ranks: tuple = (1, 2, 4, 8, 16)
-    sgd_ranks: tuple = (1, 8, 16, 64)
-    style_rates: tuple = (1e-3, 3e-3, 1e-2)
-    facts_rates: tuple = (3e-3, 1e-2, 3e-2)
+    sgd_ranks: tuple = (1, 4, 8, 16, 64)
+    style_rates: tuple = (1e-3, 3e-3, 1e-2, 3e-2)
+    facts_rates: tuple = (1e-3, 3e-3, 1e-2, 3e-2)
     few_facts_rates: tuple = (1e-2, 3e-2)
-    full_rates: tuple = (3e-4, 1e-3, 4e-3, 1.2e-2)
+    full_rates: tuple = (3e-4, 1e-3, 4e-3, 1.2e-2, 3.6e-2)
     sgd_rates: tuple = (4e-3, 2e-2, 5e-2, 1e-1, 5e-1, 2.5)
     base_steps: int = 700
     base_batch: int = 256
@@ -45,7 +45,7 @@ class Sizes:
 
 QUICK = Sizes(
     seeds=2,
-    fresh_seeds=2,
+    fresh_seeds=1,
     base_facts=64,
     held_out=16,
     facts=(32, 16, 8),
