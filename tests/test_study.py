@@ -191,8 +191,12 @@ def test_the_data_decide_as_the_page_says(study, question):
 
 def test_what_the_page_says_beside_its_verdicts(study):
     style, facts, *fewer = study.sizes.tasks
-    # Style, and few facts, at the lowest rank there is.
+    # Style, and few facts, at the lowest rank there is, where 90 % of the variance takes more than ten times as much.
+    assert analysis.cost(study) / 2 < 3600
+    needed = np.median(analysis.rank_enough(study, "recall", facts, ("best", "twice")))
+    assert 0.5 < study.measure("variance 0.9", facts, analysis.ATTENTION + analysis.MLP).mean() / needed < 2
     for task in (style, *fewer):
+        assert study.measure("variance 0.9", task, analysis.ATTENTION + analysis.MLP).mean() > 10
         for what in ("loss", "recall"):
             assert set(analysis.rank_enough(study, what, task, ("best", "twice"))) == {1}
     for rule in plan.RULES:

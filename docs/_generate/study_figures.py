@@ -148,7 +148,7 @@ def extraction(study, theme):
         band(axes, shown, np.transpose([study.extracted("recall", task, rank) for rank in shown]), "extracted", theme)
         full_line(axes, study.at("recall", "best", task, "adamw"), theme)
         for pick, label, offset, side in (
-            ("stable rank", "stable rank", (9, -4), "left"),
+            ("stable rank", "stable rank", (7, -12), "left"),
             ("variance 0.9", "90", (-3, -15), "center"),
             ("variance 0.95", "95", (0, -15), "center"),
             ("variance 0.99", "99 %", (0, -15), "center"),
