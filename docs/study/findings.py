@@ -1,4 +1,4 @@
-"""The questions of the study, each as a claim that the figures decide. What decides was fixed before the runs."""
+"""The questions of the study, each as a claim that the figures decide."""
 
 import math
 
