@@ -44,7 +44,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    seeds=2,
+    seeds=1,
     fresh_seeds=1,
     base_facts=64,
     held_out=16,
