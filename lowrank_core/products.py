@@ -22,8 +22,16 @@ PRODUCT_METHODS = ("auto", "direct", "gram")
 
 def check_product(update: LowRankUpdate, method: str) -> None:
     """Raise a ValueError if a factor has an entry that is not finite, or the method is not one for products."""
+    _check_method(method)
+    _check_factors(update)
+
+
+def _check_method(method: str) -> None:
     if method not in PRODUCT_METHODS:
         raise ValueError(f"method {method!r} is not for a LowRankUpdate; accepted are {', '.join(PRODUCT_METHODS)}.")
+
+
+def _check_factors(update: LowRankUpdate) -> None:
     if update.rank:
         check_finite(update.B, "B")
         check_finite(update.A, "A")
@@ -39,11 +47,13 @@ def product_values(update: LowRankUpdate, method: str, workers: int) -> tuple[Fl
     """
     *batch, m, n = update.shape
     rank = update.rank
-    B = as_stack(np.broadcast_to(update.B, (*batch, m, rank)), 2)
-    A = as_stack(np.broadcast_to(update.A, (*batch, rank, n)), 2)
-    check_product(update, method)
+    B = _stack_of(update.B, batch)
+    A = _stack_of(update.A, batch)
+    _check_method(method)
     # With a rank beyond both sides the r × r core would be larger than the factors themselves; QR's is m × n.
     gram = (method == "gram" or (method == "auto" and update.dtype != "float64")) and rank <= max(m, n)
+    if not (gram and len(B) and _is_narrow(update.B, rank) and _is_narrow(update.A, rank)):
+        _check_factors(update)
     wanted = min(rank, m, n)
     values = np.zeros((len(B), wanted))
     exponents = np.zeros((len(B), 1), dtype=np.int64)
@@ -54,7 +64,11 @@ def product_values(update: LowRankUpdate, method: str, workers: int) -> tuple[Fl
 
     def fill(chunk: slice) -> None:
         if gram:
-            values[chunk], exponents[chunk] = _gram_core_values(B[chunk], A[chunk], wanted, sides)
+            grams = _gram_matrices(B[chunk], A[chunk], sides)
+            # Of narrow factors these are looked at instead, which saves a pass over what they are made of.
+            if not all(np.isfinite(np.trace(side, axis1=-2, axis2=-1)).all() for side, _ in grams):
+                _check_factors(update)
+            values[chunk], exponents[chunk] = _gram_core_values(B[chunk], A[chunk], wanted, *grams)
         else:
             values[chunk], exponents[chunk] = _qr_core_values(B[chunk], A[chunk], wanted)
 
@@ -80,32 +94,61 @@ def _qr_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int) -> tuple[Floa
     return values, (B_exponents + A_exponents + core_exponents)[..., 0]
 
 
-def _gram_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int, workers: int) -> tuple[Floats, NDArray[np.int64]]:
+def _stack_of(factor: NDArray[Any], batch: list[int]) -> NDArray[Any]:
+    """Broadcast a factor to a batch, and flatten that to one axis."""
+    core = factor.shape[-2:]
+    return as_stack(factor if factor.shape[:-2] == tuple(batch) else np.broadcast_to(factor, (*batch, *core)), 2)
+
+
+def _is_narrow(factor: NDArray[Any], rank: int) -> bool:
+    """Tell whether a factor is one for the kernel, whose Gram matrix is finite just where the factor is."""
+    return rank <= thresholds.NARROW_FACTOR and factor.dtype != np.float64
+
+
+def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int) -> list[tuple[Floats, NDArray[np.int64]]]:
+    """Form the Gram matrices of both factors of a stack, of each over 4^exponents."""
+
     def gram_of(of_rows: bool) -> tuple[Floats, NDArray[np.int64]]:
-        unit, exponents = unit_range(A if of_rows else B)
+        factor, rank = (A if of_rows else B), B.shape[-1]
+        if _is_narrow(factor, rank):
+            return _narrow_grams(factor, rank, of_rows=of_rows), np.zeros(len(factor), dtype=np.int64)
+        unit, exponents = unit_range(factor)
         return gram_matrix(unit, of_rows=of_rows), exponents
 
-    (B_gram, B_exponents), (A_gram, A_exponents) = in_threads(gram_of, [False, True], workers)
-    # ‖b_i‖ = ‖a_i‖ up to a power of two: unbalanced columns would drown the small ones (49 eps32·σ₁, balanced 1e-8).
-    # A component that is zero on one side is zero.
-    B_squares = np.diagonal(B_gram, axis1=-2, axis2=-1)
-    A_squares = np.diagonal(A_gram, axis1=-2, axis2=-1)
-    lives = (B_squares > 0) & (A_squares > 0)
-    B_sizes = np.where(lives, np.frexp(B_squares)[1] // 2, 0)
-    A_sizes = np.where(lives, np.frexp(A_squares)[1] // 2, 0)
-    largest = np.max(B_sizes + A_sizes, axis=-1, keepdims=True)
-    half = (B_sizes + A_sizes - largest) // 2
-    B_core = _rescaled(B_gram, half - B_sizes, lives)
-    A_core = _rescaled(A_gram, (B_sizes + A_sizes - largest - half) - A_sizes, lives)
+    return in_threads(gram_of, [False, True], workers)
+
+
+def _narrow_grams(factors: NDArray[Any], rank: int, *, of_rows: bool) -> Floats:
+    from lowrank_core.kernels.products import gram_matrices
+
+    held = np.ascontiguousarray(factors, dtype=np.float32).view()
+    held.flags.writeable = (
+        False  # Numba would compile the kernel once for what may be written and once for what may not
+    )
+    grams = np.empty((len(factors), rank, rank))
+    gram_matrices(held, of_rows, grams)
+    return grams
+
+
+def _gram_core_values(
+    B: NDArray[Any],
+    A: NDArray[Any],
+    wanted: int,
+    B_side: tuple[Floats, NDArray[np.int64]],
+    A_side: tuple[Floats, NDArray[np.int64]],
+) -> tuple[Floats, NDArray[np.int64]]:
+    from lowrank_core.kernels.products import balance
+
+    (B_core, B_exponents), (A_core, A_exponents) = B_side, A_side
+    largest, bounds = np.empty(len(B), dtype=np.int64), np.empty((len(B), 2))
+    # Unbalanced columns would drown the small ones (49 eps32·σ₁, balanced 1e-8).
+    balance(B_core, A_core, largest, bounds)
     S = _root_of(A_core)
     core = np.swapaxes(S, -1, -2) @ B_core @ S
-    values = np.sqrt(np.maximum(np.linalg.eigvalsh(core), 0.0))[..., ::-1][..., :wanted]
-    exponents = largest + (B_exponents + A_exponents)[..., np.newaxis]
-    values, exponents = np.ascontiguousarray(values), np.ascontiguousarray(exponents)
-    # The largest row sum bounds ‖B‖₂² without another decomposition, and closely unless the columns are many and alike.
-    B_bounds, A_bounds = (np.max(np.sum(np.abs(side), axis=-1), axis=-1) for side in (B_core, A_core))
-    for i in np.flatnonzero(_cancelled(values[..., 0], B_bounds * A_bounds)):
-        if _cancelled(values[i, 0], B_bounds[i] * np.linalg.eigvalsh(A_core[i])[-1]):
+    values = np.ascontiguousarray(np.sqrt(np.maximum(np.linalg.eigvalsh(core), 0.0))[..., ::-1][..., :wanted])
+    exponents = (largest + B_exponents + A_exponents)[:, np.newaxis]
+    for i in np.flatnonzero(_cancelled(values[..., 0], bounds[:, 0] * bounds[:, 1])):
+        if _cancelled(values[i, 0], bounds[i, 0] * np.linalg.eigvalsh(A_core[i])[-1]):
             # The difference of two near-equal adapters: a Gram matrix keeps half the digits, QR keeps them all.
             one = slice(i, i + 1)
             values[one], exponents[one] = _qr_core_values(B[one], A[one], wanted)
@@ -126,13 +169,6 @@ def _root_of(grams: Floats) -> Floats:
             return np.concatenate([_root_of(grams[i : i + 1]) for i in range(len(grams))])
         squares, vectors = np.linalg.eigh(grams)
         return np.asarray(vectors * np.sqrt(np.maximum(squares, 0.0))[..., np.newaxis, :], dtype=np.float64)
-
-
-def _rescaled(gram: Floats, shifts: NDArray[Any], lives: NDArray[np.bool_]) -> Floats:
-    """Multiply row and column i of a Gram matrix by 2^shift_i; components that are zero drop out."""
-    both = lives[..., :, np.newaxis] & lives[..., np.newaxis, :]
-    shifted: Floats = np.where(both, np.ldexp(gram, shifts[..., :, np.newaxis] + shifts[..., np.newaxis, :]), 0.0)
-    return shifted
 
 
 def decompose_product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Decomposition:

@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
-__all__ = ["WIDTH", "fused", "load", "root", "select", "some", "spread", "store", "turned"]
+__all__ = ["WIDTH", "fused", "load", "root", "select", "some", "spread", "spread_entry", "store", "turned"]
 
 WIDTH = 8
 
@@ -65,8 +65,8 @@ _operator(operator.and_, ANSWERS, ANSWERS, lambda builder, x, y: builder.and_(x,
 
 
 def load(array: Any, start: int) -> Any:
-    """Take eight numbers of a one-dimensional array."""
-    return array[start : start + WIDTH].copy()
+    """Take eight numbers of a one-dimensional array, of float64 or float32."""
+    return array[start : start + WIDTH].astype(np.float64)
 
 
 def store(array: Any, start: int, x: Any) -> None:
@@ -77,6 +77,11 @@ def store(array: Any, start: int, x: Any) -> None:
 def spread(number: float) -> Any:
     """Give the same number to every lane."""
     return np.full(WIDTH, number)
+
+
+def spread_entry(array: Any, at: int) -> Any:
+    """Give a number of a one-dimensional array to every lane; compiled, without Python's look for a negative index."""
+    return np.full(WIDTH, array[at])
 
 
 def fused(x: Any, y: Any, z: Any) -> Any:
@@ -105,10 +110,10 @@ def turned(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> An
 
 
 def _address(
-    context: Any, builder: Any, kind: Any, array: Any, start: Any
+    context: Any, builder: Any, kind: Any, array: Any, start: Any, vector: Any = NUMBERS.vector
 ) -> Any:  # pragma: no cover - for the compiler
     first = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
-    return builder.bitcast(first, NUMBERS.vector.as_pointer())
+    return builder.bitcast(first, vector.as_pointer())
 
 
 @intrinsic  # pragma: no cover - for the compiler
@@ -116,7 +121,12 @@ def _load(typing: Any, array: Any, start: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(_address(context, builder, sig.args[0], *args), align=8)
 
-    return NUMBERS(array, types.intp), build
+    def build_single(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        single = ir.VectorType(ir.FloatType(), WIDTH)
+        held = builder.load(_address(context, builder, sig.args[0], *args, single), align=4)
+        return builder.fpext(held, NUMBERS.vector)
+
+    return NUMBERS(array, types.intp), build_single if array.dtype == types.float32 else build
 
 
 @intrinsic  # pragma: no cover - for the compiler
@@ -127,13 +137,23 @@ def _store(typing: Any, array: Any, start: Any, x: Any) -> Any:
     return types.void(array, types.intp, NUMBERS), build
 
 
+def _to_every_lane(builder: Any, number: Any) -> Any:  # pragma: no cover - for the compiler
+    one = builder.insert_element(ir.Constant(NUMBERS.vector, ir.Undefined), number, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+
+
 @intrinsic  # pragma: no cover - for the compiler
 def _spread(typing: Any, number: Any) -> Any:
-    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        one = builder.insert_element(ir.Constant(NUMBERS.vector, ir.Undefined), args[0], ir.IntType(32)(0))
-        return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+    return NUMBERS(types.float64), lambda context, builder, sig, args: _to_every_lane(builder, args[0])
 
-    return NUMBERS(types.float64), build
+
+@intrinsic  # pragma: no cover - for the compiler
+def _spread_entry(typing: Any, array: Any, at: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = builder.gep(context.make_array(sig.args[0])(context, builder, args[0]).data, [args[1]])
+        return _to_every_lane(builder, builder.load(place))
+
+    return NUMBERS(array, types.intp), build
 
 
 def _call(name: str) -> Callable[..., Any]:
@@ -190,6 +210,7 @@ overload(turned)(lambda a, b, c, d, e, f, g, h: lambda a, b, c, d, e, f, g, h: _
 overload(load)(lambda array, start: lambda array, start: _load(array, start))
 overload(store)(lambda array, start, x: lambda array, start, x: _store(array, start, x))
 overload(spread)(lambda number: lambda number: _spread(number))
+overload(spread_entry)(lambda array, at: lambda array, at: _spread_entry(array, at))
 overload(fused)(lambda x, y, z: lambda x, y, z: _fused(x, y, z))
 overload(root)(lambda x: lambda x: _root(x))
 overload(select)(lambda mask, x, y: lambda mask, x, y: _select(mask, x, y))
