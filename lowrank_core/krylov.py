@@ -53,15 +53,29 @@ class _Matrix(NamedTuple):
         if self.transposed:
             image = given @ self.held
             pulled = np.ascontiguousarray((self.held @ image.T).T)
-        else:
+        elif self.held.nbytes <= thresholds.STAYS_IN_CACHE:
             image = np.ascontiguousarray((self.held @ np.ascontiguousarray(given.T)).T)
             pulled = image @ self.held
+        else:
+            image, pulled = self._applied_in_one_read(np.ascontiguousarray(given.T))
         return image.astype(np.float64, copy=False), pulled.astype(np.float64, copy=False)
+
+    def _applied_in_one_read(self, given: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Multiply columns by X and by XᵀX, a block of rows after the other, each while it is in cache."""
+        rows, columns = self.held.shape
+        step = max(1, 2 * thresholds.CACHED_ENTRIES // columns)
+        image = np.empty((rows, given.shape[1]), dtype=given.dtype)
+        pulled, part = (np.zeros((given.shape[1], columns), dtype=given.dtype) for _ in range(2))
+        for start in range(0, rows, step):
+            block = self.held[start : start + step]
+            found = np.matmul(block, given, out=image[start : start + step])
+            pulled += np.matmul(found.T, block, out=part)
+        return np.ascontiguousarray(image.T), pulled
 
     def image(self, basis: Floats) -> tuple[Floats, float]:
         """Give X @ basis (columns, k) and ‖X‖_F², both in float64, converting X in blocks of rows."""
         rows, columns = self.held.shape
-        step = max(1, thresholds.CACHED_ENTRIES // columns)
+        step = max(1, 4 * thresholds.CACHED_ENTRIES // columns)
         energy, image = 0.0, np.zeros((columns if self.transposed else rows, basis.shape[1]))
         for start in range(0, rows, step):
             block = np.asarray(self.held[start : start + step], dtype=np.float64)

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lowrank_core import LowRankUpdate, decompose, spectrum, thresholds, truncate, update_with_spectrum
+from lowrank_core import LowRankUpdate, decompose, krylov, spectrum, thresholds, truncate, update_with_spectrum
 from lowrank_core.decompose import choose_route
 from lowrank_core.testing import assert_eckart_young, assert_same_update
 from tests import bounds, oracles
@@ -200,6 +200,23 @@ def test_krylov_is_attained_and_within_what_it_owes(kind, shape, dtype, rank):
     assert np.allclose(spectrum(best).values, found.values, rtol=0, atol=1e-13 * found.norm)
     lost = np.linalg.norm(update - best.to_dense()) ** 2
     assert lost == pytest.approx(found.norm**2 - head(found.values)[-1], abs=1e-13 * found.norm**2)
+
+
+@pytest.mark.parametrize("shape", [(150, 120), (128, 128), (40, 70)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stays", [0, 2**25])
+def test_products_with_a_matrix_within_the_cache_and_beyond(shape, dtype, stays, monkeypatch):
+    monkeypatch.setattr(thresholds, "STAYS_IN_CACHE", stays)
+    monkeypatch.setattr(thresholds, "CACHED_ENTRIES", 32 * shape[1])  # blocks of 64 rows, and what is left
+    update = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    X, _ = krylov._prepared(update)
+    tall = np.ldexp((update if shape[0] >= shape[1] else update.T).astype(np.float64), -X.exponent)
+    rows = np.random.default_rng(1).standard_normal((3, min(shape)))
+    image, pulled = X.applied(rows)
+    eps = np.finfo(dtype).eps
+    sizes = np.abs(rows) @ np.abs(tall.T)
+    assert np.all(np.abs(image - rows @ tall.T) <= sum(shape) * eps * sizes)
+    assert np.all(np.abs(pulled - rows @ tall.T @ tall) <= 2 * sum(shape) * eps * (sizes @ np.abs(tall)))
 
 
 def test_krylov_finds_more_copies_of_a_value_than_its_block_is_wide():
