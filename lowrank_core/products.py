@@ -66,7 +66,8 @@ def product_values(update: LowRankUpdate, method: str, workers: int) -> tuple[Fl
         if gram:
             grams = _gram_matrices(B[chunk], A[chunk], sides)
             # Of narrow factors these are looked at instead, which saves a pass over what they are made of.
-            if not all(np.isfinite(np.trace(side, axis1=-2, axis2=-1)).all() for side, _ in grams):
+            B_trace, A_trace = (np.trace(side, axis1=-2, axis2=-1) for side, _ in grams)
+            if not np.isfinite(B_trace + A_trace).all():
                 _check_factors(update)
             values[chunk], exponents[chunk] = _gram_core_values(B[chunk], A[chunk], wanted, *grams)
         else:
