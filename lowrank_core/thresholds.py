@@ -24,7 +24,7 @@ CANCELLED = 0.125
 
 # Gram matrices of float32 factors up to this rank are formed by a kernel of our own, in up to a half of BLAS's time and
 # without a float64 copy; beyond it BLAS holds its ground.
-NARROW_FACTOR = 96
+NARROW_FACTOR = 128
 
 # Entries converted to float64 at a time: 8 MiB, which stays in the outer cache beside the Gram matrix.
 BLOCK_ENTRIES = 2**20

@@ -98,6 +98,9 @@ def gram_matrices(factors: NDArray[Any], of_rows: bool, grams: Floats) -> None:
     """
     size = grams.shape[1]
     stride = ((size - 1) // WIDTH + 1) * WIDTH
+    if stride % (4 * WIDTH) == 0:
+        # Rows that lie a power of two apart would share a few places of the cache.
+        stride += WIDTH
     whole = factors.shape[2] if of_rows else factors.shape[1]
     flat = factors.reshape(factors.size)
     # Beyond column r the block stays zero.
