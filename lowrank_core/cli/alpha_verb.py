@@ -3,7 +3,7 @@
 # No deferred annotations here: typer reads the types of the options from the functions themselves.
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import RenderableType
@@ -64,11 +64,9 @@ def _alpha(
     """
     output.check_outputs(None, json)
     cases = _cases(rank, alpha, rule, rank if to_rank is None else to_rank, rule if to_rule is None else to_rule)
-    if json != output.STDOUT:
-        output.show(_tables(cases))
-    if json is not None:
-        report: dict[str, Any] = {"cases": [case._asdict() for case in cases]}
-        output.write_text(json, output.json_text(report))
+    output.write_report(
+        lambda: _tables(cases), [(json, lambda: output.json_text({"cases": [case._asdict() for case in cases]}))]
+    )
 
 
 def _cases(rank: int, alpha: float, rule: str, to_rank: int, to_rule: str) -> list[Case]:
@@ -106,8 +104,10 @@ def _tables(cases: list[Case]) -> Iterator[RenderableType]:
         figures = (case.alpha, case.scaling, case.learning_gain, case.applied_with_the_rule, case.applied_as_standard)
         rows.add_row(case.what, RULE_LABELS[case.rule], str(case.rank), *(f"{figure:.6g}" for figure in figures))
     yield rows
-    yield note("The last two columns: the scale that readers apply. PEFT and vLLM know both rules; readers of")
-    yield note("kohya's files and llama.cpp take α/r for every adapter.")
+    yield note(
+        "The last two columns: the scale that readers apply. PEFT and vLLM know both rules; readers of kohya's files "
+        "and llama.cpp take α/r for every adapter."
+    )
     if any(case.applied_with_the_rule != case.applied_as_standard for case in cases):
         yield Text("Readers disagree about α/√r: for those of α/r, store α·√r, or convert to the rule standard.")
     yield note("The factors are given: keep γ. They are to be learned: γ²r is the first step of gradient descent.")

@@ -5,6 +5,7 @@ The console script imports this file even where the command line's extras are no
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ __all__ = ["main"]
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+# What a shell gives for a program that the closed pipe ended, as 130 is for one that Ctrl-C ended.
+PIPE_CLOSED = 141
 EXTRAS = ("typer", "rich", "matplotlib")
 
 
@@ -27,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 where some layers failed and the others were reported; 2 for bad input, said in one line on stderr.
+        0; 1 where some layers failed and the others were reported; 2 for bad input, said in one line on stderr; 130
+        after Ctrl-C; 141 where the reader of standard output went away, as ``| head`` does.
 
     Examples
     --------
@@ -40,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for category in (RuntimeWarning, UserWarning):
             warnings.simplefilter("always", category)
         try:
-            from lowrank_core.cli import verbs
-
-            return verbs.run(sys.argv[1:] if arguments is None else arguments)
+            return _run(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
             return _fail("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            return _leave_closed_pipe()
         except ModuleNotFoundError as error:
             missing = str(error.name).partition(".")[0]
             if missing not in EXTRAS:
@@ -52,6 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f'the command line needs {missing}, which is not installed: pip install "lowrank_core[cli]"')
         except (ValueError, OSError, ImportError) as error:
             return _fail(str(error))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from lowrank_core.cli import verbs
+
+    code = verbs.run(arguments)
+    # Now, and not when the interpreter ends: only here can a closed pipe still be told from a failure.
+    sys.stdout.flush()
+    return code
+
+
+def _leave_closed_pipe() -> int:
+    # The interpreter flushes what is left in the buffer when it ends, and would complain of the pipe then.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return PIPE_CLOSED
 
 
 def _fail(message: str, code: int = BAD_INPUT) -> int:

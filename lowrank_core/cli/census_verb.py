@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 
-from lowrank_core.cli import output
+from lowrank_core.cli import census_tables, output
 from lowrank_core.cli.workers import check_workers
 from lowrank_core.models.census import census, row_to_json, to_table
 from lowrank_core.models.executors import dask_cluster, local_processes
@@ -89,12 +89,11 @@ def run(
             f"no adapter under {str(folder)!r}: neither a folder with adapter_config.json nor a safetensors file with "
             "LoRA factors"
         )
-    if output.STDOUT not in {json, csv}:
-        from lowrank_core.cli import census_tables
-
-        output.show(census_tables.census(folder, rows, full=full))
-    if json is not None:
-        output.write_text(json, output.json_text({"adapters": [row_to_json(row) for row in rows]}))
-    if csv is not None:
-        output.write_text(csv, output.csv_text(to_table(rows)))
+    output.write_report(
+        lambda: census_tables.census(folder, rows, full=full),
+        [
+            (json, lambda: output.json_text({"adapters": [row_to_json(row) for row in rows]})),
+            (csv, lambda: output.csv_text(to_table(rows))),
+        ],
+    )
     return SOME_FAILED if any(row.failure is not None for row in rows) else 0

@@ -3,17 +3,20 @@
 # No deferred annotations here: typer reads the types of the options from the functions themselves.
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowrank_core.cli import options, output
+from lowrank_core.cli import compression_tables, options, output
 from lowrank_core.cli.rank_choice import choose_rank
 from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.compression import Compression, to_json, to_rows
 from lowrank_core.models.extraction import extract
 from lowrank_core.models.merging import merge
 from lowrank_core.models.resizing import resize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["add_to"]
 
@@ -363,16 +366,17 @@ def parse_weights(texts: list[str]) -> list[float]:
 
 
 def _write_report(report: Compression, *, full: bool, json: Path | None, csv: Path | None, figure: Path | None) -> int:
-    if output.STDOUT not in {json, csv}:
-        from lowrank_core.cli import compression_tables
-
-        output.show(compression_tables.compression(report, full=full))
-    if json is not None:
-        output.write_text(json, output.json_text(to_json(report)))
-    if csv is not None:
-        output.write_text(csv, output.csv_text(to_rows(report)))
-    if figure is not None:
-        from lowrank_core.cli import compression_figure
-
-        output.save_figure(figure, compression_figure.draw(report))
+    output.write_report(
+        lambda: compression_tables.compression(report, full=full),
+        [(json, lambda: output.json_text(to_json(report))), (csv, lambda: output.csv_text(to_rows(report)))],
+        figure,
+        lambda: _draw(report),
+    )
     return SOME_LAYERS_FAILED if report.failures else 0
+
+
+def _draw(report: Compression) -> "Figure":
+    # Here, for matplotlib takes a second to load and most runs draw nothing.
+    from lowrank_core.cli import compression_figure
+
+    return compression_figure.draw(report)

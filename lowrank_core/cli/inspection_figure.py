@@ -94,7 +94,7 @@ def draw(report: Inspection) -> Figure:
         )
         _rank_axis(errors, kinds)
         # The curves meet in one point at the full rank, so labels at their ends would not say which is which.
-        errors.legend(loc="lower left", framealpha=0.9, edgecolor="none", fontsize=10, handlelength=3.5)
+        errors.legend(loc="best", framealpha=0.9, edgecolor="none", fontsize=10, handlelength=3.5)
         _needed(ranks, kinds)
         place_labels(figure)
     return figure

@@ -28,6 +28,7 @@ __all__ = [
     "progress_bar",
     "save_figure",
     "show",
+    "write_report",
     "write_text",
     "written",
 ]
@@ -127,6 +128,38 @@ def written(path: Path) -> Iterator[Path]:
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_report(
+    tables: Callable[[], Iterable[RenderableType]],
+    texts: Sequence[tuple[Path | None, Callable[[], str]]],
+    figure: Path | None = None,
+    draw: Callable[[], Figure] | None = None,
+) -> None:
+    """Write a report's files, and print its tables, or the text that is to go to standard output instead of them.
+
+    Parameters
+    ----------
+    tables : callable
+        Gives the tables.
+    texts : sequence of (Path or None, callable)
+        Where a text goes, and what gives it; None: it is not asked for.
+    figure : Path, optional
+        Where the figure goes.
+    draw : callable, optional
+        Gives the figure.
+    """
+    # Files first: who reads the tables through a pipe, as head does, may close it before the last of them.
+    for path, text in texts:
+        if path not in {None, STDOUT}:
+            write_text(path, text())
+    if figure is not None and draw is not None:
+        save_figure(figure, draw())
+    printed = [text for path, text in texts if path == STDOUT]
+    for text in printed:
+        write_text(STDOUT, text())
+    if not printed:
+        show(tables())
 
 
 def write_text(path: Path, text: str) -> None:

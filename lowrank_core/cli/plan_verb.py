@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lowrank_core.cli import options, output
+from lowrank_core.cli import options, output, plan_tables
 from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.budgets import Budget
 from lowrank_core.models.planning import plan, to_json
@@ -98,12 +98,8 @@ def _plan(
             executor=executor,
             progress=advance,
         )
-    if json != output.STDOUT:
-        from lowrank_core.cli import plan_tables
-
-        output.show(plan_tables.plan(found, full=full))
-    if json is not None:
-        output.write_text(json, output.json_text(to_json(found)))
-    if out is not None:
-        output.write_text(out, output.json_text(found.config))
+    output.write_report(
+        lambda: plan_tables.plan(found, full=full),
+        [(json, lambda: output.json_text(to_json(found))), (out, lambda: output.json_text(found.config))],
+    )
     return SOME_LAYERS_FAILED if found.failures else 0

@@ -4,12 +4,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import lowrank_core
-from lowrank_core.cli import alpha_verb, compression_verbs, options, output, plan_verb
+from lowrank_core.cli import alpha_verb, compression_verbs, inspection_tables, options, output, plan_verb
 from lowrank_core.cli.article import MAX_SEED, RANKS, STYLE_RANK, Settings
 from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.inspection import (
@@ -21,6 +21,11 @@ from lowrank_core.models.inspection import (
     to_json,
     to_rows,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lowrank_core.cli.article import Article
 
 __all__ = ["app", "run"]
 
@@ -74,10 +79,15 @@ def run(arguments: Sequence[str]) -> int:
     ------
     ValueError
         If the arguments, or what they name, cannot be used.
+    BrokenPipeError
+        If the reader of standard output went away.
     """
     try:
         # Without its own handling, for typer reports bad usage in several lines.
         code = app(args=list(arguments), prog_name="lowrank", standalone_mode=False)
+    except SystemExit as error:
+        # Typer itself exits for one thing alone, whatever it is told: a reader that closed standard output.
+        raise BrokenPipeError from error
     except Exception as error:
         # typer's usage errors come from click, or from a copy of click inside typer, by version: their shape is one.
         if not hasattr(error, "format_message"):
@@ -140,14 +150,12 @@ def demo(
 
     figures = article.run(settings)
     judged = verdicts.verdicts(figures)
-    if json != output.STDOUT:
-        output.show(demo_tables.demo(figures, judged))
-    if json is not None:
-        output.write_text(json, output.json_text(reports.demo(figures, judged)))
-    if figure is not None:
-        from lowrank_core.cli import demo_figure
-
-        output.save_figure(figure, demo_figure.draw(figures))
+    output.write_report(
+        lambda: demo_tables.demo(figures, judged),
+        [(json, lambda: output.json_text(reports.demo(figures, judged)))],
+        figure,
+        lambda: _draw_demo(figures),
+    )
 
 
 @app.command(name="inspect", short_help="An adapter or a fine-tune, layer by layer.", epilog=INSPECT_EXAMPLES)
@@ -231,25 +239,26 @@ def inspect_(
         raise ValueError(
             f"no layer of {str(path)!r} could be read; the first of {len(report.failures)}, {name}: {reason}"
         )
-    _write_inspection(report, full=full, json=json, csv=csv, figure=figure)
+    output.write_report(
+        lambda: inspection_tables.inspection(report, full=full),
+        [(json, lambda: output.json_text(to_json(report))), (csv, lambda: output.csv_text(to_rows(report)))],
+        figure,
+        lambda: _draw_inspection(report),
+    )
     return SOME_LAYERS_FAILED if report.failures else 0
 
 
-def _write_inspection(
-    report: Inspection, *, full: bool, json: Path | None, csv: Path | None, figure: Path | None
-) -> None:
-    if output.STDOUT not in {json, csv}:
-        from lowrank_core.cli import inspection_tables
+# The figures' modules load matplotlib, which takes a second: only where something is drawn.
+def _draw_demo(figures: "Article") -> "Figure":
+    from lowrank_core.cli import demo_figure
 
-        output.show(inspection_tables.inspection(report, full=full))
-    if json is not None:
-        output.write_text(json, output.json_text(to_json(report)))
-    if csv is not None:
-        output.write_text(csv, output.csv_text(to_rows(report)))
-    if figure is not None:
-        from lowrank_core.cli import inspection_figure
+    return demo_figure.draw(figures)
 
-        output.save_figure(figure, inspection_figure.draw(report))
+
+def _draw_inspection(report: Inspection) -> "Figure":
+    from lowrank_core.cli import inspection_figure
+
+    return inspection_figure.draw(report)
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The program as a whole: exit codes, one line for what went wrong, and what a missing extra says."""
 
+import os
 import subprocess
 import sys
 
@@ -144,3 +145,18 @@ def test_an_interrupt_has_its_usual_exit_code(
     monkeypatch.setattr("lowrank_core.cli.article.run", interrupted)
     assert main(["demo"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["alpha", "--rank", "8", "--alpha", "16", "--json", "all.json"]])
+def test_a_reader_that_went_away_is_no_failure(arguments, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *arguments], stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+    # What was asked for besides is there all the same.
+    assert (tmp_path / "all.json").is_file() == ("all.json" in arguments)
