@@ -48,6 +48,7 @@ def main(folder, dtype=np.float32):
         write(folder / name / "model.safetensors", tensors)
     write(folder / "adapter" / "adapter_model.safetensors", factors)
     config = {"peft_type": "LORA", "r": ADAPTER_RANK, "lora_alpha": ALPHA, "use_rslora": True}
+    config["target_modules"] = list(SHAPES)
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
 
 

@@ -28,11 +28,11 @@ def rounding(layers: Mapping[str, LayerRounding]) -> Iterator[RenderableType]:
     """
     rows = table(
         "layer",
-        "unchanged",
+        "un-\nchanged",
         "edge",
         "rank\nabove",
         "variance\nbelow",
-        "edge,\nboth sides",
+        "both\nsides:\nedge",
         "rank\nabove",
         "variance\nbelow",
         names=1,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowrank_core import equivalent_alpha, reconstruction_error, variance_captured
-from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.budgets import Budget, Source, layer_spectra
-from lowrank_core.models.checkpoints import CheckpointPair, module_name, open_checkpoint, pair_checkpoints
+from lowrank_core.models.checkpoints import CheckpointPair, module_name
 from lowrank_core.models.configuration import peft_config
 from lowrank_core.models.executors import path_for
 from lowrank_core.models.extraction import why_left_out
+from lowrank_core.models.inspection import open_updates
 from lowrank_core.models.module_names import is_embedding, select
 
 if TYPE_CHECKING:
@@ -194,12 +195,9 @@ def plan(
     >>> found.parameters, found.config["r"], found.config["lora_alpha"], found.config["rank_pattern"]
     (30, 2, 4, {'^v': 3})
     """
-    where = path_for(path, executor)
-    source = (
-        open_adapter(where)
-        if base is None
-        else pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(where))
-    )
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
+    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
     sources, left_out, failures, modules = _layers(source, include, exclude)
     spectra, unread = layer_spectra(sources, executor=executor, progress=progress)
     failures |= unread

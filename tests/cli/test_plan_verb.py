@@ -122,7 +122,7 @@ def test_failed_layers_are_named_and_the_others_planned(
         (["--variance", 0], "nothing to plan"),
         (["--parameters", 100, "--objective", "best"], "objective must be one of relative, absolute; got 'best'"),
         (["--parameters", 100, "--rule", "best"], "unknown scaling rule 'best'"),
-        (["--parameters", 100, "--scale", -1], "alpha must be finite and positive"),
+        (["--parameters", 100, "--scale", -1], "scale must be finite and positive"),
         (["--parameters", 100, "--exclude", "nothing"], "exclude 'nothing' matches none"),
         (["--parameters", 100, "--out", "/nowhere/p.json"], "there is no folder '/nowhere'"),
     ],

@@ -182,5 +182,6 @@ def test_no_workers_and_no_scheduler(tmp_path):
     with pytest.raises(ValueError, match="workers must be at least 1; got 0"), local_processes(0):
         pass
     pytest.importorskip("distributed")
-    with pytest.raises(ValueError, match="is no address of a scheduler"), dask_cluster("nowhere://x"):
-        pass
+    for address in ("nowhere://x", "no-port"):
+        with pytest.raises(ValueError, match="is no address of a scheduler"), dask_cluster(address):
+            pass
