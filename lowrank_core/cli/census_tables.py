@@ -12,7 +12,7 @@ from rich.text import Text
 from lowrank_core.cli.names import in_natural_order
 from lowrank_core.cli.tables import count, error_text, note, section, table
 from lowrank_core.models.census import AdapterRow
-from lowrank_core.models.inspection import VARIANCE_FRACTIONS
+from lowrank_core.models.inspection_report import VARIANCE_FRACTIONS
 
 __all__ = ["census"]
 

@@ -33,7 +33,7 @@ from lowrank_core.cli.names import by_kind
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowrank_core.models.inspection import Inspection, LayerReport
+    from lowrank_core.models.inspection_report import Inspection, LayerReport
 
 __all__ = ["draw"]
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from lowrank_core.cli import rounding_tables
 from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
 from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
-from lowrank_core.models.inspection import VARIANCE_FRACTIONS, Inspection, LayerReport
+from lowrank_core.models.inspection_report import VARIANCE_FRACTIONS, Inspection, LayerReport
 
 __all__ = ["inspection"]
 

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.adapters import open_adapter
 from lowrank_core.models.files import open_file
-from lowrank_core.models.inspection import (
-    DEFAULT_RANKS,
+from lowrank_core.models.inspection import DEFAULT_RANKS, checked_ranks, layer_reports
+from lowrank_core.models.inspection_report import (
     VARIANCE_FRACTIONS,
     LayerFailure,
     LayerReport,
-    checked_ranks,
-    layer_reports,
     total,
     variance_column,
 )
