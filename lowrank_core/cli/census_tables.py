@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lowrank_core.cli.names import in_natural_order
 from lowrank_core.cli.tables import count, error_text, note, section, table
-from lowrank_core.models.census import AdapterRow
+from lowrank_core.models.census_rows import AdapterRow
 from lowrank_core.models.inspection_report import VARIANCE_FRACTIONS
 
 __all__ = ["census"]
