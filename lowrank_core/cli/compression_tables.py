@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
-from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
+from lowrank_core.cli.names import common_prefix, in_natural_order, kind
+from lowrank_core.cli.tables import RULE_LABELS, add_by_block, count, error_text, note, section, table
 from lowrank_core.models.compression import Compression, CompressionTotals, LayerCompression
 
 __all__ = ["compression"]
@@ -86,15 +86,14 @@ def _layers(report: Compression, prefix: str) -> Iterator[RenderableType]:
     headings = ["m × n", "r", *(["stored\nr"] if padded else []), "variance", "error", "best\nerror", "storage\nerror"]
     found = table("layer", *headings, names=1)
     by_name = {layer.name.removeprefix(prefix): layer for layer in report.layers}
-    for block, members in blocks(list(by_name)):
-        if block:
-            found.add_row(Text(block, style="bold"))
-        for name, short in members:
-            layer = by_name[name]
-            stored = [str(layer.stored_rank)] if padded else []
-            mark = CLAMPED if layer.asked > layer.rank else ""
-            shape = f"{layer.shape[0]} × {layer.shape[1]}"
-            found.add_row(f"  {short}" if block else short, shape, f"{layer.rank}{mark}", *stored, *_losses(layer))
+
+    def figures(name: str) -> list[str]:
+        layer = by_name[name]
+        stored = [str(layer.stored_rank)] if padded else []
+        mark = CLAMPED if layer.asked > layer.rank else ""
+        return [f"{layer.shape[0]} × {layer.shape[1]}", f"{layer.rank}{mark}", *stored, *_losses(layer)]
+
+    add_by_block(found, by_name, figures)
     found.add_section()
     found.add_row(TOGETHER, "", "", *([""] if padded else []), *_losses(report.totals))
     yield found

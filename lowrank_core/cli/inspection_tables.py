@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli import rounding_tables
-from lowrank_core.cli.names import blocks, common_prefix, in_natural_order, kind
-from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
+from lowrank_core.cli.names import common_prefix, in_natural_order, kind
+from lowrank_core.cli.tables import RULE_LABELS, add_by_block, count, error_text, note, section, table
 from lowrank_core.models.inspection_report import VARIANCE_FRACTIONS, Inspection, LayerReport
 
 __all__ = ["inspection"]
@@ -81,13 +81,12 @@ def _layers(report: Inspection, prefix: str) -> Iterator[RenderableType]:
         names=1,
     )
     by_name = {layer.name.removeprefix(prefix): layer for layer in report.layers}
-    for block, members in blocks(list(by_name)):
-        if block:
-            found.add_row(Text(block, style="bold"))
-        for name, short in members:
-            layer = by_name[name]
-            mark = f" {marks.get(layer.scaling_source, ' ')}" if several else ""
-            found.add_row(f"  {short}" if block else short, *_figures(layer, mark))
+
+    def figures(name: str) -> list[str]:
+        layer = by_name[name]
+        return _figures(layer, f" {marks.get(layer.scaling_source, ' ')}" if several else "")
+
+    add_by_block(found, by_name, figures)
     yield found
     if adapter:
         more = len(sources) - len(marks)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core.cli.names import blocks, by_kind, common_prefix, in_natural_order
-from lowrank_core.cli.tables import RULE_LABELS, count, error_text, note, section, table
+from lowrank_core.cli.names import by_kind, common_prefix, in_natural_order
+from lowrank_core.cli.tables import RULE_LABELS, add_by_block, count, error_text, note, section, table
 from lowrank_core.models.planning import Plan, PlannedLayer
 
 __all__ = ["plan"]
@@ -66,12 +66,7 @@ def _layers(found: Plan) -> Iterator[RenderableType]:
     rows = table("layer", "m × n", "r", "α", "γ", "parameters", "variance", "best\nerror", names=1)
     prefix = common_prefix([layer.name for layer in found.layers])
     by_name = {layer.name.removeprefix(prefix): layer for layer in found.layers}
-    for block, members in blocks(list(by_name)):
-        if block:
-            rows.add_row(Text(block, style="bold"))
-        for name, short in members:
-            layer = by_name[name]
-            rows.add_row(f"  {short}" if block else short, f"{layer.shape[0]} × {layer.shape[1]}", *_figures(layer))
+    add_by_block(rows, by_name, lambda name: _figures(by_name[name]))
     yield rows
     yield from [note(f"names begin with {prefix}")] if prefix else []
     yield note(f"γ = {RULE_LABELS[found.rule]}, kept at every rank by α. A layer of rank 0 is left out.")
@@ -79,6 +74,7 @@ def _layers(found: Plan) -> Iterator[RenderableType]:
 
 def _figures(layer: PlannedLayer) -> list[str]:
     return [
+        f"{layer.shape[0]} × {layer.shape[1]}",
         str(layer.rank),
         "" if layer.alpha is None else f"{layer.alpha:.4g}",
         "" if layer.scaling is None else f"{layer.scaling:.4g}",

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core.cli.names import blocks
-from lowrank_core.cli.tables import count, note, table
+from lowrank_core.cli.tables import add_by_block, count, note, table
 from lowrank_core.models.rounding import LayerRounding
 
 __all__ = ["rounding"]
@@ -37,11 +36,7 @@ def rounding(layers: Mapping[str, LayerRounding]) -> Iterator[RenderableType]:
         "variance\nbelow",
         names=1,
     )
-    for block, members in blocks(list(layers)):
-        if block:
-            rows.add_row(Text(block, style="bold"))
-        for name, short in members:
-            rows.add_row(f"  {short}" if block else short, *_figures(layers[name]))
+    add_by_block(rows, layers, lambda name: _figures(layers[name]))
     yield rows
     yield note(
         "Edge: rounding alone has no larger singular value in 99 of 100 draws. Below it, update and rounding cannot be "

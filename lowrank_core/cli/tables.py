@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["RULE_LABELS", "count", "error_text", "note", "prose_table", "section", "table"]
+from lowrank_core.cli.names import blocks
+
+__all__ = ["RULE_LABELS", "add_by_block", "count", "error_text", "note", "prose_table", "section", "table"]
 
 RULE_LABELS = {"standard": "α/r", "rslora": "α/√r", "unscaled": "γ = 1"}
 
@@ -41,6 +45,24 @@ def table(*headings: str, names: int = 0) -> Table:
         else:
             made.add_column(lowered, justify="right", no_wrap=True)
     return made
+
+
+def add_by_block(rows: Table, names: Iterable[str], figures: Callable[[str], Iterable[str]]) -> None:
+    """Add a row for each layer, those of one block indented under its name.
+
+    Parameters
+    ----------
+    rows : rich.table.Table
+    names : iterable of str
+        The layers'.
+    figures : callable
+        Gives what follows a layer's name in its row.
+    """
+    for block, members in blocks(list(names)):
+        if block:
+            rows.add_row(Text(block, style="bold"))
+        for name, short in members:
+            rows.add_row(f"  {short}" if block else short, *figures(name))
 
 
 def prose_table(*headings: str) -> Table:
