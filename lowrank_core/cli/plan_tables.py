@@ -55,10 +55,9 @@ def _heading(found: Plan) -> Text:
         f"{found.parameters:,} parameters in {kept} of {count(len(found.layers), 'layer')} keep "
         f"{100 * found.variance:.2f} % of the variance"
     )
-    lines.append(
-        f"no other ranks with as many parameters keep more than {100 * found.upper_bound:.2f} %: "
-        f"within {100 * gap:.2g} points of the best"
-    )
+    # Equal but for the order of two sums.
+    near = "the best possible" if gap < 1e-12 else f"within {100 * gap:.2g} points of the best"
+    lines.append(f"no other ranks with as many parameters keep more than {100 * found.upper_bound:.2f} %: {near}")
     return Text.assemble((what, "bold"), *(f"\n{line}" for line in lines))
 
 

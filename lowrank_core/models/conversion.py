@@ -10,6 +10,8 @@ from lowrank_core.models.factoring import STORED_DTYPES, product_norm
 from lowrank_core.models.placements import (
     DEFAULT_KOHYA_PREFIX,
     Placement,
+    is_embedding_layer,
+    is_kohya_layer,
     kernel_in_base,
     kohya_key,
     kohya_placement,
@@ -171,40 +173,6 @@ def product_of(layer: AdapterLayer) -> LowRankUpdate:
     """
     update = layer.update()
     return LowRankUpdate(update.A.T, update.B.T, update.scaling) if layer.transposed else update
-
-
-def is_embedding_layer(layer: AdapterLayer) -> bool:
-    """
-    Tell the factors of an embedding, which no other layer can be added to.
-
-    Parameters
-    ----------
-    layer : AdapterLayer
-        Of a PEFT adapter or of a kohya file.
-
-    Returns
-    -------
-    bool
-        Whether PEFT named them so.
-    """
-    return layer.A.key.endswith("lora_embedding_A")
-
-
-def is_kohya_layer(layer: AdapterLayer) -> bool:
-    """
-    Tell a layer of a kohya file.
-
-    Parameters
-    ----------
-    layer : AdapterLayer
-        Of a PEFT adapter or of a kohya file.
-
-    Returns
-    -------
-    bool
-        By the names of its factors.
-    """
-    return layer.A.key.endswith(".lora_down.weight")
 
 
 def _norm_of(layer: AdapterLayer) -> str:

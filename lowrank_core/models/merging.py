@@ -13,8 +13,6 @@ from lowrank_core.models.conversion import (
     check_base,
     check_no_magnitudes,
     finest_dtype,
-    is_embedding_layer,
-    is_kohya_layer,
     place_layers,
     product_of,
 )
@@ -24,7 +22,7 @@ from lowrank_core.models.files import describe_shape, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
 from lowrank_core.models.module_names import select
 from lowrank_core.models.peft import PEFT_CONFIG
-from lowrank_core.models.placements import names_in_base, without_prefix
+from lowrank_core.models.placements import is_embedding_layer, is_kohya_layer, names_in_base, without_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -141,12 +141,46 @@ def same_placement(layer: AdapterLayer) -> Placement:
         With the keys that the layer was read from, for factors in their own orientation.
     """
     key = module_key(layer)
-    if layer.A.key.endswith(".lora_down.weight"):
+    if is_kohya_layer(layer):
         return kohya_placement(key, layer.A.shape[1:], layer.name)
-    embedding = layer.A.key.endswith("lora_embedding_A")
+    embedding = is_embedding_layer(layer)
     # PEFT holds patterns against the outer module where one wraps another ("mha.base_layer.out_proj").
     module = key.removeprefix(PEFT_PREFIX).partition(".base_layer")[0]
     return Placement(layer.name, module, layer.A.key, layer.B.key, None, layer.A.shape[1:], embedding=embedding)
+
+
+def is_embedding_layer(layer: AdapterLayer) -> bool:
+    """
+    Tell the factors of an embedding, which no other layer can be added to.
+
+    Parameters
+    ----------
+    layer : AdapterLayer
+        Of a PEFT adapter or of a kohya file.
+
+    Returns
+    -------
+    bool
+        Whether PEFT named them so.
+    """
+    return layer.A.key.endswith("lora_embedding_A")
+
+
+def is_kohya_layer(layer: AdapterLayer) -> bool:
+    """
+    Tell a layer of a kohya file.
+
+    Parameters
+    ----------
+    layer : AdapterLayer
+        Of a PEFT adapter or of a kohya file.
+
+    Returns
+    -------
+    bool
+        By the names of its factors.
+    """
+    return layer.A.key.endswith(".lora_down.weight")
 
 
 def module_key(layer: AdapterLayer) -> str:

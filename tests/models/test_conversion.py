@@ -7,11 +7,10 @@ from lowrank_core.models.conversion import (
     check_base,
     check_no_magnitudes,
     finest_dtype,
-    is_embedding_layer,
-    is_kohya_layer,
     place_layers,
     product_of,
 )
+from lowrank_core.models.placements import is_embedding_layer, is_kohya_layer
 
 
 @pytest.fixture
