@@ -48,7 +48,7 @@ def marchenko_pastur_median(beta: float) -> float:
     -----
     With :math:`x = 1 + \beta - 2\sqrt\beta\cos\theta` and :math:`\rho = \sqrt\beta` the distribution function is
 
-    .. math:: F(\theta) = \frac{1}{\pi}(\theta + \phi - \frac{\phi - \rho \sin\theta}{\rho^2}),
+    .. math:: F(\theta) = \frac{1}{\pi}\left(\theta + \phi - \frac{\phi - \rho \sin\theta}{\rho^2}\right),
        \qquad \phi = \arctan\frac{\rho\sin\theta}{1 - \rho\cos\theta}.
 
     References
@@ -134,7 +134,7 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
     :math:`\pi = (x, y)` on rows and columns:
 
     .. math::
-       E = \min_{u, v > 0} \max(\max_i \frac{1}{u_i} + (S v)_i,\; \max_j \frac{1}{v_j} + (S^T u)_j)
+       E = \min_{u, v > 0} \max\left(\max_i \frac{1}{u_i} + (S v)_i,\; \max_j \frac{1}{v_j} + (S^T u)_j\right)
          = \max_\pi 2 \sum_i \sqrt{x_i (S y)_i} + 2 \sum_j \sqrt{y_j (S^T x)_j},
 
     with :math:`u_i = \sqrt{x_i / (S y)_i}` and :math:`v_j = \sqrt{y_j / (S^T x)_j}`, under which the terms of the

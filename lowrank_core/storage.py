@@ -145,7 +145,7 @@ def storage_noise(base: Any, tuned: Any) -> StorageNoise:
     Rows and columns in which nothing has changed are left out of the edge: the difference is zero there, rounding
     included. For entries of about one size the edge on σ² is
 
-    .. math:: s^2 [(\sqrt m + \sqrt n)^2 + 2.02 (\sqrt m + \sqrt n)(1/\sqrt m + 1/\sqrt n)^{1/3}].
+    .. math:: s^2 \left[(\sqrt m + \sqrt n)^2 + 2.02 (\sqrt m + \sqrt n)(1/\sqrt m + 1/\sqrt n)^{1/3}\right].
 
     References
     ----------
