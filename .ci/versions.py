@@ -24,10 +24,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "numbers" / "versions.json"
 PYTHONS = ("python3.11", "python3.12", "python3.13")
 # None of these is built from source: what users install is wheels.
-BINARY = "numpy,numba,llvmlite,ml_dtypes,safetensors"
+BINARY = "numpy,scipy,numba,llvmlite,ml_dtypes,safetensors"
 SHOWN = ("numpy", "numba", "threadpoolctl", "ml_dtypes", "safetensors", "hypothesis")
 # These need PyTorch or the command line's own dependencies, or hold what is written here to account.
-LEFT_OUT = ("tests/interop", "tests/test_docs.py", "tests/cli", "tests/test_proof.py")
+LEFT_OUT = ("tests/interop", "tests/test_docs.py", "tests/cli", "tests/test_proof.py", "tests/test_study.py")
 
 
 def main(pythons: list[str]) -> int:
@@ -57,7 +57,7 @@ def tried(python: str, bounds: list[str], folder: Path) -> dict[str, str | int]:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     subprocess.run([python, "-m", "venv", str(environment)], check=True)
     own = str(environment / "bin" / "python")
-    wanted = [f"{clone}[dask,testing]", *bounds, "pytest", "mpmath"]
+    wanted = [f"{clone}[dask,testing]", *bounds, "pytest", "mpmath", "scipy"]
     install = subprocess.run(
         [own, "-m", "pip", "install", "-q", "--only-binary", BINARY, *wanted],
         capture_output=True,

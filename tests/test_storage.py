@@ -3,7 +3,6 @@
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from lowrank_core import Spectrum, spectrum
 from lowrank_core.storage import Rounding, _steps, storage_noise
@@ -180,13 +179,6 @@ def test_zeros_and_single_entries():
     assert noise.one_side.noise == pytest.approx(2.0**-24 / np.sqrt(12), rel=1e-12)
     one = storage_noise(np.ones((1, 1), dtype=BFLOAT16), np.full((1, 1), 1.5, dtype=BFLOAT16))
     assert one.one_side.edge > 2.0**-8
-
-
-def test_tensors_are_read_in_their_own_dtype():
-    base = np.random.default_rng(9).standard_normal((20, 10)).astype(np.float32)
-    tuned = base + np.float32(0.1)
-    tensors = [torch.from_numpy(array).to(torch.bfloat16) for array in (base, tuned)]
-    assert storage_noise(*tensors) == storage_noise(base.astype(BFLOAT16), tuned.astype(BFLOAT16))
 
 
 def test_rank_and_variance_below_the_edge():

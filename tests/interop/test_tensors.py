@@ -1,5 +1,6 @@
 """PyTorch's tensors at the door, which are told by their methods: each means its numbers, or is refused in words."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 
 from lowrank_core import LowRankUpdate, spectrum, truncate, variance_captured
 from lowrank_core.arrays import as_matrices
+from lowrank_core.storage import storage_noise
 from lowrank_core.testing import assert_eckart_young, assert_same_update, assert_spectrum, updates
 from tests import bounds
 from tests.test_arrays import MATRIX, means_its_numbers, refused, takers
@@ -84,6 +86,13 @@ def test_truncations_and_verifiers(dtype):
     assert_spectrum(tensor, np.linalg.svd(MATRIX, compute_uv=False))
     assert_eckart_young(tensor, truncate(tensor, 2), 2, eps=bounds.EPS32)
     assert_same_update(truncate(tensor, 4), tensor, eps=bounds.EPS32)
+
+
+def test_stored_weights_are_read_in_their_own_dtype():
+    base = np.random.default_rng(9).standard_normal((20, 10)).astype(np.float32)
+    tuned = base + np.float32(0.1)
+    tensors = [torch.from_numpy(array).to(torch.bfloat16) for array in (base, tuned)]
+    assert storage_noise(*tensors) == storage_noise(base.astype(ml_dtypes.bfloat16), tuned.astype(ml_dtypes.bfloat16))
 
 
 def test_the_strategies_find_a_randomised_routine_out():
