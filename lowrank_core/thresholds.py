@@ -22,7 +22,7 @@ KRYLOV_GIVES_UP = 1 / 4
 # value is zero, so that from 0.125 on it stays within eps32·σ₁; independent factors lie near ½.
 CANCELLED = 0.125
 
-# Gram matrices of float32 factors up to this rank are formed by a kernel of our own, in 40 to 75 % of the time that BLAS takes and
+# Gram matrices of float32 factors up to this rank are formed by a kernel of our own, in 40 to 75 % of BLAS's time and
 # without a float64 copy; beyond it BLAS holds its ground.
 NARROW_FACTOR = 128
 
