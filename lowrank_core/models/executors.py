@@ -111,7 +111,7 @@ def dask_cluster(address: str) -> Iterator[Executor]:
         ) from error
     try:
         # Before the client is made: one that could not begin waits half a minute for itself when it is collected.
-        distributed.comm.get_address_host_port(address)
+        distributed.comm.resolve_address(address)
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except ValueError as error:
         raise ValueError(f"{address!r} is no address of a scheduler, as tcp://10.0.0.1:8786 is ({error})") from error
