@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from lowrank_core import LowRankUpdate
 from lowrank_core.models.checkpoints import module_name, open_checkpoint
-from lowrank_core.models.factoring import STORED_DTYPES, product_norm
+from lowrank_core.models.factoring import STORED_DTYPES
+from lowrank_core.models.norms import product_norm
 from lowrank_core.models.placements import (
     DEFAULT_KOHYA_PREFIX,
     Placement,

@@ -17,10 +17,11 @@ from lowrank_core.models.conversion import (
     product_of,
 )
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.factoring import Form, Rank, everything, stacked, stored_bytes
+from lowrank_core.models.factoring import Form, Rank, everything, stored_bytes
 from lowrank_core.models.files import describe_shape, read_json
 from lowrank_core.models.layerwise import Destination, Progress, Task, check_destination, compress, is_kohya_path
 from lowrank_core.models.module_names import select
+from lowrank_core.models.norms import stacked
 from lowrank_core.models.peft import PEFT_CONFIG
 from lowrank_core.models.placements import is_embedding_layer, is_kohya_layer, names_in_base, without_prefix
 

@@ -13,11 +13,9 @@ from lowrank_core.models.factoring import (
     check_rank,
     everything,
     factor,
-    product_norm,
     rank_of,
-    residual_norm,
-    stacked,
 )
+from lowrank_core.models.norms import product_norm, residual_norm, stacked
 from tests.models.models_on_disk import naive_figures
 
 FORMS = [Form("float64"), Form("float32", alpha=3.0, rule="rslora"), Form("bfloat16"), Form("float16", uniform=True)]
