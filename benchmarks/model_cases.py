@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lowrank_core.models.extraction import extract
 from lowrank_core.models.factoring import as_dtype
 from lowrank_core.models.resizing import resize
 from lowrank_core.models.writing import stream_tensors
+from lowrank_core.threads import as_workers
 
 ATTENTION, MLP = (1024, 1024), (1024, 4096)
 # Components of an update beside its noise, and the noise's share of its norm.
@@ -99,7 +101,9 @@ def resizing(folder: Path, adapter: Path, rank: int, *, checked: Iterable[str] =
         return max(_excess(update, stored[name], best[name]) for name, update in updates.items())
 
     def ours() -> Path:
-        resize(adapter, folder / "resized", rank=rank, force=True)
+        # A thread a core over the layers, as --workers has it; the peers' products use as many within a layer.
+        with ThreadPoolExecutor(as_workers(None)) as executor:
+            resize(adapter, folder / "resized", rank=rank, force=True, executor=executor)
         return folder / "resized"
 
     return Case(

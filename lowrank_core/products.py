@@ -19,6 +19,11 @@ Floats = NDArray[np.float64]
 
 PRODUCT_METHODS = ("auto", "direct", "gram")
 
+# Factors are made orthonormal by Cholesky's method where their rows are this long, and where the first time leaves no
+# entry of the Gram matrix further from orthonormal than this; by LAPACK's QR elsewhere.
+LONG_ROWS = 512
+WELL_CONDITIONED = 1e-13
+
 
 def check_product(update: LowRankUpdate, method: str) -> None:
     """Raise a ValueError if a factor has an entry that is not finite, or the method is not one for products."""
@@ -176,14 +181,39 @@ def decompose_product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Decom
     """Decompose one γBA through QR of both factors and an SVD of the core, with its vectors."""
     B_scaled, B_exponents = scaled_to_unit(B)
     A_scaled, A_exponents = scaled_to_unit(A)
-    Q_B, R_B = np.linalg.qr(B_scaled)
-    Q_A, R_A = np.linalg.qr(A_scaled.T)
-    core, core_exponents = scaled_to_unit(R_B @ R_A.T)
+    Q_B, L_B = _row_factors(np.ascontiguousarray(B_scaled.T))
+    Q_A, L_A = _row_factors(A_scaled)
+    core, core_exponents = scaled_to_unit(L_B.T @ L_A)
     scale, scale_exponent = np.frexp(scaling)
     exponent = int((B_exponents + A_exponents + core_exponents)[0, 0]) + int(scale_exponent)
     U, values, Vt = np.linalg.svd(core * scale, full_matrices=False)
     return Decomposition(
         unscaled_by(values, exponent, "a singular value of the update"),
         float(unscaled_by(np.sqrt(np.sum(values[::-1] ** 2)), exponent, "the norm of the update")),
-        lambda r: (np.ldexp(Q_B @ (U[:, :r] * values[:r]), exponent), Vt[:r] @ Q_A.T),
+        lambda r: (np.ldexp(Q_B.T @ (U[:, :r] * values[:r]), exponent), Vt[:r] @ Q_A),
     )
+
+
+def _row_factors(block: Floats) -> tuple[Floats, Floats]:
+    """Give orthonormal rows Q and an L with block = L Q: by Cholesky's method twice where it is as good as QR.
+
+    Rows are first brought to about one size by powers of two. What the first time leaves of orthonormality is about
+    eps·κ², and the inverse loses about κ digits' worth: WELL_CONDITIONED holds κ to about twenty, and LONG_ROWS keeps
+    that far below the 10·max(m, n)·eps of QR. Matrix products make it several times as fast as LAPACK's QR.
+
+    References: Yamamoto et al., ETNA 44 (2015) 306.
+    """
+    if block.shape[1] >= LONG_ROWS > block.shape[0]:
+        sizes = np.frexp(np.linalg.norm(block, axis=1))[1][:, np.newaxis]
+        rows = np.ldexp(block, -sizes)
+        try:
+            first = np.linalg.cholesky(rows @ rows.T)
+            rows = np.linalg.inv(first) @ rows
+            gram = rows @ rows.T
+            if np.all(np.abs(gram - np.eye(len(gram))) < WELL_CONDITIONED):
+                second = np.linalg.cholesky(gram)
+                return np.linalg.inv(second) @ rows, np.ldexp(first @ second, sizes)
+        except np.linalg.LinAlgError:
+            pass
+    Q, R = np.linalg.qr(block.T)
+    return np.ascontiguousarray(Q.T), np.ascontiguousarray(R.T)

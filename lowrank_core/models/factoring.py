@@ -348,7 +348,7 @@ def _moved(stored: LowRankUpdate, unrounded: LowRankUpdate) -> LowRankUpdate:
 
     With B + E and A + F stored for B and A, it is :math:`\gamma [E, B]\,[A + F; F]`.
     """
-    B, A = (factor.astype(np.float64) for factor in (stored.B, stored.A))
+    B, A = (np.asarray(factor, dtype=np.float64) for factor in (stored.B, stored.A))
     left, below = np.hstack([B - unrounded.B, unrounded.B]), np.vstack([A, A - unrounded.A])
     return LowRankUpdate(left, below, stored.scaling)
 

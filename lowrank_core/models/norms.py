@@ -62,7 +62,7 @@ def product_norm(update: LowRankUpdate) -> float:
     :math:`s = \sum_i \lVert b_i \rVert \lVert a_i \rVert`: where more than a 1e-5th of s² is left of it, the norm is
     right to 1e-7 at the very worst for any layer. Where more has cancelled, QR keeps all digits.
     """
-    B, A = update.B.astype(np.float64), update.A.astype(np.float64)
+    B, A = np.asarray(update.B, dtype=np.float64), np.asarray(update.A, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         B_gram, A_gram = B.T @ B, A @ A.T
         energy = float(np.sum(B_gram * A_gram))
@@ -95,10 +95,10 @@ def stacked(updates: list[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
         If a term is beyond float64.
     """
     with np.errstate(over="ignore"):
-        B = [(weight * update.scaling) * update.B.astype(np.float64) for weight, update in updates]
+        B = [(weight * update.scaling) * np.asarray(update.B, dtype=np.float64) for weight, update in updates]
     if not all(np.isfinite(term).all() for term in B):
         raise ValueError("its weighted sum does not fit float64: take smaller weights")
-    return LowRankUpdate(np.hstack(B), np.vstack([update.A.astype(np.float64) for _, update in updates]))
+    return LowRankUpdate(np.hstack(B), np.vstack([np.asarray(update.A, dtype=np.float64) for _, update in updates]))
 
 
 def _minus(one: LowRankUpdate, other: LowRankUpdate) -> LowRankUpdate:
