@@ -112,6 +112,25 @@ def test_batched_products_broadcast():
     assert_eckart_young(update, best, 2)
 
 
+@pytest.mark.parametrize("together", [0.0, 1e2, 1e7])
+@pytest.mark.parametrize("kind", ["ordinary", "graded", "deficient"])
+def test_long_factors_lose_no_more_than_qr(kind, together):
+    rng = np.random.default_rng(0)
+    m, n, r = 600, 700, 12
+    B, A = rng.standard_normal((m, r)), rng.standard_normal((r, n))
+    if kind == "graded":
+        B *= 10.0 ** -np.arange(r)
+    if kind == "deficient":
+        B[:, 0], A[3] = 0.0, A[4]
+    A += together * A[:1]
+    found = truncate(LowRankUpdate(B, A), r)
+    lost = np.linalg.norm(found.to_dense() - B @ A)
+    assert lost <= 10 * max(m, n) * 2.0**-52 * np.linalg.norm(B) * np.linalg.norm(A)
+    sizes = np.linalg.norm(found.B, axis=0)
+    rows = found.A[sizes > 1e-10 * sizes.max()]
+    assert np.abs(rows @ rows.T - np.eye(len(rows))).max() < 10 * r * 2.0**-52
+
+
 def test_nothing_is_decomposed_twice(monkeypatch):
     calls = []
     for module, name in ((small, "small_values"), (gram, "tridiagonals")):
