@@ -57,7 +57,7 @@ def tried(python: str, bounds: list[str], folder: Path) -> dict[str, str | int]:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     subprocess.run([python, "-m", "venv", str(environment)], check=True)
     own = str(environment / "bin" / "python")
-    wanted = [f"{clone}[dask,testing]", *bounds, "pytest", "mpmath", "scipy"]
+    wanted = [f"{clone}[cli,dask,testing]", *bounds, "pytest", "mpmath", "scipy"]
     install = subprocess.run(
         [own, "-m", "pip", "install", "-q", "--only-binary", BINARY, *wanted],
         capture_output=True,

@@ -22,6 +22,7 @@ __all__ = [
     "gram_values",
     "map_batch",
     "medium_gram_values",
+    "row_factors",
     "small_values_of",
     "unit_range",
 ]
@@ -203,3 +204,26 @@ def _image(matrix: NDArray[Any], basis: Floats, *, wide: bool) -> Floats:
         block = np.ascontiguousarray(chosen, dtype=np.float64)
         np.matmul(block.T if wide else block, basis, out=image[start : start + step])
     return image
+
+
+def row_factors(block: Floats, holds: float) -> tuple[Floats, Floats]:
+    """Give orthonormal rows Q and an L with block = L Q: by Cholesky's method twice, or by QR.
+
+    Cholesky's method squares the condition, which a second time repairs as long as the first left something (Yamamoto
+    et al., ETNA 44 (2015) 306): where no entry of the Gram matrix is further from orthonormal than `holds` after it.
+    Rows are first brought to about one size by powers of two. Matrix products make it several times as fast as QR.
+    """
+    if holds > 0.0:
+        sizes = np.frexp(np.linalg.norm(block, axis=1))[1][:, np.newaxis]
+        rows = np.ldexp(block, -sizes)
+        try:
+            first = np.linalg.cholesky(rows @ rows.T)
+            rows = np.linalg.inv(first) @ rows
+            gram = rows @ rows.T
+            if np.all(np.abs(gram - np.eye(len(gram))) < holds):
+                second = np.linalg.cholesky(gram)
+                return np.linalg.inv(second) @ rows, np.ldexp(first @ second, sizes)
+        except np.linalg.LinAlgError:
+            pass
+    Q, R = np.linalg.qr(block.T)
+    return np.ascontiguousarray(Q.T), np.ascontiguousarray(R.T)

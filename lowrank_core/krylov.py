@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import thresholds
 from lowrank_core.arrays import scaled_to_unit, unscaled_by
-from lowrank_core.dense import Decomposition, from_projection
+from lowrank_core.dense import Decomposition, from_projection, row_factors
 
 __all__ = ["krylov"]
 
@@ -191,29 +191,10 @@ def _orthonormal(block: Floats, Q: Floats) -> tuple[Floats, NDArray[Any]]:
     """
     rest = block - (block @ Q.T) @ Q
     rest -= (rest @ Q.T) @ Q
-    basis, coupling = _factored(rest)
+    basis, coupling = row_factors(rest, CHOLESKY_HOLDS)
     if np.min(np.abs(np.diagonal(coupling))) <= NOTHING_LEFT * np.max(np.abs(block), initial=0.0):
-        basis = _factored(basis - (basis @ Q.T) @ Q)[0]
+        basis = row_factors(basis - (basis @ Q.T) @ Q, CHOLESKY_HOLDS)[0]
     return basis, coupling
-
-
-def _factored(block: Floats) -> tuple[Floats, NDArray[Any]]:
-    """Factor rows (k, n) into L and orthonormal rows: by Cholesky's method twice, by QR where they hardly differ.
-
-    Cholesky's method squares the condition, which a second time repairs as long as the first left something
-    (Yamamoto et al., ETNA 44 (2015) 306).
-    """
-    try:
-        first = np.linalg.cholesky(block @ block.T)
-        basis = np.linalg.inv(first) @ block
-        gram = basis @ basis.T
-        if np.all(np.abs(gram - np.eye(len(gram))) < CHOLESKY_HOLDS):
-            second = np.linalg.cholesky(gram)
-            return np.linalg.inv(second) @ basis, first @ second
-    except np.linalg.LinAlgError:
-        pass
-    Q, R = np.linalg.qr(block.T)
-    return np.ascontiguousarray(Q.T), R.T
 
 
 def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Generator) -> Floats | None:
@@ -245,7 +226,7 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
         if not space.full:
             space.extend(fresh(BLOCK))
             squares, vectors = space.ritz()
-    return np.ascontiguousarray(_factored(vectors[:, :rank].T @ space.Q)[0].T)
+    return np.ascontiguousarray(row_factors(vectors[:, :rank].T @ space.Q, CHOLESKY_HOLDS)[0].T)
 
 
 def _owed(squares: Floats, rank: int, energy: float) -> float:

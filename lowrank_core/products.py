@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import thresholds
 from lowrank_core.arrays import as_stack, check_finite, scaled_to_unit, unscaled_by
-from lowrank_core.dense import Decomposition, gram_matrix, map_batch, unit_range
+from lowrank_core.dense import Decomposition, gram_matrix, map_batch, row_factors, unit_range
 from lowrank_core.factors import LowRankUpdate
 from lowrank_core.threads import in_threads
 
@@ -20,7 +20,8 @@ Floats = NDArray[np.float64]
 PRODUCT_METHODS = ("auto", "direct", "gram")
 
 # Factors are made orthonormal by Cholesky's method where their rows are this long, and where the first time leaves no
-# entry of the Gram matrix further from orthonormal than this; by LAPACK's QR elsewhere.
+# entry of the Gram matrix further from orthonormal than this: it leaves about eps·κ², which holds κ to about twenty,
+# and the digits that the inverse loses to κ far below the 10·max(m, n)·eps of QR.
 LONG_ROWS = 512
 WELL_CONDITIONED = 1e-13
 
@@ -195,25 +196,4 @@ def decompose_product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Decom
 
 
 def _row_factors(block: Floats) -> tuple[Floats, Floats]:
-    """Give orthonormal rows Q and an L with block = L Q: by Cholesky's method twice where it is as good as QR.
-
-    Rows are first brought to about one size by powers of two. What the first time leaves of orthonormality is about
-    eps·κ², and the inverse loses about κ digits' worth: WELL_CONDITIONED holds κ to about twenty, and LONG_ROWS keeps
-    that far below the 10·max(m, n)·eps of QR. Matrix products make it several times as fast as LAPACK's QR.
-
-    References: Yamamoto et al., ETNA 44 (2015) 306.
-    """
-    if block.shape[1] >= LONG_ROWS > block.shape[0]:
-        sizes = np.frexp(np.linalg.norm(block, axis=1))[1][:, np.newaxis]
-        rows = np.ldexp(block, -sizes)
-        try:
-            first = np.linalg.cholesky(rows @ rows.T)
-            rows = np.linalg.inv(first) @ rows
-            gram = rows @ rows.T
-            if np.all(np.abs(gram - np.eye(len(gram))) < WELL_CONDITIONED):
-                second = np.linalg.cholesky(gram)
-                return np.linalg.inv(second) @ rows, np.ldexp(first @ second, sizes)
-        except np.linalg.LinAlgError:
-            pass
-    Q, R = np.linalg.qr(block.T)
-    return np.ascontiguousarray(Q.T), np.ascontiguousarray(R.T)
+    return row_factors(block, WELL_CONDITIONED if block.shape[1] >= LONG_ROWS else 0.0)
