@@ -15,6 +15,7 @@ from lowrank_core import thresholds
 from lowrank_core.arrays import as_stack
 from lowrank_core.dense import (
     Decomposition,
+    blas_threads_of,
     direct,
     direct_values,
     gram,
@@ -24,6 +25,7 @@ from lowrank_core.dense import (
     small_values_of,
 )
 from lowrank_core.krylov import krylov
+from lowrank_core.threads import blas_threads
 
 __all__ = ["choose_route", "decompose", "krylov_seed", "singular_values"]
 
@@ -103,7 +105,7 @@ def singular_values(
             found, norm = np.stack([part.values for part in parts]), np.array([part.norm for part in parts])
         values[chunk], norms[chunk] = found[:, :wanted], norm
 
-    map_batch(fill, len(flat), shape, workers, thresholds.LANES if small else 1)
+    map_batch(fill, len(flat), shape, workers, thresholds.LANES if small else 1, holds_blas=route.startswith("krylov"))
     return values.reshape(*batch, wanted), norms.reshape(batch)
 
 
@@ -115,7 +117,20 @@ def decompose(matrix: NDArray[Any], route: str, rank: int | None, seed: int) -> 
         return gram(matrix)
     limit = int(min(matrix.shape) * (1.0 if route == "krylov" else thresholds.KRYLOV_GIVES_UP))
     found = krylov(matrix, max(1, min(matrix.shape) if rank is None else rank), limit, seed)
-    return gram(matrix) if found is None else found
+    return _gram_instead(matrix) if found is None else found
+
+
+def _gram_instead(matrix: NDArray[Any]) -> Decomposition:
+    """Decompose one matrix by its Gram matrix, on the BLAS threads that its shape asks for."""
+    threads = blas_threads_of((matrix.shape[0], matrix.shape[1]))
+    with blas_threads(threads):
+        found = gram(matrix)
+
+    def factors(rank: int) -> tuple[Floats, Floats]:
+        with blas_threads(threads):
+            return found.factors(rank)
+
+    return found._replace(factors=factors)
 
 
 def krylov_seed(rng: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from lowrank_core.threads import blas_threads, in_threads
 
 __all__ = [
     "Decomposition",
+    "blas_threads_of",
     "direct",
     "direct_values",
     "from_projection",
@@ -38,15 +40,28 @@ class Decomposition(NamedTuple):
     factors: Callable[[int], tuple[Floats, Floats]]
 
 
+def blas_threads_of(shape: tuple[int, int]) -> int | None:
+    """Give the BLAS threads for a matrix: one, or for a large one all that the process allows BLAS (None)."""
+    return None if min(shape) > thresholds.LARGE else 1
+
+
 def map_batch(
-    function: Callable[[slice], Any], count: int, shape: tuple[int, int], workers: int, together: int = 1
+    function: Callable[[slice], Any],
+    count: int,
+    shape: tuple[int, int],
+    workers: int,
+    together: int = 1,
+    *,
+    holds_blas: bool = False,
 ) -> list[Any]:
     """Map `function` over slices of a batch, under the BLAS threads that the matrices' shape asks for.
 
-    A slice but for the last holds a multiple of `together` matrices.
+    A slice but for the last holds a multiple of `together` matrices. A function that holds BLAS's threads itself is
+    left to do so for large ones.
     """
-    if min(shape) > thresholds.LARGE:
-        with blas_threads(None):
+    threads = blas_threads_of(shape)
+    if threads is None:
+        with nullcontext() if holds_blas else blas_threads(threads):
             return [function(slice(i, i + 1)) for i in range(count)]
     entries, work = shape[0] * shape[1], shape[0] * shape[1] * min(shape)
     worth = workers if count * work >= thresholds.THREAD_WORTHY else 1
@@ -54,7 +69,7 @@ def map_batch(
     chunk = max(1, min(thresholds.BLOCK_ENTRIES // entries, -(-count // (4 * worth))))
     chunk = -(-chunk // together) * together
     slices = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-    with blas_threads(1):
+    with blas_threads(threads):
         return in_threads(function, slices, worth)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,17 +12,25 @@ from numpy.typing import NDArray
 from lowrank_core import thresholds
 from lowrank_core.arrays import scaled_to_unit, unscaled_by
 from lowrank_core.dense import Decomposition, from_projection, row_factors
+from lowrank_core.threads import as_workers, blas_threads, in_threads
 
 __all__ = ["krylov"]
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 
 # Vectors in a block and in a probe.
 BLOCK = 32
 PROBE = 8
 
+# Rows of the matrix that a thread takes at a time: sums for each are then a sixteenth of the matrix.
+PIECE = 512
+
 # How far from orthonormal Cholesky's method may leave rows for its second time to be enough.
 CHOLESKY_HOLDS = 0.1
+
+# The share of a block under which one pass leaves more along Q than a thousand roundings, and a second is due.
+LITTLE_LEFT = 1e-3
 
 # The share of a block under which a row is no longer told from rounding, which two passes leave along Q.
 NOTHING_LEFT = 1e-8
@@ -48,43 +58,61 @@ class _Matrix(NamedTuple):
         return int(self.held.shape[1 if self.transposed else 0])
 
     def applied(self, block: Floats) -> tuple[Floats, Floats]:
-        """Multiply rows (k, columns) by X, and by XᵀX, in the precision held; in rows, for BLAS reads along memory."""
-        given = block.astype(self.held.dtype, copy=False)
-        if self.transposed:
-            image = given @ self.held
-            pulled = np.ascontiguousarray((self.held @ image.T).T)
-        elif self.held.nbytes <= thresholds.STAYS_IN_CACHE:
-            image = np.ascontiguousarray((self.held @ np.ascontiguousarray(given.T)).T)
-            pulled = image @ self.held
-        else:
-            image, pulled = self._applied_in_one_read(np.ascontiguousarray(given.T))
-        return image.astype(np.float64, copy=False), pulled.astype(np.float64, copy=False)
+        """Multiply rows (k, columns) by X, and by XᵀX, in the precision held."""
+        from lowrank_core.kernels.compiling import COMPILED
 
-    def _applied_in_one_read(self, given: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Multiply columns by X and by XᵀX, a block of rows after the other, each while it is in cache."""
-        rows, columns = self.held.shape
-        step = max(1, 2 * thresholds.CACHED_ENTRIES // columns)
-        image = np.empty((rows, given.shape[1]), dtype=given.dtype)
-        pulled, part = (np.zeros((given.shape[1], columns), dtype=given.dtype) for _ in range(2))
-        for start in range(0, rows, step):
-            block = self.held[start : start + step]
-            found = np.matmul(block, given, out=image[start : start + step])
-            pulled += np.matmul(found.T, block, out=part)
-        return np.ascontiguousarray(image.T), pulled
+        given = block.astype(self.held.dtype, copy=False)
+        if self.held.dtype == np.float32 and COMPILED:
+            image, pulled = _narrow_products(self.held, given, transposed=self.transposed)
+        else:
+            image = given @ (self.held if self.transposed else self.held.T)
+            pulled = image @ (self.held.T if self.transposed else self.held)
+        return np.asarray(image, np.float64, order="C"), np.asarray(pulled, np.float64, order="C")
 
     def image(self, basis: Floats) -> tuple[Floats, float]:
-        """Give X @ basis (columns, k) and ‖X‖_F², both in float64, converting X in blocks of rows."""
-        rows, columns = self.held.shape
-        step = max(1, 4 * thresholds.CACHED_ENTRIES // columns)
-        energy, image = 0.0, np.zeros((columns if self.transposed else rows, basis.shape[1]))
-        for start in range(0, rows, step):
-            block = np.asarray(self.held[start : start + step], dtype=np.float64)
-            energy += float(np.vdot(block, block))
-            if self.transposed:
-                image += block.T @ basis[start : start + step]
-            else:
-                np.matmul(block, basis, out=image[start : start + step])
-        return image, energy
+        """Give X @ basis (columns, k) and ‖X‖_F², both in float64, converting X in blocks of rows, cut over threads."""
+        long = self.held.T if self.transposed else self.held
+        step = max(1, thresholds.BLOCK_ENTRIES // self.columns)
+        image = np.empty((self.rows, basis.shape[1]))
+
+        def part(start: int) -> float:
+            # In C order whatever came in, as in gram_matrix.
+            block = np.ascontiguousarray(long[start : start + step], dtype=np.float64)
+            np.matmul(block, basis, out=image[start : start + step])
+            return float(np.vdot(block, block))
+
+        return image, math.fsum(in_threads(part, range(0, self.rows, step), as_workers(None)))
+
+
+def _narrow_products(X: Singles, block: Singles, *, transposed: bool) -> tuple[Singles, Singles]:
+    """Give b Xᵀ and b XᵀX for a block b of rows (k, n), or b X and b X Xᵀ for one of (k, m) where transposed.
+
+    The rows of X are cut over threads at places that its shape alone decides, and sums over them taken in their order.
+    """
+    from lowrank_core.kernels.krylov import APPLY, BOTH, COLUMNS, PULL, ROWS, multiply
+
+    rows, columns = X.shape
+    given = np.zeros((columns, COLUMNS), np.float32)
+    images = np.zeros((-(-rows // ROWS) * ROWS, COLUMNS), np.float32)
+    (images[:rows] if transposed else given)[:, : len(block)] = block.T
+    sums = np.zeros((-(-rows // PIECE), given.size), np.float32)
+
+    def products(way: int, given: Singles) -> Singles:
+        def piece(start: int) -> None:
+            part = slice(start, start + PIECE)
+            multiply(X[part], given.ravel(), images[part].ravel(), sums[start // PIECE], way)
+
+        in_threads(piece, range(0, rows, PIECE), as_workers(None))
+        total: Singles = np.add.reduce(sums, axis=0)
+        return total.reshape(given.shape)
+
+    if not transposed:
+        pulled = products(BOTH, given)
+        return images[:rows, : len(block)].T, pulled[:, : len(block)].T
+    image = products(PULL, given)
+    images[:] = 0.0
+    products(APPLY, image)
+    return image[:, : len(block)].T, images[:rows, : len(block)].T
 
 
 def _prepared(matrix: NDArray[Any]) -> tuple[_Matrix, float]:
@@ -109,17 +137,20 @@ def krylov(matrix: NDArray[Any], rank: int, limit: int, seed: int) -> Decomposit
     in that space, in float64: each value is attained by a factorisation in hand, so none is overstated.
     """
     X, estimate = _prepared(matrix)
-    basis = _basis(X, rank, limit, estimate, np.random.default_rng(seed))
-    if basis is None:
-        return None
-    image, energy = X.image(basis)
-    values, turn = _values_and_turn(image)
+    # The threads are its own: those of BLAS would still spin, and wait for work, while they run.
+    with blas_threads(1):
+        basis = _basis(X, rank, limit, estimate, np.random.default_rng(seed))
+        if basis is None:
+            return None
+        image, energy = X.image(basis)
+        values, turn = _values_and_turn(image)
+        image, basis = image @ turn, basis @ turn
     # Rounding must not make what is attained more than there is.
     energy = max(energy, float(np.sum(values[::-1] ** 2)))
     return Decomposition(
         unscaled_by(values, X.exponent, "a singular value of the update"),
         float(unscaled_by(np.sqrt(np.array(energy)), X.exponent, "the norm of the update")),
-        lambda r: from_projection(image @ turn[:, :r], basis @ turn[:, :r], X.exponent, wide=X.transposed),
+        lambda r: from_projection(image[:, :r], basis[:, :r], X.exponent, wide=X.transposed),
     )
 
 
@@ -174,6 +205,15 @@ class _Space:
         squares, vectors = np.linalg.eigh(self._squared[: self.size, : self.size])
         return np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
 
+    def overlooked(self, squares: Floats, known: int) -> float:
+        """Tell how much more the leading energies are with what the space has beyond `known`, and one step from there.
+
+        At least so much, since the directions are orthogonal to those that gave the squares (Ky Fan's theorem).
+        """
+        images = np.concatenate([self._images[known : self.size], self.X.applied(self.pulled)[0]])
+        values = np.concatenate([squares, np.linalg.eigvalsh(images @ images.T)])
+        return float(np.sum(np.sort(values)[::-1][: len(squares)]) - np.sum(squares))
+
     def _make_room(self, size: int) -> None:
         missing = size - len(self._rows)
         if missing > 0:
@@ -186,11 +226,13 @@ class _Space:
 def _orthonormal(block: Floats, Q: Floats) -> tuple[Floats, NDArray[Any]]:
     """Factor what is left of rows outside the span of Q into L and rows orthonormal to each other and to Q.
 
-    Orthogonal to float64 rounding: twice is enough (Giraud et al., Comput. Math. Appl. 50 (2005) 1069), unless nothing
-    but rounding was left, which QR fills up with directions of its own; a third pass clears those of Q.
+    To 1e-13: one pass is enough where enough is left, twice is always (Giraud et al., Comput. Math. Appl. 50 (2005)
+    1069), unless nothing but rounding was, which QR fills up with directions of its own; another pass clears those of
+    Q.
     """
     rest = block - (block @ Q.T) @ Q
-    rest -= (rest @ Q.T) @ Q
+    if np.min(np.linalg.norm(rest, axis=1)) < LITTLE_LEFT * np.max(np.linalg.norm(block, axis=1)):
+        rest -= (rest @ Q.T) @ Q
     basis, coupling = row_factors(rest, CHOLESKY_HOLDS)
     if np.min(np.abs(np.diagonal(coupling))) <= NOTHING_LEFT * np.max(np.abs(block), initial=0.0):
         basis = row_factors(basis - (basis @ Q.T) @ Q, CHOLESKY_HOLDS)[0]
@@ -205,28 +247,39 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
         return _orthonormal(rng.standard_normal((width, X.columns)), space.Q)[0]
 
     space.extend(fresh(min(BLOCK, X.columns)))
+    while space.size < rank:
+        if space.size >= limit:
+            return None
+        space.extend(space.pulled)
     squares, vectors = space.ritz()
     while not space.full:
-        if space.size < rank or not _close_enough(space, squares, vectors, rank, energy):
+        owed = _owed(squares, rank, energy)
+        if _shortfall(space, squares, vectors, rank) > owed:
             if space.size >= limit:
                 return None
             space.extend(space.pulled)
-            if space.size >= rank:
-                squares, vectors = space.ritz()
-            continue
-        # A Krylov space holds no more copies of a repeated value than its block has columns, and leaks nothing that
-        # would tell: two steps from a few fresh directions show whether energy was overlooked.
-        before = float(np.sum(squares[:rank]))
-        space.extend(fresh(PROBE))
-        if not space.full:
-            space.extend(space.pulled)
-        squares, vectors = space.ritz()
-        if np.sum(squares[:rank]) - before <= _owed(squares, rank, energy):
+        elif not _more_is_found(space, squares[:rank], owed, fresh):
             break
-        if not space.full:
-            space.extend(fresh(BLOCK))
-            squares, vectors = space.ritz()
-    return np.ascontiguousarray(row_factors(vectors[:, :rank].T @ space.Q, CHOLESKY_HOLDS)[0].T)
+        squares, vectors = space.ritz()
+    basis = vectors[:, :rank].T @ space.Q[: len(vectors)]
+    return np.ascontiguousarray(row_factors(basis, CHOLESKY_HOLDS)[0].T)
+
+
+def _more_is_found(space: _Space, squares: Floats, owed: float, fresh: Callable[[int], Floats]) -> bool:
+    """Look for energy in a few fresh directions; where there is more than what is owed, the space is given more yet.
+
+    A Krylov space holds no more copies of a repeated value than its block has columns, and leaks nothing that would
+    tell: two steps from directions of its own show whether energy was overlooked.
+    """
+    known = space.size
+    space.extend(fresh(PROBE))
+    if not space.full:
+        if space.overlooked(squares, known) <= owed:
+            return False
+        space.extend(space.pulled)
+    if not space.full:
+        space.extend(fresh(BLOCK))
+    return True
 
 
 def _owed(squares: Floats, rank: int, energy: float) -> float:
@@ -235,13 +288,12 @@ def _owed(squares: Floats, rank: int, energy: float) -> float:
     return 1e-4 * min(head, max(energy - head, 1e-6 * energy))
 
 
-def _close_enough(space: _Space, squares: Floats, vectors: Floats, rank: int, energy: float) -> bool:
-    """Estimate by how much the leading energies fall short, and hold it against what is owed."""
+def _shortfall(space: _Space, squares: Floats, vectors: Floats, rank: int) -> float:
+    """Estimate by how much the leading energies fall short."""
     width = len(space.coupling)
     residuals = np.linalg.norm(space.coupling.T @ vectors[-width:, :rank], axis=0)
     # Half a block beyond the last wanted value: energies on either side of it that trade places are not lost.
     following = squares[min(rank + width // 2, len(squares)) - 1]
     # A residual ρ moves an eigenvalue by at most ρ, and by ρ² over the gap where less (Parlett, theorem 11.7.1).
     gaps = np.maximum(squares[:rank] - following, residuals)
-    shortfall = np.sum(np.divide(residuals**2, gaps, out=np.zeros_like(gaps), where=gaps > 0))
-    return bool(shortfall <= _owed(squares, rank, energy))
+    return float(np.sum(np.divide(residuals**2, gaps, out=np.zeros_like(gaps), where=gaps > 0)))

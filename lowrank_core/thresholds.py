@@ -32,10 +32,6 @@ BLOCK_ENTRIES = 2**20
 # The same where one pass makes nothing large of them: 1 MiB, which stays in a core's own cache.
 CACHED_ENTRIES = 2**17
 
-# Bytes of a matrix up to which two products with it, one after the other, are faster than both in blocks of its rows:
-# beyond, the second product would wait for memory again.
-STAYS_IN_CACHE = 2**25
-
 # Matrices that the kernels take together, one a lane.
 LANES = 8
 

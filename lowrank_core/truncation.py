@@ -76,7 +76,7 @@ def truncate(
     route = choose_route(method, dtype, shape, wanted, factors=True)
     check_finite(matrices)
     flat = as_stack(matrices, 2)
-    work = _Stack(matrices.shape[:-2], shape, dtype, shape, count)
+    work = _Stack(matrices.shape[:-2], shape, dtype, shape, count, route.startswith("krylov"))
     seed = krylov_seed(rng)
     return _truncate(lambda i: decompose(flat[i], route, wanted, seed), work, rank)
 
@@ -89,10 +89,17 @@ class _Stack(NamedTuple):
     dtype: str
     cost: tuple[int, int]
     workers: int
+    holds_blas: bool = False
 
     def map(self, function: Callable[[int], Item]) -> list[Item]:
         count = math.prod(self.batch)
-        chunks = map_batch(lambda c: [function(i) for i in range(c.start, c.stop)], count, self.cost, self.workers)
+        chunks = map_batch(
+            lambda c: [function(i) for i in range(c.start, c.stop)],
+            count,
+            self.cost,
+            self.workers,
+            holds_blas=self.holds_blas,
+        )
         return [item for chunk in chunks for item in chunk]
 
 

@@ -204,10 +204,11 @@ def test_krylov_is_attained_and_within_what_it_owes(kind, shape, dtype, rank):
 
 @pytest.mark.parametrize("shape", [(150, 120), (128, 128), (40, 70)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("stays", [0, 2**25])
-def test_products_with_a_matrix_within_the_cache_and_beyond(shape, dtype, stays, monkeypatch):
-    monkeypatch.setattr(thresholds, "STAYS_IN_CACHE", stays)
-    monkeypatch.setattr(thresholds, "CACHED_ENTRIES", 32 * shape[1])  # blocks of 64 rows, and what is left
+@pytest.mark.parametrize("piece", [64, 512])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_products_with_a_matrix_whole_and_in_pieces(shape, dtype, piece, workers, monkeypatch):
+    monkeypatch.setattr(krylov, "PIECE", piece)
+    monkeypatch.setattr(krylov, "as_workers", lambda _: workers)
     update = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     X, _ = krylov._prepared(update)
     tall = np.ldexp((update if shape[0] >= shape[1] else update.T).astype(np.float64), -X.exponent)
@@ -217,6 +218,17 @@ def test_products_with_a_matrix_within_the_cache_and_beyond(shape, dtype, stays,
     sizes = np.abs(rows) @ np.abs(tall.T)
     assert np.all(np.abs(image - rows @ tall.T) <= sum(shape) * eps * sizes)
     assert np.all(np.abs(pulled - rows @ tall.T @ tall) <= 2 * sum(shape) * eps * (sizes @ np.abs(tall)))
+
+
+@pytest.mark.parametrize("shape", [(1300, 90), (90, 1300), (1025, 1030)])
+def test_krylov_has_the_same_bits_on_any_number_of_threads(shape, monkeypatch):
+    update = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+    found = []
+    for workers in (1, 2, 5):
+        monkeypatch.setattr(krylov, "as_workers", lambda _, workers=workers: workers)
+        part = truncate(update, 6, method="krylov")
+        found.append(part.B.tobytes() + part.A.tobytes())
+    assert len(set(found)) == 1
 
 
 def test_krylov_finds_more_copies_of_a_value_than_its_block_is_wide():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lowrank_core
-from lowrank_core.kernels import compiling, energies, gram, lanes, learning, products, quotients, small
+from lowrank_core.kernels import compiling, energies, gram, krylov, lanes, learning, products, quotients, small
 from tests import oracles
 
 EPS = 2.0**-52
@@ -556,3 +556,33 @@ def test_a_kernel_is_compiled_without_a_cache_where_numba_finds_no_folder_for_it
 def test_an_uncompiled_kernel_is_silent(monkeypatch):
     monkeypatch.setattr(compiling.numba, "njit", lambda **_: lambda function: function)
     assert compiling.kernel(lambda x: x * x)(np.float64(1e200)) == np.inf
+
+
+@both(krylov.multiply)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 2), (20, 33), (33, 17)])
+def test_products_with_narrow_blocks_are_the_exact_ones_of_whole_numbers(kernel, shape):
+    assert_narrow_products(kernel, shape)
+
+
+@pytest.mark.parametrize("shape", [(70, krylov.STRETCH + 3), (2 * krylov.GROUP + 9, 40)])
+def test_products_beyond_a_stretch_of_columns_and_a_group_of_rows(shape):
+    assert_narrow_products(krylov.multiply, shape)
+
+
+def assert_narrow_products(kernel, shape):
+    rng, (m, n) = np.random.default_rng(shape), shape
+    padded = -(-m // krylov.ROWS) * krylov.ROWS
+    # Every sum of products of such numbers has a float32 of its own, so that no order of summation shows.
+    X, given, before = (rng.integers(-2, 3, size).astype(np.float32) for size in (shape, (n, 32), (n, 32)))
+    images, sums = np.zeros((padded, 32), np.float32), before.copy()
+    kernel(X, given.ravel(), images.ravel(), sums.ravel(), krylov.BOTH)
+    assert np.array_equal(images[:m], X @ given)
+    assert not images[m:].any()
+    assert np.array_equal(sums, before + X.T @ (X @ given))
+    applied, pulled = np.zeros_like(images), before.copy()
+    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.APPLY)
+    assert np.array_equal(applied, images)
+    assert np.array_equal(pulled, before)
+    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.PULL)
+    assert np.array_equal(applied, images)
+    assert np.array_equal(pulled, sums)

@@ -9,7 +9,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "Integers", "kernel"]
+__all__ = ["COMPILED", "Floats", "Integers", "kernel"]
+
+# NUMBA_DISABLE_JIT=1 leaves kernels as Python, which is for looking into them, not for large matrices.
+COMPILED = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

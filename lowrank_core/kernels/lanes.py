@@ -1,7 +1,7 @@
-"""A row of eight float64 numbers that compiled code keeps in one vector register, with the operations kernels need.
+"""A row of eight float64 numbers, or sixteen of float32, that compiled code keeps in one vector register.
 
 Numba finds vector instructions where its optimiser can prove that arrays do not overlap, which it seldom can. Lanes
-leave nothing to prove. In plain Python (``NUMBA_DISABLE_JIT=1``) the same functions work on NumPy arrays of eight.
+leave nothing to prove. In plain Python (``NUMBA_DISABLE_JIT=1``) the same functions work on NumPy arrays.
 Every operation acts on each lane by itself: what one lane holds never changes another.
 """
 
@@ -20,21 +20,37 @@ from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model
 
-__all__ = ["WIDTH", "fused", "load", "root", "select", "some", "spread", "spread_entry", "store", "turned"]
+__all__ = [
+    "SINGLE_WIDTH",
+    "WIDTH",
+    "fused",
+    "load",
+    "load_singles",
+    "root",
+    "select",
+    "some",
+    "spread",
+    "spread_entry",
+    "spread_single",
+    "store",
+    "turned",
+]
 
 WIDTH = 8
+SINGLE_WIDTH = 16
 
 
 class _Lanes(types.Type):
-    """Eight numbers, or (as a mask) eight answers."""
+    """Numbers, or (as a mask) answers."""
 
-    def __init__(self, name: str, element: ir.Type) -> None:
+    def __init__(self, name: str, element: ir.Type, width: int) -> None:
         super().__init__(name=name)
-        self.vector = ir.VectorType(element, WIDTH)
+        self.vector = ir.VectorType(element, width)
 
 
-NUMBERS = _Lanes("lanes of float64", ir.DoubleType())
-ANSWERS = _Lanes("lanes of bool", ir.IntType(1))
+NUMBERS = _Lanes("lanes of float64", ir.DoubleType(), WIDTH)
+SINGLES = _Lanes("lanes of float32", ir.FloatType(), SINGLE_WIDTH)
+ANSWERS = _Lanes("lanes of bool", ir.IntType(1), WIDTH)
 
 
 @register_model(_Lanes)
@@ -69,9 +85,14 @@ def load(array: Any, start: int) -> Any:
     return array[start : start + WIDTH].astype(np.float64)
 
 
+def load_singles(array: Any, start: int) -> Any:
+    """Take sixteen numbers of a one-dimensional array of float32, as they are."""
+    return array[start : start + SINGLE_WIDTH]
+
+
 def store(array: Any, start: int, x: Any) -> None:
-    """Put eight numbers into a one-dimensional array."""
-    array[start : start + WIDTH] = x
+    """Put all lanes into a one-dimensional array."""
+    array[start : start + len(x)] = x
 
 
 def spread(number: float) -> Any:
@@ -82,6 +103,11 @@ def spread(number: float) -> Any:
 def spread_entry(array: Any, at: int) -> Any:
     """Give a number of a one-dimensional array to every lane; compiled, without Python's look for a negative index."""
     return np.full(WIDTH, array[at])
+
+
+def spread_single(array: Any, at: int) -> Any:
+    """Give a number of a one-dimensional array of float32 to each of sixteen lanes."""
+    return np.full(SINGLE_WIDTH, array[at])
 
 
 def fused(x: Any, y: Any, z: Any) -> Any:
@@ -109,11 +135,14 @@ def turned(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> An
     return tuple(np.array((a, b, c, d, e, f, g, h)).T.copy())
 
 
+def _place(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:  # pragma: no cover - for the compiler
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [start])
+
+
 def _address(
     context: Any, builder: Any, kind: Any, array: Any, start: Any, vector: Any = NUMBERS.vector
 ) -> Any:  # pragma: no cover - for the compiler
-    first = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
-    return builder.bitcast(first, vector.as_pointer())
+    return builder.bitcast(_place(context, builder, kind, array, start), vector.as_pointer())
 
 
 @intrinsic  # pragma: no cover - for the compiler
@@ -130,16 +159,25 @@ def _load(typing: Any, array: Any, start: Any) -> Any:
 
 
 @intrinsic  # pragma: no cover - for the compiler
+def _load_singles(typing: Any, array: Any, start: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_address(context, builder, sig.args[0], *args, SINGLES.vector), align=4)
+
+    return SINGLES(array, types.intp), build
+
+
+@intrinsic  # pragma: no cover - for the compiler
 def _store(typing: Any, array: Any, start: Any, x: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[2], _address(context, builder, sig.args[0], *args[:2]), align=8)
+        builder.store(args[2], _address(context, builder, sig.args[0], *args[:2], x.vector), align=4)
 
-    return types.void(array, types.intp, NUMBERS), build
+    return types.void(array, types.intp, x), build
 
 
-def _to_every_lane(builder: Any, number: Any) -> Any:  # pragma: no cover - for the compiler
-    one = builder.insert_element(ir.Constant(NUMBERS.vector, ir.Undefined), number, ir.IntType(32)(0))
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+def _to_every_lane(builder: Any, number: Any, lanes: _Lanes = NUMBERS) -> Any:  # pragma: no cover - for the compiler
+    one = builder.insert_element(ir.Constant(lanes.vector, ir.Undefined), number, ir.IntType(32)(0))
+    nowhere_else = ir.Constant(ir.VectorType(ir.IntType(32), lanes.vector.count), [0] * lanes.vector.count)
+    return builder.shuffle_vector(one, one, nowhere_else)
 
 
 @intrinsic  # pragma: no cover - for the compiler
@@ -150,28 +188,37 @@ def _spread(typing: Any, number: Any) -> Any:
 @intrinsic  # pragma: no cover - for the compiler
 def _spread_entry(typing: Any, array: Any, at: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        place = builder.gep(context.make_array(sig.args[0])(context, builder, args[0]).data, [args[1]])
-        return _to_every_lane(builder, builder.load(place))
+        return _to_every_lane(builder, builder.load(_place(context, builder, sig.args[0], *args)))
 
     return NUMBERS(array, types.intp), build
 
 
+@intrinsic  # pragma: no cover - for the compiler
+def _spread_single(typing: Any, array: Any, at: Any) -> Any:
+    def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _to_every_lane(builder, builder.load(_place(context, builder, sig.args[0], *args)), SINGLES)
+
+    return SINGLES(array, types.intp), build
+
+
 def _call(name: str) -> Callable[..., Any]:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:  # pragma: no cover - for the compiler
-        kind = ir.FunctionType(NUMBERS.vector, [NUMBERS.vector] * len(args))
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v8f64"), args)
+        vector = sig.return_type.vector
+        kind = ir.FunctionType(vector, [vector] * len(args))
+        suffix = f"v{vector.count}{'f32' if sig.return_type is SINGLES else 'f64'}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{suffix}"), args)
 
     return build
 
 
 @intrinsic  # pragma: no cover - for the compiler
 def _fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
-    return NUMBERS(NUMBERS, NUMBERS, NUMBERS), _call("fma")
+    return x(x, x, x), _call("fma")
 
 
 @intrinsic  # pragma: no cover - for the compiler
 def _root(typing: Any, x: Any) -> Any:
-    return NUMBERS(NUMBERS), _call("sqrt")
+    return x(x), _call("sqrt")
 
 
 @intrinsic  # pragma: no cover - for the compiler
@@ -208,9 +255,11 @@ def _turned(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any,
 
 overload(turned)(lambda a, b, c, d, e, f, g, h: lambda a, b, c, d, e, f, g, h: _turned(a, b, c, d, e, f, g, h))
 overload(load)(lambda array, start: lambda array, start: _load(array, start))
+overload(load_singles)(lambda array, start: lambda array, start: _load_singles(array, start))
 overload(store)(lambda array, start, x: lambda array, start, x: _store(array, start, x))
 overload(spread)(lambda number: lambda number: _spread(number))
 overload(spread_entry)(lambda array, at: lambda array, at: _spread_entry(array, at))
+overload(spread_single)(lambda array, at: lambda array, at: _spread_single(array, at))
 overload(fused)(lambda x, y, z: lambda x, y, z: _fused(x, y, z))
 overload(root)(lambda x: lambda x: _root(x))
 overload(select)(lambda mask, x, y: lambda mask, x, y: _select(mask, x, y))
