@@ -194,7 +194,9 @@ def leading(n: int, power: float, rank: int, vectors: bool) -> Case:
         by_exactness=True,
         limits=(
             Contender(
-                "BLAS's products with eight blocks of 32 columns", lambda: (matrix @ columns, rows @ matrix), share=1 / 8
+                "BLAS's products with eight blocks of 32 columns",
+                lambda: (matrix @ columns, rows @ matrix),
+                share=1 / 8,
             ),
         ),
     )

@@ -246,7 +246,9 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
     def fresh(width: int) -> Floats:
         return _orthonormal(rng.standard_normal((width, X.columns)), space.Q)[0]
 
-    space.extend(fresh(min(BLOCK, X.columns)))
+    # The first block is a step away from Gaussian: of as many products, the space lacks but its least useful block.
+    _, pulled = X.applied(fresh(min(BLOCK, X.columns)))
+    space.extend(_orthonormal(pulled, space.Q)[0])
     while space.size < rank:
         if space.size >= limit:
             return None
