@@ -100,8 +100,10 @@ def as_whole_numbers(numbers: ArrayLike, name: str) -> NDArray[np.int64]:
         return np.zeros(given.shape, dtype=np.int64)
     if given.dtype.kind not in "iuf":
         raise ValueError(f"{name} must be a whole number or an array of them; got {numbers!r}.")
-    whole = np.isfinite(given) & (given == np.floor(given)) & (given >= 0) & (given < 2.0**62)
-    if not np.all(whole):
+    whole = (given >= 0) & (given < 2.0**62)
+    if given.dtype.kind == "f":
+        whole &= given == np.floor(given)
+    if not whole.all():
         bad = given[~whole].flat[0]
         raise ValueError(f"{name} must be a whole number of at least 0; got {bad}.")
     return given.astype(np.int64)
@@ -121,7 +123,7 @@ def as_ranks(ranks: ArrayLike, largest: int | None = None) -> NDArray[np.int64]:
 def as_alpha(alpha: ArrayLike) -> NDArray[np.float64]:
     """Take alpha as float64, finite and positive; anything else is a ValueError."""
     given = np.asarray(alpha)
-    if given.dtype.kind not in "iuf" or not np.all(np.isfinite(given) & (given > 0)):
+    if given.dtype.kind not in "iuf" or not ((given > 0) & (given < np.inf)).all():
         raise ValueError(
             f"alpha must be finite and positive; got {alpha!r}. Common choices are 16, the rank, or twice it."
         )
@@ -202,6 +204,6 @@ def unscaled_by(
     """Multiply by 2^exponents again; a ValueError where the result does not fit float64."""
     with np.errstate(over="ignore", under="ignore"):
         result: NDArray[np.float64] = np.ldexp(numbers, exponents)
-    if not np.all(np.isfinite(result)):
+    if not np.isfinite(result).all():
         raise ValueError(f"{what} does not fit float64 (beyond 1.8e308); divide the update by a power of two first.")
     return result

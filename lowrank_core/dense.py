@@ -96,7 +96,7 @@ def _values_and_norms(values: NDArray[Any], exponents: NDArray[np.int64]) -> tup
     """Multiply by 2^exponents again, and take the norms from the small end."""
     return (
         unscaled_by(values, exponents[:, np.newaxis], "a singular value of the update"),
-        unscaled_by(np.sqrt(np.sum(values[:, ::-1] ** 2, axis=-1)), exponents, "the norm of the update"),
+        unscaled_by(np.sqrt((values[:, ::-1] ** 2).sum(axis=-1)), exponents, "the norm of the update"),
     )
 
 

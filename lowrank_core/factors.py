@@ -28,6 +28,8 @@ class LowRankUpdate:
 
     Attributes
     ----------
+    shape : tuple of int
+        Shape (..., m, n) of the dense update.
     dtype : str
         The coarser of the two dtypes that the factors were stored in.
 
@@ -54,6 +56,7 @@ class LowRankUpdate:
     B: NDArray[Any]
     A: NDArray[Any]
     scaling: float = 1.0
+    shape: tuple[int, ...] = field(init=False, repr=False)
     dtype: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +72,7 @@ class LowRankUpdate:
                 f"B of shape {B.shape} and A of shape {A.shape} make empty matrices; m and n must be at least 1."
             )
         try:
-            np.broadcast_shapes(B.shape[:-2], A.shape[:-2])
+            batch = np.broadcast_shapes(B.shape[:-2], A.shape[:-2])
         except ValueError:
             raise ValueError(
                 f"the batch axes of B {B.shape[:-2]} and A {A.shape[:-2]} do not broadcast; give both the same."
@@ -77,19 +80,14 @@ class LowRankUpdate:
         scaling = float(self.scaling)
         if not np.isfinite(scaling):
             raise ValueError(f"scaling must be finite; got {scaling}.")
-        for name, value in (("B", B), ("A", A), ("scaling", scaling), ("dtype", coarsest_dtype(B_dtype, A_dtype))):
+        shape, dtype = (*batch, B.shape[-2], A.shape[-1]), coarsest_dtype(B_dtype, A_dtype)
+        for name, value in (("B", B), ("A", A), ("scaling", scaling), ("shape", shape), ("dtype", dtype)):
             object.__setattr__(self, name, value)
 
     @property
     def rank(self) -> int:
         """Number of columns of B and rows of A; the rank of the product is at most this."""
         return int(self.B.shape[-1])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape (..., m, n) of the dense update."""
-        batch = np.broadcast_shapes(self.B.shape[:-2], self.A.shape[:-2])
-        return (*batch, self.B.shape[-2], self.A.shape[-1])
 
     def to_dense(self) -> NDArray[np.float64]:
         """Form scaling · B @ A, shape (..., m, n), in float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,7 @@ def product_values(update: LowRankUpdate, method: str, workers: int) -> tuple[Fl
         if gram:
             grams = _gram_matrices(B[chunk], A[chunk], sides)
             # Of narrow factors these are looked at instead, which saves a pass over what they are made of.
-            B_trace, A_trace = (np.trace(side, axis1=-2, axis2=-1) for side, _ in grams)
-            if not np.isfinite(B_trace + A_trace).all():
+            if not all(np.isfinite(side).all() for side, _ in grams):
                 _check_factors(update)
             values[chunk], exponents[chunk] = _gram_core_values(B[chunk], A[chunk], wanted, *grams)
         else:
@@ -81,10 +81,10 @@ def product_values(update: LowRankUpdate, method: str, workers: int) -> tuple[Fl
 
     if rank and len(B):
         map_batch(fill, len(B), (m + n, rank), workers)
-    scale, scale_exponent = np.frexp(abs(update.scaling))
+    scale, scale_exponent = math.frexp(abs(update.scaling))
     values *= scale
-    exponents += int(scale_exponent)
-    norms = np.sqrt(np.sum(values[:, ::-1] ** 2, axis=-1))
+    exponents += scale_exponent
+    norms = np.sqrt((values[:, ::-1] ** 2).sum(axis=-1))
     return (
         unscaled_by(values, exponents, "a singular value of the update").reshape(*batch, wanted),
         unscaled_by(norms, exponents[:, 0], "the norm of the update").reshape(batch),

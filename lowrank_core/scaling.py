@@ -276,9 +276,10 @@ def scalings(rules: Sequence[str | ScalingRule], alpha: NDArray[np.float64], ran
 
 
 def _apply(rule: str | ScalingRule, alpha: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-    given = scaling_rule(rule)(alpha, np.maximum(ranks, 1))
+    answer = scaling_rule(rule)(alpha, np.maximum(ranks, 1))
     shape = np.broadcast_shapes(alpha.shape, ranks.shape)
-    table = np.where(ranks > 0, np.broadcast_to(np.asarray(given, dtype=np.float64), shape), 0.0)
-    if not np.all(np.isfinite(table)):
+    given = np.asarray(answer, dtype=np.float64)
+    table = np.where(ranks > 0, given if given.shape == shape else np.broadcast_to(given, shape), 0.0)
+    if not np.isfinite(table).all():
         raise ValueError(f"rule {rule_name(rule)!r} gives scalings that are not finite: {table}.")
     return table

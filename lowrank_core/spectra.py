@@ -63,12 +63,12 @@ class Spectrum:
                 f"values of shape {values.shape} and norm of shape {norm.shape} do not make spectra of {shape} "
                 "updates; values are (..., p) with p at most min(m, n), and norm is (...)."
             )
-        if not (np.all(np.isfinite(values) & (values >= 0)) and np.all(values[..., 1:] <= values[..., :-1])):
+        if not ((values >= 0) & (values < np.inf)).all() or not (values[..., 1:] <= values[..., :-1]).all():
             raise ValueError("values must be finite, not negative, and descending along the last axis.")
         _check_norm(values, norm, complete=bool(self.complete))
         if self.complete:
             # Values that all rounded to 0 leave at most a few steps of float64's grid: nothing to divide by.
-            norm[~np.any(values, axis=-1)] = 0.0
+            norm[~values.any(axis=-1)] = 0.0
         values.flags.writeable = norm.flags.writeable = False
         fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete)}
         for name, value in (fields | {"dtype": _dtype_name(self.dtype)}).items():
@@ -84,14 +84,17 @@ def _dtype_name(dtype: DTypeLike) -> str:
 
 
 def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, complete: bool) -> None:
-    exponent = np.frexp(np.max(values, axis=-1, initial=0.0))[1]
-    energy = np.sum(np.ldexp(values, -exponent[..., np.newaxis]) ** 2, axis=-1)
+    exponent = np.frexp(values.max(axis=-1, initial=0.0))[1]
+    energy = (np.ldexp(values, -exponent[..., np.newaxis]) ** 2).sum(axis=-1)
     with np.errstate(over="ignore"):
         held = np.ldexp(np.sqrt(energy), exponent)
     # A Gram matrix's values sum to its trace within p·eps, and subnormal values are each rounded to their own grid;
     # 1e-6 and a grid step a value tell a wrong norm from that.
     slack = 1e-6 * held + (values.shape[-1] + 1) * 5e-324
-    if not np.all(np.isfinite(norm) & (norm >= held - slack)) or (complete and not np.all(norm <= held + slack)):
+    fits = np.isfinite(norm) & (norm >= held - slack)
+    if complete:
+        fits &= norm <= held + slack
+    if not fits.all():
         raise ValueError(
             "norm does not fit values: it is the Frobenius norm, √Σσ² over all singular values, "
             "so it is at least that of the values given, and equal to it when complete."
