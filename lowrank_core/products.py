@@ -151,10 +151,10 @@ def _gram_core_values(
     # Unbalanced columns would drown the small ones (49 eps32·σ₁, balanced 1e-8).
     balance(B_core, A_core, largest, bounds)
     S = _root_of(A_core)
-    core = np.swapaxes(S, -1, -2) @ B_core @ S
+    core = S.swapaxes(-1, -2) @ B_core @ S
     values = np.ascontiguousarray(np.sqrt(np.maximum(np.linalg.eigvalsh(core), 0.0))[..., ::-1][..., :wanted])
     exponents = (largest + B_exponents + A_exponents)[:, np.newaxis]
-    for i in np.flatnonzero(_cancelled(values[..., 0], bounds[:, 0] * bounds[:, 1])):
+    for i in _cancelled(values[..., 0], bounds[:, 0] * bounds[:, 1]).nonzero()[0]:
         if _cancelled(values[i, 0], bounds[i, 0] * np.linalg.eigvalsh(A_core[i])[-1]):
             # The difference of two near-equal adapters: a Gram matrix keeps half the digits, QR keeps them all.
             one = slice(i, i + 1)

@@ -272,7 +272,7 @@ def scalings(rules: Sequence[str | ScalingRule], alpha: NDArray[np.float64], ran
     """
     if isinstance(rules, str) or not rules:
         raise ValueError(f"rules must be a sequence such as ('standard', 'rslora'); got {rules!r}.")
-    return np.stack([_apply(rule, alpha[..., np.newaxis], ranks) for rule in rules])
+    return np.array([_apply(rule, alpha[..., np.newaxis], ranks) for rule in rules])
 
 
 def _apply(rule: str | ScalingRule, alpha: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
