@@ -20,11 +20,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def kernel(function: Function) -> Function:
-    """Compile a function when it is first called, and keep the code on disk for the next process."""
+    """Compile a function when it is first called, and keep the code on disk for the next process.
+
+    Of a private function, a helper, Numba keeps the code with that of the kernels that call it: no copy of its own.
+    """
     # "contract" alone lets a·b + c be one fused instruction: one rounding fewer, and no sum reordered.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     try:
-        compiled: Function = numba.njit(cache=True, **options)(function)
+        compiled: Function = numba.njit(cache=not function.__name__.startswith("_"), **options)(function)
     except RuntimeError:  # Numba found no writable folder for its cache: compile anew in each process.
         compiled = numba.njit(**options)(function)
     if compiled is function:  # NUMBA_DISABLE_JIT=1: as Python, and as silent as compiled code where a run diverges.

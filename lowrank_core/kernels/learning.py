@@ -15,6 +15,9 @@ __all__ = ["learn"]
 # the residual itself is formed instead.
 RESIDUAL_BELOW = 1e-4
 
+# A stride that the compiler does not know: for a literal 1, Numba would compile every function it is given to once more.
+ONE = np.int64(1)
+
 
 @kernel
 def _tile(
@@ -74,7 +77,7 @@ def _multiply(X: Floats, Y: Floats, out: Floats) -> None:
     """Fill the first rows of out with X @ Y."""
     rows, inner = X.shape
     columns = Y.shape[1]
-    _product(X.reshape(X.size), inner, 1, Y.reshape(Y.size), rows, inner, columns, out.reshape(out.size))
+    _product(X.reshape(X.size), inner, ONE, Y.reshape(Y.size), rows, inner, columns, out.reshape(out.size))
 
 
 @kernel
@@ -85,9 +88,9 @@ def _gram(X: Floats, out: Floats) -> None:
     if columns % (2 * WIDTH) == 0:
         for i in range(0, columns, 4):
             for j in range(i - i % (2 * WIDTH), columns, 2 * WIDTH):
-                _tile(flat, i, 1, columns, flat, j, columns, rows, filled, i * columns + j)
+                _tile(flat, i, ONE, columns, flat, j, columns, rows, filled, i * columns + j)
     else:
-        _product(flat, 1, columns, flat, columns, rows, columns, filled)
+        _product(flat, ONE, columns, flat, columns, rows, columns, filled)
     for i in range(columns):
         for j in range(i):
             out[i, j] = out[j, i]
