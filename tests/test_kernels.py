@@ -240,14 +240,14 @@ def test_pulls_towards_diagonal_and_dense_targets(kernel):
 
 @both(learning._descend_adam)
 def test_adams_first_steps(kernel):
-    X, moments = np.zeros((1, 3)), np.zeros((2, 1, 3))
+    X, means, squares = np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3))
     gradient = np.array([[2.0, -1e-8, 0.0]])
-    kernel(X, gradient, moments, 1, 0.1, 1e-8)
+    kernel(X, gradient, means, squares, 1, 0.1, 1e-8)
     # Corrected for their bias, both moments are the gradient's own: a step of the rate, but for ε.
     assert X[0] == pytest.approx([-0.1, 0.05, 0.0], rel=1e-7)
-    assert moments[0, 0] == pytest.approx([0.2, -1e-9, 0.0], rel=1e-12)
-    assert moments[1, 0] == pytest.approx([0.004, 1e-19, 0.0], rel=1e-12)
-    kernel(X, gradient, moments, 2, 0.1, 1e-8)
+    assert means[0] == pytest.approx([0.2, -1e-9, 0.0], rel=1e-12)
+    assert squares[0] == pytest.approx([0.004, 1e-19, 0.0], rel=1e-12)
+    kernel(X, gradient, means, squares, 2, 0.1, 1e-8)
     assert X[0] == pytest.approx([-0.2, 0.1, 0.0], rel=1e-6)
 
 
@@ -548,9 +548,18 @@ def test_a_kernel_is_compiled_without_a_cache_where_numba_finds_no_folder_for_it
         return lambda function: ("compiled", function)
 
     monkeypatch.setattr(compiling.numba, "njit", njit)
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
     assert compiling.kernel(plain) == ("compiled", plain)
     assert asked == [{"cache": True} | options, options]
+
+
+def test_a_helper_is_kept_on_disk_with_the_kernels_that_call_it_and_not_beside_them(tmp_path):
+    code = "import lowrank_core as lc; lc.learning_sweep([[2.0, 1.0], [0.0, 1.0]], [1], steps=1)"
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "0", "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    kept = {index.name.split("-")[0] for index in tmp_path.rglob("*.nbi")}
+    assert "learning.learn" in kept
+    assert not {name for name in kept if name.split(".")[-1].startswith("_")}
 
 
 def test_an_uncompiled_kernel_is_silent(monkeypatch):

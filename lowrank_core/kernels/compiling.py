@@ -26,6 +26,8 @@ def kernel(function: Function) -> Function:
     """
     # "contract" alone lets a·b + c be one fused instruction: one rounding fewer, and no sum reordered.
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    # Numba's second way into a kernel, for C code, which has no use here and is compiled like the first.
+    options["no_cfunc_wrapper"] = True
     try:
         compiled: Function = numba.njit(cache=not function.__name__.startswith("_"), **options)(function)
     except RuntimeError:  # Numba found no writable folder for its cache: compile anew in each process.

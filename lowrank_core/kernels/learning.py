@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,8 @@ __all__ = ["learn"]
 # the residual itself is formed instead.
 RESIDUAL_BELOW = 1e-4
 
-# A stride that the compiler does not know: for a literal 1, Numba would compile every function it is given to once more.
-ONE = np.int64(1)
+# A stride that the compiler does not know: for a literal 1, Numba would compile what it is given to once more.
+ONE: Any = np.int64(1)
 
 
 @kernel
@@ -114,10 +115,9 @@ def _pull(diagonal: Floats, dense: Floats, X: Floats, out: Floats) -> None:
     if dense.size > 0:
         _multiply(dense, X, out)
         return
-    out[:] = 0.0
-    for i in range(diagonal.size):
-        for j in range(X.shape[1]):
-            out[i, j] = diagonal[i] * X[i, j]
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = diagonal[i] * X[i, j] if i < diagonal.size else 0.0
 
 
 @kernel
@@ -154,17 +154,19 @@ def _descend(X: Floats, gradient: Floats, rate: float) -> None:
 
 
 @kernel
-def _descend_adam(X: Floats, gradient: Floats, moments: Floats, step: int, rate: float, epsilon: float) -> None:
+def _descend_adam(
+    X: Floats, gradient: Floats, means: Floats, squares: Floats, step: int, rate: float, epsilon: float
+) -> None:
     """One step of Adam, β 0.9 and 0.999 (Kingma and Ba, arXiv:1412.6980, algorithm 1)."""
     mean_bias = 1.0 - 0.9**step
     square_bias = 1.0 - 0.999**step
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
             g = gradient[i, j]
-            mean = 0.9 * moments[0, i, j] + 0.1 * g
-            square = 0.999 * moments[1, i, j] + 0.001 * (g * g)
-            moments[0, i, j] = mean
-            moments[1, i, j] = square
+            mean = 0.9 * means[i, j] + 0.1 * g
+            square = 0.999 * squares[i, j] + 0.001 * (g * g)
+            means[i, j] = mean
+            squares[i, j] = square
             X[i, j] -= rate * (mean / mean_bias) / (math.sqrt(square / square_bias) + epsilon)
 
 
@@ -210,7 +212,8 @@ def _learn_once(
     B_gradient, B_pull = np.empty_like(B), np.empty_like(B)
     A_gram, B_gram = np.empty((rank, rank)), np.empty((rank, rank))
     A_rows, block = np.empty((rank, A.shape[0])), np.empty((16, A.shape[0]))
-    A_moments, B_moments = np.zeros((2, A.shape[0], rank)), np.zeros((2, B.shape[0], rank))
+    A_means, A_squares = np.zeros((A.shape[0], rank)), np.zeros((A.shape[0], rank))
+    B_means, B_squares = np.zeros((B.shape[0], rank)), np.zeros((B.shape[0], rank))
     carried = min(exponent, 0) if adam else exponent
     B_unit, A_unit = _power_of_two(exponent), _power_of_two(exponent + carried)
     weight = gamma * _power_of_two(carried - exponent)
@@ -244,8 +247,8 @@ def _learn_once(
         B_norm, A_norm = math.sqrt(_inner(B_gradient, B_gradient)), math.sqrt(_inner(A_gradient, A_gradient))
         norms[t] = math.hypot(B_unit * B_norm, A_unit * A_norm)
         if adam:
-            _descend_adam(B, B_gradient, B_moments, t + 1, B_rate, B_epsilon)
-            _descend_adam(A, A_gradient, A_moments, t + 1, A_rate, A_epsilon)
+            _descend_adam(B, B_gradient, B_means, B_squares, t + 1, B_rate, B_epsilon)
+            _descend_adam(A, A_gradient, A_means, A_squares, t + 1, A_rate, A_epsilon)
         else:
             _descend(B, B_gradient, B_rate)
             _descend(A, A_gradient, A_rate)
