@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from benchmarks import cases, drawn
+from benchmarks import cases, drawn, sweep_cases
 
 
 def _error(build: Any, *arguments: Any) -> float:
@@ -81,7 +81,7 @@ class Sweep:
     unit = "eps, relative"
 
     def track_error(self) -> float:
-        return _error(cases.sweep, 100, 4_096, 64)
+        return _error(sweep_cases.sweep, 100, 4_096, 64)
 
 
 class Learning:
@@ -93,4 +93,4 @@ class Learning:
     params: ClassVar = [["sgd", "adam"]]
 
     def track_error(self, optimizer: str) -> float:
-        return _error(cases.learning, (8, 64), 1, optimizer)
+        return _error(sweep_cases.learning, (8, 64), 1, optimizer)

@@ -18,11 +18,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cases
+from benchmarks import cases, sweep_cases
 from benchmarks.reach import reaches
 from benchmarks.timing import Outcome, Timing, contest
 
-ALL_RANKS = (*cases.ARTICLE_RANKS, 64)
+ALL_RANKS = (*sweep_cases.ARTICLE_RANKS, 64)
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ LINES = (
     Line("factors", cases.factors, (4096, 16), (1024, 16), 8, share=0.5),
     Line("factors", cases.factors, (4096, 64), (1024, 64), 8, share=0.5),
     Line("factors", cases.factors, (4096, 256), (1024, 256), 4, share=0.5),
-    Line("sweep", cases.sweep, (1_000, 4_096, 256), (100, 1_024, 64), 5, share=0.5),
-    Line("learning", cases.learning, (ALL_RANKS, 10), (ALL_RANKS, 1), 1.8, share=2 / 3),
-    Line("article", cases.article, (), (), 40),
-    Line("updates", cases.many_updates, (1_000, False), (100, False), 1000),
-    Line("updates", cases.many_updates, (1_000, True), (100, True), 1000),
-    Line("import", cases.import_time, (), (), 1 / 1.5, 1 / 1.1, inverse=True),
-    Line("demo", cases.demo, (), (), 1 / 2.5, 1 / 1.5, inverse=True),
+    Line("sweep", sweep_cases.sweep, (1_000, 4_096, 256), (100, 1_024, 64), 5, share=0.5),
+    Line("learning", sweep_cases.learning, (ALL_RANKS, 10), (ALL_RANKS, 1), 1.8, share=2 / 3),
+    Line("article", sweep_cases.article, (), (), 40),
+    Line("updates", sweep_cases.many_updates, (1_000, False), (100, False), 1000),
+    Line("updates", sweep_cases.many_updates, (1_000, True), (100, True), 1000),
+    Line("import", sweep_cases.import_time, (), (), 1 / 1.5, 1 / 1.1, inverse=True),
+    Line("demo", sweep_cases.demo, (), (), 1 / 2.5, 1 / 1.5, inverse=True),
     Line("workers", cases.two_workers, (10_000, 16, "float64"), (1_000, 16, "float64"), 1.8),
     Line("workers", cases.two_workers, (2_000, 64, "float64"), (200, 64, "float64"), 1.8),
     Line("workers", cases.two_workers, (64, 256, "float32"), (8, 256, "float32"), 1.8),
@@ -184,13 +184,16 @@ def measure(line: Line, *, quick: bool) -> Outcome:
     return contest(case, rounds=1, least=0.0) if quick else contest(case)
 
 
-def record(line: Line, outcome: Outcome) -> dict[str, Any]:
-    """Give a line and its outcome as what JSON can hold."""
+def record(line: Line, outcome: Outcome, described: dict[str, Any]) -> dict[str, Any]:
+    """Give a line and its outcome as what JSON can hold, with the date and the load of its run."""
     told = {"row": line.row, "at_least": line.at_least, "aim": line.aim, "share_aim": line.share}
+    told |= {"date": described["date"], "load": described["load"]}
     return told | asdict(outcome) | {"ratio": outcome.ratio, "verdict": verdict(line, outcome)}
 
 
-def run(rows: Sequence[str], *, quick: bool, peers: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def run(
+    rows: Sequence[str], described: dict[str, Any], *, quick: bool, peers: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Measure and print the rows asked for; give their records, and what was refused."""
     records, refused = [], []
     for line in LINES:
@@ -202,11 +205,23 @@ def run(rows: Sequence[str], *, quick: bool, peers: bool) -> tuple[list[dict[str
             refused.append(f"{line.row}: {error}")
             print(f"{line.row:<9} REFUSED: {error}", flush=True)
             continue
-        records.append(record(line, outcome))
+        records.append(record(line, outcome, described))
         print(COLUMNS.format(*cells(line, outcome)).rstrip(), flush=True)
         if peers:
             print("\n".join(peer_lines(line, outcome)), flush=True)
     return records, refused
+
+
+def keep(file: Path, described: dict[str, Any], records: list[dict[str, Any]], *, quick: bool) -> None:
+    """Write the records to a file, in place of its lines of the same rows; its other lines, and their machine, stay."""
+    lines = records
+    if file.exists() and (held := json.loads(file.read_text(encoding="utf-8")))["quick"] == quick:
+        measured = {told["row"] for told in records}
+        others = [told for told in held["lines"] if told["row"] in ROWS and told["row"] not in measured]
+        lines = sorted(others + records, key=lambda told: ROWS.index(told["row"]))
+        described = held["machine"] if others else described
+    whole = {"machine": described, "quick": quick, "lines": lines}
+    file.write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,7 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="small inputs, each call timed once: does it run at all?")
     parser.add_argument("--peers", action="store_true", help="a line for every peer that was tried")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every figure to FILE, where lines of other rows stay"
+    )
     options = parser.parse_args(arguments)
     start, described = time.perf_counter(), machine()
     print(
@@ -229,10 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(COLUMNS.format(*TITLES).rstrip())
     for name, figure in described["reaches"].items():
         print(f"{name}: {figure:.3g}")
-    records, refused = run(options.only or ROWS, quick=options.quick, peers=options.peers)
+    records, refused = run(options.only or ROWS, described, quick=options.quick, peers=options.peers)
     print(f"{time.perf_counter() - start:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps({"machine": described, "quick": options.quick, "lines": records}, indent=1))
+        keep(options.json, described, records, quick=options.quick)
     for refusal in refused:
         print(refusal, file=sys.stderr)
     return 2 if refused else int(any(told["verdict"] == "WRONG" for told in records))

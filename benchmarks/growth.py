@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from benchmarks import cases
+from benchmarks import cases, sweep_cases
 
 
 class Batch:
@@ -29,7 +29,7 @@ class Ranks:
     params: ClassVar = [[1, 64, 4_096]]
 
     def setup(self, ranks: int) -> None:
-        self.case = cases.checked(cases.sweep, 100, 4_096, ranks)
+        self.case = cases.checked(sweep_cases.sweep, 100, 4_096, ranks)
 
     def time_error_sweep(self, *_: object) -> None:
         self.case.ours.call()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from benchmarks import cases
+from benchmarks import cases, sweep_cases
 from benchmarks.timing import contest
 
 # (case, its arguments, the peer's name), by what asv shows.
@@ -30,12 +30,12 @@ CONTESTS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "factors of rank 16, numpy": (cases.factors, (4096, 16), "numpy QR and core"),
     "factors of rank 64, numpy": (cases.factors, (4096, 64), "numpy QR and core"),
     "factors of rank 256, numpy": (cases.factors, (4096, 256), "numpy QR and core"),
-    "error sweep, numpy": (cases.sweep, (100, 4_096, 256), "numpy, two cumulative sums"),
-    "learning sweep, numpy": (cases.learning, ((8, 64), 2), "a plain NumPy loop"),
-    "article, its own way": (cases.article, (), "the article's way"),
-    "1,000 updates, the article's way": (cases.many_updates, (1_000, True), "the article's way, in part"),
-    "demo, its imports": (cases.demo, (), "import numpy, numba, matplotlib"),
-    "import, numpy": (cases.import_time, (), "import numpy"),
+    "error sweep, numpy": (sweep_cases.sweep, (100, 4_096, 256), "numpy, two cumulative sums"),
+    "learning sweep, numpy": (sweep_cases.learning, ((8, 64), 2), "a plain NumPy loop"),
+    "article, its own way": (sweep_cases.article, (), "the article's way"),
+    "1,000 updates, the article's way": (sweep_cases.many_updates, (1_000, True), "the article's way, in part"),
+    "demo, its imports": (sweep_cases.demo, (), "import numpy, numba, matplotlib"),
+    "import, numpy": (sweep_cases.import_time, (), "import numpy"),
     "two workers, one": (cases.two_workers, (400, 64, "float64"), "1 worker"),
 }
 

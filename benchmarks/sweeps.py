@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from benchmarks import cases
+from benchmarks import cases, sweep_cases
 
 
 class ErrorSweep:
@@ -15,7 +15,7 @@ class ErrorSweep:
     params: ClassVar = [[1_000], [1_024, 4_096], [256]]
 
     def setup(self, spectra: int, values: int, ranks: int) -> None:
-        self.case = cases.checked(cases.sweep, spectra, values, ranks)
+        self.case = cases.checked(sweep_cases.sweep, spectra, values, ranks)
 
     def time_error_sweep(self, *_: object) -> None:
         self.case.ours.call()
@@ -27,9 +27,23 @@ class Article:
     version = "1"
 
     def setup(self) -> None:
-        self.case = cases.checked(cases.article)
+        self.case = cases.checked(sweep_cases.article)
 
     def time_sweep(self) -> None:
+        self.case.ours.call()
+
+
+class LoneCalls:
+    """Calls with next to no arithmetic: what a user with many small layers pays for each beside it."""
+
+    version = "1"
+    param_names: ClassVar = ["question"]
+    params: ClassVar = [["spectrum", "factors", "error_sweep", "reconstruction_error"]]
+
+    def setup(self, question: str) -> None:
+        self.case = cases.checked(sweep_cases.lone_call, question)
+
+    def time_call(self, *_: object) -> None:
         self.case.ours.call()
 
 
@@ -41,7 +55,7 @@ class ManyUpdates:
     params: ClassVar = [[False, True]]
 
     def setup(self, decompositions: bool) -> None:
-        self.case = cases.checked(cases.many_updates, 1_000, decompositions)
+        self.case = cases.checked(sweep_cases.many_updates, 1_000, decompositions)
 
     def time_sweep(self, *_: object) -> None:
         self.case.ours.call()
@@ -55,7 +69,7 @@ class Learning:
     params: ClassVar = [["sgd", "adam"], [(8, 64)], [3]]
 
     def setup(self, optimizer: str, ranks: tuple[int, ...], repeats: int) -> None:
-        self.case = cases.checked(cases.learning, ranks, repeats, optimizer)
+        self.case = cases.checked(sweep_cases.learning, ranks, repeats, optimizer)
 
     def time_learning_sweep(self, *_: object) -> None:
         self.case.ours.call()

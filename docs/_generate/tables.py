@@ -329,10 +329,20 @@ def performance():
                 _times(told(line["ratio"])),
                 f"{bound} {_times(told(line['at_least']))}",
                 line["verdict"],
+                f"{line['date']}, {line['load']:.0f}" if "date" in line else "",
                 limits,
             ]
         )
-    heads = ["case", "ours", "fastest peer", "ratio", "asked", "", "what cannot be avoided, in our time"]
+    heads = [
+        "case",
+        "ours",
+        "fastest peer",
+        "ratio",
+        "asked",
+        "",
+        "measured, at a load of",
+        "what cannot be avoided, in our time",
+    ]
     return table(heads, rows)
 
 
