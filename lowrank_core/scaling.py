@@ -22,6 +22,14 @@ __all__ = [
 ]
 
 ScalingRule: TypeAlias = Callable[[Any, Any], Any]
+Formula: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
+
+# The named rules on an alpha and ranks of at least 1 that have been checked; the functions below check them first.
+FORMULAS: dict[str, Formula] = {
+    "rslora": lambda alpha, rank: alpha / np.sqrt(rank),
+    "standard": lambda alpha, rank: alpha / rank,
+    "unscaled": lambda alpha, rank: np.ones(np.broadcast_shapes(alpha.shape, rank.shape)),
+}
 
 
 def standard(alpha: ArrayLike, rank: ArrayLike) -> Any:
@@ -53,7 +61,7 @@ def standard(alpha: ArrayLike, rank: ArrayLike) -> Any:
     >>> standard(16, [4, 8, 64])
     array([4.  , 2.  , 0.25])
     """
-    return _scaling(alpha, rank, lambda a, r: a / r)
+    return _scaling(alpha, rank, FORMULAS["standard"])
 
 
 def rslora(alpha: ArrayLike, rank: ArrayLike) -> Any:
@@ -71,7 +79,7 @@ def rslora(alpha: ArrayLike, rank: ArrayLike) -> Any:
     >>> rslora(16, [4, 16, 64])
     array([8., 4., 2.])
     """
-    return _scaling(alpha, rank, lambda a, r: a / np.sqrt(r))
+    return _scaling(alpha, rank, FORMULAS["rslora"])
 
 
 def unscaled(alpha: ArrayLike, rank: ArrayLike) -> Any:
@@ -85,7 +93,7 @@ def unscaled(alpha: ArrayLike, rank: ArrayLike) -> Any:
     >>> unscaled(16, [0, 8])
     array([0., 1.])
     """
-    return _scaling(alpha, rank, lambda a, r: np.ones(np.broadcast_shapes(a.shape, r.shape)))
+    return _scaling(alpha, rank, FORMULAS["unscaled"])
 
 
 def power_rule(power: float) -> ScalingRule:
@@ -123,9 +131,7 @@ def power_rule(power: float) -> ScalingRule:
     return rule
 
 
-def _scaling(
-    alpha: ArrayLike, rank: ArrayLike, formula: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
-) -> Any:
+def _scaling(alpha: ArrayLike, rank: ArrayLike, formula: Formula) -> Any:
     alphas, ranks = as_alpha(alpha), as_ranks(rank)
     return np.where(ranks > 0, formula(alphas, np.maximum(ranks, 1)), 0.0)[()]
 
@@ -276,7 +282,8 @@ def scalings(rules: Sequence[str | ScalingRule], alpha: NDArray[np.float64], ran
 
 
 def _apply(rule: str | ScalingRule, alpha: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-    answer = scaling_rule(rule)(alpha, np.maximum(ranks, 1))
+    function = FORMULAS[rule] if isinstance(rule, str) and rule in FORMULAS else scaling_rule(rule)
+    answer = function(alpha, np.maximum(ranks, 1))
     shape = np.broadcast_shapes(alpha.shape, ranks.shape)
     given = np.asarray(answer, dtype=np.float64)
     table = np.where(ranks > 0, given if given.shape == shape else np.broadcast_to(given, shape), 0.0)
