@@ -27,7 +27,7 @@ from lowrank_core.dense import (
 from lowrank_core.krylov import krylov
 from lowrank_core.threads import blas_threads
 
-__all__ = ["choose_route", "decompose", "krylov_seed", "singular_values"]
+__all__ = ["choose_route", "decompose", "holds_its_blas", "krylov_seed", "singular_values"]
 
 Floats = NDArray[np.float64]
 
@@ -105,8 +105,15 @@ def singular_values(
             found, norm = np.stack([part.values for part in parts]), np.array([part.norm for part in parts])
         values[chunk], norms[chunk] = found[:, :wanted], norm
 
-    map_batch(fill, len(flat), shape, workers, thresholds.LANES if small else 1, holds_blas=route.startswith("krylov"))
+    # The kernel for small matrices needs no BLAS: holding its threads would take a fifth of a lone call's time.
+    holds_blas = small or holds_its_blas(route, shape)
+    map_batch(fill, len(flat), shape, workers, thresholds.LANES if small else 1, holds_blas=holds_blas)
     return values.reshape(*batch, wanted), norms.reshape(batch)
+
+
+def holds_its_blas(route: str, shape: tuple[int, int]) -> bool:
+    """Tell whether decomposing a matrix of this shape by this route holds BLAS's threads where it needs to."""
+    return route.startswith("krylov") and blas_threads_of(shape) is None
 
 
 def decompose(matrix: NDArray[Any], route: str, rank: int | None, seed: int) -> Decomposition:

@@ -57,7 +57,7 @@ def map_batch(
     """Map `function` over slices of a batch, under the BLAS threads that the matrices' shape asks for.
 
     A slice but for the last holds a multiple of `together` matrices. A function that holds BLAS's threads itself is
-    left to do so for large ones.
+    left to do so.
     """
     threads = blas_threads_of(shape)
     if threads is None:
@@ -69,7 +69,7 @@ def map_batch(
     chunk = max(1, min(thresholds.BLOCK_ENTRIES // entries, -(-count // (4 * worth))))
     chunk = -(-chunk // together) * together
     slices = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-    with blas_threads(threads):
+    with nullcontext() if holds_blas else blas_threads(threads):
         return in_threads(function, slices, worth)
 
 
@@ -88,7 +88,9 @@ def small_values_of(matrices: NDArray[Any]) -> tuple[Floats, Floats]:
     exponents = np.empty(len(copied), dtype=np.int64)
     if small_values(copied, values, exponents):
         left = np.flatnonzero(np.isnan(values[:, 0]))
-        values[left] = np.linalg.svd(np.ldexp(copied[left], -exponents[left, np.newaxis, np.newaxis]), compute_uv=False)
+        scaled = np.ldexp(copied[left], -exponents[left, np.newaxis, np.newaxis])
+        with blas_threads(1):
+            values[left] = np.linalg.svd(scaled, compute_uv=False)
     return _values_and_norms(values, exponents)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lowrank_core.arrays import as_matrices, as_stack, check_finite
-from lowrank_core.decompose import choose_route, decompose, krylov_seed
+from lowrank_core.decompose import choose_route, decompose, holds_its_blas, krylov_seed
 from lowrank_core.dense import Decomposition, map_batch
 from lowrank_core.factors import LowRankUpdate
 from lowrank_core.products import check_product, decompose_product
@@ -76,7 +76,7 @@ def truncate(
     route = choose_route(method, dtype, shape, wanted, factors=True)
     check_finite(matrices)
     flat = as_stack(matrices, 2)
-    work = _Stack(matrices.shape[:-2], shape, dtype, shape, count, route.startswith("krylov"))
+    work = _Stack(matrices.shape[:-2], shape, dtype, shape, count, holds_its_blas(route, shape))
     seed = krylov_seed(rng)
     return _truncate(lambda i: decompose(flat[i], route, wanted, seed), work, rank)
 

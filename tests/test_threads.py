@@ -131,6 +131,26 @@ def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(m
     assert seen[514] == set(blas_before.values())
 
 
+def test_small_matrices_that_are_left_to_lapack_run_on_one_blas_thread(monkeypatch, blas_before):
+    from lowrank_core.kernels import small
+
+    seen, plain = [], np.linalg.svd
+
+    def gives_up(matrices, values, exponents):
+        values[:], exponents[:] = np.nan, 0
+        return len(values)
+
+    def spy(*args, **kwargs):
+        seen.extend(blas_now().values())
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(small, "small_values", gives_up)
+    monkeypatch.setattr(np.linalg, "svd", spy)
+    spectrum(STACK, workers=2)
+    assert set(seen) == {1}
+    assert blas_now() == blas_before
+
+
 def test_settings_survive_calls_and_errors(blas_before):
     spectrum(STACK)
     spectrum(LARGE)
