@@ -130,8 +130,11 @@ def _residual(diagonal: Floats, dense: Floats, B: Floats, A_rows: Floats, weight
         for i in range(start, stop):
             row = 0.0
             for j in range(A_rows.shape[1]):
-                on_diagonal = diagonal[i] if i == j and dense.size == 0 else 0.0
-                target = dense[i, j] if dense.size > 0 else on_diagonal
+                target = 0.0
+                if dense.size > 0:
+                    target = dense[i, j]
+                elif i == j:
+                    target = diagonal[i]
                 difference = weight * block[i - start, j] - target
                 row += difference * difference
             total += row
