@@ -271,6 +271,7 @@ def demo() -> Case:
         bound=0.0,
         limits=(
             Contender("import numpy, numba, typer, rich", lambda: _python("import numpy, numba, typer, rich.console")),
+            Contender("import numba, and its first call", lambda: _python("import numba; numba.njit(lambda x: x)(1)")),
             Contender("both experiments where all is loaded", lambda: run_article(Settings()), blas=False),
         ),
     )
