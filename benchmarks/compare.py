@@ -213,7 +213,10 @@ def run(
 
 
 def keep(file: Path, described: dict[str, Any], records: list[dict[str, Any]], *, quick: bool) -> None:
-    """Write the records to a file, in place of its lines of the same rows; its other lines, and their machine, stay."""
+    """Write the records to a file, in place of its lines of the same rows; its other lines, and their machine, stay.
+
+    A file of small inputs gives way as a whole to one of full ones, and the other way round.
+    """
     lines = records
     if file.exists() and (held := json.loads(file.read_text(encoding="utf-8")))["quick"] == quick:
         measured = {told["row"] for told in records}
