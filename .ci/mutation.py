@@ -31,6 +31,9 @@ TESTS = {
     "spectra": "test_spectra test_messages test_door test_ranks test_sweeps properties/test_ranks",
     "sweeps": "test_sweeps test_messages test_door properties/test_sweeps",
     "learning": "test_learning test_messages test_door properties/test_learning",
+    "allocation": "test_allocation properties/test_allocation",
+    "noise": "test_noise",
+    "storage": "test_storage",
     "kernels/energies": "test_kernels test_sweeps properties/test_sweeps",
     "kernels/learning": "test_kernels test_learning properties/test_learning",
 }
