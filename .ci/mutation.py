@@ -1,21 +1,24 @@
 """Mutation testing: break the core in every way that mutmut knows, and see that a test fails each time.
 
-    python .ci/mutation.py [MODULE ...]
+    python .ci/mutation.py [--survivors] [MODULE ...]
 
-Each mutant of a module is run against that module's own tests, with the kernels as plain Python, in a clone of HEAD.
+Each mutant of a module meets that module's own tests in a clone of HEAD, the kernels' own mutants as plain Python.
 What survived is written to docs/numbers/mutation.json; why each survivor is equivalent stands in .ci/equivalent.toml.
-The whole takes about an hour on one core.
+A mutant counts as killed where a test fails, or where its tests take five times the processor time that they take
+without it: that many are `hung`. With --survivors, only those that survived last time are tried: after a test was added.
+The whole takes about an hour on two cores.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +28,39 @@ EQUIVALENT = ROOT / ".ci" / "equivalent.toml"
 
 # The tests that a mutant meets, the quickest first.
 TESTS = {
-    "scaling": "test_scaling test_messages properties/test_scaling test_sweeps",
-    "factors": "test_factors test_messages test_door properties/test_factors",
-    "ranks": "test_ranks test_messages properties/test_ranks",
-    "spectra": "test_spectra test_messages test_door test_ranks test_sweeps properties/test_ranks",
-    "sweeps": "test_sweeps test_messages test_door properties/test_sweeps",
-    "learning": "test_learning test_messages test_door properties/test_learning",
-    "allocation": "test_allocation properties/test_allocation",
-    "noise": "test_noise",
-    "storage": "test_storage",
-    "kernels/energies": "test_kernels test_sweeps properties/test_sweeps",
-    "kernels/learning": "test_kernels test_learning properties/test_learning",
-}
+    "scaling": ["test_scaling.py", "test_messages.py", "properties/test_scaling.py", "test_sweeps.py"],
+    "factors": ["test_factors.py", "test_messages.py", "test_door.py", "properties/test_factors.py"],
+    "ranks": ["test_ranks.py", "test_messages.py", "properties/test_ranks.py"],
+    "allocation": ["test_allocation.py", "properties/test_allocation.py"],
+    "noise": ["test_noise.py"],
+    "storage": ["test_storage.py"],
+    "spectra": [
+        "test_spectra.py", "test_messages.py", "test_door.py", "test_ranks.py", "test_sweeps.py", "properties/test_ranks.py",
+    ],
+    "sweeps": ["test_sweeps.py", "test_messages.py", "test_door.py", "properties/test_sweeps.py"],
+    "learning": ["test_learning.py", "test_messages.py", "test_door.py", "properties/test_learning.py"],
+    "kernels/energies": ["test_kernels.py", "test_sweeps.py", "properties/test_sweeps.py"],
+    "kernels/learning": ["test_kernels.py", "test_learning.py", "properties/test_learning.py"],
+}  # fmt: skip
 
 
-def main(modules: list[str]) -> int:
+def main(modules: list[str], survivors: bool) -> int:
     """Run the modules named, or all; the exit code says whether every survivor of these is explained."""
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    for module in modules or TESTS:
-        with tempfile.TemporaryDirectory() as folder:
-            results[module] = tried(module, Path(folder, "clone"))
-        # Written after each module: an hour's work is not lost to an interrupt.
-        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"{module}: {results[module]['killed']} of {results[module]['mutants']} killed", flush=True)
+    chosen = modules or list(TESTS)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = {pool.submit(tried, module, results[module] if survivors else None): module for module in chosen}
+        for done in as_completed(running):
+            module = running[done]
+            results[module] = done.result()
+            # Written after each module: an hour's work is not lost to an interrupt.
+            in_order = {name: results[name] for name in TESTS if name in results}
+            RESULTS.write_text(json.dumps(in_order, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            print(f"{module}: {results[module]['killed']} of {results[module]['mutants']} killed", flush=True)
     known = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))
     unexplained = [
         f"{module}: {survivor['was']}  ->  {survivor['became']}"
-        for module in modules or TESTS
+        for module in chosen
         for survivor in results[module]["survivors"]
         if survivor["became"] not in known.get(module, {})
     ]
@@ -59,49 +68,37 @@ def main(modules: list[str]) -> int:
     return bool(unexplained)
 
 
-def tried(module: str, clone: Path) -> dict[str, Any]:
-    """Run every mutant of a module."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    tests = " ".join(f"tests/{name}.py" for name in TESTS[module].split())
-    # No bytecode: a mutant written within a second of the last one would be taken for it.
-    env = os.environ | {
-        "CI": "true",
-        "NUMBA_DISABLE_JIT": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": str(clone),
-    }
-    mutmut = [sys.executable, "-m", "mutmut"]
-    command = [
-        *mutmut, "run", "--simple-output", "--no-progress", "--paths-to-mutate", f"lowrank_core/{module}.py",
-        "--tests-dir", "tests", "--runner", f"{sys.executable} -m pytest -x -q -p no:cacheprovider {tests}",
-    ]  # fmt: skip
-    log = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
-    with sqlite3.connect(clone / ".mutmut-cache") as cache:
-        rows = cache.execute("select id, status from Mutant order by id").fetchall()
-    if not rows or any(status == "untested" for _, status in rows):
-        raise RuntimeError(f"mutmut stopped on {module}:\n{log.stdout[-3000:]}{log.stderr[-3000:]}")
-    survived = [identifier for identifier, status in rows if status == "bad_survived"]
-    shown = [
-        subprocess.run([*mutmut, "show", str(i)], cwd=clone, capture_output=True, text=True, check=True).stdout
-        for i in survived
-    ]
-    return {
-        "mutants": len(rows),
-        "killed": len(rows) - len(survived),
-        "survivors": [changed(diff) for diff in shown],
-    }
-
-
-def changed(diff: str) -> dict[str, str]:
-    """Take the line that was and the line that it became from a diff."""
-    lines = diff.splitlines()
-    was, became = (
-        next(line[1:].strip() for line in lines if line.startswith(sign) and not line.startswith(sign * 3))
-        for sign in "-+"
-    )
-    return {"was": was, "became": became}
+def tried(module: str, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Run every mutant of a module, or those that survived `before`."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "clone")
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        env = os.environ | {
+            "CI": "true",
+            "NUMBA_DISABLE_JIT": str(int(module.startswith("kernels/"))),
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": str(clone),
+        }
+        command = [
+            sys.executable,
+            str(ROOT / ".ci" / "mutants.py"),
+            module,
+            *(f"tests/{name}" for name in TESTS[module]),
+        ]
+        if before:
+            only = Path(folder, "only.json")
+            only.write_text(json.dumps([list(survivor.values()) for survivor in before["survivors"]]), encoding="utf-8")
+            command += ["--only", str(only)]
+        ran = subprocess.run(command, cwd=clone, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(ran.stdout)
+    if before:
+        found |= {key: before[key] for key in ("mutants", "hung")} | {"killed": before["killed"] + found["killed"]}
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("modules", nargs="*")
+    parser.add_argument("--survivors", action="store_true")
+    given = parser.parse_args()
+    sys.exit(main(given.modules, given.survivors))

@@ -1,0 +1,113 @@
+"""Break a module in every way that mutmut knows, one at a time, and write as JSON what its tests make of each.
+
+    python .ci/mutants.py MODULE [--only FILE] TEST ...
+
+Run by mutation.py in a clone, whose file of the module it overwrites. A mutant meets the tests in a fork of this
+process, which has imported what tests need beside the package: a new process would take longer over that than the
+tests over most mutants. The limit on a mutant is one of processor time, which does not depend on what else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import sys
+from itertools import zip_longest
+from pathlib import Path
+
+# Before the forks, for all of them.
+import hypothesis.extra.numpy
+import ml_dtypes  # noqa: F401
+import mpmath  # noqa: F401
+import mutmut
+import numba  # noqa: F401
+import pytest
+import scipy.integrate
+import scipy.optimize  # noqa: F401
+
+SURVIVED, KILLED, HUNG = "survived", "killed", "hung"
+
+# A mutant may ask for any array. More than any test needs.
+MEMORY = 8 << 30
+
+# An example that fails is not made smaller, which takes longer than to find it.
+hypothesis.settings.register_profile(
+    "mutants",
+    max_examples=100,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+
+def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
+    """Write how many mutants there are, how many were killed, and those that were not."""
+    path = Path("lowrank_core", f"{module}.py")
+    source = path.read_text(encoding="utf-8")
+    # Twice, since kernels may have to be compiled the first time.
+    for _ in range(2):
+        outcome, seconds = met(tests, 3600)
+        if outcome != SURVIVED:
+            raise RuntimeError(f"the tests of {module} fail before anything is changed.")
+    limit = int(10 + 5 * seconds)
+    outcomes, survivors = [], []
+    for identifier in mutmut.list_mutations(mutmut.Context(source=source, filename=str(path))):
+        mutant, _ = mutmut.mutate(mutmut.Context(source=source, filename=str(path), mutation_id=identifier))
+        lines = changed(source, mutant)
+        if only is not None and lines not in only:
+            continue
+        path.write_text(mutant, encoding="utf-8")
+        outcome, _ = met(tests, limit)
+        outcomes.append(outcome)
+        if outcome == SURVIVED:
+            survivors.append({"was": lines[0], "became": lines[1]})
+            print(f"{module}: {lines[0]}  ->  {lines[1]}", file=sys.stderr, flush=True)
+    counts = {
+        "mutants": len(outcomes),
+        "killed": len(outcomes) - len(survivors),
+        "hung": outcomes.count(HUNG),
+    }
+    print(json.dumps(counts | {"survivors": survivors}))
+    return 0
+
+
+def met(tests: list[str], limit: int) -> tuple[str, float]:
+    """Run tests in a fork; tell what became of the mutant, and the seconds of processor time it took."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        # One that waits takes no processor time.
+        signal.alarm(20 * limit)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        # No bytecode: a mutant written within a second of the last one would be taken for it.
+        sys.dont_write_bytecode = True
+        sys.path.insert(0, os.getcwd())
+        given = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
+        os._exit(int(pytest.main([*given, *tests])))
+    _, status, used = os.wait4(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGXCPU, signal.SIGALRM, signal.SIGKILL}:
+        return HUNG, limit
+    return SURVIVED if status == 0 else KILLED, used.ru_utime + used.ru_stime
+
+
+def changed(source: str, mutant: str) -> list[str]:
+    """Take the line that was and the line that it became."""
+    pairs = zip_longest(source.splitlines(), mutant.splitlines(), fillvalue="")
+    return next([was.strip(), became.strip()] for was, became in pairs if was != became)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("module")
+    parser.add_argument("tests", nargs="+")
+    parser.add_argument("--only", type=Path)
+    given = parser.parse_args()
+    sys.exit(main(given.module, given.tests, given.only and json.loads(given.only.read_text(encoding="utf-8"))))
