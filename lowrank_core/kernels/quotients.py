@@ -18,7 +18,8 @@ __all__ = ["END", "STATE", "converge", "descending_roots"]
 TOLERANCE = 2.0**-51
 
 # Where the state holds what is known of every lane: its block, the next shift, all shifts taken off the block so far,
-# the square of what may be left out, and what is to be done about the block.
+# the square of what may be left out, and what is to be done about the block: nothing, 1 to take its last entry off, or
+# ½ only to see whether it is done.
 START, END, SHIFT, BASE, ALLOWED, SETTLES, STATE = range(0, 7 * WIDTH, WIDTH)
 
 # Steps for each value, beyond which a matrix is left to LAPACK; spectra of every kind take two to six.
@@ -168,10 +169,10 @@ def _next_shift(
 
 
 @kernel
-def _settle(lane: int, gone: bool, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
+def _settle(lane: int, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
     """Take the values that a lane's block gives up, and go on to the next block where it is done."""
     start, end, base = int(state[START + lane]), int(state[END + lane]), state[BASE + lane]
-    if gone:
+    if state[SETTLES + lane] == 1.0:
         q[end * WIDTH + lane] += base
         end -= 1
     while end >= 0:
@@ -211,8 +212,8 @@ def _begin(n: int, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
             if e[at] <= allowed:
                 e[at] = 0.0
         state[ALLOWED + lane], state[SHIFT + lane], state[BASE + lane] = allowed, 0.0, 0.0
-        state[START + lane], state[END + lane] = float(n), float(n - 1)
-        _settle(lane, False, q, e, left, state)
+        state[START + lane], state[END + lane], state[SETTLES + lane] = float(n), float(n - 1), 0.5
+        _settle(lane, q, e, left, state)
 
 
 @kernel
@@ -228,7 +229,8 @@ def converge(
     allowed, tries, trust = load(state, ALLOWED), zero, spread(0.25)
     blurred = allowed * spread(blur / (TOLERANCE * TOLERANCE))
     for _ in range(PATIENCE * n):
-        first, latest, earliest, last = n, -1, n, -1
+        # −n stands for none: Numba would compile a step once for −1 as a number of its own, and once more for any.
+        first, latest, earliest, last = n, -n, n, -n
         for lane in range(WIDTH):
             begins, ends = int(state[START + lane]), int(state[END + lane])
             latest, earliest, last = max(latest, begins), min(earliest, ends - 1), max(last, ends)
@@ -276,7 +278,7 @@ def converge(
             store(state, SETTLES, settles)
             for lane in range(WIDTH):
                 if state[SETTLES + lane] > 0.0:
-                    _settle(lane, state[SETTLES + lane] == 1.0, q, e, left, state)
+                    _settle(lane, q, e, left, state)
 
 
 @kernel
