@@ -89,7 +89,7 @@ def met(tests: list[str], limit: int) -> tuple[str, float]:
             os.dup2(nowhere, stream)
         # No bytecode: a mutant written within a second of the last one would be taken for it.
         sys.dont_write_bytecode = True
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path.cwd()))
         given = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
         os._exit(int(pytest.main([*given, *tests])))
     _, status, used = os.wait4(child, 0)

@@ -5,8 +5,8 @@
 Each mutant of a module meets that module's own tests in a clone of HEAD, the kernels' own mutants as plain Python.
 What survived is written to docs/numbers/mutation.json; why each survivor is equivalent stands in .ci/equivalent.toml.
 A mutant counts as killed where a test fails, or where its tests take five times the processor time that they take
-without it: that many are `hung`. With --survivors, only those that survived last time are tried: after a test was added.
-The whole takes about an hour on two cores.
+without it: that many are `hung`. With --survivors, only those that survived last time are tried, after a test was
+added. The whole takes about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ TESTS = {
     "noise": ["test_noise.py"],
     "storage": ["test_storage.py"],
     "spectra": [
-        "test_spectra.py", "test_messages.py", "test_door.py", "test_ranks.py", "test_sweeps.py", "properties/test_ranks.py",
+        "test_spectra.py", "test_messages.py", "test_door.py", "test_ranks.py", "test_sweeps.py",
+        "properties/test_ranks.py",
     ],
     "sweeps": ["test_sweeps.py", "test_messages.py", "test_door.py", "properties/test_sweeps.py"],
     "learning": ["test_learning.py", "test_messages.py", "test_door.py", "properties/test_learning.py"],
