@@ -31,9 +31,9 @@ TESTS = {
     "scaling": ["test_scaling.py", "test_messages.py", "properties/test_scaling.py", "test_sweeps.py"],
     "factors": ["test_factors.py", "test_messages.py", "test_door.py", "properties/test_factors.py"],
     "ranks": ["test_ranks.py", "test_messages.py", "properties/test_ranks.py"],
-    "allocation": ["test_allocation.py", "properties/test_allocation.py"],
+    "allocation": ["test_allocation.py", "test_messages.py", "properties/test_allocation.py"],
     "noise": ["test_noise.py"],
-    "storage": ["test_storage.py"],
+    "storage": ["test_storage.py", "test_messages.py"],
     "spectra": [
         "test_spectra.py", "test_messages.py", "test_door.py", "test_ranks.py", "test_sweeps.py",
         "properties/test_ranks.py",

@@ -6,6 +6,7 @@ import pytest
 from lowrank_core import (
     LowRankUpdate,
     Spectrum,
+    allocate_ranks,
     effective_rank,
     equivalent_alpha,
     error_sweep,
@@ -21,10 +22,12 @@ from lowrank_core import (
     stable_rank,
     variance_captured,
 )
+from lowrank_core.storage import Rounding, storage_noise
 
 OF = Spectrum([4.0, 3.0], 5.0, (10, 2), complete=True)
 PART = spectrum(np.diag([4.0, 3.0, 2.0, 1.0]), rank=2)
 NONE = spectrum(np.eye(3), rank=0)
+LAYERS = {"q": OF}
 UPDATE = LowRankUpdate(np.ones((3, 2)), np.ones((2, 4)))
 MORE = "ask for more with spectrum(update, rank=...), up to 4, or for all of them."
 NORM = (
@@ -92,6 +95,33 @@ MESSAGES = {
     "scaling must be finite; got inf.": lambda: reconstruction_error(OF, [1], np.inf),
     "ranks must be one-dimensional, such as [2, 4, 8]; got shape (1, 1).": lambda: error_sweep(OF, [[1]]),
     "alpha must be a number or one-dimensional; got shape (1, 1).": lambda: error_sweep(OF, [1], alpha=[[16.0]]),
+    # allocation
+    "give either parameters, the budget, or variance, the share to keep, and not both; "
+    "got parameters=3, variance=0.5.": lambda: allocate_ranks(LAYERS, parameters=3, variance=0.5),
+    "objective must be one of relative, absolute; got 'nuclear'.":
+        lambda: allocate_ranks(LAYERS, variance=0.5, objective="nuclear"),
+    "there is no layer to give ranks to: spectra must hold at least one.": lambda: allocate_ranks({}, variance=0.5),
+    "layer 'q' has a batch of spectra, of shape (2, 3); give each a name of its own.":
+        lambda: allocate_ranks({"q": spectrum(np.ones((2, 3, 4)))}, variance=0.5),
+    "max_rank names 'k', which is none of the 1 layers.":
+        lambda: allocate_ranks(LAYERS, variance=0.5, max_rank={"k": 3}),
+    "max_rank is one whole number for all layers, or a mapping of names to such; got [1, 2].":
+        lambda: allocate_ranks(LAYERS, variance=0.5, max_rank=[1, 2]),
+    "a budget of 11 parameters buys no rank at all: the cheapest, rank 1 of layer 'q', costs m + n = 12.":
+        lambda: allocate_ranks(LAYERS, parameters=11),
+    "parameters is one budget for all layers together; got [12, 24].":
+        lambda: allocate_ranks(LAYERS, parameters=[12, 24]),
+    "variance is one share for all layers together; got [0.5, 0.6].":
+        lambda: allocate_ranks(LAYERS, variance=[0.5, 0.6]),
+    "a variance of 0.9 cannot be kept: with the largest ranks allowed, 0.64 is. "
+    "Raise max_rank, give more of each spectrum's values, or ask for less.":
+        lambda: allocate_ranks(LAYERS, variance=0.9, max_rank=1),
+    "layer 'q' is given all 2 leading values that its spectrum holds; ask for more with spectrum(update, rank=...), "
+    "or set max_rank to 2 for it.": lambda: allocate_ranks({"q": PART}, parameters=100),
+    # storage
+    f"all 2 leading values that this spectrum holds are above the edge 0.25; {MORE}": lambda: Rounding(0.1, 0.25).rank(PART),
+    "base has shape (2, 3) and tuned (3, 2); two matrices of one shape (m, n) are needed. "
+    "Ask for the matrices of a stack one by one.": lambda: storage_noise(np.ones((2, 3)), np.ones((3, 2))),
     # learning
     "unknown optimizer 'lion'; accepted are sgd, adam.": lambda: learning_sweep(OF, [1], optimizer="lion"),
     "ranks must be one-dimensional and alpha one number; got shapes () and ().": lambda: learning_sweep(OF, 1),

@@ -54,6 +54,20 @@ def test_thresholds_of_the_paper():
     assert optimal_threshold(1e-9) == pytest.approx(np.sqrt(2), abs=1e-4)
 
 
+@pytest.mark.parametrize("beta", [0.01, 0.3, 0.5, 0.9])
+def test_the_threshold_is_where_keeping_costs_as_much_as_dropping(beta):
+    # A value x of the update appears at y, with vectors at cosines c and d to its own (Benaych-Georges and Nadakuditi,
+    # arXiv:1103.2221): to keep it costs x² + y² − 2xycd, to drop it x².
+    def y(x):
+        return np.sqrt((x + 1 / x) * (x + beta / x))
+
+    def cosines(x):
+        return (x**4 - beta) / np.sqrt((x**4 + beta * x**2) * (x**4 + x**2))
+
+    x = optimize.brentq(lambda x: y(x) - 2 * x * cosines(x), beta**0.25, 5.0, xtol=1e-14)
+    assert optimal_threshold(beta) == pytest.approx(y(x), rel=1e-12)
+
+
 @pytest.mark.parametrize("beta", [0.0, -0.5, 1.0001, np.nan])
 @pytest.mark.parametrize("law", [marchenko_pastur_median, optimal_threshold])
 def test_a_ratio_of_sides_is_at_most_one(law, beta):
@@ -98,5 +112,6 @@ def test_silent_rows_and_columns_change_nothing():
     variances = PROFILES["rows and columns"]
     padded = np.zeros((60, 90))
     padded[5:55, 10:80] = variances
-    assert noise_edge(padded) == pytest.approx(noise_edge(variances), rel=1e-12)
+    for part in (padded, padded[:, 10:80], padded[5:55]):
+        assert noise_edge(part) == pytest.approx(noise_edge(variances), rel=1e-12)
     assert noise_edge(np.zeros((4, 5))) == (0.0, 0.0)

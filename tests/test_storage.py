@@ -1,5 +1,7 @@
 """Rounding of stored weights: its size, its edge, and updates recovered from pairs of stored matrices."""
 
+from dataclasses import FrozenInstanceError
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -179,6 +181,13 @@ def test_zeros_and_single_entries():
     assert noise.one_side.noise == pytest.approx(2.0**-24 / np.sqrt(12), rel=1e-12)
     one = storage_noise(np.ones((1, 1), dtype=BFLOAT16), np.full((1, 1), 1.5, dtype=BFLOAT16))
     assert one.one_side.edge > 2.0**-8
+
+
+def test_what_was_found_cannot_be_changed():
+    noise = storage_noise(np.eye(3), np.ones((3, 3)))
+    for held, name in ((noise, "holds"), (noise.one_side, "edge")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(held, name, 0.0)
 
 
 def test_rank_and_variance_below_the_edge():
