@@ -119,7 +119,8 @@ MESSAGES = {
     "layer 'q' is given all 2 leading values that its spectrum holds; ask for more with spectrum(update, rank=...), "
     "or set max_rank to 2 for it.": lambda: allocate_ranks({"q": PART}, parameters=100),
     # storage
-    f"all 2 leading values that this spectrum holds are above the edge 0.25; {MORE}": lambda: Rounding(0.1, 0.25).rank(PART),
+    f"all 2 leading values that this spectrum holds are above the edge 0.25; {MORE}":
+        lambda: Rounding(0.1, 0.25).rank(PART),
     "base has shape (2, 3) and tuned (3, 2); two matrices of one shape (m, n) are needed. "
     "Ask for the matrices of a stack one by one.": lambda: storage_noise(np.ones((2, 3)), np.ones((3, 2))),
     # learning
