@@ -1,13 +1,16 @@
 """Laws of noise against integrals, exact edges and draws."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import integrate, optimize
 
-from lowrank_core import spectrum
+from lowrank_core import noise, spectrum
 from lowrank_core.noise import marchenko_pastur_median, noise_edge, optimal_threshold
 from tests import oracles
 
+PRODUCTS = noise._products
 RNG = np.random.default_rng(0)
 PROFILES = {
     "flat": np.ones((40, 60)),
@@ -71,8 +74,9 @@ def test_the_threshold_is_where_keeping_costs_as_much_as_dropping(beta):
 @pytest.mark.parametrize("beta", [0.0, -0.5, 1.0001, np.nan])
 @pytest.mark.parametrize("law", [marchenko_pastur_median, optimal_threshold])
 def test_a_ratio_of_sides_is_at_most_one(law, beta):
-    with pytest.raises(ValueError, match=r"0 < beta <= 1; got .* min\(m, n\) / max\(m, n\)"):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is held below
         law(beta)
+    assert str(caught.value) == f"beta must lie in 0 < beta <= 1; got {beta!r}. It is min(m, n) / max(m, n)."
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 500), (100, 100), (400, 100)])
@@ -106,6 +110,34 @@ def test_draws_stay_below_the_edge_and_come_near(profile, uniform):
     assert np.sum(largest > above) <= 5
     # The limit of large matrices, from below: the fewer rows matter, the further.
     assert 0.9 * edge < np.median(largest) < edge
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_edge_grows_as_the_noise_does(profile):
+    # Powers of two move no digit, so that the same rounds are gone through.
+    edge, above = noise_edge(np.ldexp(PROFILES[profile], 40))
+    plain, plain_above = noise_edge(PROFILES[profile])
+    assert edge == np.ldexp(plain, 20)
+    assert above == pytest.approx(np.ldexp(plain_above, 20), rel=1e-14)
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+def test_edge_is_found_in_a_few_dozen_rounds(profile, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(noise, "_products", lambda *given: rounds.append(None) or PRODUCTS(*given))
+    noise_edge(PROFILES[profile])
+    # Two products a round: one to bound the edge from below, one from above.
+    assert len(rounds) <= 2 * 40
+
+
+def test_edge_of_float32_variances_takes_no_copy_of_them():
+    variances = np.ones((1000, 1000), dtype=np.float32)
+    noise_edge(variances[:10])
+    tracemalloc.start()
+    noise_edge(variances)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < variances.nbytes / 4
 
 
 def test_silent_rows_and_columns_change_nothing():

@@ -59,6 +59,12 @@ def test_noise_is_the_mean_of_the_squared_steps():
     assert noise.unchanged == 0.0
 
 
+def test_steps_far_below_the_largest_add_nothing():
+    base = np.array([[1.0, 1e-20], [1e-20, 1.0]], dtype=np.float32)
+    noise = storage_noise(base, 1.5 * base)
+    assert noise.one_side.noise == pytest.approx(2.0**-23 * np.sqrt(0.5 / 12), rel=1e-12)
+
+
 @pytest.mark.parametrize(("m", "n"), [(200, 100), (60, 300)])
 def test_edge_of_weights_in_one_binade_is_the_formula(m, n):
     rng = np.random.default_rng(0)
@@ -144,14 +150,18 @@ def test_rounding_passes_the_edge_only_where_the_model_does_not_hold():
         assert not noise.holds or rounding < noise.one_side.edge
 
 
-def test_untouched_rows_and_columns_are_set_aside():
+@pytest.mark.parametrize(("first_row", "first_column"), [(200, 10), (200, 0), (0, 40)])
+def test_untouched_rows_and_columns_are_set_aside(first_row, first_column):
     rng = np.random.default_rng(6)
     base = rng.standard_normal((300, 100)).astype(BFLOAT16)
-    base[:200] *= 64
-    tuned = base.copy()
-    tuned[200:, 10:] = (base[200:, 10:].astype(np.float64) + 0.05 * low_rank(rng, (100, 90), 2)).astype(BFLOAT16)
-    noise, part = storage_noise(base, tuned), storage_noise(base[200:, 10:], tuned[200:, 10:])
-    assert noise.unchanged > 0.7
+    # Had they been rounded, the edge would be theirs.
+    base[:first_row] *= 64
+    base[:, :first_column] *= 64
+    tuned, touched = base.copy(), np.s_[first_row:, first_column:]
+    update = 0.05 * low_rank(rng, base[touched].shape, 2)
+    tuned[touched] = (base[touched].astype(np.float64) + update).astype(BFLOAT16)
+    noise, part = storage_noise(base, tuned), storage_noise(base[touched], tuned[touched])
+    assert noise.unchanged > part.unchanged
     assert noise.holds
     assert part.holds
     assert noise.one_side.edge == pytest.approx(part.one_side.edge, rel=1e-6)
