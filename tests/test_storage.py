@@ -213,10 +213,12 @@ def test_rank_and_variance_below_the_edge():
 @pytest.mark.parametrize(
     ("base", "tuned", "message"),
     [
-        (np.ones((2, 3)), np.ones((3, 2)), r"base has shape \(2, 3\) and tuned \(3, 2\)"),
+        (np.ones((2, 3)), np.ones((3, 2)), r"^base has shape \(2, 3\) and tuned \(3, 2\)"),
         (np.ones((2, 2, 3)), np.ones((2, 2, 3)), "matrices of a stack one by one"),
-        (np.ones((2, 3)), np.full((2, 3), np.nan), "tuned holds nan at row 0, column 0"),
-        (np.ones((2, 3), dtype=complex), np.ones((2, 3)), "base has dtype complex128"),
+        (np.ones((2, 3)), np.full((2, 3), np.nan), "^tuned holds nan at row 0, column 0"),
+        (np.full((2, 3), np.inf), np.ones((2, 3)), "^base holds inf at row 0, column 0"),
+        (np.ones((2, 3), dtype=complex), np.ones((2, 3)), "^base has dtype complex128"),
+        (np.ones((2, 3)), np.ones((2, 3), dtype=complex), "^tuned has dtype complex128"),
     ],
 )
 def test_bad_input(base, tuned, message):
