@@ -1,4 +1,5 @@
-"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (a night's worth).
+"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (a night's worth), ``few``
+(for runs in which kernels are Python).
 
 ``--hypothesis-profile=long`` chooses one; without it, ``ci`` where CI is set and ``dev`` elsewhere.
 """
@@ -11,5 +12,6 @@ from hypothesis import HealthCheck, settings
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("dev", max_examples=40, **common)
 settings.register_profile("ci", max_examples=100, derandomize=True, **common)
+settings.register_profile("few", max_examples=5, derandomize=True, **common)
 settings.register_profile("long", max_examples=10_000, **common)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
