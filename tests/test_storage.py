@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core import Spectrum, spectrum
+from lowrank_core import Spectrum, spectrum, storage
 from lowrank_core.storage import Rounding, _steps, storage_noise
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -166,6 +166,14 @@ def test_untouched_rows_and_columns_are_set_aside(first_row, first_column):
     assert part.holds
     assert noise.one_side.edge == pytest.approx(part.one_side.edge, rel=1e-6)
     assert noise.one_side.rank(difference(base, tuned)) == 2
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (3, 40), (16, 16)])
+def test_matrices_of_many_blocks_are_what_one_block_is(shape, monkeypatch):
+    base, tuned = np.random.default_rng(9).standard_normal((2, *shape)).astype(np.float16)
+    whole = storage_noise(base, tuned)
+    monkeypatch.setattr(storage, "_BLOCK", 32)
+    assert storage_noise(base, tuned) == whole
 
 
 def test_equal_matrices_differ_by_nothing():
