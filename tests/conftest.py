@@ -1,5 +1,5 @@
-"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (a night's worth), ``few``
-(for runs in which kernels are Python).
+"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (a night's worth), and
+``few``, for runs in which kernels are Python.
 
 ``--hypothesis-profile=long`` chooses one; without it, ``ci`` where CI is set and ``dev`` elsewhere.
 """

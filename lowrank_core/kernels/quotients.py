@@ -22,7 +22,7 @@ TOLERANCE = 2.0**-51
 # ½ only to see whether it is done.
 START, END, SHIFT, BASE, ALLOWED, SETTLES, STATE = range(0, 7 * WIDTH, WIDTH)
 
-# Steps for each value, beyond which a matrix is left to LAPACK; spectra of every kind take two to six.
+# Steps for each value, beyond which a matrix is left to LAPACK; spectra of every kind take two to ten.
 PATIENCE = 30
 
 
