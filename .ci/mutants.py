@@ -1,18 +1,19 @@
 """Break a module in every way that mutmut knows, one at a time, and write as JSON what its tests make of each.
 
-    python .ci/mutants.py MODULE [--only FILE] TEST ...
+    python .ci/mutants.py MODULE TESTS [ONLY]
 
-Run by mutation.py in a clone, whose file of the module it overwrites. A mutant meets the tests in a fork of this
-process, which has imported what tests need beside the package: a new process would take longer over that than the
-tests over most mutants. The limit on a mutant is one of processor time, which does not depend on what else runs.
+TESTS is what pytest is given; ONLY a file of the mutants that are tried, as [was, became]. Run by mutation.py in a
+clone, whose file of the module it overwrites. A mutant meets the tests in a fork of this process, which has imported
+what tests need beside the package: a new process would take longer over that than the tests over most mutants. The
+limit on a mutant is one of processor time, which does not depend on what else runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
+import shlex
 import signal
 import sys
 from itertools import zip_longest
@@ -54,9 +55,10 @@ def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
         outcome, seconds = met(tests, 3600)
         if outcome != SURVIVED:
             raise RuntimeError(f"the tests of {module} fail before anything is changed.")
-    limit = int(10 + 5 * seconds)
+    limit = int(5 + 3 * seconds)
     outcomes, survivors = [], []
-    for identifier in mutmut.list_mutations(mutmut.Context(source=source, filename=str(path))):
+    identifiers = mutmut.list_mutations(mutmut.Context(source=source, filename=str(path)))
+    for identifier in identifiers:
         mutant, _ = mutmut.mutate(mutmut.Context(source=source, filename=str(path), mutation_id=identifier))
         lines = changed(source, mutant)
         if only is not None and lines not in only:
@@ -64,6 +66,8 @@ def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
         path.write_text(mutant, encoding="utf-8")
         outcome, _ = met(tests, limit)
         outcomes.append(outcome)
+        if len(outcomes) % 50 == 0:
+            print(f"{module}: {len(outcomes)} of {len(identifiers)} tried", file=sys.stderr, flush=True)
         if outcome == SURVIVED:
             survivors.append({"was": lines[0], "became": lines[1]})
             print(f"{module}: {lines[0]}  ->  {lines[1]}", file=sys.stderr, flush=True)
@@ -105,9 +109,6 @@ def changed(source: str, mutant: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("module")
-    parser.add_argument("tests", nargs="+")
-    parser.add_argument("--only", type=Path)
-    given = parser.parse_args()
-    sys.exit(main(given.module, given.tests, given.only and json.loads(given.only.read_text(encoding="utf-8"))))
+    module, tests, *only = sys.argv[1:]
+    chosen = json.loads(Path(only[0]).read_text(encoding="utf-8")) if only else None
+    sys.exit(main(module, shlex.split(tests), chosen))

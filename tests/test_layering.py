@@ -65,6 +65,15 @@ def test_a_kernels_helpers_stand_in_its_own_file():
         assert own <= shared, path.name
 
 
+def test_every_function_of_a_kernel_is_compiled():
+    for path in sorted((PACKAGE / "kernels").glob("*.py")):
+        functions = [
+            node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
+        ]
+        for function in functions if path.stem not in {"compiling", "lanes"} else []:
+            assert [ast.unparse(by) for by in function.decorator_list] == ["kernel"], f"{path.stem}.{function.name}"
+
+
 def test_testing_stands_on_the_core():
     for path in sorted((PACKAGE / "testing").glob("*.py")):
         assert rooms_imported(path) <= {"arrays", "factors", "spectra", "testing", "__init__"}, path.name
