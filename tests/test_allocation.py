@@ -1,5 +1,7 @@
 """Budgets shared among layers, by hand and against every possible choice."""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,11 @@ def test_caps():
     assert found.ranks == {"q": 2, "v": 2, "o": 1}
     assert found.upper_bound == found.variance
     assert allocate_ranks(PLAIN, parameters=10_000, max_rank={"q": 0, "v": 99}).ranks == {"q": 0, "v": 3, "o": 1}
+
+
+def test_an_allocation_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        allocate_ranks(PLAIN, parameters=45).variance = 1.0
 
 
 def test_no_rank_at_all_may_be_allowed():

@@ -13,6 +13,7 @@ from lowrank_core import (
     learning_sweep,
     numerical_rank,
     power_rule,
+    rank_above_noise,
     rank_for_error,
     rank_for_ratio,
     rank_for_variance,
@@ -79,6 +80,14 @@ MESSAGES = {
     "this spectrum holds no values; ask for them with spectrum(update, rank=1) or more.": lambda: stable_rank(NONE),
     "the effective rank needs every singular value, and this spectrum holds the leading 2; "
     "ask for all with spectrum(update).": lambda: effective_rank(PART),
+    "unknown noise is taken from the median of every singular value, and this spectrum holds the leading 2; "
+    "ask for all with spectrum(update), or give the noise.": lambda: rank_above_noise(PART),
+    "the median singular value is 0, so there is no noise to estimate: this update is exactly of a rank "
+    "under half of min(m, n). Count its rank with numerical_rank, or give the noise.":
+        lambda: rank_above_noise(spectrum(np.ones((3, 4)))),
+    "noise must be finite and at least 0, a standard deviation per entry; got -1.0. "
+    "0 counts every value that is not zero; leave it out where the noise is unknown.":
+        lambda: rank_above_noise(OF, -1.0),
     # scaling
     "power must be finite; got inf. -1 is alpha/r and -0.5 is alpha/sqrt(r).": lambda: power_rule(np.inf),
     "unknown scaling rule 'lora'; accepted are rslora, standard, unscaled, "

@@ -76,6 +76,7 @@ def test_least_ranks_are_those_of_exact_arithmetic_off_ties(of, fraction):
 
 @given(spectra().filter(lambda of: of.norm > 0), fractions)
 @example(Spectrum([1.0, 0.0], 1.0, (2, 2), complete=True), 5e-324)
+@example(Spectrum([0.5, 5e-324], 0.5, (2, 2), complete=True), 5e-324)
 def test_ratio_counts_values_by_its_definition(of, ratio):
     exact = Fraction(ratio) * Fraction(float(of.values[0]))
     rank = rank_for_ratio(of, ratio)
