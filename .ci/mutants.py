@@ -4,8 +4,8 @@
 
 TESTS is what pytest is given; ONLY a file of the mutants that are tried, as [was, became]. Run by mutation.py in a
 clone, whose file of the module it overwrites. A mutant meets the tests in a fork of this process, which has imported
-what tests need beside the package: a new process would take longer over that than the tests over most mutants. The
-limit on a mutant is one of processor time, which does not depend on what else runs.
+what tests need beside the package: a new process would take longer over that than the tests over most mutants. Each
+test has a limit of processor time, which does not depend on what else runs: many times what it takes itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import resource
 import shlex
 import signal
 import sys
+import time
+from collections.abc import Generator
 from itertools import zip_longest
 from pathlib import Path
 
@@ -30,6 +32,9 @@ import scipy.integrate
 import scipy.optimize  # noqa: F401
 
 SURVIVED, KILLED, HUNG = "survived", "killed", "hung"
+
+# Of each test of a module that is as it should be, beside the clone's own files.
+SECONDS = Path("seconds.json")
 
 # A mutant may ask for any array. More than any test needs.
 MEMORY = 8 << 30
@@ -52,10 +57,9 @@ def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
     source = path.read_text(encoding="utf-8")
     # Twice, since kernels may have to be compiled the first time.
     for _ in range(2):
-        outcome, seconds = met(tests, 3600)
-        if outcome != SURVIVED:
+        if met(tests, None) != SURVIVED:
             raise RuntimeError(f"the tests of {module} fail before anything is changed.")
-    limit = int(5 + 3 * seconds)
+    usual = json.loads(SECONDS.read_text(encoding="utf-8"))
     outcomes, survivors = [], []
     identifiers = mutmut.list_mutations(mutmut.Context(source=source, filename=str(path)))
     for identifier in identifiers:
@@ -64,7 +68,7 @@ def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
         if only is not None and lines not in only:
             continue
         path.write_text(mutant, encoding="utf-8")
-        outcome, _ = met(tests, limit)
+        outcome = met(tests, usual)
         outcomes.append(outcome)
         if len(outcomes) % 50 == 0:
             print(f"{module}: {len(outcomes)} of {len(identifiers)} tried", file=sys.stderr, flush=True)
@@ -80,26 +84,51 @@ def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
     return 0
 
 
-def met(tests: list[str], limit: int) -> tuple[str, float]:
-    """Run tests in a fork; tell what became of the mutant, and the seconds of processor time it took."""
+def met(tests: list[str], usual: dict[str, float] | None) -> str:
+    """Run tests in a fork, and tell what became of the mutant; without the `usual` seconds of each test, write them."""
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        # One that waits takes no processor time.
-        signal.alarm(20 * limit)
+        # No more than a guard: one that waits takes no processor time.
+        signal.alarm(3600)
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
         # No bytecode: a mutant written within a second of the last one would be taken for it.
         sys.dont_write_bytecode = True
         sys.path.insert(0, str(Path.cwd()))
+        clock = Clock(usual)
+        clock.set(2 + 5 * sum((usual or {}).values()))
         given = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
-        os._exit(int(pytest.main([*given, *tests])))
-    _, status, used = os.wait4(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGXCPU, signal.SIGALRM, signal.SIGKILL}:
-        return HUNG, limit
-    return SURVIVED if status == 0 else KILLED, used.ru_utime + used.ru_stime
+        code = pytest.main([*given, *tests], [clock])
+        if usual is None:
+            SECONDS.write_text(json.dumps(clock.seconds), encoding="utf-8")
+        os._exit(int(code))
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGVTALRM, signal.SIGALRM}:
+        return HUNG
+    return SURVIVED if status == 0 else KILLED
+
+
+class Clock:
+    """The seconds of processor time of each test; ends the process where they are many times the usual."""
+
+    def __init__(self, usual: dict[str, float] | None) -> None:
+        self.usual = usual
+        self.seconds: dict[str, float] = {}
+
+    def set(self, seconds: float) -> None:
+        """End the process after so many seconds, if at all."""
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0 if self.usual is None else seconds)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Measure a test."""
+        self.set(2 + 5 * (self.usual or {}).get(item.nodeid, 0.0))
+        began = time.process_time()
+        result = yield
+        self.seconds[item.nodeid] = time.process_time() - began
+        return result
 
 
 def changed(source: str, mutant: str) -> list[str]:

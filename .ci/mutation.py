@@ -4,8 +4,8 @@
 
 Each mutant of a module meets that module's own tests in a clone of HEAD, the kernels' own mutants as plain Python.
 What survived is written to docs/numbers/mutation.json; why each survivor is equivalent stands in .ci/equivalent.toml.
-A mutant counts as killed where a test fails, or where its tests take three times the processor time that they take
-without it and five seconds more: that many are `hung`. With --survivors, only those that survived last time are tried,
+A mutant counts as killed where a test fails, or where a test takes five times the processor time that it takes
+without it and two seconds more: that many are `hung`. With --survivors, only those that survived last time are tried,
 after a test was added. The whole takes about an hour on two cores.
 """
 
