@@ -27,7 +27,7 @@ class Values:
 class Drawn:
     """Singular values of all kinds of drawn updates, against mpmath, by route and dtype; each route has its unit."""
 
-    version = "2"
+    version = "3"
     unit = "eps·σ₁"
     timeout = 600
     param_names: ClassVar = ["route", "dtype"]

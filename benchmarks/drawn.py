@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, spectrum, truncate
+from lowrank_core.arrays import as_matrices
+from lowrank_core.dense import direct_values, gram_values, medium_gram_values, small_values_of
 from lowrank_core.testing import FACTOR_KINDS, KINDS, low_rank_updates, updates
 
 Floats = NDArray[np.float64]
@@ -92,6 +94,11 @@ def _over(errors: Floats, unit: float) -> float:
     return beyond / unit if beyond else 0.0
 
 
+def _found_by(find: Callable[[Any], tuple[Floats, Floats]]) -> Callable[[Any], Floats]:
+    """Values by one way of a dense matrix, whatever "auto" or `method` would take at its size."""
+    return lambda update: find(as_matrices(update)[0][np.newaxis])[0][0]
+
+
 def _values(method: str) -> Callable[[Any], Floats]:
     return lambda update: spectrum(update, method=method).values
 
@@ -108,12 +115,15 @@ def _lengths(method: str) -> Callable[[Any], Floats]:
 
 
 ROUTES = {
-    "direct": Route(_values("direct"), False, "eps64·σ₁"),
-    "gram": Route(_values("gram"), False, "eps32·σ₁"),
+    "direct, eight in lanes": Route(_found_by(small_values_of), False, "eps64·σ₁"),
+    "direct, LAPACK": Route(_found_by(direct_values), False, "eps64·σ₁"),
+    "gram, three diagonals": Route(_found_by(lambda one: medium_gram_values(one, 1)), False, "eps32·σ₁"),
+    "gram, LAPACK": Route(_found_by(gram_values), False, "eps32·σ₁"),
     "truncation, direct": Route(_lengths("direct"), False, "eps64·σ₁"),
     "truncation, gram": Route(_lengths("gram"), False, "eps32·σ₁"),
-    "factors, direct": Route(_values("direct"), True, "eps64·γΣ‖bᵢ‖‖aᵢ‖"),
-    "factors, gram": Route(_values("gram"), True, "eps32·σ₁"),
+    "factors, QR": Route(_values("direct"), True, "eps64·γΣ‖bᵢ‖‖aᵢ‖"),
+    # Of factors this narrow and no float64, the kernels form and balance the Gram matrices.
+    "factors, Gram kernels": Route(_values("gram"), True, "eps32·σ₁"),
     "truncation of factors": Route(_lengths("auto"), True, "eps64·γΣ‖bᵢ‖‖aᵢ‖"),
 }
 

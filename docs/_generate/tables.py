@@ -18,7 +18,7 @@ from lowrank_core.decompose import choose_route
 
 ROOT = Path(__file__).parents[2]
 RULES = {"standard": "α/r", "rslora": "α/√r"}
-SIZE = 256  # a power of four
+SIZE, SMALL = 256, 64  # powers of four; the smaller is the largest that is taken eight at once
 EPS32, EPS64 = 2.0**-23, 2.0**-52
 
 
@@ -121,24 +121,29 @@ def routes():
 def accuracy():
     """Worst errors measured, on matrices whose singular values are known without any rounding."""
     rows = []
-    for kind, values in spectra_of(SIZE).items():
-        U, V, W = (exact_rotation(seed) for seed in range(3))
+    for (kind, values), few in zip(spectra_of(SIZE).items(), spectra_of(SMALL).values(), strict=True):
+        U, V, W = (exact_rotation(seed, SIZE) for seed in range(3))
         update = in_float32((U * values) @ V.T)
         doubled = np.where(np.arange(SIZE) < SIZE // 2, 2.0, 1.0)
         product = LowRankUpdate(in_float32((U * values) @ W), in_float32((W.T * doubled) @ V.T))
+        small = in_float32((exact_rotation(0, SMALL) * few) @ exact_rotation(1, SMALL).T)
         rows.append(
             [
-                kind,
+                kind.replace(str(SIZE - 1), "n − 1").replace(str(SIZE), "n"),
+                f"{worst(small.astype(np.float64), 'direct', few) / (SMALL * EPS64):.1g}",
+                f"{worst(small, 'direct', few) / (SMALL * EPS64):.1g}",
                 f"{worst(update.astype(np.float64), 'direct', values) / (SIZE * EPS64):.1g}",
                 f"{worst(update, 'gram', values) / EPS32:.1g}",
                 f"{worst(product, 'gram', values * doubled) / EPS32:.1g}",
             ]
         )
     heads = [
-        f"singular values of a {SIZE} × {SIZE} update",
-        "direct, float64: over max(m, n)·eps64·σ₁",
-        "gram, float32: over eps32·σ₁",
-        "factors, float32: over eps32·σ₁",
+        "singular values of an n × n update",
+        f"direct, eight in lanes, n = {SMALL}, float64: over n·eps64·σ₁",
+        "the same, float32: over n·eps64·σ₁",
+        f"direct, LAPACK, n = {SIZE}, float64: over n·eps64·σ₁",
+        f"gram, three diagonals, n = {SIZE}, float32: over eps32·σ₁",
+        f"factors, Gram matrices, n = {SIZE}, float32: over eps32·σ₁",
     ]
     return table(heads, rows)
 
@@ -281,17 +286,17 @@ def spectra_of(size):
     }
 
 
-def exact_rotation(seed):
+def exact_rotation(seed, size):
     """Make an orthogonal matrix whose entries are whole numbers over its size: no rounding anywhere.
 
     Sylvester's Hadamard matrix over √size is orthogonal and, as size is a power of four, exact; so is the product of
     two of them with random signs between.
     """
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (2, SIZE))
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (2, size))
     H = np.ones((1, 1))
-    while len(H) < SIZE:
+    while len(H) < size:
         H = np.block([[H, H], [H, -H]])
-    H /= np.sqrt(SIZE)
+    H /= np.sqrt(size)
     return (H * signs[0]) @ (H * signs[1])
 
 
