@@ -172,11 +172,11 @@ def recorded(name):
 
 def mutation():
     """Mutants of each module, and how many of them a test kills."""
-    results = recorded("mutation")
-    totals = [sum(result[key] for result in results.values()) for key in ("mutants", "killed")]
-    rows = [[f"`{name}.py`", result["mutants"], result["killed"]] for name, result in results.items()]
-    rows.append(["all", *totals])
-    return table(["module", "mutants", "killed", "share"], [[*row, f"{100 * row[2] / row[1]:.1f} %"] for row in rows])
+    results, keys = recorded("mutation"), ("mutants", "killed", "hung")
+    rows = [[f"`{name}.py`", *(result[key] for key in keys)] for name, result in results.items()]
+    rows.append(["all", *(sum(result[key] for result in results.values()) for key in keys)])
+    shares = [[*row, f"{100 * row[2] / row[1]:.1f} %"] for row in rows]
+    return table(["module", "mutants", "killed", "by hanging", "share killed"], shares)
 
 
 def survivors():
