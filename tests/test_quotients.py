@@ -98,3 +98,103 @@ def test_blurred_squares_are_those_of_the_values(kind, steps):
     squares, _ = BIDIAGONALS[kind]
     blurred, right = converged([squares], 2.0**-4)[0] ** 2, exact(squares) ** 2
     assert np.all(np.abs(blurred - right) <= (2 * 2.0**-51 * 2.0**-2 + 4 * N * EPS) * right[0])
+
+
+def stepped(q, e, start, end, shift, left_out=()):
+    """The step on one block by its formulas, and what it tells of the block: least d, last d, both weights, its end."""
+    q, e, d, least = q.copy(), e.copy(), q[start] - shift, np.inf
+    for k in range(start, end):
+        least = min(least, d) if least >= 0 else least
+        ratio = q[k + 1] / (d + e[k])
+        q[k], e[k], d = d + e[k], e[k] * ratio, d * ratio - shift
+    q[end] = d
+    e[list(left_out)] = 0.0
+    weights = []
+    for last in (end, end - 1):
+        x = np.ones(last - start + 1)
+        for i in range(last - start - 1, -1, -1):
+            x[i] = x[i + 1] * np.sqrt(abs(e[start + i] / q[start + i]))
+        weights.append(np.sum(x[:-1] ** 2))
+    return q, e, [least, d, *weights, q[end - 1], e[end - 1]]
+
+
+# Blocks of the lanes, of which the last two have none; one whose first d is 0, and one that begins with a negative d.
+BLOCKS = [(0, N - 1), (3, 9), (0, 1), (9, N - 1), (5, 20), (2, 3), (N, -1), (N, -1)]
+SHIFTS = [0.0, 1e-3, 1e-3, 0.0, "first", 2.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("spread_out", [False, True])
+def test_a_step_is_its_formulas_in_every_lane(steps, spread_out):
+    width, rng = lanes.WIDTH, np.random.default_rng(7)
+    q, e = rng.random((2, N + 1, width)) + 0.1
+    blocks = BLOCKS if spread_out else [(0, N - 1)] * 8
+    shifts = [
+        q[start, lane] if shift == "first" else shift
+        for (start, _), shift, lane in zip(blocks, SHIFTS, range(8), strict=True)
+    ]
+    start, end = np.array(blocks, dtype=float).T
+    # Between the latest start and the earliest end but one, all lanes are in their blocks.
+    first, latest, earliest, last = 0, max(start), min(end) - 1, N - 1
+    new_q, new_e, q_before, e_before, left = (x.ravel().copy() for x in (q, e, q, e, np.zeros((N, width))))
+    none = np.full(width, -np.inf)
+    told = quotients._step(
+        first, latest, earliest, last, new_q, new_e, q_before, e_before, left,
+        start, end, np.array(shifts), np.zeros(width), none, none,
+    )  # fmt: skip
+    new_q, new_e = new_q.reshape(-1, width), new_e.reshape(-1, width)
+    assert np.array_equal(q_before.reshape(-1, width), q)
+    assert np.array_equal(e_before.reshape(-1, width), e)
+    for lane, (start, end) in enumerate(blocks):
+        if end < 0:
+            assert np.array_equal(new_q[:, lane], q[:, lane])
+            assert np.array_equal(new_e[:, lane], e[:, lane])
+            continue
+        right_q, right_e, right = stepped(q[:, lane], e[:, lane], start, end, shifts[lane])
+        assert np.allclose(new_q[:, lane], right_q, rtol=1e-12, atol=0)
+        assert np.allclose(new_e[:, lane], right_e, rtol=1e-12, atol=0)
+        split, *found = (each[lane] for each in told)
+        assert split == start
+        if found[0] >= 0 <= found[1]:
+            assert np.allclose(found, right, rtol=1e-12, atol=0)
+        else:
+            # The step fails: of it no more is used than by how much.
+            assert np.allclose(found[:2], right[:2], rtol=1e-12, atol=0)
+    assert not left.any()
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_step_leaves_out_what_is_negligible_but_for_the_last(steps, idle):
+    width, rng = lanes.WIDTH, np.random.default_rng(8)
+    q, e = rng.random((2, N + 1, width)) + 0.1
+    e[[2, 7, N - 2]] = 1e-33
+    start, end = np.zeros(width), np.full(width, N - 1.0)
+    if idle:
+        start[7], end[7] = N, -1
+    new_q, new_e, left = (x.ravel().copy() for x in (q, e, np.zeros((N, width))))
+    allowed, base, shift = np.full(width, 1e-30), np.full(width, 0.25), np.full(width, 1e-3)
+    allowed[6] = 0.0
+    split, *told = quotients._step(
+        0, max(start), min(end) - 1, N - 1, new_q, new_e, new_q.copy(), new_e.copy(), left,
+        start, end, shift, base, allowed, np.full(width, -np.inf),
+    )  # fmt: skip
+    for lane in range(7 if idle else 8):
+        apart = [] if lane == 6 else [2, 7]
+        right_q, right_e, right = stepped(q[:, lane], e[:, lane], 0, N - 1, 1e-3, apart)
+        assert np.allclose(new_q.reshape(-1, width)[:, lane], right_q, rtol=1e-12, atol=0)
+        assert np.allclose(new_e.reshape(-1, width)[:, lane], right_e, rtol=1e-12, atol=0)
+        assert np.allclose([each[lane] for each in told], right, rtol=1e-12, atol=0)
+        assert split[lane] == (apart[-1] + 1 if apart else 0)
+        # Where a part ends, what has been taken off it so far.
+        assert left.reshape(-1, width)[apart, lane].tolist() == [0.25 + 1e-3] * len(apart)
+        assert np.count_nonzero(left.reshape(-1, width)[:, lane]) == len(apart)
+
+
+def test_what_is_negligible(steps):
+    e = np.array([1e-30, 2e-30, 1e-17, 1e-17, 2e-16, 1e-3, 1e-20, 0.0])
+    above = np.array([1.0, 1.0, 1.0, 1e-20, 1.0, 1e-29, 1e-13, 0.0])
+    # √e within the tolerance; or the change of a σ², of e times the larger of e and what is above, within another.
+    found = quotients._negligible(e, above, np.full(8, 1e-30), np.full(8, 1e-32))
+    assert found.tolist() == [True, False, False, True, False, False, True, True]
+    assert quotients._negligible(e, above, np.full(8, 1e-30), np.full(8, -1.0)).tolist() == [True] + [False] * 6 + [
+        True
+    ]
