@@ -490,8 +490,8 @@ for module in pkgutil.iter_modules(lowrank_core.kernels.__path__):
         "gram.tridiagonals",
         "products.gram_matrices",
     } <= set(counts)
-    # A place or a stride that is a number in the source is a type of its own to Numba.
-    twice = {"gram._four_rows", "learning._product", "learning._tile"}
+    # A place that is a number in the source is a type of its own to Numba.
+    twice = {"gram._four_rows"}
     assert {name for name, count in counts.items() if count not in {"0", "1"}} <= twice
 
 
