@@ -17,7 +17,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
@@ -61,17 +61,15 @@ def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
             raise RuntimeError(f"the tests of {module} fail before anything is changed.")
     usual = json.loads(SECONDS.read_text(encoding="utf-8"))
     outcomes, survivors = [], []
-    identifiers = mutmut.list_mutations(mutmut.Context(source=source, filename=str(path)))
-    for identifier in identifiers:
-        mutant, _ = mutmut.mutate(mutmut.Context(source=source, filename=str(path), mutation_id=identifier))
-        lines = changed(source, mutant)
+    found = list(mutants_of(source))
+    for lines, mutant in found:
         if only is not None and lines not in only:
             continue
         path.write_text(mutant, encoding="utf-8")
         outcome = met(tests, usual)
         outcomes.append(outcome)
         if len(outcomes) % 50 == 0:
-            print(f"{module}: {len(outcomes)} of {len(identifiers)} tried", file=sys.stderr, flush=True)
+            print(f"{module}: {len(outcomes)} of {len(found)} tried", file=sys.stderr, flush=True)
         if outcome == SURVIVED:
             survivors.append({"was": lines[0], "became": lines[1]})
             print(f"{module}: {lines[0]}  ->  {lines[1]}", file=sys.stderr, flush=True)
@@ -131,10 +129,12 @@ class Clock:
         return result
 
 
-def changed(source: str, mutant: str) -> list[str]:
-    """Take the line that was and the line that it became."""
-    pairs = zip_longest(source.splitlines(), mutant.splitlines(), fillvalue="")
-    return next([was.strip(), became.strip()] for was, became in pairs if was != became)
+def mutants_of(source: str) -> Iterator[tuple[list[str], str]]:
+    """Give the line that was, the line that it became, and the module that this makes, for every mutant."""
+    for identifier in mutmut.list_mutations(mutmut.Context(source=source)):
+        mutant, _ = mutmut.mutate(mutmut.Context(source=source, mutation_id=identifier))
+        pairs = zip_longest(source.splitlines(), mutant.splitlines(), fillvalue="")
+        yield next([was.strip(), became.strip()] for was, became in pairs if was != became), mutant
 
 
 if __name__ == "__main__":

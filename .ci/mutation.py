@@ -1,12 +1,13 @@
 """Mutation testing: break the core in every way that mutmut knows, and see that a test fails each time.
 
-    python .ci/mutation.py [--survivors] [MODULE ...]
+    python .ci/mutation.py [--survivors | --changed] [MODULE ...]
 
 Each mutant of a module meets that module's own tests in a clone of HEAD, the kernels' own mutants as plain Python.
 What survived is written to docs/numbers/mutation.json; why each survivor is equivalent stands in .ci/equivalent.toml.
 A mutant counts as killed where a test fails, or where a test takes five times the processor time that it takes
 without it and two seconds more: that many are `hung`. With --survivors, only those that survived last time are tried,
-after a test was added. The whole takes about an hour on two cores.
+after a test was added; with --changed, only those of lines that a module did not have last time. The whole takes about
+an hour on two cores.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from mutants import mutants_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "numbers" / "mutation.json"
@@ -54,12 +57,12 @@ TESTS = {
 }
 
 
-def main(modules: list[str], survivors: bool) -> int:
+def main(modules: list[str], part: str | None) -> int:
     """Run the modules named, or all; the exit code says whether every survivor of these is explained."""
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     chosen = modules or list(TESTS)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {pool.submit(tried, module, results[module] if survivors else None): module for module in chosen}
+        running = {pool.submit(tried, module, results.get(module), part): module for module in chosen}
         for done in as_completed(running):
             module = running[done]
             results[module] = done.result()
@@ -78,8 +81,9 @@ def main(modules: list[str], survivors: bool) -> int:
     return bool(unexplained)
 
 
-def tried(module: str, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Run every mutant of a module, or those that survived `before`."""
+def tried(module: str, before: dict[str, Any], part: str | None) -> dict[str, Any]:
+    """Run every mutant of a module, or a part of them: the others are as they were `before`."""
+    commit = shown("rev-parse", "HEAD").strip()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -90,20 +94,40 @@ def tried(module: str, before: dict[str, Any] | None) -> dict[str, Any]:
             "PYTHONPATH": str(clone),
         }
         command = [sys.executable, str(ROOT / ".ci" / "mutants.py"), module, TESTS[module]]
-        if before:
+        survivors = [list(survivor.values()) for survivor in before["survivors"]] if part else []
+        if part == "changed":
+            old, new = (lines_of(module, of) for of in (before["commit"], commit))
+            survivors = [lines for lines in survivors if lines in new]
+        if part:
             only = Path(folder, "only.json")
-            only.write_text(json.dumps([list(survivor.values()) for survivor in before["survivors"]]), encoding="utf-8")
+            chosen = survivors if part == "survivors" else [lines for lines in new if lines not in old]
+            only.write_text(json.dumps(chosen), encoding="utf-8")
             command.append(str(only))
         ran = subprocess.run(command, cwd=clone, env=env, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(ran.stdout)
-    if before:
-        found |= {key: before[key] for key in ("mutants", "hung")} | {"killed": before["killed"] + found["killed"]}
-    return found
+    if part == "changed":
+        found["survivors"] += [{"was": was, "became": became} for was, became in survivors]
+    if part:
+        mutants = before["mutants"] if part == "survivors" else len(new)
+        found |= {"mutants": mutants, "killed": mutants - len(found["survivors"])}
+        found["hung"] = None if before["hung"] is None else before["hung"] + found["hung"]
+    return found | {"commit": commit}
+
+
+def lines_of(module: str, commit: str) -> list[list[str]]:
+    """List what a line was and became, for each mutant of a module as of a commit."""
+    return [lines for lines, _ in mutants_of(shown("show", f"{commit}:lowrank_core/{module}.py"))]
+
+
+def shown(*arguments: str) -> str:
+    """Give what git says."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("modules", nargs="*")
-    parser.add_argument("--survivors", action="store_true")
+    parser.add_argument("--survivors", action="store_const", dest="part", const="survivors")
+    parser.add_argument("--changed", action="store_const", dest="part", const="changed")
     given = parser.parse_args()
-    sys.exit(main(given.modules, given.survivors))
+    sys.exit(main(given.modules, given.part))

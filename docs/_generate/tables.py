@@ -172,11 +172,11 @@ def recorded(name):
 
 def mutation():
     """Mutants of each module, and how many of them a test kills."""
-    results, keys = recorded("mutation"), ("mutants", "killed", "hung")
-    rows = [[f"`{name}.py`", *(result[key] for key in keys)] for name, result in results.items()]
-    rows.append(["all", *(sum(result[key] for result in results.values()) for key in keys)])
-    shares = [[*row, f"{100 * row[2] / row[1]:.1f} %"] for row in rows]
-    return table(["module", "mutants", "killed", "by hanging", "share killed"], shares)
+    results = recorded("mutation")
+    rows = [[f"`{name}.py`", result["mutants"], result["killed"], result["hung"]] for name, result in results.items()]
+    rows.append(["all", *(sum(row[column] or 0 for row in rows) for column in (1, 2, 3))])
+    heads = ["module", "mutants", "killed", "of these, hung", "share killed"]
+    return table(heads, [[*row[:3], row[3] or "", f"{100 * row[2] / row[1]:.1f} %"] for row in rows])
 
 
 def survivors():
