@@ -131,7 +131,7 @@ def test_errors_by_the_formula(kernel, largest):
 @both(learning._multiply)
 @pytest.mark.parametrize(
     ("m", "k", "n"),
-    [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8), (9, 5, 37), (8, 3, 16), (4, 6, 32)],
+    [(1, 1, 1), (3, 4, 5), (5, 7, 3), (2, 0, 3), (6, 9, 1), (4, 3, 8), (9, 5, 37), (8, 3, 16), (4, 6, 32), (4, 3, 24)],
 )
 def test_products(kernel, m, k, n):
     X, Y, out = RNG.standard_normal((m, k)), RNG.standard_normal((k, n)), np.full((m, n), np.nan)
@@ -149,7 +149,9 @@ def test_gram_matrices(kernel, m, n):
 
 
 @both(products.gram_matrices)
-@pytest.mark.parametrize(("length", "rank"), [(1, 1), (7, 3), (8, 8), (65, 9), (64, 16), (131, 24), (130, 17)])
+@pytest.mark.parametrize(
+    ("length", "rank"), [(1, 1), (7, 3), (8, 8), (65, 9), (64, 16), (131, 24), (130, 17), (70, 32)]
+)
 def test_gram_matrices_of_float32_factors(kernel, length, rank):
     factors = RNG.standard_normal((3, length, rank), dtype=np.float32)
     exact = np.swapaxes(factors, 1, 2).astype(float) @ factors.astype(float)
@@ -178,17 +180,21 @@ def test_a_gram_matrix_has_a_finite_diagonal_just_where_its_factor_is_finite(bad
 
 @both(products.balance)
 def test_balanced_gram_matrices_share_the_size_of_each_component(kernel):
-    B, A = RNG.standard_normal((2, 9, 4)), RNG.standard_normal((2, 9, 4))
+    B, A = RNG.standard_normal((2, 4, 9, 4))
     B *= np.exp2([0, 60, -90, 3])
     A *= np.exp2([0, -40, 95, 3])
-    A[1, :, 3] = 0.0
+    # Zero on one side, however large on the other; and a product that is small as a whole.
+    A[1, :, 3], B[1, :, 3] = 0.0, 2.0**200 * B[1, :, 3]
+    B[2, :, 2], A[2, :, 2] = 0.0, 2.0**200 * A[2, :, 2]
+    B[3] *= 2.0**-60
+    dead = [[], [3], [2], []]
     B_grams, A_grams = (np.swapaxes(X, 1, 2) @ X for X in (B, A))
-    exponents, bounds = np.empty(2, np.int64), np.empty((2, 2))
+    exponents, bounds = np.empty(4, np.int64), np.empty((4, 2))
     B_core, A_core = B_grams.copy(), A_grams.copy()
     kernel(B_core, A_core, exponents, bounds)
-    for item in range(2):
+    for item in range(4):
         b, a = np.diagonal(B_core[item]), np.diagonal(A_core[item])
-        lives = [0, 1, 2] if item else [0, 1, 2, 3]
+        lives = [i for i in range(4) if i not in dead[item]]
         assert np.all((b[lives] / a[lives] >= 1 / 16) & (b[lives] / a[lives] <= 16))
         assert 1 / 16 <= np.max(b * a) <= 16
         sizes = np.sqrt(np.diagonal(B_grams[item]) * np.diagonal(A_grams[item]))
@@ -198,9 +204,9 @@ def test_balanced_gram_matrices_share_the_size_of_each_component(kernel):
             kept = np.ix_(lives, lives)
             roots = [np.sqrt(np.diagonal(X)[lives]) for X in (core, gram_)]
             assert np.allclose(core[kept] / np.outer(*[roots[0]] * 2), gram_[kept] / np.outer(*[roots[1]] * 2))
-        if item:
-            assert not B_core[item, 3].any()
-            assert not A_core[item, :, 3].any()
+        for core in (B_core[item], A_core[item]):
+            assert not core[dead[item]].any()
+            assert not core[:, dead[item]].any()
         sides = (B_core[item], A_core[item])
         assert np.allclose(bounds[item], [np.max(np.sum(np.abs(X), axis=1)) for X in sides], rtol=1e-14)
 
@@ -225,6 +231,7 @@ def test_residuals_keep_the_digits_that_the_trace_form_loses(kernel, rows):
     target[:n] = np.diag(values)
     exact = np.linalg.norm(0.25 * B @ A - target) ** 2
     assert kernel(values, none, B, A, 0.25, block) == pytest.approx(exact, rel=1e-13)
+    assert kernel(np.empty(0), np.array([[2.0]]), np.ones((1, 1)), np.ones((1, 1)), 0.5, np.empty((1, 1))) == 2.25
 
 
 @both(learning._pull)
@@ -236,6 +243,9 @@ def test_pulls_towards_diagonal_and_dense_targets(kernel):
     dense = RNG.standard_normal((7, 5))
     kernel(np.empty(0), dense, X, out)
     assert np.allclose(out, dense @ X, rtol=0, atol=1e-14)
+    one = np.empty((1, 1))
+    kernel(np.empty(0), np.array([[2.0]]), np.array([[3.0]]), one)
+    assert one == 6.0
 
 
 @both(learning._descend_adam)
@@ -296,6 +306,21 @@ def test_learning_is_the_dense_loop(kernel, adam, dense, exponent):
         assert np.allclose(curves[item, rule, at], curve, rtol=1e-10)
         assert np.allclose(norms[item, rule, at], norm, rtol=1e-9)
         assert np.allclose(finals[item, rule, at], [part[0][-1] for part in runs], rtol=1e-10)
+
+
+@both(learning.learn)
+def test_an_update_of_lower_rank_is_learnt_to_the_last_digits(kernel):
+    values, initial = np.array([[2.0, 0.0, 0.0, 0.0]]), np.random.default_rng(5).standard_normal((1, 4, 2))
+    out = np.zeros((1, 1, 1, 301)), np.zeros((1, 1, 1, 300)), np.zeros((1, 1, 1, 1))
+    none = np.empty((1, 0, 0))
+    kernel(
+        0, 1, values, none, none, np.zeros(1, np.int64), initial, np.array([2]), np.ones((1, 1)), False, 0.1, 0.0, *out
+    )
+    curve, _ = oracles.learn(np.diag(values[0]), initial[0].T, 1.0, steps=300, learning_rate=0.1)
+    # Below 0.01 the trace form would cancel: the residual is formed in rows of A, which are longer than its rank.
+    assert curve[-1] < 1e-10
+    sure = curve > 1e-12
+    assert np.allclose(out[0][0, 0, 0, sure], curve[sure], rtol=1e-3)
 
 
 def test_settings_can_be_cut_anywhere():
