@@ -45,7 +45,7 @@ TESTS = {
     "kernels/energies": f"{COMPILED} tests/test_kernels.py tests/test_sweeps.py tests/properties/test_sweeps.py "
     "-k 'function_of or sweeps or energies or errors_by'",
     "kernels/learning": f"{COMPILED} tests/test_kernels.py tests/test_learning.py "
-    "-k 'function_of or learn or products or gram_matrices or pulls or residuals or inner or adam or powers or settings'",
+    "-k 'function_of or learn or products or gram_matrices or pulls or residuals or inner or adam or powers or cut'",
     "kernels/products": f"{COMPILED} tests/test_kernels.py -k 'function_of or float32_factors or diagonal or balanced'",
     "kernels/gram": f"{COMPILED} tests/test_kernels.py "
     "-k 'function_of or tridiagonal or gram_matrix and not 33 and not 70'",

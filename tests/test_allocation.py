@@ -142,6 +142,14 @@ def test_everything_fits_a_large_budget():
     assert allocate_ranks(PLAIN, variance=1).ranks == found.ranks
 
 
+def test_all_of_the_variance_is_1_and_no_more():
+    # Their squares' shares add up to 1 + 2⁻⁵².
+    layers = {str(norm): layer([norm], (2, 3)) for norm in (18.0, 22.0, 25.0)}
+    found = allocate_ranks(layers, parameters=100, objective="absolute")
+    assert found.variance == found.upper_bound == 1.0
+    assert allocate_ranks(layers, variance=1, objective="absolute").ranks == found.ranks
+
+
 def test_nothing_is_spent_where_nothing_is_gained():
     zero = {"a": spectrum(np.zeros((3, 4))), "b": layer([1.0, 0.0], (2, 2))}
     assert allocate_ranks(zero, parameters=100) == RankAllocation({"a": 0, "b": 1}, 4, 1.0, 1.0)
