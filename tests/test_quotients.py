@@ -198,3 +198,76 @@ def test_what_is_negligible(steps):
     assert quotients._negligible(e, above, np.full(8, 1e-30), np.full(8, -1.0)).tolist() == [True] + [False] * 6 + [
         True
     ]
+    # Ties are negligible.
+    assert quotients._negligible(np.full(8, 2.0**-9), np.full(8, 2.0**-9), np.zeros(8), np.full(8, 2.0**-18)).all()
+
+
+def test_shifts_that_are_tried_after_one_that_went_negative(steps):
+    tries = np.array([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    least = np.array([-0.125, -0.0625, -0.0625, -0.0625, -1.0, 0.5, 0.0, 0.5])
+    bottom = np.array([0.5, 0.5, 0.5, 0.5, 0.5, -0.25, -0.25, -1.0])
+    late = 0.75 * (1 - 2.0**-50)
+    # Twice as far below as it went, then eight times, then a quarter, then none; never under a quarter before; and
+    # where the last entry alone went negative, just under where it would be zero.
+    right = [0.75, 0.5, 0.25, 0.0, 0.25, late, late, 0.25]
+    assert quotients._smaller_shift(np.ones(8), tries, least, bottom).tolist() == right
+    assert quotients._smaller_shift(np.ones(8), np.ones(8), np.zeros(8), np.full(8, -0.0625)).tolist() == [0.5] * 8
+
+
+def shift_by_its_formulas(gone, least, bottom, weight, weight_above, above, trust, allowed, loose):
+    rho_above = above / (1 + weight_above)
+    w, rho = (weight_above, rho_above) if gone else (weight, bottom / (1 + weight))
+    lowest = least if gone else min(least, bottom)
+    shift = rho * (1 - np.sqrt(w)) if w < 0.9 else 0.0
+    gap = rho_above * (1 - np.sqrt(weight_above)) - rho
+    if not gone and weight_above < 0.9 and gap > 0:
+        shift = max(shift, rho - rho**2 * w / gap)
+    guessed = lowest < shift or shift <= rho / 4
+    if guessed:
+        shift = trust * lowest
+    found = min(rho, lowest) <= allowed or min(rho, lowest) ** 2 <= loose
+    return (0.0 if found else shift), guessed
+
+
+def test_the_next_shift_is_its_formulas(steps):
+    rng = np.random.default_rng(9)
+    refined = {"bottom": 1.0, "least": 5.0, "weight": 0.1, "weight_above": 0.9, "above": 100.0}
+    ties = [
+        refined,  # where the residual above tells just nothing
+        {"bottom": 2.0, "least": 2.0**-10, "weight": 0.25, "allowed": 2.0**-10},
+        {"bottom": 2.0, "least": 2.0**-10, "weight": 0.25, "loose": 2.0**-20},
+    ]
+    told = []
+    for case in range(100):
+        given = {
+            "gone": rng.random(8) < 0.3, "least": rng.random(8), "bottom": rng.random(8),
+            "weight": 2 * rng.random(8) ** 3, "weight_above": 2 * rng.random(8) ** 3,
+            "above": 9 * rng.random(8), "trust": rng.random(8),
+            "allowed": np.where(rng.random(8) < 0.1, 0.1, 0.0), "loose": np.where(rng.random(8) < 0.1, 0.1, 0.0),
+        }  # fmt: skip
+        for lane, tie in enumerate(ties) if case == 0 else ():
+            for name, value in ({"gone": False, "allowed": 0.0, "loose": 0.0} | tie).items():
+                given[name][lane] = value
+        with np.errstate(all="ignore"):
+            shifts, guessed = quotients._next_shift(*given.values())
+        right = [shift_by_its_formulas(*lane) for lane in zip(*given.values(), strict=True)]
+        assert np.allclose(shifts, [shift for shift, _ in right], rtol=1e-13, atol=0)
+        assert guessed.tolist() == [bool(guess) for _, guess in right]
+        told += right
+    # All that can be chosen has been: none, a guess, and a bound.
+    assert {(shift > 0, bool(guess)) for shift, guess in told} == {
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    }
+
+
+@pytest.mark.parametrize("kind", BIDIAGONALS)
+def test_values_and_steps_do_not_depend_on_size(kind, steps):
+    squares, most = BIDIAGONALS[kind]
+    plain = converged([squares])
+    for power in (-200, 200):
+        steps.clear()
+        assert np.array_equal(converged([np.ldexp(squares, 2 * power)]), np.ldexp(plain, power))
+        assert len(steps) <= most

@@ -176,7 +176,9 @@ def mutation():
     rows = [[f"`{name}.py`", result["mutants"], result["killed"], result["hung"]] for name, result in results.items()]
     rows.append(["all", *(sum(row[column] or 0 for row in rows) for column in (1, 2, 3))])
     heads = ["module", "mutants", "killed", "of these, hung", "share killed"]
-    return table(heads, [[*row[:3], row[3] or "", f"{100 * row[2] / row[1]:.1f} %"] for row in rows])
+    return table(
+        heads, [[*row[:3], "–" if row[3] is None else row[3], f"{100 * row[2] / row[1]:.1f} %"] for row in rows]
+    )
 
 
 def survivors():
