@@ -32,6 +32,15 @@ def test_factors_keep_their_own_dtype(dtype):
     assert LowRankUpdate(rough, rough).to_dense() == float(rough[0, 0]) ** 2
 
 
+def test_factors_given_as_lists_are_arrays():
+    update = LowRankUpdate([[1.0], [2.0]], [[3.0, 4.0, 5.0]])
+    assert update.rank == 1
+    assert isinstance(update.B, np.ndarray)
+    assert isinstance(update.A, np.ndarray)
+    # What follows from the factors is not repeated.
+    assert repr(update).count("shape") == 0
+
+
 def test_apply_takes_vectors_along_the_last_axis():
     update = LowRankUpdate(B, A, 0.5)
     x = np.random.default_rng(0).standard_normal((5, 6, 4))

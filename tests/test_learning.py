@@ -118,6 +118,15 @@ def test_a_run_that_diverges_is_inf_with_a_warning_that_names_the_rate():
     assert np.all(sweep.curves[..., 0] == 1)
 
 
+def test_an_update_of_zeros_stops_no_other():
+    values = np.array([[0.0, 0.0], [2.0, 1.0]])
+    stack = Spectrum(values, np.linalg.norm(values, axis=1), (3, 2), complete=True)
+    alone = Spectrum(values[1], np.linalg.norm(values[1]), (3, 2), complete=True)
+    both = learning_sweep(stack, [1, 2], steps=3)
+    assert not both.curves[0].any()
+    assert np.array_equal(both.curves[1], learning_sweep(alone, [1, 2], steps=3).curves)
+
+
 def test_a_run_that_converges_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
