@@ -442,10 +442,10 @@ def test_roots_of_a_gram_matrix_are_within_float32s_rounding(n, kind, power):
 
 
 def test_tridiagonal_matrices_are_similar_to_what_they_came_from():
-    grams = with_values(2, 21, 13, KINDS["drawn"](13))
+    grams = with_values(2, 30, 21, KINDS["drawn"](21))
     grams = np.ascontiguousarray(np.swapaxes(grams, 1, 2) @ grams)
     for reduce in (gram.tridiagonals, plain(gram.tridiagonals)):
-        diagonals, squares, exponents = np.empty((2, 13)), np.empty((2, 13)), np.empty(2, np.int64)
+        diagonals, squares, exponents = np.empty((2, 21)), np.empty((2, 21)), np.empty(2, np.int64)
         reduce(grams, diagonals, squares, exponents)
         for matrix, diagonal, square in zip(
             np.ldexp(grams, -2 * exponents[:, None, None]), diagonals, squares, strict=True
