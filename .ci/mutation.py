@@ -83,7 +83,7 @@ def main(modules: list[str], part: str | None) -> int:
 
 def tried(module: str, before: dict[str, Any], part: str | None) -> dict[str, Any]:
     """Run every mutant of a module, or a part of them: the others are as they were `before`."""
-    commit = shown("rev-parse", "HEAD").strip()
+    source = shown("rev-parse", f"HEAD:lowrank_core/{module}.py").strip()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
@@ -96,7 +96,7 @@ def tried(module: str, before: dict[str, Any], part: str | None) -> dict[str, An
         command = [sys.executable, str(ROOT / ".ci" / "mutants.py"), module, TESTS[module]]
         survivors = [list(survivor.values()) for survivor in before["survivors"]] if part else []
         if part == "changed":
-            old, new = (lines_of(module, of) for of in (before["commit"], commit))
+            old, new = ([lines for lines, _ in mutants_of(shown("show", of))] for of in (before["source"], source))
             survivors = [lines for lines in survivors if lines in new]
         if part:
             only = Path(folder, "only.json")
@@ -111,12 +111,8 @@ def tried(module: str, before: dict[str, Any], part: str | None) -> dict[str, An
         mutants = before["mutants"] if part == "survivors" else len(new)
         found |= {"mutants": mutants, "killed": mutants - len(found["survivors"])}
         found["hung"] = None if before["hung"] is None else before["hung"] + found["hung"]
-    return found | {"commit": commit}
-
-
-def lines_of(module: str, commit: str) -> list[list[str]]:
-    """List what a line was and became, for each mutant of a module as of a commit."""
-    return [lines for lines, _ in mutants_of(shown("show", f"{commit}:lowrank_core/{module}.py"))]
+    # By what git knows the file's content, whatever becomes of the commit.
+    return found | {"source": source}
 
 
 def shown(*arguments: str) -> str:

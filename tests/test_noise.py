@@ -130,6 +130,14 @@ def test_edge_is_found_in_a_few_dozen_rounds(profile, monkeypatch):
     assert len(rounds) <= 2 * 40
 
 
+def test_edge_is_a_bound_however_early_the_rounds_end(monkeypatch):
+    for variances in PROFILES.values():
+        exact = oracles.noise_edge(variances)
+        for rounds in (1, 2, 5):
+            monkeypatch.setattr(noise, "_ROUNDS", rounds)
+            assert noise_edge(variances)[0] >= exact * (1 - 1e-5)
+
+
 def test_edge_of_float32_variances_takes_no_copy_of_them():
     variances = np.ones((1000, 1000), dtype=np.float32)
     noise_edge(variances[:10])
