@@ -85,6 +85,8 @@ MESSAGES = {
     "the median singular value is 0, so there is no noise to estimate: this update is exactly of a rank "
     "under half of min(m, n). Count its rank with numerical_rank, or give the noise.":
         lambda: rank_above_noise(spectrum(np.ones((3, 4)))),
+    f"a noise of 0.1 is passed by all 2 leading values that this spectrum holds; {MORE}":
+        lambda: rank_above_noise(PART, 0.1),
     "noise must be finite and at least 0, a standard deviation per entry; got -1.0. "
     "0 counts every value that is not zero; leave it out where the noise is unknown.":
         lambda: rank_above_noise(OF, -1.0),
@@ -120,6 +122,10 @@ MESSAGES = {
         lambda: allocate_ranks(LAYERS, parameters=11),
     "parameters is one budget for all layers together; got [12, 24].":
         lambda: allocate_ranks(LAYERS, parameters=[12, 24]),
+    "variance must lie between 0 and 1; got 1.5. Write 95 % as 0.95.": lambda: allocate_ranks(LAYERS, variance=1.5),
+    "parameters must be a whole number of at least 0; got 12.5.": lambda: allocate_ranks(LAYERS, parameters=12.5),
+    "max_rank must be a whole number of at least 0; got -1.":
+        lambda: allocate_ranks(LAYERS, variance=0.5, max_rank=-1),
     "variance is one share for all layers together; got [0.5, 0.6].":
         lambda: allocate_ranks(LAYERS, variance=[0.5, 0.6]),
     "a variance of 0.9 cannot be kept: with the largest ranks allowed, 0.64 is. "
