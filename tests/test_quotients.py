@@ -93,7 +93,7 @@ def test_lanes_take_their_own_steps(steps):
     assert count == max(alone)
 
 
-# Graded ones take fewer steps where their small values need not be told apart.
+# The steps where squares need be known to an ulp of the largest only, as a Gram matrix has them.
 BLURRED_STEPS = {
     "drawn": 120,
     "drawn, larger above": 140,
