@@ -290,3 +290,22 @@ def test_values_and_steps_do_not_depend_on_size(kind, steps):
         steps.clear()
         assert np.array_equal(converged([np.ldexp(squares, 2 * power)]), np.ldexp(plain, power))
         assert len(steps) <= most
+
+
+def test_a_shift_far_too_large_ends_at_none(steps, monkeypatch):
+    tried, step, chosen = [], quotients._step, quotients._next_shift
+
+    def watched(*given):
+        tried.append(float(given[11][0]))
+        return step(*given)
+
+    def far(*given):
+        shift, guessed = chosen(*given)
+        return (np.full(8, 50.0) if len(tried) == 1 else shift), guessed
+
+    monkeypatch.setattr(quotients, "_step", watched)
+    monkeypatch.setattr(quotients, "_next_shift", far)
+    squares, _ = BIDIAGONALS["equal"]
+    values, right = converged([squares])[0], exact(squares)
+    assert tried[:6] == [0.0, 50.0, 12.5, 3.125, 0.78125, 0.0]
+    assert np.all(np.abs(values - right) <= 4 * N * EPS * right[0])
