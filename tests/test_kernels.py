@@ -420,6 +420,17 @@ def test_small_values_as_plain_python():
     assert np.allclose(*found, rtol=0, atol=1e-15 * found[0].max())
 
 
+def test_small_matrices_that_do_not_converge_are_left_at_nan(monkeypatch):
+    # No step allowed: a diagonal matrix needs none.
+    monkeypatch.setattr(quotients, "PATIENCE", 0)
+    monkeypatch.setattr(small, "converge", plain(quotients.converge))
+    matrices = np.stack([np.diag([1.0, 3.0, 2.0]), with_values(1, 3, 3, KINDS["drawn"](3))[0]])
+    values, exponents = np.empty((2, 3)), np.empty(2, np.int64)
+    assert plain(small.small_values)(matrices, values, exponents) == 1
+    assert np.allclose(np.ldexp(values[0], exponents[0]), [3.0, 2.0, 1.0], rtol=4 * EPS)
+    assert np.isnan(values[1, 0])
+
+
 def gram_values(grams, reduce=gram.tridiagonals, solve=gram.tridiagonal_values):
     diagonals, squares, values = (np.empty(grams.shape[:2]) for _ in range(3))
     exponents = np.empty(len(grams), np.int64)

@@ -105,7 +105,7 @@ def _tridiagonalise(
     """
     v[:] = 0.0
     w[:] = 0.0
-    for i in range(n - 1, -1, -1):
+    for i in range(n - 1, -1, -1):  # pragma: no branch - row 0 returns
         padded = (i // WIDTH + 1) * WIDTH
         minus_v, minus_w = spread(-v[i]), spread(-w[i])
         for k in range(0, padded, WIDTH):

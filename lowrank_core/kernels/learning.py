@@ -223,7 +223,7 @@ def _learn_once(
     B_rate = learning_rate * (_power_of_two(-carried) if adam else 1.0)
     A_rate = learning_rate * (1.0 if adam else A_unit)
     B_epsilon, A_epsilon = epsilon * _power_of_two(-exponent), epsilon * _power_of_two(-exponent - carried)
-    for t in range(curve.size):
+    for t in range(curve.size):  # pragma: no branch - the last error returns
         _gram(A, A_gram)
         _gram(B, B_gram)
         _pull(diagonal, dense, A, B_pull)
