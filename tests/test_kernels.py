@@ -323,6 +323,20 @@ def test_an_update_of_lower_rank_is_learnt_to_the_last_digits(kernel):
     assert np.allclose(out[0][0, 0, 0, sure], curve[sure], rtol=1e-3)
 
 
+@both(learning.learn)
+def test_a_zero_update_stops_no_other(kernel):
+    values, initial = np.array([[0.0, 0.0], [2.0, 1.0]]), np.random.default_rng(6).standard_normal((1, 2, 1))
+    curves, norms, finals = np.zeros((2, 1, 1, 4)), np.zeros((2, 1, 1, 3)), np.zeros((2, 1, 1, 1))
+    none, one = np.empty((2, 0, 0)), np.ones((1, 1))
+    kernel(
+        0, 2, values, none, none, np.zeros(2, np.int64), initial, np.array([1]), one, False, 0.1, 0.0,
+        curves, norms, finals,
+    )  # fmt: skip
+    curve, _ = oracles.learn(np.diag(values[1]), initial[0].T, 1.0, steps=3, learning_rate=0.1)
+    assert np.allclose(curves[1, 0, 0], curve, rtol=1e-12)
+    assert not curves[0].any()
+
+
 def test_settings_can_be_cut_anywhere():
     whole = run(learning.learn, adam=False, dense=False)[-1]
     parts = [run(learning.learn, adam=False, dense=False, span=span)[-1] for span in ((0, 3), (3, 8))]
