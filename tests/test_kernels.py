@@ -488,6 +488,19 @@ def test_what_stands_beside_a_gram_matrix_changes_no_bit():
         assert np.array_equal(gram_values(grams[i : i + 1])[0], values[i])
 
 
+def test_tridiagonal_values_do_not_depend_on_size():
+    matrices = with_values(9, 12, 10, KINDS["drawn"](10))
+    diagonals, squares, exponents = np.empty((9, 10)), np.empty((9, 10)), np.empty(9, np.int64)
+    gram.tridiagonals(np.ascontiguousarray(np.swapaxes(matrices, 1, 2) @ matrices), diagonals, squares, exponents)
+    found = []
+    for power in (0, -100, 100):
+        values = np.empty((9, 10))
+        assert gram.tridiagonal_values(np.ldexp(diagonals, 2 * power), np.ldexp(squares, 4 * power), values) == 0
+        found.append(np.ldexp(values, -power))
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
 def test_a_matrix_that_is_no_gram_matrix_is_left_at_nan():
     diagonals, squares = np.array([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0]]), np.zeros((2, 3))
     for solve in (gram.tridiagonal_values, plain(gram.tridiagonal_values)):
