@@ -30,6 +30,7 @@ def test_what_does_not_fit_is_skipped():
     # Rank 1 of "dear" gains more a parameter than any of "cheap", under "absolute"; its rank 2 does not fit.
     assert allocate_ranks(layers, parameters=55, objective="absolute").ranks == {"dear": 1, "cheap": 2}
     assert allocate_ranks(layers, parameters=52, objective="absolute").ranks == {"dear": 1, "cheap": 2}
+    assert allocate_ranks(layers, parameters=46, objective="absolute").ranks == {"dear": 1, "cheap": 1}
     assert allocate_ranks(layers, parameters=39, objective="absolute").ranks == {"dear": 0, "cheap": 3}
 
 

@@ -404,6 +404,7 @@ def test_small_values_are_lapacks(shape, kind, power):
     [
         np.eye(20), np.eye(20, k=1), np.eye(20)[::-1].copy(), np.ones((20, 20)), np.tri(20), np.tri(20) - np.eye(20),
         np.diag(np.arange(20.0)), np.kron(np.eye(5), np.ones((4, 4))), np.diag([1.0, 1e-200, 5e-324]),
+        np.full((20, 20), -1e300),
     ],
 )  # fmt: skip
 def test_small_values_of_matrices_with_structure(matrix):
