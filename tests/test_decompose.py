@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate, decompose, krylov, spectrum, thresholds, truncate, update_with_spectrum
+from lowrank_core import products as core_products
 from lowrank_core.decompose import choose_route
 from lowrank_core.testing import assert_eckart_young, assert_same_update
 from tests import bounds, oracles
@@ -413,3 +414,22 @@ def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
     assert np.array_equal(found.values[::4], whole.values[::4])
     assert np.array_equal(found.norm, whole.norm)
     assert np.all(np.abs(found.values - whole.values) <= bounds.EPS32 * whole.values[:, :1])
+
+
+@pytest.mark.parametrize("side", ["B", "A"])
+def test_narrow_factors_are_looked_at_through_their_gram_matrices(side):
+    factors = {"B": np.ones((5, 2), np.float32), "A": np.ones((2, 6), np.float32)}
+    factors[side][1, 1] = np.nan
+    with pytest.raises(ValueError, match=f"^{side} holds nan at row 1, column 1"):
+        spectrum(LowRankUpdate(**factors))
+
+
+def test_a_bound_that_is_not_close_does_not_call_a_product_cancelled(monkeypatch):
+    A = np.random.default_rng(0).standard_normal((16, 40)).astype(np.float32)
+    gram = A.astype(float) @ A.T.astype(float)
+    largest, bound = np.linalg.eigvalsh(gram)[-1], np.max(np.sum(np.abs(gram), axis=1))
+    # By the bounds of both sides it has cancelled; by what one of them is, not.
+    assert largest < 0.9 * bound
+    monkeypatch.setattr(thresholds, "CANCELLED", 0.99 * np.sqrt(largest / bound))
+    monkeypatch.setattr(core_products, "_qr_core_values", None)
+    assert spectrum(LowRankUpdate(A.T.copy(), A)).values[0] == pytest.approx(largest, rel=1e-7)

@@ -327,3 +327,24 @@ def test_a_child_begins_with_blas_as_it_was_before_the_fork_and_with_nobody_insi
         with blas_threads(None):
             assert blas_now() == blas_before
     assert blas_now() == blas_before
+
+
+@pytest.mark.parametrize("broken", ["enter", "leave"])
+def test_blas_is_left_whatever_interrupts_it(monkeypatch, broken):
+    calls = []
+
+    class Gate:
+        def enter(self, _holder, _count):
+            calls.append("enter")
+            if broken == "enter":
+                raise KeyboardInterrupt
+
+        def leave(self, _holder):
+            calls.append("leave")
+            if broken == "leave" and calls.count("leave") == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "_gate", Gate())
+    with pytest.raises(KeyboardInterrupt), blas_threads(1):
+        calls.append("inside")
+    assert calls == (["enter", "leave"] if broken == "enter" else ["enter", "inside", "leave", "leave"])
