@@ -433,3 +433,14 @@ def test_a_bound_that_is_not_close_does_not_call_a_product_cancelled(monkeypatch
     monkeypatch.setattr(thresholds, "CANCELLED", 0.99 * np.sqrt(largest / bound))
     monkeypatch.setattr(core_products, "_qr_core_values", None)
     assert spectrum(LowRankUpdate(A.T.copy(), A)).values[0] == pytest.approx(largest, rel=1e-7)
+
+
+def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):
+    monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", 0.1)
+    matrix = np.random.default_rng(0).standard_normal((70, 60)).astype(np.float32)
+    found = decompose.decompose(matrix, "krylov-or-gram", 50, 0)
+    # All values, not the leading 50: those of a Gram matrix, and its factors with them.
+    assert np.allclose(found.values, np.linalg.svd(matrix.astype(float), compute_uv=False), rtol=1e-7)
+    B, A = found.factors(50)
+    assert np.allclose(np.linalg.norm(B, axis=0), found.values[:50], rtol=1e-7)
+    assert np.allclose(A @ A.T, np.eye(50), rtol=0, atol=1e-12)
