@@ -143,6 +143,11 @@ def test_everything_fits_a_large_budget():
     assert allocate_ranks(PLAIN, variance=1).ranks == found.ranks
 
 
+def test_a_share_below_what_sums_round_is_not_dropped():
+    # 2.5e-13 of the variance, and all of it is asked for.
+    assert allocate_ranks({"only": layer([1.0, 5e-7], (3, 3))}, variance=1).ranks == {"only": 2}
+
+
 def test_all_of_the_variance_is_1_and_no_more():
     # Their squares' shares add up to 1 + 2⁻⁵².
     layers = {str(norm): layer([norm], (2, 3)) for norm in (18.0, 22.0, 25.0)}
