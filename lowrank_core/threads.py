@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from lowrank_core.arrays import as_whole_numbers
 
-__all__ = ["as_workers", "blas_threads", "in_threads"]
+__all__ = ["Crew", "as_workers", "blas_threads", "in_threads"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -40,6 +41,66 @@ def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], worker
         return list(pool.map(function, tasks))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Crew:
+    """Threads that help the caller with tasks, a few hundred times a second: ``with Crew(workers) as crew``.
+
+    Between tasks they ask for the next instead of sleeping, as BLAS's own threads do: to wake a thread can take longer
+    than such a task does. The caller does what nobody helps with, so it waits for no thread to begin.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._lock = threading.Lock()
+        self._open, self._unfinished = True, 0
+        self._tasks: list[Callable[[], object]] = []
+        self._errors: list[BaseException] = []
+        self._helpers = [
+            threading.Thread(target=self._help, name=f"lowrank_core_{i}", daemon=True) for i in range(workers - 1)
+        ]
+
+    def __enter__(self) -> Crew:
+        for helper in self._helpers:
+            helper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open = False
+        for helper in self._helpers:
+            if helper.ident is not None:
+                helper.join()
+
+    def map(self, function: Callable[[Task], object], tasks: Sequence[Task]) -> None:
+        """Call the function on every task; afterwards, raise the first error."""
+        with self._lock:
+            self._unfinished = len(tasks)
+            self._tasks = [partial(function, task) for task in reversed(tasks)]
+        while self._take():
+            pass
+        while self._unfinished:
+            time.sleep(0)
+        if self._errors:
+            raise self._errors[0]
+
+    def _take(self) -> bool:
+        """Do the next task, if there is one."""
+        with self._lock:
+            if not self._tasks:
+                return False
+            task = self._tasks.pop()
+        try:
+            task()
+        except BaseException as error:  # noqa: BLE001 - raised by `map`, in the caller's thread
+            self._errors.append(error)
+        finally:
+            with self._lock:
+                self._unfinished -= 1
+        return True
+
+    def _help(self) -> None:
+        while self._open:
+            if not self._take():
+                time.sleep(0)
 
 
 @cache
