@@ -1,4 +1,4 @@
-"""Singular values of one large matrix: its float64 Gram matrix to a band, to three diagonals, to eigenvalues."""
+"""The two-stage reduction of one large matrix: its Gram matrix in tiles, to a band, to three diagonals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lowrank_core import thresholds
 from lowrank_core.threads import Crew, blas_threads
 
-__all__ = ["band_of", "lower_tiles", "tridiagonal_of"]
+__all__ = ["band_of", "lower_tiles", "tridiagonal"]
 
 Floats = NDArray[np.float64]
 
@@ -20,10 +20,34 @@ PARTS = 4
 
 # Rows of the Gram matrix that are formed together: a product with fewer would not run at full speed, with more it
 # would form more of what lies above the diagonal.
-STRIP = 512
+STRIP = 256
 
 
-def lower_tiles(matrix: NDArray[Any], *, of_rows: bool) -> Floats:
+def tridiagonal(
+    matrix: NDArray[Any], diagonal: Floats, squares: Floats, workers: int, *, of_rows: bool
+) -> tuple[float, int]:
+    """Reduce the Gram matrix of one matrix to three diagonals over 4^exponent, as `kernels.gram.tridiagonals` does.
+
+    Fills both of shape (p,), and gives the trace of the Gram matrix and the exponent.
+    """
+    from lowrank_core.kernels.band import chase
+
+    # BLAS would keep its threads looking for work while ours need the cores.
+    with blas_threads(1), Crew(workers) as crew:
+        tiles = lower_tiles(matrix, crew, of_rows=of_rows)
+        rows = np.arange(-(-diagonal.size // tiles.shape[-1]))
+        entries = np.diagonal(tiles[rows * (rows + 3) // 2], axis1=-2, axis2=-1)
+        exponent = int(np.frexp(np.max(entries))[1]) // 2
+        trace = float(np.sum(entries))
+        if exponent:
+            # So that what is squared on the way stays in range.
+            np.multiply(tiles, np.ldexp(1.0, -2 * exponent), out=tiles)
+        band = band_of(tiles, diagonal.size, crew)
+    chase(band, diagonal, squares)
+    return trace, exponent
+
+
+def lower_tiles(matrix: NDArray[Any], crew: Crew, *, of_rows: bool) -> Floats:
     """Form the tiles of the lower triangle of X Xᵀ (of rows) or Xᵀ X in float64, zero beyond the matrix.
 
     Shape (tiles, TILE, TILE), those on the diagonal whole, one tile row after the other. X is converted in blocks along
@@ -36,29 +60,31 @@ def lower_tiles(matrix: NDArray[Any], *, of_rows: bool) -> Floats:
     tiles = np.zeros((rows * (rows + 1) // 2, TILE, TILE))
     step = min(length, max(thresholds.BLOCK_ENTRIES // size, -(-size // 4)))
     block = np.zeros((step, rows * TILE))
-    product = np.empty(STRIP * rows * TILE)
+
+    def add(top: int) -> None:
+        bottom = min(top + STRIP, rows * TILE)
+        strip = block[:, top:bottom].T @ block[:, :bottom]
+        for row in range(top // TILE, bottom // TILE):
+            first = row * (row + 1) // 2
+            part = strip[row * TILE - top :][:TILE, : (row + 1) * TILE].reshape(TILE, row + 1, TILE)
+            tiles[first : first + row + 1] += part.swapaxes(0, 1)
+
     for start in range(0, length, step):
         chosen = matrix[:, start : start + step].T if of_rows else matrix[start : start + step]
         block = block[: len(chosen)]
         block[:, :size] = chosen
-        for top in range(0, rows * TILE, STRIP):
-            bottom = min(top + STRIP, rows * TILE)
-            strip = product[: (bottom - top) * bottom].reshape(bottom - top, bottom)
-            np.matmul(block[:, top:bottom].T, block[:, :bottom], out=strip)
-            for row in range(top // TILE, bottom // TILE):
-                first = row * (row + 1) // 2
-                part = strip[row * TILE - top :][:TILE, : (row + 1) * TILE].reshape(TILE, row + 1, TILE)
-                tiles[first : first + row + 1] += part.swapaxes(0, 1)
+        crew.map(add, range(0, rows * TILE, STRIP)[::-1])
     return tiles
 
 
-def band_of(tiles: Floats, size: int, workers: int) -> Floats:
+def band_of(tiles: Floats, size: int, crew: Crew) -> Floats:
     """Reduce a symmetric matrix to a band of the same eigenvalues, for `kernels.band.chase`; the tiles are used up.
 
-    Each panel of columns is reduced by reflectors I − V T Vᵀ to what reaches BAND below the diagonal; on both sides of
-    A they make A − V Wᵀ − W Vᵀ with W = A V T − ½ V Tᵀ Vᵀ A V T. That is subtracted in one pass with the next panel's A V.
+    Reflectors I − V T Vᵀ reduce each panel of columns to what reaches BAND below the diagonal; from both sides they
+    make A − V Wᵀ − W Vᵀ of A, where W = A V T − ½ V Tᵀ Vᵀ A V T (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput. 10
+    (1989) 53; T from Vᵀ V after Puglisi, ibid. 13 (1992) 833). The pass for the next panel's A V subtracts that.
     """
-    from lowrank_core.kernels.band import BAND, DEPTH, TILE, apply, packed, panel
+    from lowrank_core.kernels.band import BAND, DEPTH, apply, packed, panel
 
     end = -(-size // BAND) * BAND
     flat = tiles.reshape(-1)
@@ -66,19 +92,20 @@ def band_of(tiles: Floats, size: int, workers: int) -> Floats:
     left, right = np.zeros(end * DEPTH), np.zeros(end * DEPTH)
     V, W = np.zeros((end, BAND)), np.zeros((end, BAND))
     shares = np.empty((PARTS, end * BAND))
-    with Crew(workers) as crew:
-        for begin in range(0, end, BAND):
-            panel(flat, begin, end, left, right, V.reshape(-1), band)
-            below = begin + BAND
-            if below == end:
-                break
-            crew.map(
-                lambda part, below=below: apply(flat, below, end, left, right, V.reshape(-1), shares, part), range(PARTS)
-            )
-            v = V[below:]
-            product = np.sum(shares[:, below * BAND :], axis=0).reshape(v.shape)
-            T = np.linalg.inv(np.triu(v.T @ v, 1) + np.eye(BAND))
-            np.matmul(product, T, out=product)
-            W[below:] = product - v @ (0.5 * (T.T @ (v.T @ product)))
-            packed(V.reshape(-1), W.reshape(-1), below, left, right)
+
+    def multiply(part: int) -> None:
+        apply(flat, below, end, left, right, V.reshape(-1), shares, part)
+
+    for begin in range(0, end, BAND):
+        panel(flat, begin, end, left, right, V.reshape(-1), band)
+        below = begin + BAND
+        if below == end:
+            break
+        crew.map(multiply, range(PARTS))
+        v = V[below:]
+        product = np.sum(shares[:, below * BAND :], axis=0).reshape(v.shape)
+        T = np.linalg.inv(np.triu(v.T @ v, 1) + np.eye(BAND))
+        np.matmul(product, T, out=product)
+        W[below:] = product - v @ (0.5 * (T.T @ (v.T @ product)))
+        packed(V.reshape(-1), W.reshape(-1), below, left, right)
     return band

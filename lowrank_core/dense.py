@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import thresholds
 from lowrank_core.arrays import scaled_to_unit, unscaled_by
+from lowrank_core.band import tridiagonal
 from lowrank_core.threads import blas_threads, in_threads
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "gram",
     "gram_matrix",
     "gram_values",
+    "large_gram_values",
     "map_batch",
     "medium_gram_values",
     "row_factors",
@@ -179,6 +181,25 @@ def medium_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Fl
         unscaled_by(values, (exponents + halves)[:, np.newaxis], "a singular value of the update"),
         unscaled_by(norms, exponents, "the norm of the update"),
     )
+
+
+def large_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Floats]:
+    """Find singular values (count, p) and norms (count,) of large matrices by the two-stage reduction."""
+    from lowrank_core.kernels.gram import tridiagonal_values
+
+    count, m, n = matrices.shape
+    values, norms = np.empty((count, min(m, n))), np.empty(count)
+    for i, matrix in enumerate(matrices):
+        diagonal, squares = np.empty_like(values[:1]), np.empty_like(values[:1])
+        scaled, exponent = unit_range(matrix)
+        trace, half = tridiagonal(scaled, diagonal[0], squares[0], workers, of_rows=m < n)
+        if tridiagonal_values(diagonal, squares, values[i : i + 1]):
+            with blas_threads(None):
+                values[i], norms[i] = gram_values(matrix)
+            continue
+        values[i] = unscaled_by(values[i], exponent + half, "a singular value of the update")
+        norms[i] = unscaled_by(np.sqrt(trace), exponent, "the norm of the update")
+    return values, norms
 
 
 def gram(matrix: NDArray[Any]) -> Decomposition:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+
+import numpy as np
 
 from lowrank_core.arrays import as_whole_numbers
 
@@ -46,20 +47,22 @@ def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], worker
 class Crew:
     """Threads that help the caller with tasks, a few hundred times a second: ``with Crew(workers) as crew``.
 
-    Between tasks they ask for the next instead of sleeping, as BLAS's own threads do: to wake a thread can take longer
+    Between tasks they look for the next instead of sleeping, as BLAS's own threads do: to wake a thread can take longer
     than such a task does. The caller does what nobody helps with, so it waits for no thread to begin.
     """
 
     def __init__(self, workers: int) -> None:
         self._lock = threading.Lock()
-        self._open, self._unfinished = True, 0
+        # How many times tasks have been given out, and how many are not finished.
+        self._counts = np.zeros(2, dtype=np.int64)
+        self._open = True
         self._tasks: list[Callable[[], object]] = []
         self._errors: list[BaseException] = []
         self._helpers = [
-            threading.Thread(target=self._help, name=f"lowrank_core_{i}", daemon=True) for i in range(workers - 1)
+            threading.Thread(target=self._help, name=f"lowrank_core_{i}", daemon=True) for i in range(1, workers)
         ]
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Self:
         for helper in self._helpers:
             helper.start()
         return self
@@ -72,13 +75,16 @@ class Crew:
 
     def map(self, function: Callable[[Task], object], tasks: Sequence[Task]) -> None:
         """Call the function on every task; afterwards, raise the first error."""
+        from lowrank_core.kernels.waiting import wait
+
         with self._lock:
-            self._unfinished = len(tasks)
             self._tasks = [partial(function, task) for task in reversed(tasks)]
+            self._counts[1] = len(tasks)
+            self._counts[0] += 1
         while self._take():
             pass
-        while self._unfinished:
-            time.sleep(0)
+        while left := int(self._counts[1]):
+            wait(self._counts, 1, left)
         if self._errors:
             raise self._errors[0]
 
@@ -90,17 +96,20 @@ class Crew:
             task = self._tasks.pop()
         try:
             task()
-        except BaseException as error:  # noqa: BLE001 - raised by `map`, in the caller's thread
+        except BaseException as error:
             self._errors.append(error)
         finally:
             with self._lock:
-                self._unfinished -= 1
+                self._counts[1] -= 1
         return True
 
     def _help(self) -> None:
+        from lowrank_core.kernels.waiting import wait
+
         while self._open:
+            given = int(self._counts[0])
             if not self._take():
-                time.sleep(0)
+                wait(self._counts, 0, given)
 
 
 @cache

@@ -13,6 +13,7 @@ PACKAGE = Path(lowrank_core.__file__).parent
 FLOORS = [
     {"_version", "arrays", "kernels", "thresholds"},
     {"threads", "scaling", "factors", "synthetic"},
+    {"band"},
     {"dense"},
     {"krylov", "products"},
     {"decompose", "noise"},

@@ -270,7 +270,7 @@ def _sums_of_rows(parts: Floats) -> Any:
 
 
 @kernel
-def _inner(x: Floats, y: Floats, parts: Floats) -> float:
+def _inner(x: Floats, y: Floats, parts: Floats) -> Any:
     total = spread(0.0)
     for k in range(0, BAND, WIDTH):
         total = fused(load(x, k), load(y, k), total)
