@@ -71,6 +71,16 @@ def large() -> None:
             row("alone" if count == 1 else f"stack of {count}", n, kernel, lapack)
 
 
+def two_stages() -> None:
+    """Compare the reduction in two stages and LAPACK's in one, for one float32 matrix."""
+    print(f"\nTWO_STAGES = {thresholds.TWO_STAGES}: one float32 matrix, milliseconds")
+    print(COLUMNS.format("", "n", "two stages", "LAPACK", "ratio"))
+    for n in (768, 1024, 1536, 2048):
+        matrix = inputs.generator(n).standard_normal((1, n, n), dtype=np.float32)
+        two = shortest(lambda: dense.large_gram_values(matrix, 2))
+        row("alone", n, two, shortest(lambda: dense.gram_values(matrix)))
+
+
 def few() -> None:
     """Compare block Krylov and the Gram route where singular values fall as 1/i."""
     print(f"\nKRYLOV_SMALLEST_SIDE = {thresholds.KRYLOV_SMALLEST_SIDE}, ", end="")
@@ -87,6 +97,7 @@ def main() -> None:
     """Print all of them."""
     small()
     large()
+    two_stages()
     few()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import thresholds
-from lowrank_core.threads import Crew, blas_threads
+from lowrank_core.threads import Team, blas_threads
 
 __all__ = ["band_of", "lower_tiles", "tridiagonal"]
 
@@ -33,8 +33,8 @@ def tridiagonal(
     from lowrank_core.kernels.band import chase
 
     # BLAS would keep its threads looking for work while ours need the cores.
-    with blas_threads(1), Crew(workers) as crew:
-        tiles = lower_tiles(matrix, crew, of_rows=of_rows)
+    with blas_threads(1), Team(workers) as team:
+        tiles = lower_tiles(matrix, team, of_rows=of_rows)
         rows = np.arange(-(-diagonal.size // tiles.shape[-1]))
         entries = np.diagonal(tiles[rows * (rows + 3) // 2], axis1=-2, axis2=-1)
         exponent = int(np.frexp(np.max(entries))[1]) // 2
@@ -42,12 +42,12 @@ def tridiagonal(
         if exponent:
             # So that what is squared on the way stays in range.
             np.multiply(tiles, np.ldexp(1.0, -2 * exponent), out=tiles)
-        band = band_of(tiles, diagonal.size, crew)
+        band = band_of(tiles, diagonal.size, team)
     chase(band, diagonal, squares)
     return trace, exponent
 
 
-def lower_tiles(matrix: NDArray[Any], crew: Crew, *, of_rows: bool) -> Floats:
+def lower_tiles(matrix: NDArray[Any], team: Team, *, of_rows: bool) -> Floats:
     """Form the tiles of the lower triangle of X Xᵀ (of rows) or Xᵀ X in float64, zero beyond the matrix.
 
     Shape (tiles, TILE, TILE), those on the diagonal whole, one tile row after the other. X is converted in blocks along
@@ -73,11 +73,11 @@ def lower_tiles(matrix: NDArray[Any], crew: Crew, *, of_rows: bool) -> Floats:
         chosen = matrix[:, start : start + step].T if of_rows else matrix[start : start + step]
         block = block[: len(chosen)]
         block[:, :size] = chosen
-        crew.map(add, range(0, rows * TILE, STRIP)[::-1])
+        team.map(add, range(0, rows * TILE, STRIP)[::-1])
     return tiles
 
 
-def band_of(tiles: Floats, size: int, crew: Crew) -> Floats:
+def band_of(tiles: Floats, size: int, team: Team) -> Floats:
     """Reduce a symmetric matrix to a band of the same eigenvalues, for `kernels.band.chase`; the tiles are used up.
 
     Reflectors I − V T Vᵀ reduce each panel of columns to what reaches BAND below the diagonal; from both sides they
@@ -101,7 +101,7 @@ def band_of(tiles: Floats, size: int, crew: Crew) -> Floats:
         below = begin + BAND
         if below == end:
             break
-        crew.map(multiply, range(PARTS))
+        team.map(multiply, range(PARTS))
         v = V[below:]
         product = np.sum(shares[:, below * BAND :], axis=0).reshape(v.shape)
         T = np.linalg.inv(np.triu(v.T @ v, 1) + np.eye(BAND))

@@ -19,6 +19,7 @@ from lowrank_core.dense import (
     direct,
     direct_values,
     gram,
+    gram_values,
     large_gram_values,
     map_batch,
     medium_gram_values,
@@ -86,7 +87,7 @@ def singular_values(
     batch, shape = matrices.shape[:-2], (matrices.shape[-2], matrices.shape[-1])
     flat = as_stack(matrices, 2)
     wanted = min(shape) if rank is None else rank
-    if route == "gram":
+    if route == "gram" and not thresholds.LARGE < min(shape) < thresholds.TWO_STAGES:
         by_kernels = medium_gram_values if min(shape) <= thresholds.LARGE else large_gram_values
         values, norms = by_kernels(flat, workers)
         return np.ascontiguousarray(values[:, :wanted]).reshape(*batch, wanted), norms.reshape(batch)
@@ -99,6 +100,8 @@ def singular_values(
             found, norm = small_values_of(flat[chunk])
         elif route == "direct":
             found, norm = direct_values(flat[chunk])
+        elif route == "gram":
+            found, norm = gram_values(flat[chunk])
         else:
             parts = [decompose(matrix, route, wanted, seed) for matrix in flat[chunk]]
             found, norm = np.stack([part.values for part in parts]), np.array([part.norm for part in parts])

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any, Self, TypeVar
-
-import numpy as np
 
 from lowrank_core.arrays import as_whole_numbers
 
-__all__ = ["Crew", "as_workers", "blas_threads", "in_threads"]
+__all__ = ["Team", "as_workers", "blas_threads", "in_threads"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -28,88 +26,35 @@ def as_workers(workers: int | None) -> int:
     return count
 
 
-def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
-    """Map `function` over `tasks` on up to `workers` threads; results, and the first error, in the order of the tasks.
+class Team:
+    """Worker threads that stay for several batches of tasks: ``with Team(workers) as team``; one worker is the caller.
 
     On an error or an interrupt the tasks not yet begun are dropped, and those under way are waited for.
     """
-    if workers == 1 or len(tasks) < 2:
-        return [function(task) for task in tasks]
-    from concurrent.futures import ThreadPoolExecutor  # a tenth of this package's import time, for batches alone
-
-    pool = ThreadPoolExecutor(min(workers, len(tasks)), thread_name_prefix="lowrank_core")
-    try:
-        return list(pool.map(function, tasks))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class Crew:
-    """Threads that help the caller with tasks, a few hundred times a second: ``with Crew(workers) as crew``.
-
-    Between tasks they look for the next instead of sleeping, as BLAS's own threads do: to wake a thread can take longer
-    than such a task does. The caller does what nobody helps with, so it waits for no thread to begin.
-    """
 
     def __init__(self, workers: int) -> None:
-        self._lock = threading.Lock()
-        # How many times tasks have been given out, and how many are not finished.
-        self._counts = np.zeros(2, dtype=np.int64)
-        self._open = True
-        self._tasks: list[Callable[[], object]] = []
-        self._errors: list[BaseException] = []
-        self._helpers = [
-            threading.Thread(target=self._help, name=f"lowrank_core_{i}", daemon=True) for i in range(1, workers)
-        ]
+        self._pool: Any = None
+        if workers > 1:
+            from concurrent.futures import ThreadPoolExecutor  # a tenth of this package's import time
+
+            self._pool = ThreadPoolExecutor(workers, thread_name_prefix="lowrank_core")
 
     def __enter__(self) -> Self:
-        for helper in self._helpers:
-            helper.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open = False
-        for helper in self._helpers:
-            if helper.ident is not None:
-                helper.join()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
-    def map(self, function: Callable[[Task], object], tasks: Sequence[Task]) -> None:
-        """Call the function on every task; afterwards, raise the first error."""
-        from lowrank_core.kernels.waiting import wait
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
+        """Map `function` over `tasks`; results, and the first error, in the order of the tasks."""
+        return [function(task) for task in tasks] if self._pool is None else list(self._pool.map(function, tasks))
 
-        with self._lock:
-            self._tasks = [partial(function, task) for task in reversed(tasks)]
-            self._counts[1] = len(tasks)
-            self._counts[0] += 1
-        while self._take():
-            pass
-        while left := int(self._counts[1]):
-            wait(self._counts, 1, left)
-        if self._errors:
-            raise self._errors[0]
 
-    def _take(self) -> bool:
-        """Do the next task, if there is one."""
-        with self._lock:
-            if not self._tasks:
-                return False
-            task = self._tasks.pop()
-        try:
-            task()
-        except BaseException as error:
-            self._errors.append(error)
-        finally:
-            with self._lock:
-                self._counts[1] -= 1
-        return True
-
-    def _help(self) -> None:
-        from lowrank_core.kernels.waiting import wait
-
-        while self._open:
-            given = int(self._counts[0])
-            if not self._take():
-                wait(self._counts, 0, given)
+def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
+    """Map `function` over one batch of tasks on up to `workers` threads, as a Team does."""
+    with Team(min(workers, len(tasks))) as team:
+        return team.map(function, tasks)
 
 
 @cache

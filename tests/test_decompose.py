@@ -79,7 +79,8 @@ WAYS = {
     "LAPACK": ("direct", {"SMALL_ENTRIES": 0}),
     "LAPACK, large": ("direct", {"SMALL_ENTRIES": 0, "LARGE": 4}),
     "Gram kernel": ("gram", {}),
-    "Gram and LAPACK": ("gram", {"LARGE": 4}),
+    "Gram and LAPACK": ("gram", {"LARGE": 4, "TWO_STAGES": 99}),
+    "two stages": ("gram", {"LARGE": 4, "TWO_STAGES": 5}),
 }
 
 

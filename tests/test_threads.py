@@ -20,6 +20,7 @@ from lowrank_core import (
     rank_for_variance,
     spectrum,
     threads,
+    thresholds,
     truncate,
     variance_captured,
 )
@@ -116,7 +117,7 @@ def test_blas_is_held_and_put_back(blas_before):
 
 def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(monkeypatch, blas_before):
     seen = {}
-    for name in ("svd", "eigvalsh"):
+    for name in ("svd", "inv", "eigh"):
         plain = getattr(np.linalg, name)
         monkeypatch.setattr(
             np.linalg,
@@ -125,9 +126,16 @@ def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(m
         )
     spectrum(RNG.standard_normal((72, 72)))
     spectrum(MEDIUM, workers=2)
-    spectrum(LARGE)
+    spectrum(LARGE, method="direct")
     assert seen[72] == {1}
     assert seen[66] == {1}
+    assert seen[514] == set(blas_before.values())
+    # In two stages on threads of its own, for which BLAS's make room.
+    seen.clear()
+    monkeypatch.setattr(thresholds, "TWO_STAGES", 513)
+    spectrum(LARGE)
+    assert set().union(*seen.values()) <= {1}
+    truncate(LARGE, 2)
     assert seen[514] == set(blas_before.values())
 
 
