@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core import thresholds
 from lowrank_core.arrays import scaled_to_unit, unscaled_by
 from lowrank_core.dense import Decomposition, from_projection, row_factors
 from lowrank_core.threads import as_workers, blas_threads, in_threads
@@ -25,6 +24,9 @@ PROBE = 8
 
 # Rows of the matrix that a thread takes at a time: sums for each are then a sixteenth of the matrix.
 PIECE = 512
+
+# Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
+CONVERTED = 256
 
 # How far from orthonormal Cholesky's method may leave rows for its second time to be enough.
 CHOLESKY_HOLDS = 0.1
@@ -72,16 +74,15 @@ class _Matrix(NamedTuple):
     def image(self, basis: Floats) -> tuple[Floats, float]:
         """Give X @ basis (columns, k) and ‖X‖_F², both in float64, converting X in blocks of rows, cut over threads."""
         long = self.held.T if self.transposed else self.held
-        step = max(1, thresholds.BLOCK_ENTRIES // self.columns)
         image = np.empty((self.rows, basis.shape[1]))
 
         def part(start: int) -> float:
             # In C order whatever came in, as in gram_matrix.
-            block = np.ascontiguousarray(long[start : start + step], dtype=np.float64)
-            np.matmul(block, basis, out=image[start : start + step])
+            block = np.ascontiguousarray(long[start : start + CONVERTED], dtype=np.float64)
+            np.matmul(block, basis, out=image[start : start + CONVERTED])
             return float(np.vdot(block, block))
 
-        return image, math.fsum(in_threads(part, range(0, self.rows, step), as_workers(None)))
+        return image, math.fsum(in_threads(part, range(0, self.rows, CONVERTED), as_workers(None)))
 
 
 def _narrow_products(X: Singles, block: Singles, *, transposed: bool) -> tuple[Singles, Singles]:
