@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lowrank_core.arrays import STORED_DTYPES, as_matrices, as_ranks, as_stack, check_finite
+from lowrank_core.arrays import STORED_DTYPES, as_matrices, as_ranks, as_stack
 from lowrank_core.decompose import choose_route, singular_values
 from lowrank_core.factors import LowRankUpdate
 from lowrank_core.products import product_values
@@ -159,7 +159,6 @@ def spectrum(
     shape = (matrices.shape[-2], matrices.shape[-1])
     wanted = None if rank is None else as_rank(rank, shape)
     route = choose_route(method, dtype, shape, wanted)
-    check_finite(matrices)
     values, norm = singular_values(matrices, route, wanted, count, rng)
     return Spectrum(values, norm, shape, values.shape[-1] == min(shape), dtype)
 
