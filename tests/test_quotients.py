@@ -6,7 +6,7 @@ As plain Python, whose arithmetic is the same everywhere: the numbers of steps a
 import numpy as np
 import pytest
 
-from lowrank_core.kernels import lanes, quotients
+from lowrank_core.kernels import gram, lanes, quotients, small
 
 N = 24
 EPS = 2.0**-52
@@ -309,3 +309,41 @@ def test_a_shift_far_too_large_ends_at_none(steps, monkeypatch):
     values, right = converged([squares])[0], exact(squares)
     assert tried[:6] == [0.0, 50.0, 12.5, 3.125, 0.78125, 0.0]
     assert np.all(np.abs(values - right) <= 4 * N * EPS * right[0])
+
+
+STOPPED = [0, 2, 8, 10, 16, 18]
+
+
+def stops(*args):
+    """Converge, and say that the first lane and the third have not."""
+    quotients.converge(*args)
+    args[6][quotients.END : quotients.END + lanes.WIDTH] = [0.0, -1.0, 3.0, -1.0, -1.0, -1.0, -1.0, -1.0]
+
+
+def test_small_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
+    monkeypatch.setattr(small, "converge", stops)
+    given, exponents, values = (
+        np.random.default_rng(6).standard_normal((19, 5, 4)),
+        np.empty(19, np.int64),
+        np.empty((19, 4)),
+    )
+    assert plain(small.small_values)(given, values, exponents) == len(STOPPED)
+    assert_nan_where_stopped(np.ldexp(values, exponents[:, np.newaxis]), np.linalg.svd(given, compute_uv=False))
+
+
+def test_tridiagonal_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
+    monkeypatch.setattr(gram, "converge", stops)
+    diagonals, values = np.random.default_rng(7).uniform(2, 3, (19, 5)), np.empty((19, 5))
+    assert plain(gram.tridiagonal_values)(diagonals, np.full((19, 5), 0.25), values) == len(STOPPED)
+    beside = np.diag(np.full(4, 0.5), 1)
+    matrices = diagonals[:, np.newaxis] * np.eye(5) + beside + beside.T
+    assert_nan_where_stopped(values, np.sqrt(np.linalg.eigvalsh(matrices)[:, ::-1]))
+
+
+def assert_nan_where_stopped(values, exact):
+    exact[STOPPED] = np.nan
+    assert np.allclose(values, exact, rtol=1e-9, equal_nan=True)
+
+
+def plain(kernel):
+    return getattr(kernel, "py_func", kernel)
