@@ -205,3 +205,37 @@ def test_what_is_out_of_range_is_refused(arguments, message):
 def test_an_incomplete_spectrum_is_refused():
     with pytest.raises(ValueError, match=r"learning needs every singular value.*leading 2.*spectrum\(update\)"):
         learning_sweep(spectrum(UPDATE, rank=2), [1])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "task_work", "pieces"),
+    [
+        # Forty runs a rank for three workers: a sixth of them each, as long as a task does not take too long …
+        ("sgd", 2**40, {2: 7, 1: 7, 0: 7}),
+        # … at 5 steps, 3 repeats and 4 columns 60·r² multiplications a run, …
+        ("sgd", 820, {2: 3, 1: 7, 0: 7}),
+        ("sgd", 5, {2: 1, 1: 1, 0: 5}),
+        # … or 60·r·6, since Adam works on the whole update.
+        ("adam", 1440, {2: 2, 1: 4, 0: 7}),
+    ],
+)
+def test_runs_are_shared_out_over_workers_the_longest_first(optimizer, task_work, pieces, monkeypatch):
+    from lowrank_core import learning
+    from lowrank_core.kernels import learning as kernels
+
+    taken, learn = [], kernels.learn
+
+    def noted(start, stop, *rest):
+        taken.append((start, stop))
+        learn(start, stop, *rest)
+
+    monkeypatch.setattr(kernels, "learn", noted)
+    monkeypatch.setattr(learning, "as_workers", lambda _: 3)
+    monkeypatch.setattr(learning, "in_threads", lambda function, tasks, _: [function(task) for task in tasks])
+    monkeypatch.setattr(learning, "TASK_WORK", task_work)
+    learning_sweep(np.stack([UPDATE] * 20), [0, 1, 2], steps=5, repeats=3, optimizer=optimizer)
+    assert taken == [
+        (40 * rank + start, 40 * rank + min(start + piece, 40))
+        for rank, piece in pieces.items()
+        for start in range(0, 40, piece)
+    ]

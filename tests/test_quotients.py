@@ -340,6 +340,15 @@ def test_tridiagonal_matrices_that_did_not_converge_are_nan_and_counted(monkeypa
     assert_nan_where_stopped(values, np.sqrt(np.linalg.eigvalsh(matrices)[:, ::-1]))
 
 
+def test_small_values_far_below_the_largest_are_within_rounding_of_it():
+    # A square as far below as the second is known to 2⁻⁵¹ of the largest here, which would leave 2⁻²⁶ of its root.
+    rng, falling = np.random.default_rng(8), np.array([1.0, 2.0**-13, 2.0**-26, 2.0**-30, 2.0**-39])
+    U, V = (np.linalg.qr(rng.standard_normal((9, 5, 5)))[0] for _ in range(2))
+    values, exponents = np.empty((9, 5)), np.empty(9, np.int64)
+    assert plain(small.small_values)((U * falling) @ V, values, exponents) == 0
+    assert np.all(np.abs(np.ldexp(values, exponents[:, np.newaxis]) - falling) <= 50 * EPS)
+
+
 def assert_nan_where_stopped(values, exact):
     exact[STOPPED] = np.nan
     assert np.allclose(values, exact, rtol=1e-9, equal_nan=True)
