@@ -661,3 +661,11 @@ def assert_narrow_products(kernel, shape):
     kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.PULL)
     assert np.array_equal(applied, images)
     assert np.array_equal(pulled, sums)
+
+
+@both(products.balance)
+def test_balanced_products_are_over_the_floor_of_half_their_exponents(kernel):
+    small_and_one = np.array([2.0**-8, 1.0, 0.0]).reshape(3, 1, 1), np.array([1.0, 2.0**-8, 1.0]).reshape(3, 1, 1)
+    exponents = np.empty(3, np.int64)
+    kernel(*small_and_one, exponents, np.empty((3, 2)))
+    assert exponents.tolist() == [-4, -4, 0]

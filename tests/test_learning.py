@@ -239,3 +239,19 @@ def test_runs_are_shared_out_over_workers_the_longest_first(optimizer, task_work
         for rank, piece in pieces.items()
         for start in range(0, 40, piece)
     ]
+
+
+def test_a_task_is_no_more_than_a_fraction_of_a_seconds_work(monkeypatch):
+    from lowrank_core import learning
+
+    def noted(_, tasks, __):
+        raise InterruptedError(tasks)
+
+    monkeypatch.setattr(learning, "as_workers", lambda _: 3)
+    monkeypatch.setattr(learning, "in_threads", noted)
+    # 2²⁹ multiplications, where a run of rank 64 is ten steps of sixteen repeats of 64³.
+    ones = np.ones((40, 64))
+    of = Spectrum(ones, np.linalg.norm(ones, axis=-1), (64, 64), complete=True)
+    with pytest.raises(InterruptedError) as shared:
+        learning_sweep(of, [64], rules=["standard"], steps=30, repeats=16)
+    assert shared.value.args[0] == [(start, min(start + 4, 40)) for start in range(0, 40, 4)]

@@ -1,6 +1,7 @@
 """Laws of noise against integrals, exact edges and draws."""
 
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -155,3 +156,10 @@ def test_silent_rows_and_columns_change_nothing():
     for part in (padded, padded[:, 10:80], padded[5:55]):
         assert noise_edge(part) == pytest.approx(noise_edge(variances), rel=1e-12)
     assert noise_edge(np.zeros((4, 5))) == (0.0, 0.0)
+
+
+def test_uneven_noise_is_summed_on_one_blas_thread(monkeypatch):
+    held = []
+    monkeypatch.setattr(noise, "blas_threads", lambda threads: held.append(threads) or nullcontext())
+    assert noise_edge(np.array([[1.0, 2.0], [3.0, 4.0]]))[0] > 0
+    assert held == [1]

@@ -356,3 +356,27 @@ def assert_nan_where_stopped(values, exact):
 
 def plain(kernel):
     return getattr(kernel, "py_func", kernel)
+
+
+def test_tridiagonal_matrices_are_over_half_the_exponent_of_their_largest_entry():
+    exponents, diagonals, squares = np.empty(2, np.int64), np.empty((2, 3)), np.full((2, 3), np.nan)
+    plain(gram.tridiagonals)(np.eye(3) * [[[2.0**7]], [[2.0**-9]]], diagonals, squares, exponents)
+    assert exponents.tolist() == [4, -4]
+    assert diagonals.tolist() == [[0.5] * 3, [0.5] * 3]
+    assert squares.tolist() == [[0.0] * 3] * 2
+
+
+def test_a_tridiagonal_matrix_is_lifted_by_2_to_the_minus_46_of_its_largest_entry():
+    q, e = np.zeros((2, 2 * lanes.WIDTH))
+    assert plain(gram._factored)(1, 2, np.array([4.0, 2.0]), np.array([1.0, 0.0]), q, e) == 2.0**-44
+    assert q[1] == 4 + 2.0**-44
+    assert e[1] == 1 / q[1]
+    assert q[lanes.WIDTH + 1] == 2 + 2.0**-44 - e[1]
+    assert plain(gram._factored)(1, 2, np.array([1.0, 0.25]), np.array([1.0, 0.0]), q, e) == -1
+
+
+def test_lanes_without_a_tridiagonal_matrix_take_no_step(monkeypatch):
+    monkeypatch.setattr(quotients, "_step", None)  # which compiled code has within it
+    values = np.empty((1, 3))
+    assert plain(gram.tridiagonal_values)(np.array([[1.0, 4.0, 9.0]]), np.zeros((1, 3)), values) == 0
+    assert values[0].tolist() == pytest.approx([3.0, 2.0, 1.0], rel=1e-12)

@@ -232,3 +232,8 @@ def test_rank_and_variance_below_the_edge():
 def test_bad_input(base, tuned, message):
     with pytest.raises(ValueError, match=message):
         storage_noise(base, tuned)
+
+
+def test_blocks_hold_a_mebi_of_entries_or_one_row():
+    assert storage._blocks((3000, 1024)) == [slice(0, 1024), slice(1024, 2048), slice(2048, 3072)]
+    assert storage._blocks((2, 2**21)) == [slice(0, 1), slice(1, 2)]

@@ -14,6 +14,7 @@ from lowrank_core import (
     spectrum,
     standard,
     style_update,
+    sweeps,
     variance_captured,
 )
 from tests import oracles
@@ -164,3 +165,23 @@ def test_other_seeds_of_the_article_match_a_straightforward_computation():
         for k, rule in enumerate((standard, rslora)):
             for j, rank in enumerate(sweep.ranks):
                 assert abs(sweep.errors[k, j] - oracles.dense_error(update, rank, rule(16, rank))) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "values", "ranks", "chunk"),
+    [(sweeps.SHARE, 600, 1000, 3, 256), (1, 3, 4, 3, 1), (4, 9, 1, 0, 4)],
+)
+def test_spectra_are_shared_out_by_their_values_and_errors(share, count, values, ranks, chunk, monkeypatch):
+    taken = []
+
+    def noted(function, tasks, _):
+        taken.extend(tasks)
+        return [function(task) for task in tasks]
+
+    monkeypatch.setattr(sweeps, "in_threads", noted)
+    monkeypatch.setattr(sweeps, "SHARE", share)
+    ones = np.ones((count, values))
+    of = Spectrum(ones, np.linalg.norm(ones, axis=-1), (values, values), complete=True)
+    rules = ("standard", "rslora", "unscaled", lambda alpha, rank: alpha + 0.0 * rank)
+    error_sweep(of, range(ranks), alpha=[1.0, 2.0], rules=rules)
+    assert taken == [slice(start, start + chunk) for start in range(0, count, chunk)]
