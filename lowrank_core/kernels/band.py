@@ -375,7 +375,7 @@ def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
     for i in range(WIDTH):
         lane[i] = i
     squares[n - 1] = 0.0
-    for column in range(n):
+    for column in range(n):  # pragma: no branch - the last column returns
         diagonal[column] = band[column * APART + column]
         if column == n - 1:
             return
