@@ -118,7 +118,7 @@ def spectrum(
         and below, krylov for the leading few values of a large matrix in float32 or below. For a LowRankUpdate, direct
         is QR of both factors, gram their Gram matrices.
     workers : int, optional
-        Threads over the batch; None for every core this process may use.
+        Threads over the batch, or over the reduction of a large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator
         Seed of krylov's starting block, used by nothing else.
 
