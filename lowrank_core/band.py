@@ -82,7 +82,7 @@ def band_of(tiles: Floats, size: int, team: Team) -> Floats:
 
     Reflectors I − V T Vᵀ reduce each panel of columns to what reaches BAND below the diagonal; from both sides they
     make A − V Wᵀ − W Vᵀ of A, where W = A V T − ½ V Tᵀ Vᵀ A V T (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput. 10
-    (1989) 53; T from Vᵀ V after Puglisi, ibid. 13 (1992) 833). The pass for the next panel's A V subtracts that.
+    (1989) 53; T from Vᵀ V after Puglisi, ibid. 13 (1992) 723). The pass for the next panel's A V subtracts that.
     """
     from lowrank_core.kernels.band import BAND, DEPTH, apply, packed, panel
 

@@ -366,8 +366,8 @@ def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
     """Reduce a band to three diagonals: one, and the squares of the others, of the same length and 0 at the end.
 
     A column is reduced to two entries; what that adds below the band is chased down and out of it, so far that the next
-    column finds room (Murata and Horikoshi, Int. J. Comput. Math. 32 (1990) 207). Beyond the last row of the matrix
-    ``band`` has 3·BAND more, of zeros.
+    column finds room (Bischof, Lang and Sun, "Parallel tridiagonalization through two-step band reduction", Proc.
+    SHPCC 1994, doi 10.1109/SHPCC.1994.296622). Beyond the last row of the matrix ``band`` has 3·BAND more, of zeros.
     """
     n = diagonal.size
     v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
