@@ -399,6 +399,15 @@ def test_small_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch)
     assert np.all(np.abs(found.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)
 
 
+@pytest.mark.parametrize("columns", [5, 7, 31, 66])
+@pytest.mark.parametrize("rows", [600, 701, 1024])
+def test_constant_updates_are_of_rank_one(way, rows, columns):
+    # What is left of such a Gram matrix is rounding of rounding, whose squares a reflector must not be scaled by.
+    found = spectrum(np.full((rows, columns), 3.0, np.float32), method=way).values
+    assert found[0] == pytest.approx(3 * np.sqrt(rows * columns), rel=1e-7)
+    assert np.all(found[1:] <= bounds.EPS32 * found[0])
+
+
 def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
     from lowrank_core.kernels import gram
 

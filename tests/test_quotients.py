@@ -373,6 +373,8 @@ def test_a_tridiagonal_matrix_is_lifted_by_2_to_the_minus_46_of_its_largest_entr
     assert e[1] == 1 / q[1]
     assert q[lanes.WIDTH + 1] == 2 + 2.0**-44 - e[1]
     assert plain(gram._factored)(1, 2, np.array([1.0, 0.25]), np.array([1.0, 0.0]), q, e) == -1
+    for beyond in ([np.inf, 1.0], [1.0, np.inf], [1.0, np.nan]):
+        assert plain(gram._factored)(1, 2, np.array(beyond), np.zeros(2), q, e) == -1
 
 
 def test_lanes_without_a_tridiagonal_matrix_take_no_step(monkeypatch):

@@ -25,8 +25,9 @@ LIFT = 2.0**-46
 # Eigenvalues of a Gram matrix are known to an ulp of the largest, no better.
 BLUR = 2.0**-4
 
-# Squares under this are dropped: a reflector from them would not be orthogonal.
-NEGLIGIBLE = 1e-280
+# Squares under this, where the largest entry is near 1, are dropped. A reflector is scaled by about one over the square,
+# and that is squared in turn: from 1e-154 on it would be infinite. What is dropped moves no eigenvalue by over 1e-75.
+NEGLIGIBLE = 1e-150
 
 
 @kernel
@@ -147,7 +148,7 @@ def _factored(lane: int, n: int, d: Floats, b: Floats, q: Floats, e: Floats) -> 
     above = 0.0
     for i in range(n):
         pivot = d[i] + lift - above
-        if not pivot > 0.0 and lift > 0.0:
+        if not 0.0 < pivot < math.inf and lift > 0.0:
             return -1.0
         above = b[i] / pivot if i + 1 < n and b[i] > 0.0 else 0.0
         q[i * WIDTH + lane], e[i * WIDTH + lane] = pivot, above
