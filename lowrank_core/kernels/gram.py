@@ -25,8 +25,9 @@ LIFT = 2.0**-46
 # Eigenvalues of a Gram matrix are known to an ulp of the largest, no better.
 BLUR = 2.0**-4
 
-# Squares under this, where the largest entry is near 1, are dropped. A reflector is scaled by about one over its square,
-# which is squared in turn, and under 1e-154 would be infinite. What is dropped moves no eigenvalue by more than 1e-75.
+# Squares under this, where the largest entry is near 1, are dropped. A reflector is scaled by about one over its
+# square, which is squared in turn, and under 1e-154 would be infinite. What is dropped moves no eigenvalue by
+# more than 1e-75.
 NEGLIGIBLE = 1e-150
 
 
