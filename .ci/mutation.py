@@ -51,6 +51,7 @@ TESTS = {
     "-k 'function_of or tridiagonal or gram_matrix and not 33 and not 70'",
     "kernels/small": f"{COMPILED} tests/test_kernels.py tests/test_quotients.py "
     "-k 'function_of or small_ and not shape8 and not shape9 or other_lanes and not 33'",
+    "kernels/bisection": f"{COMPILED} tests/test_bisection.py -k 'function_of or python'",
     "kernels/quotients": f"{COMPILED} tests/test_quotients.py::test_a_step_is_its_formulas_in_every_lane "
     "tests/test_quotients.py tests/test_kernels.py "
     "-k 'function_of or test_quotients or patience or small_values and not shape8 and not shape9 or no_gram'",

@@ -1,4 +1,4 @@
-"""The two-stage reduction of one large matrix: its Gram matrix in tiles, to a band, to three diagonals."""
+"""Eigenvalues of one large Gram matrix in two stages: in tiles, to a band, to three diagonals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lowrank_core import thresholds
 from lowrank_core.threads import Team, blas_threads
 
-__all__ = ["band_of", "lower_tiles", "tridiagonal"]
+__all__ = ["band_of", "gram_eigenvalues", "lower_tiles", "tridiagonal_eigenvalues"]
 
 Floats = NDArray[np.float64]
 
@@ -23,28 +23,27 @@ PARTS = 4
 STRIP = 256
 
 
-def tridiagonal(
-    matrix: NDArray[Any], diagonal: Floats, squares: Floats, workers: int, *, of_rows: bool
-) -> tuple[float, int]:
-    """Reduce the Gram matrix of one matrix to three diagonals over 4^exponent, as `kernels.gram.tridiagonals` does.
+def gram_eigenvalues(matrix: NDArray[Any], workers: int, *, of_rows: bool) -> tuple[Floats, float, int]:
+    """Find the eigenvalues of X Xᵀ (of rows) or Xᵀ X over 4^exponent, ascending; give the trace and the exponent too.
 
-    Fills both of shape (p,), and gives the trace of the Gram matrix and the exponent.
+    What rounding makes negative is zero.
     """
     from lowrank_core.kernels.band import chase
 
+    size = min(matrix.shape)
+    diagonal, squares = np.empty(size), np.empty(size)
     # BLAS would keep its threads looking for work while ours need the cores.
     with blas_threads(1), Team(workers) as team:
         tiles = lower_tiles(matrix, team, of_rows=of_rows)
-        rows = np.arange(-(-diagonal.size // tiles.shape[-1]))
+        rows = np.arange(-(-size // tiles.shape[-1]))
         entries = np.diagonal(tiles[rows * (rows + 3) // 2], axis1=-2, axis2=-1)
         exponent = int(np.frexp(np.max(entries))[1]) // 2
         trace = float(np.sum(entries))
         if exponent:
             # So that what is squared on the way stays in range.
             np.multiply(tiles, np.ldexp(1.0, -2 * exponent), out=tiles)
-        band = band_of(tiles, diagonal.size, team)
-    chase(band, diagonal, squares)
-    return trace, exponent
+        chase(band_of(tiles, size, team), diagonal, squares)
+        return tridiagonal_eigenvalues(diagonal, squares, team), trace, exponent
 
 
 def lower_tiles(matrix: NDArray[Any], team: Team, *, of_rows: bool) -> Floats:
@@ -89,23 +88,46 @@ def band_of(tiles: Floats, size: int, team: Team) -> Floats:
     end = -(-size // BAND) * BAND
     flat = tiles.reshape(-1)
     band = np.zeros((end + 3 * BAND) * (2 * BAND + 1))
-    left, right = np.zeros(end * DEPTH), np.zeros(end * DEPTH)
-    V, W = np.zeros((end, BAND)), np.zeros((end, BAND))
+    left, right = np.zeros((end, DEPTH)), np.zeros(end * DEPTH)
+    V, W, product = np.zeros((3, end, BAND))
     shares = np.empty((PARTS, end * BAND))
 
     def multiply(part: int) -> None:
-        apply(flat, below, end, left, right, V.reshape(-1), shares, part)
+        apply(flat, below, end, left.reshape(-1), right, V.reshape(-1), shares, part)
 
     for begin in range(0, end, BAND):  # pragma: no branch - the last panel leaves
-        panel(flat, begin, end, left, right, V.reshape(-1), band)
+        panel(flat, begin, end, left.reshape(-1), right, V.reshape(-1), band)
         below = begin + BAND
         if below == end:
             break
         team.map(multiply, range(PARTS))
-        v = V[below:]
-        product = np.sum(shares[:, below * BAND :], axis=0).reshape(v.shape)
+        v, w, p = V[below:], W[below:], product[below:]
+        np.sum(shares[:, below * BAND :], axis=0, out=p.reshape(-1))
         T = np.linalg.inv(np.triu(v.T @ v, 1) + np.eye(BAND))
-        np.matmul(product, T, out=product)
-        W[below:] = product - v @ (0.5 * (T.T @ (v.T @ product)))
-        packed(V.reshape(-1), W.reshape(-1), below, left, right)
+        half = 0.5 * (T.T @ (v.T @ p) @ T)
+        # In place: memory that is new each time would take as long as the products.
+        np.matmul(p, T, out=w)
+        np.subtract(w, np.matmul(v, half, out=p), out=w)
+        np.negative(v, out=left[below:, :BAND])
+        np.negative(w, out=left[below:, BAND:])
+        packed(W.reshape(-1), below, right, 0)
+        packed(V.reshape(-1), below, right, BAND)
     return band
+
+
+def tridiagonal_eigenvalues(diagonal: Floats, squares: Floats, team: Team) -> Floats:
+    """Find the eigenvalues of three diagonals, as `kernels.band.chase` gives them, ascending; none below zero."""
+    from lowrank_core.kernels.bisection import NEGLIGIBLE, TOGETHER, bisect
+
+    beside = np.sqrt(np.roll(squares, 1))
+    # Gershgorin's discs end there.
+    highest, exponent = np.frexp(np.max(diagonal + beside + np.sqrt(squares)))
+    scaled, off = np.ldexp(diagonal, -exponent), np.ldexp(beside, -exponent)
+    couplings = np.where(off < NEGLIGIBLE * highest, 0.0, off * off)
+    eigenvalues = np.empty((-(-diagonal.size // TOGETHER), TOGETHER))
+
+    def find(chosen: int) -> None:
+        bisect(scaled, couplings, highest, chosen * TOGETHER, eigenvalues[chosen])
+
+    team.map(find, range(len(eigenvalues)))
+    return np.ldexp(eigenvalues.reshape(-1)[: diagonal.size], exponent)

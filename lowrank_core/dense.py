@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import thresholds
 from lowrank_core.arrays import scaled_to_unit, unscaled_by
-from lowrank_core.band import tridiagonal
+from lowrank_core.band import gram_eigenvalues
 from lowrank_core.threads import blas_threads, in_threads
 
 __all__ = [
@@ -185,33 +185,19 @@ def medium_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Fl
 
 def large_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Floats]:
     """Find singular values (count, p) and norms (count,) of large matrices by the two-stage reduction of each."""
+    from lowrank_core.kernels.compiling import COMPILED
+
     count, m, n = matrices.shape
+    if not COMPILED:
+        with blas_threads(blas_threads_of((m, n))):
+            return gram_values(matrices)
     values, norms = np.empty((count, min(m, n))), np.empty(count)
     for i, matrix in enumerate(matrices):
-        found = _two_stage_values(matrix, workers)
-        if found is None:
-            with blas_threads(blas_threads_of((m, n))):
-                found = gram_values(matrix)
-        values[i], norms[i] = found
+        scaled, exponent = unit_range(matrix)
+        eigenvalues, trace, half = gram_eigenvalues(scaled, workers, of_rows=m < n)
+        values[i] = unscaled_by(np.sqrt(eigenvalues[::-1]), exponent + half, "a singular value of the update")
+        norms[i] = unscaled_by(np.sqrt(trace), exponent, "the norm of the update")
     return values, norms
-
-
-def _two_stage_values(matrix: NDArray[Any], workers: int) -> tuple[Floats, Floats] | None:
-    """Give them through kernels, or None where these did not converge or are plain Python."""
-    from lowrank_core.kernels.compiling import COMPILED
-    from lowrank_core.kernels.gram import tridiagonal_values
-
-    if not COMPILED:
-        return None
-    diagonal, squares, values = np.empty((3, 1, min(matrix.shape)))
-    scaled, exponent = unit_range(matrix)
-    trace, half = tridiagonal(scaled, diagonal[0], squares[0], workers, of_rows=matrix.shape[0] < matrix.shape[1])
-    if tridiagonal_values(diagonal, squares, values):
-        return None
-    return (
-        unscaled_by(values[0], exponent + half, "a singular value of the update"),
-        unscaled_by(np.sqrt(trace), exponent, "the norm of the update"),
-    )
 
 
 def gram(matrix: NDArray[Any]) -> Decomposition:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Self, TypeVar
 
@@ -27,17 +27,18 @@ def as_workers(workers: int | None) -> int:
 
 
 class Team:
-    """Worker threads that stay for several batches of tasks: ``with Team(workers) as team``; one worker is the caller.
+    """Workers, of which the caller is one, that stay for several batches of tasks: ``with Team(workers) as team``.
 
     On an error or an interrupt the tasks not yet begun are dropped, and those under way are waited for.
     """
 
     def __init__(self, workers: int) -> None:
+        self._others = workers - 1
         self._pool: Any = None
-        if workers > 1:
+        if self._others > 0:
             from concurrent.futures import ThreadPoolExecutor  # a tenth of this package's import time
 
-            self._pool = ThreadPoolExecutor(workers, thread_name_prefix="lowrank_core")
+            self._pool = ThreadPoolExecutor(self._others, thread_name_prefix="lowrank_core")
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +49,36 @@ class Team:
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
         """Map `function` over `tasks`; results, and the first error, in the order of the tasks."""
-        return [function(task) for task in tasks] if self._pool is None else list(self._pool.map(function, tasks))
+        if self._pool is None:
+            return [function(task) for task in tasks]
+        results: dict[int, Result] = {}
+        errors: dict[int, BaseException] = {}
+        # An iterator gives a number to one thread only.
+        waiting = iter(range(len(tasks)))
+
+        def work() -> None:
+            for i in waiting:
+                try:
+                    results[i] = function(tasks[i])
+                except BaseException as error:
+                    errors[i] = error
+                    _drop(waiting)
+
+        try:
+            others = [self._pool.submit(work) for _ in range(min(self._others, len(tasks) - 1))]
+            work()
+            for other in others:
+                other.result()
+        finally:
+            _drop(waiting)
+        if errors:
+            raise errors[min(errors)]
+        return [results[i] for i in range(len(tasks))]
+
+
+def _drop(tasks: Iterator[int]) -> None:
+    for _ in tasks:
+        pass
 
 
 def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:

@@ -12,8 +12,8 @@ SMALL_ENTRIES = 64 * 64
 LARGE = 512
 
 # From this smaller side on LAPACK's reduction of a Gram matrix in one stage waits for memory, and two stages overtake
-# it: they have 0.8 times its speed at 1,024, 1.4 times at 1,536, and more beyond.
-TWO_STAGES = 1536
+# it: they have its speed at 768, 1.15 times it at 1,024, 1.8 times at 1,536, and more beyond.
+TWO_STAGES = 1024
 
 # Block Krylov reads the matrix a few dozen times at the speed of a matrix product; below these it does not pay.
 KRYLOV_SMALLEST_SIDE = 1024

@@ -42,7 +42,7 @@ def _tile_at(row: int, column: int) -> int:
 
 @kernel
 def _add_product(A: Floats, at: int, left: Floats, i: int, right: Floats, j: int) -> None:
-    """Add to 8 rows and 16 columns of a tile the product of as many packed rows and columns."""
+    """Add to 8 rows and 16 columns of a tile the product of as many rows of ``left`` and columns of ``right``."""
     r1, r2, r3, r4 = at + TILE, at + 2 * TILE, at + 3 * TILE, at + 4 * TILE
     r5, r6, r7 = at + 5 * TILE, at + 6 * TILE, at + 7 * TILE
     a0, b0, a1, b1 = load(A, at), load(A, at + WIDTH), load(A, r1), load(A, r1 + WIDTH)
@@ -51,23 +51,15 @@ def _add_product(A: Floats, at: int, left: Floats, i: int, right: Floats, j: int
     a6, b6, a7, b7 = load(A, r6), load(A, r6 + WIDTH), load(A, r7), load(A, r7 + WIDTH)
     for _ in range(DEPTH):
         x, y = load(right, j), load(right, j + WIDTH)
-        s0, s1, s2, s3 = (
-            spread_entry(left, i),
-            spread_entry(left, i + 1),
-            spread_entry(left, i + 2),
-            spread_entry(left, i + 3),
-        )
+        s0, s1 = spread_entry(left, i), spread_entry(left, i + DEPTH)
+        s2, s3 = spread_entry(left, i + 2 * DEPTH), spread_entry(left, i + 3 * DEPTH)
         a0, b0, a1, b1 = fused(s0, x, a0), fused(s0, y, b0), fused(s1, x, a1), fused(s1, y, b1)
         a2, b2, a3, b3 = fused(s2, x, a2), fused(s2, y, b2), fused(s3, x, a3), fused(s3, y, b3)
-        s4, s5, s6, s7 = (
-            spread_entry(left, i + 4),
-            spread_entry(left, i + 5),
-            spread_entry(left, i + 6),
-            spread_entry(left, i + 7),
-        )
+        s4, s5 = spread_entry(left, i + 4 * DEPTH), spread_entry(left, i + 5 * DEPTH)
+        s6, s7 = spread_entry(left, i + 6 * DEPTH), spread_entry(left, i + 7 * DEPTH)
         a4, b4, a5, b5 = fused(s4, x, a4), fused(s4, y, b4), fused(s5, x, a5), fused(s5, y, b5)
         a6, b6, a7, b7 = fused(s6, x, a6), fused(s6, y, b6), fused(s7, x, a7), fused(s7, y, b7)
-        i += WIDTH
+        i += 1
         j += 2 * WIDTH
     store(A, at, a0)
     store(A, at + WIDTH, b0)
@@ -132,8 +124,8 @@ def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, 
 def apply(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, x: Floats, y: Floats, part: int) -> None:
     """Add left · right to every ``parts``-th tile of A[begin:end, begin:end], and give y[part] its share of A x.
 
-    x is (end, BAND) flattened, y is (parts, end · BAND); both are taken from row ``begin`` on, a multiple of BAND as is
-    ``end``. ``left`` and ``right`` come from `packed`.
+    x is (end, BAND) flattened, y is (parts, end · BAND), ``left`` (end, DEPTH) flattened and ``right`` as `packed` lays
+    it out; all are taken from row ``begin`` on, a multiple of BAND as is ``end``.
     """
     parts, share = y.shape[0], y[part]
     share[begin * BAND : end * BAND] = 0.0
@@ -157,16 +149,30 @@ def apply(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, x: F
 
 
 @kernel
-def packed(v: Floats, w: Floats, begin: int, left: Floats, right: Floats) -> None:
-    """Lay out −(V, W), eight rows together, and (W, V), sixteen, for V and W of shape (end, BAND), flattened."""
-    for i in range(begin, v.size // BAND):
-        to_left = i // WIDTH * WIDTH * DEPTH + i % WIDTH
-        to_right = i // (2 * WIDTH) * 2 * WIDTH * DEPTH + i % (2 * WIDTH)
-        for k in range(BAND):
-            left[to_left + k * WIDTH] = -v[i * BAND + k]
-            left[to_left + (BAND + k) * WIDTH] = -w[i * BAND + k]
-            right[to_right + k * 2 * WIDTH] = w[i * BAND + k]
-            right[to_right + (BAND + k) * 2 * WIDTH] = v[i * BAND + k]
+def packed(x: Floats, begin: int, right: Floats, depth: int) -> None:
+    """Lay out rows ``begin`` … of x (end, BAND), flattened, as columns of ``right`` from ``depth`` on, 16 together."""
+    for i in range(begin, x.size // BAND, WIDTH):
+        for k in range(0, BAND, WIDTH):
+            at = i * BAND + k
+            to = i // (2 * WIDTH) * 2 * WIDTH * DEPTH + i % (2 * WIDTH) + (depth + k) * 2 * WIDTH
+            a, b, c, d, e, f, g, h = turned(
+                load(x, at),
+                load(x, at + BAND),
+                load(x, at + 2 * BAND),
+                load(x, at + 3 * BAND),
+                load(x, at + 4 * BAND),
+                load(x, at + 5 * BAND),
+                load(x, at + 6 * BAND),
+                load(x, at + 7 * BAND),
+            )
+            store(right, to, a)
+            store(right, to + 2 * WIDTH, b)
+            store(right, to + 4 * WIDTH, c)
+            store(right, to + 6 * WIDTH, d)
+            store(right, to + 8 * WIDTH, e)
+            store(right, to + 10 * WIDTH, f)
+            store(right, to + 12 * WIDTH, g)
+            store(right, to + 14 * WIDTH, h)
 
 
 @kernel
@@ -187,7 +193,7 @@ def panel(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, v: F
         for k in range(0, BAND, WIDTH):
             store(v, i * BAND + k, load(tiles, at + k))
     for i in range(begin, end, 4):
-        _add_rows(left, i // WIDTH * WIDTH * DEPTH + i % WIDTH, WIDTH, 1, DEPTH, across, 0, v, i * BAND)
+        _add_rows(left, i * DEPTH, 1, DEPTH, DEPTH, across, 0, v, i * BAND)
     for i in range(BAND):
         for j in range(i + 1):
             band[(begin + i) * APART + begin + j] = v[(begin + i) * BAND + j]

@@ -78,6 +78,7 @@ _operator(operator.le, NUMBERS, ANSWERS, _comparison("<="))
 _operator(operator.eq, NUMBERS, ANSWERS, _comparison("=="))
 _operator(operator.or_, ANSWERS, ANSWERS, lambda builder, x, y: builder.or_(x, y))
 _operator(operator.and_, ANSWERS, ANSWERS, lambda builder, x, y: builder.and_(x, y))
+_operator(operator.xor, ANSWERS, ANSWERS, lambda builder, x, y: builder.xor(x, y))
 
 
 def load(array: Any, start: int) -> Any:
