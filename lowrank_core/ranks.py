@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core.arrays import as_fraction
 from lowrank_core.noise import marchenko_pastur_median, optimal_threshold
-from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
+from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks, largest_of
 
 __all__ = [
     "effective_rank",
@@ -140,7 +140,7 @@ def rank_for_ratio(spectrum: Spectrum, ratio: ArrayLike) -> Any:
     wanted = as_fraction(ratio, "ratio")
     values, _ = _unit_values(spectrum)
     # A threshold that underflows is still above a value of 0.
-    threshold = np.maximum(wanted * _largest(values), np.where(wanted > 0, 5e-324, 0.0))
+    threshold = np.maximum(wanted * largest_of(values), np.where(wanted > 0, 5e-324, 0.0))
     count = _count_at_least(spectrum, values, threshold, f"a ratio of {ratio!r}")
     # Every value, the zeros beyond those held included, is at least nothing.
     everything = np.where(wanted == 0, min(spectrum.shape), count)
@@ -153,11 +153,6 @@ def _unit_values(spectrum: Spectrum) -> tuple[NDArray[np.float64], NDArray[np.fl
         raise ValueError("this spectrum holds no values; ask for them with spectrum(update, rank=1) or more.")
     exponents = np.frexp(spectrum.norm)[1]
     return np.ldexp(spectrum.values, -exponents[..., np.newaxis]), np.ldexp(spectrum.norm, -exponents)
-
-
-def _largest(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    largest: NDArray[np.float64] = np.max(values, axis=-1, initial=0.0)
-    return largest
 
 
 def _count_at_least(spectrum: Spectrum, values: NDArray[np.float64], threshold: NDArray[np.float64], what: str) -> Any:
@@ -211,7 +206,7 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     relative = max(spectrum.shape) * EPS["float64"]
     if spectrum.dtype != "float64":
         relative = max(relative, 10 * EPS["float32"])
-    threshold = np.maximum(relative * _largest(values), EPS[spectrum.dtype] / 2 * norm)
+    threshold = np.maximum(relative * largest_of(values), EPS[spectrum.dtype] / 2 * norm)
     count = _count_at_least(spectrum, values, threshold, "the rounding threshold")
     return np.where(spectrum.norm == 0, 0, np.maximum(count, 1))[()]
 
@@ -338,7 +333,7 @@ def stable_rank(spectrum: Spectrum) -> Any:
     values, norm = _unit_values(spectrum)
     zero = norm == 0
     # np.square, because ** of a lone number is another routine, which may differ in the last bit.
-    return np.where(zero, 0.0, np.square(norm / np.where(zero, 1.0, _largest(values))))[()]
+    return np.where(zero, 0.0, np.square(norm / np.where(zero, 1.0, largest_of(values))))[()]
 
 
 def effective_rank(spectrum: Spectrum) -> Any:

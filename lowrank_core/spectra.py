@@ -14,7 +14,7 @@ from lowrank_core.factors import LowRankUpdate
 from lowrank_core.products import product_values
 from lowrank_core.threads import as_workers
 
-__all__ = ["Spectrum", "as_rank", "energy_fractions", "known_ranks", "spectrum"]
+__all__ = ["Spectrum", "as_rank", "energy_fractions", "known_ranks", "largest_of", "spectrum"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Spectrum:
         _check_norm(values, norm, complete=bool(self.complete))
         if self.complete:
             # Values that all rounded to 0 leave at most a few steps of float64's grid: nothing to divide by.
-            norm[~values.any(axis=-1)] = 0.0
+            norm[largest_of(values) == 0.0] = 0.0
         values.flags.writeable = norm.flags.writeable = False
         fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete)}
         for name, value in (fields | {"dtype": _dtype_name(self.dtype)}).items():
@@ -84,8 +84,9 @@ def _dtype_name(dtype: DTypeLike) -> str:
 
 
 def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, complete: bool) -> None:
-    exponent = np.frexp(values.max(axis=-1, initial=0.0))[1]
-    energy = (np.ldexp(values, -exponent[..., np.newaxis]) ** 2).sum(axis=-1)
+    exponent = np.frexp(largest_of(values))[1]
+    scaled = np.ldexp(values, -exponent[..., np.newaxis])
+    energy = np.einsum("...i,...i->...", scaled, scaled)
     with np.errstate(over="ignore"):
         held = np.ldexp(np.sqrt(energy), exponent)
     # A Gram matrix's values sum to its trace within p·eps, and subnormal values are each rounded to their own grid;
@@ -99,6 +100,11 @@ def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, compl
             "norm does not fit values: it is the Frobenius norm, √Σσ² over all singular values, "
             "so it is at least that of the values given, and equal to it when complete."
         )
+
+
+def largest_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the largest of each row of descending values (..., p), and 0 where p is 0."""
+    return values[..., 0] if values.shape[-1] else np.zeros(values.shape[:-1])
 
 
 def spectrum(

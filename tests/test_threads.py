@@ -24,7 +24,7 @@ from lowrank_core import (
     truncate,
     variance_captured,
 )
-from lowrank_core.threads import as_workers, blas_threads, in_threads
+from lowrank_core.threads import Team, as_workers, blas_threads, in_threads
 
 RNG = np.random.default_rng(0)
 STACK = RNG.standard_normal((40, 48, 40))
@@ -101,6 +101,33 @@ def test_the_first_error_is_raised_and_later_tasks_are_dropped():
     with pytest.raises(KeyError, match="first"):
         in_threads(task, list(range(10_000)), 2)
     assert len(begun) < 10_000
+
+
+def test_of_several_errors_the_first_in_the_order_of_the_tasks_is_raised():
+    second_failed = threading.Event()
+
+    def task(number):
+        if number == 1:
+            second_failed.set()
+            raise ValueError("second")
+        second_failed.wait(60)
+        raise KeyError("first")
+
+    with pytest.raises(KeyError, match="first"):
+        in_threads(task, [0, 1], 2)
+
+
+def test_the_caller_is_one_of_the_workers():
+    barrier = threading.Barrier(2, timeout=60)
+
+    def task(_):
+        barrier.wait()
+        return threading.get_ident()
+
+    with Team(2) as team:
+        found = [team.map(task, [0, 1]) for _ in range(3)]
+    assert len({ident for idents in found for ident in idents}) == 2
+    assert all(threading.get_ident() in idents for idents in found)
 
 
 def test_blas_is_held_and_put_back(blas_before):
