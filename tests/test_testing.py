@@ -66,6 +66,28 @@ def test_every_kind_is_drawn_in_every_dtype(kind, dtype):
     assert np.all(np.isfinite(found.astype(np.float64)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_constant_updates_and_repeated_rows_are_drawn_in_every_dtype(dtype):
+    def dense(update):
+        return min(update.shape) >= 3 and update.all()
+
+    def repeats(update):
+        return dense(update) and np.ptp(update[2:], axis=0).max() == 0 and np.ptp(update, axis=0).all()
+
+    drawn = updates(max_side=4, kinds=["deficient"], dtypes=[dtype])
+    constant = find(drawn, lambda update: dense(update) and np.ptp(update) == 0, settings=once)
+    of_rank_one = [abs(float(constant[0, 0])) * np.sqrt(constant.size), 0.0, 0.0]
+    assert np.allclose(np.linalg.svd(constant.astype(np.float64), compute_uv=False)[:3], of_rank_one, atol=1e-15)
+    assert find(drawn, repeats, settings=once).dtype.name == dtype
+
+
+@given(updates(kinds=["clustered"], dtypes=["float64"]))
+def test_bases_keep_the_spectrum(update):
+    # Values within 2⁻²⁰ of each other where the bases are orthonormal.
+    values = values_of(update)
+    assert values[0] - values[-1] <= 1e-5 * values[0]
+
+
 def test_graded_spectra_fall_over_300_orders_of_magnitude():
     found = find(spectra(kinds=["graded"]), lambda of: of.values[-1] < 1e-300 * of.values[0], settings=once)
     assert found.values[-1] > 0

@@ -93,15 +93,26 @@ def _singular_values(draw: st.DrawFn, count: int, kinds: Sequence[str], dtype: s
 
 
 @st.composite
+def _basis(draw: st.DrawFn, side: int, count: int) -> Floats:
+    """Orthonormal columns, shape (side, count)."""
+    # Shrinks to coordinates, and a matrix with them to a diagonal one, which one can read.
+    kind = draw(st.sampled_from(["coordinates", "Helmert", "random"]))
+    if kind == "random":
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+        return np.linalg.qr(rng.standard_normal((side, count)))[0]
+    if kind == "Helmert":
+        # (1, 1, 1, 1 …), (1, −1, 0, 0 …), (1, 1, −2, 0 …) and so on: from row r on the first r columns are constant.
+        columns = np.triu(np.ones((side, count)), 1) - np.eye(side, count) * np.arange(count)
+        columns[:, 0] = 1.0
+        columns /= np.linalg.norm(columns, axis=0)
+        return columns
+    return np.eye(side, count)
+
+
+@st.composite
 def _matrix(draw: st.DrawFn, shape: tuple[int, int], kinds: Sequence[str], dtype: str) -> NDArray[Any]:
     values, exponent = draw(_singular_values(min(shape), kinds, dtype))
-    # Shrinks to a diagonal matrix, which one can read.
-    if draw(st.booleans()):
-        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        U = np.linalg.qr(rng.standard_normal((shape[0], min(shape))))[0]
-        V = np.linalg.qr(rng.standard_normal((shape[1], min(shape))))[0]
-    else:
-        U, V = np.eye(shape[0], min(shape)), np.eye(shape[1], min(shape))
+    U, V = (draw(_basis(side, min(shape))) for side in shape)
     matrix: NDArray[Any] = np.ldexp((U * values) @ V.T, exponent).astype(_dtype(dtype))
     return matrix
 
@@ -132,7 +143,10 @@ def updates(
     kinds: Sequence[str] = KINDS,
     layouts: Sequence[str] = LAYOUTS,
 ) -> NDArray[Any]:
-    """Draw an update of shape (m, n) by its spectrum, in random or coordinate bases.
+    """Draw an update of shape (m, n) by its spectrum, each of its bases random, of coordinates, or Helmert's.
+
+    With Helmert's basis [1]_ a matrix of rank r has all rows, or columns, from the r-th on equal, one of rank 1 all its
+    entries: what rounding leaves of such a matrix where it cancels is exactly zero, or exactly repeated.
 
     Parameters
     ----------
@@ -145,6 +159,10 @@ def updates(
     -------
     SearchStrategy of ndarray
         Shrinks towards a small diagonal float64 matrix in C order.
+
+    References
+    ----------
+    .. [1] Lancaster, "The Helmert Matrices", Am. Math. Monthly 72 (1965) 4.
 
     Examples
     --------

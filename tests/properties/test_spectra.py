@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -135,6 +135,16 @@ def test_zero_rows_and_columns_add_zeros(update, rows, columns):
     values, more = spectrum(update).values, spectrum(padded).values
     bound = 2 * bounds.of_values(padded.shape, "float64", values[0])
     assert_close(more, np.pad(values, (0, len(more) - len(values))), bound)
+
+
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@given(update=updates(kinds=MODERATE), copies=st.integers(2, 100))
+@example(update=np.ones((1, 7), np.float32), copies=600)
+def test_copies_below_one_another_multiply_them_by_the_root_of_their_number(method, update, copies):
+    tall = np.tile(update, (copies, 1))
+    values, found = np.sqrt(copies) * spectrum(update, method="direct").values, spectrum(tall, method=method).values
+    wide = 2 * bounds.of_values(tall.shape, "float64" if method == "direct" else "float32", values[0])
+    assert_close(found, np.pad(values, (0, len(found) - len(values))), wide)
 
 
 @given(doubles, updates(dtypes=["float64"], max_side=4))
