@@ -197,14 +197,15 @@ def _items(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] | 
                 f"layer {name!r} has a batch of spectra, of shape {of.values.shape}; give each a name of its own."
             )
     limits = _limits(spectra, max_rank)
-    caps = [min(limit, of.values.shape[-1]) for limit, of in zip(limits, spectra.values(), strict=True)]
-    goes_on = [cap < limit and not of.complete for cap, limit, of in zip(caps, limits, spectra.values(), strict=True)]
+    held = {name: of.values.shape[-1] for name, of in spectra.items()}
+    caps = [min(limits[name], held[name]) for name in spectra]
+    goes_on = [held[name] < limits[name] and not of.complete for name, of in spectra.items()]
     weights = _weights(spectra, objective)
     costs = np.array([sum(of.shape) for of in spectra.values()], dtype=np.int64)
     starts = np.array([0, *accumulate(caps)], dtype=np.int64)
     densities, heads = np.empty(starts[-1]), np.empty(starts[-1] + len(caps))
-    for i, (of, cap) in enumerate(zip(spectra.values(), caps, strict=True)):
-        start = starts[i]
+    for i, of in enumerate(spectra.values()):
+        start, cap = starts[i], caps[i]
         # Over the norm before they are squared: 1e±200 has no square.
         shares = np.square(of.values[:cap] / (of.norm or 1.0))
         densities[start : start + cap] = shares * (weights[i] / costs[i])
@@ -212,7 +213,7 @@ def _items(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] | 
     return _Items(tuple(spectra), starts, costs, weights, densities, heads, np.array(goes_on))
 
 
-def _limits(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] | None) -> list[int]:
+def _limits(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] | None) -> dict[str, int]:
     """Largest rank that each layer may be given: a cap beyond min(m, n) is no cap."""
     if isinstance(max_rank, Mapping):
         unknown = [name for name in max_rank if name not in spectra]
@@ -221,7 +222,7 @@ def _limits(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] |
         caps = {name: _as_cap(cap) for name, cap in max_rank.items()}
     else:
         caps = {} if max_rank is None else dict.fromkeys(spectra, _as_cap(max_rank))
-    return [min(caps.get(name, min(of.shape)), *of.shape) for name, of in spectra.items()]
+    return {name: min(caps.get(name, min(of.shape)), *of.shape) for name, of in spectra.items()}
 
 
 def _as_cap(cap: int) -> int:
@@ -296,8 +297,6 @@ def _spend(items: _Items, budget: int, density: float) -> NDArray[np.int64]:
     """Take items by gain per parameter while they fit; what does not fit is skipped."""
     taken = items.above(density)
     left = budget - int(taken @ items.costs)
-    if density == 0:
-        return taken
     # Those at the boundary itself, which do not all fit, in the order of the layers.
     level = items.above(np.nextafter(density, 0.0)) - taken
     for layer in np.flatnonzero(level):
@@ -327,7 +326,7 @@ def _drop(items: _Items, target: float) -> NDArray[np.int64]:
     level = items.above(np.nextafter(density, 0.0)) - taken
     before = np.cumsum(level) - level
     needed = bisect_left(
-        range(int(np.sum(level)) + 1),
+        range(int(np.sum(level))),
         True,
         key=lambda count: items.kept(taken + np.clip(count - before, 0, level)) >= target,
     )

@@ -34,6 +34,17 @@ def test_what_does_not_fit_is_skipped():
     assert allocate_ranks(layers, parameters=39, objective="absolute").ranks == {"dear": 0, "cheap": 3}
 
 
+def test_what_is_left_buys_the_rank_that_gains_most_next():
+    # Rank 1 of "dear" leaves 6 parameters: "steep" gains 10²/6 a parameter for them, "flat" less, though more after it.
+    layers = {
+        "dear": layer([30.0, 28.0], (20, 20)),
+        "flat": layer([9.0, 8.0], (3, 3)),
+        "steep": layer([10.0, 1.0], (3, 3)),
+    }
+    ranks = allocate_ranks(layers, parameters=46, objective="absolute").ranks
+    assert ranks == {"dear": 1, "flat": 0, "steep": 1}
+
+
 def test_what_is_not_needed_for_a_variance_is_dropped():
     # "cheap" gains more a parameter, and is not needed any more once "dear" has come.
     layers = {"cheap": layer([1.0], (1, 1)), "dear": layer([3.0], (20, 20))}
@@ -156,11 +167,29 @@ def test_all_of_the_variance_is_1_and_no_more():
     assert allocate_ranks(layers, variance=1, objective="absolute").ranks == found.ranks
 
 
+def test_a_rank_in_part_keeps_no_more_than_all_of_the_variance():
+    # The three large layers' shares and 49/50 of the small one's, 2e-16, add up to 1 + 2⁻⁵².
+    layers = {str(norm): layer([norm], (2, 3)) for norm in (15.0, 18.0, 28.0)} | {"small": layer([4.5e-7], (20, 30))}
+    found = allocate_ranks(layers, parameters=64, objective="absolute")
+    assert found.variance == found.upper_bound == 1.0
+
+
+def test_a_variance_beyond_what_can_be_kept_by_the_rounding_of_sums_is_met():
+    halves = {"only": layer([1.0, 1.0], (3, 3))}
+    assert allocate_ranks(halves, variance=0.5 + 1e-12, max_rank=1).ranks == {"only": 1}
+    with pytest.raises(ValueError, match="cannot be kept"):
+        allocate_ranks(halves, variance=0.5 + 1.5e-12, max_rank=1)
+
+
 def test_nothing_is_spent_where_nothing_is_gained():
     zero = {"a": spectrum(np.zeros((3, 4))), "b": layer([1.0, 0.0], (2, 2))}
     assert allocate_ranks(zero, parameters=100) == RankAllocation({"a": 0, "b": 1}, 4, 1.0, 1.0)
     assert allocate_ranks({"a": zero["a"]}, parameters=0) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
     assert allocate_ranks({"a": zero["a"]}, variance=0.9) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
+    assert allocate_ranks({"a": zero["a"]}, variance=0.9, max_rank=0) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
+    # None of its values is held, and none is needed.
+    unheld = {"a": spectrum(np.zeros((3, 4)), rank=0), "b": zero["b"]}
+    assert allocate_ranks(unheld, parameters=100) == RankAllocation({"a": 0, "b": 1}, 4, 1.0, 1.0)
     assert allocate_ranks(PLAIN, variance=0).ranks == {"q": 0, "v": 0, "o": 0}
 
 
