@@ -81,7 +81,8 @@ def test_its_factors_are_orthogonal_and_carry_the_values(data, update):
     best, values = truncate(update, rank), spectrum(update).values[:rank]
     slack = 10 * max(update.shape) * bounds.EPS64
     assert np.all(np.abs(best.A @ best.A.T - np.eye(rank)) <= slack)
-    assert np.all(np.abs(best.B.T @ best.B - np.diag(values**2)) <= slack)
+    # Relative to σ₁², which is up to mn here. Where rows are equal their errors are too, and add up: to 5.5·eps·σ₁².
+    assert np.all(np.abs(best.B.T @ best.B - np.diag(values**2)) <= slack * np.square(values[:1]))
 
 
 @pytest.mark.parametrize("method", ["direct", "gram", "krylov"])
