@@ -40,6 +40,9 @@ NOTHING_LEFT = 1e-8
 # The smallest of the values wanted, over the largest, from which a Gram matrix has them to 1e-14·σ₁.
 CLOSE_TOGETHER = 0.01
 
+# Rounding of products with a matrix, in eps·σ₁², where they leave an orthonormal basis.
+ROUNDED = 4.0
+
 # Sums of squares of float32 entries that say that no product on the way leaves float32's range.
 ORDINARY = (1e-20, 1e20)
 
@@ -206,6 +209,11 @@ class _Space:
         squares, vectors = np.linalg.eigh(self._squared[: self.size, : self.size])
         return np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
 
+    def latest(self) -> float:
+        """Give the largest energy of a direction within the last block."""
+        last = self._squared[: self.size, : self.size][-len(self.coupling) :, -len(self.coupling) :]
+        return float(np.linalg.eigvalsh(last)[-1])
+
     def overlooked(self, squares: Floats, known: int) -> float:
         """Tell how much more the leading energies are with what the space has beyond `known`, and one step from there.
 
@@ -257,14 +265,21 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
     squares, vectors = space.ritz()
     while not space.full:
         owed = _owed(squares, rank, energy)
-        if _shortfall(space, squares, vectors, rank) > owed:
+        step, shortfall = _free_step(space, squares, vectors, rank)
+        if shortfall > owed:
             if space.size >= limit:
                 return None
             space.extend(space.pulled)
-        elif not _more_is_found(space, squares[:rank], owed, fresh):
-            break
+        else:
+            basis = vectors[:, :rank].T @ space.Q + step @ space.pulled
+            if not _more_is_found(space, squares[:rank], owed, fresh):
+                return _columns(basis)
         squares, vectors = space.ritz()
-    basis = vectors[:, :rank].T @ space.Q[: len(vectors)]
+    return _columns(vectors[:, :rank].T @ space.Q)
+
+
+def _columns(basis: Floats) -> Floats:
+    """Turn the rows of a basis into orthonormal columns."""
     return np.ascontiguousarray(row_factors(basis, CHOLESKY_HOLDS)[0].T)
 
 
@@ -291,12 +306,30 @@ def _owed(squares: Floats, rank: int, energy: float) -> float:
     return 1e-4 * min(head, max(energy - head, 1e-6 * energy))
 
 
-def _shortfall(space: _Space, squares: Floats, vectors: Floats, rank: int) -> float:
-    """Estimate by how much the leading energies fall short."""
+def _free_step(space: _Space, squares: Floats, vectors: Floats, rank: int) -> tuple[Floats, float]:
+    """Give what to add to the leading vectors, in terms of ``pulled``, and an estimate of the energy then still missing.
+
+    A residual is a product with XᵀX that is there already: added in the proportion that the shift μ says, it turns a
+    vector y into (XᵀX − μ) y / (θ − μ), in which a direction of energy λ keeps (λ − μ) / (θ − μ) of what it had. With
+    the shift halfway to the largest energy τ outside the space that is at most τ / (2θ − τ), whichever it is.
+    """
     width = len(space.coupling)
-    residuals = np.linalg.norm(space.coupling.T @ vectors[-width:, :rank], axis=0)
+    residuals = space.coupling.T @ vectors[-width:, :rank]
+    sizes = np.linalg.norm(residuals, axis=0)
     # Half a block beyond the last wanted value: energies on either side of it that trade places are not lost.
     following = squares[min(rank + width // 2, len(squares)) - 1]
     # A residual ρ moves an eigenvalue by at most ρ, and by ρ² over the gap where less (Parlett, theorem 11.7.1).
-    gaps = np.maximum(squares[:rank] - following, residuals)
-    return float(np.sum(np.divide(residuals**2, gaps, out=np.zeros_like(gaps), where=gaps > 0)))
+    before = _over(sizes**2, np.maximum(squares[:rank] - following, sizes))
+    # Of a young space the following value says too little: what is outside is about as large as its last block.
+    outside = np.minimum(squares[:rank], max(following, space.latest()))
+    ahead = squares[:rank] - outside / 2
+    # A residual is no less rounded than the product that it comes from, whose rounding would be added with it.
+    rounding = ROUNDED * float(np.finfo(space.X.held.dtype).eps) * squares[0]
+    after = before * _over(outside / 2, ahead) ** 2 + _over(rounding**2, ahead)
+    lengths = np.where(after < before, _over(1.0, ahead), 0.0)
+    return (residuals * lengths).T, float(np.sum(np.minimum(before, after)))
+
+
+def _over(x: Floats | float, y: Floats) -> Floats:
+    """Divide, and give 0 where there is nothing to divide by."""
+    return np.divide(x, y, out=np.zeros_like(y), where=y > 0)

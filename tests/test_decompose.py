@@ -233,6 +233,60 @@ def test_krylov_has_the_same_bits_on_any_number_of_threads(shape, monkeypatch):
     assert len(set(found)) == 1
 
 
+def grown_space(update, blocks):
+    """Grow a search space by so many blocks; give the update as it takes it, and its Ritz values and vectors."""
+    X, _ = krylov._prepared(update)
+    space = krylov._Space(X, X.columns)
+    start = np.random.default_rng(3).standard_normal((krylov.BLOCK, X.columns))
+    space.extend(krylov._orthonormal(start, space.Q)[0])
+    for _ in range(blocks - 1):
+        space.extend(space.pulled)
+    return X.held.astype(np.float64), space, *space.ritz()
+
+
+def missing_before_and_after(update, space, vectors, step):
+    """Tell how much of the leading energy the leading vectors miss without a step, and with it."""
+    rank = len(step)
+    exact = head(np.linalg.svd(update, compute_uv=False))[rank - 1]
+    basis = vectors[:, :rank].T @ space.Q
+    return [
+        exact - np.linalg.norm(update @ np.linalg.qr(rows.T)[0]) ** 2 for rows in (basis, basis + step @ space.pulled)
+    ]
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize("blocks", [3, 4])
+def test_a_step_that_costs_no_product_finds_more_than_half_of_what_is_missing(power, blocks):
+    update = update_with_spectrum((1.0 + np.arange(300)) ** -power, (310, 300), rng=0)
+    update, space, squares, vectors = grown_space(update, blocks)
+    step, estimate = krylov._free_step(space, squares, vectors, 20)
+    before, after = missing_before_and_after(update, space, vectors, step)
+    assert after < before / 2
+    assert after < estimate < 10 * before
+
+
+def test_a_step_adds_no_rounding_to_directions_smaller_than_it():
+    # Energies down to 2^-58 of the largest, beside residuals of 2^-24 that are nothing but rounding in float32.
+    update = update_with_spectrum(2.0 ** -np.arange(300.0), (310, 300), rng=0).astype(np.float32)
+    update, space, squares, vectors = grown_space(update, 2)
+    step, estimate = krylov._free_step(space, squares, vectors, 30)
+    assert not step.any()
+    _, after = missing_before_and_after(update, space, vectors, step)
+    assert after <= estimate
+
+
+def test_what_is_outside_a_young_space_is_taken_to_be_as_large_as_its_last_block():
+    # The value half a block beyond the last wanted is far from what it will be: by that alone a step would leave a
+    # hundredth of what it leaves.
+    update, space, squares, vectors = grown_space(
+        update_with_spectrum(1.0 / (1.0 + np.arange(600)), (600, 600), rng=0), 3
+    )
+    assert space.latest() > 2 * squares[64 + krylov.BLOCK // 2 - 1]
+    step, estimate = krylov._free_step(space, squares, vectors, 64)
+    _, after = missing_before_and_after(update, space, vectors, step)
+    assert after < 4 * estimate
+
+
 def test_krylov_finds_more_copies_of_a_value_than_its_block_is_wide():
     diagonal = np.zeros((400, 400), np.float32)
     diagonal[np.arange(150), np.arange(150)] = 1
