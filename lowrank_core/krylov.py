@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core.arrays import scaled_to_unit, unscaled_by
 from lowrank_core.dense import Decomposition, from_projection, row_factors
-from lowrank_core.threads import as_workers, blas_threads, in_threads
+from lowrank_core.threads import Team, as_workers, blas_threads
 
 __all__ = ["krylov"]
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
+Result = TypeVar("Result")
 
 # Vectors in a block and in a probe.
 BLOCK = 32
@@ -24,6 +25,9 @@ PROBE = 8
 
 # Rows of the matrix that a thread takes at a time: sums for each are then a sixteenth of the matrix.
 PIECE = 512
+
+# Columns of a basis that a thread takes at a time: what it then has to do outweighs waking it up.
+STRIP = 1024
 
 # Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
 CONVERTED = 256
@@ -48,11 +52,15 @@ ORDINARY = (1e-20, 1e20)
 
 
 class _Matrix(NamedTuple):
-    """A matrix X with no more columns than rows, as products want it: held as it came, which may be transposed."""
+    """A matrix X with no more columns than rows, as products want it: held as it came, which may be transposed.
+
+    With the threads that they are shared out among, at places that the shape alone decides.
+    """
 
     held: NDArray[Any]
     transposed: bool
     exponent: int
+    team: Team
 
     @property
     def columns(self) -> int:
@@ -62,16 +70,23 @@ class _Matrix(NamedTuple):
     def rows(self) -> int:
         return int(self.held.shape[1 if self.transposed else 0])
 
+    def images(self, block: Floats) -> Floats:
+        """Multiply rows (k, columns) by X, in the precision held."""
+        return self._products(block, twice=False)[0]
+
     def applied(self, block: Floats) -> tuple[Floats, Floats]:
         """Multiply rows (k, columns) by X, and by XᵀX, in the precision held."""
+        return self._products(block, twice=True)
+
+    def _products(self, block: Floats, *, twice: bool) -> tuple[Floats, Floats]:
         from lowrank_core.kernels.compiling import COMPILED
 
         given = block.astype(self.held.dtype, copy=False)
         if self.held.dtype == np.float32 and COMPILED:
-            image, pulled = _narrow_products(self.held, given, transposed=self.transposed)
+            image, pulled = _narrow_products(self, given, twice=twice)
         else:
             image = given @ (self.held if self.transposed else self.held.T)
-            pulled = image @ (self.held.T if self.transposed else self.held)
+            pulled = image @ (self.held.T if self.transposed else self.held) if twice else image[:, :0]
         return np.asarray(image, np.float64, order="C"), np.asarray(pulled, np.float64, order="C")
 
     def image(self, basis: Floats) -> tuple[Floats, float]:
@@ -85,41 +100,39 @@ class _Matrix(NamedTuple):
             np.matmul(block, basis, out=image[start : start + CONVERTED])
             return float(np.vdot(block, block))
 
-        return image, math.fsum(in_threads(part, range(0, self.rows, CONVERTED), as_workers(None)))
+        return image, math.fsum(self.team.map(part, range(0, self.rows, CONVERTED)))
 
 
-def _narrow_products(X: Singles, block: Singles, *, transposed: bool) -> tuple[Singles, Singles]:
-    """Give b Xᵀ and b XᵀX for a block b of rows (k, n), or b X and b X Xᵀ for one of (k, m) where transposed.
-
-    The rows of X are cut over threads at places that its shape alone decides, and sums over them taken in their order.
-    """
+def _narrow_products(X: _Matrix, block: Singles, *, twice: bool) -> tuple[Singles, Singles]:
+    """Give b Xᵀ and, where asked for, b XᵀX for a block b of rows (k, columns); sums over pieces in their order."""
     from lowrank_core.kernels.krylov import APPLY, BOTH, COLUMNS, PULL, ROWS, multiply
 
-    rows, columns = X.shape
+    rows, columns = X.held.shape
     given = np.zeros((columns, COLUMNS), np.float32)
     images = np.zeros((-(-rows // ROWS) * ROWS, COLUMNS), np.float32)
-    (images[:rows] if transposed else given)[:, : len(block)] = block.T
+    (images[:rows] if X.transposed else given)[:, : len(block)] = block.T
     sums = np.zeros((-(-rows // PIECE), given.size), np.float32)
 
     def products(way: int, given: Singles) -> Singles:
         def piece(start: int) -> None:
             part = slice(start, start + PIECE)
-            multiply(X[part], given.ravel(), images[part].ravel(), sums[start // PIECE], way)
+            multiply(X.held[part], given.ravel(), images[part].ravel(), sums[start // PIECE], way)
 
-        in_threads(piece, range(0, rows, PIECE), as_workers(None))
+        X.team.map(piece, range(0, rows, PIECE))
         total: Singles = np.add.reduce(sums, axis=0)
         return total.reshape(given.shape)
 
-    if not transposed:
-        pulled = products(BOTH, given)
+    if not X.transposed:
+        pulled = products(BOTH if twice else APPLY, given)
         return images[:rows, : len(block)].T, pulled[:, : len(block)].T
     image = products(PULL, given)
     images[:] = 0.0
-    products(APPLY, image)
+    if twice:
+        products(APPLY, image)
     return image[:, : len(block)].T, images[:rows, : len(block)].T
 
 
-def _prepared(matrix: NDArray[Any]) -> tuple[_Matrix, float]:
+def _prepared(matrix: NDArray[Any], team: Team) -> tuple[_Matrix, float]:
     """Hold a matrix in the precision of its products, and in their range; with a first estimate of its energy."""
     wide = matrix.shape[0] < matrix.shape[1]
     if matrix.dtype != np.float64:
@@ -127,10 +140,10 @@ def _prepared(matrix: NDArray[Any]) -> tuple[_Matrix, float]:
         with np.errstate(over="ignore", under="ignore"):
             energy = float(np.sum(np.vecdot(held, held), dtype=np.float64))
         if ORDINARY[0] < energy < ORDINARY[1]:
-            return _Matrix(held, wide, 0), energy
+            return _Matrix(held, wide, 0, team), energy
     scaled, exponents = scaled_to_unit(matrix)
     held = scaled if matrix.dtype == np.float64 else scaled.astype(np.float32)
-    return _Matrix(held, wide, int(exponents[0, 0])), float(np.vdot(scaled, scaled))
+    return _Matrix(held, wide, int(exponents[0, 0]), team), float(np.vdot(scaled, scaled))
 
 
 def krylov(matrix: NDArray[Any], rank: int, limit: int, seed: int) -> Decomposition | None:
@@ -140,9 +153,9 @@ def krylov(matrix: NDArray[Any], rank: int, limit: int, seed: int) -> Decomposit
     an orthonormal basis in float64 (Musco and Musco, arXiv:1504.05477, algorithm 2). The answer is X V for the best V
     in that space, in float64: each value is attained by a factorisation in hand, so none is overstated.
     """
-    X, estimate = _prepared(matrix)
     # The threads are its own: those of BLAS would still spin, and wait for work, while they run.
-    with blas_threads(1):
+    with blas_threads(1), Team(as_workers(None)) as team:
+        X, estimate = _prepared(matrix, team)
         basis = _basis(X, rank, limit, estimate, np.random.default_rng(seed))
         if basis is None:
             return None
@@ -199,10 +212,10 @@ class _Space:
         self._rows[old : self.size] = block
         self._images[old : self.size], pulled = self.X.applied(block)
         # From the images: what XᵀX gave was rounded next to the largest, which the small ones would not survive.
-        within = self._images[old : self.size] @ self._images[: self.size].T
+        within = _row_products(self.X.team, self._images[old : self.size], self._images[: self.size])
         self._squared[old : self.size, : self.size] = within
         self._squared[:old, old : self.size] = within[:, :old].T
-        self.pulled, self.coupling = _orthonormal(pulled, self.Q)
+        self.pulled, self.coupling = _orthonormal(pulled, self.Q, self.X.team)
 
     def ritz(self) -> tuple[Floats, Floats]:
         """Give the best approximations to the leading eigenvalues of XᵀX within the space, and their vectors in Q."""
@@ -219,7 +232,7 @@ class _Space:
 
         At least so much, since the directions are orthogonal to those that gave the squares (Ky Fan's theorem).
         """
-        images = np.concatenate([self._images[known : self.size], self.X.applied(self.pulled)[0]])
+        images = np.concatenate([self._images[known : self.size], self.X.images(self.pulled)])
         values = np.concatenate([squares, np.linalg.eigvalsh(images @ images.T)])
         return float(np.sum(np.sort(values)[::-1][: len(squares)]) - np.sum(squares))
 
@@ -232,20 +245,45 @@ class _Space:
             self._squared = np.pad(self._squared, (0, more))
 
 
-def _orthonormal(block: Floats, Q: Floats) -> tuple[Floats, NDArray[Any]]:
+def _orthonormal(block: Floats, Q: Floats, team: Team) -> tuple[Floats, NDArray[Any]]:
     """Factor what is left of rows outside the span of Q into L and rows orthonormal to each other and to Q.
 
     To 1e-13: one pass is enough where enough is left, twice is always (Giraud et al., Comput. Math. Appl. 50 (2005)
     1069), unless nothing but rounding was, which QR fills up with directions of its own; another pass clears those of
     Q.
     """
-    rest = block - (block @ Q.T) @ Q
+    rest = _outside(block, Q, team)
     if np.min(np.linalg.norm(rest, axis=1)) < LITTLE_LEFT * np.max(np.linalg.norm(block, axis=1)):
-        rest -= (rest @ Q.T) @ Q
+        rest = _outside(rest, Q, team)
     basis, coupling = row_factors(rest, CHOLESKY_HOLDS)
     if np.min(np.abs(np.diagonal(coupling))) <= NOTHING_LEFT * np.max(np.abs(block), initial=0.0):
-        basis = row_factors(basis - (basis @ Q.T) @ Q, CHOLESKY_HOLDS)[0]
+        basis = row_factors(_outside(basis, Q, team), CHOLESKY_HOLDS)[0]
     return basis, coupling
+
+
+def _outside(block: Floats, Q: Floats, team: Team) -> Floats:
+    """Take the part of rows that is orthogonal to the rows of Q."""
+    within, rest = _row_products(team, block, Q), np.empty_like(block)
+
+    def strip(part: slice) -> None:
+        np.subtract(block[:, part], within @ Q[:, part], out=rest[:, part])
+
+    _in_strips(team, strip, block.shape[1])
+    return rest
+
+
+def _row_products(team: Team, A: Floats, B: Floats) -> Floats:
+    """Multiply A @ Bᵀ of rows of one length, in strips of columns that are added up in their order."""
+    products = _in_strips(team, lambda part: A[:, part] @ B[:, part].T, A.shape[1])
+    total = products[0]
+    for product in products[1:]:
+        total += product
+    return total
+
+
+def _in_strips(team: Team, function: Callable[[slice], Result], length: int) -> list[Result]:
+    strips = [slice(start, start + STRIP) for start in range(0, length, STRIP)]
+    return team.map(function, strips) if len(strips) > 1 else [function(strip) for strip in strips]
 
 
 def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Generator) -> Floats | None:
@@ -253,11 +291,11 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
     space = _Space(X, capacity=min(limit, 4 * rank) + BLOCK + PROBE)
 
     def fresh(width: int) -> Floats:
-        return _orthonormal(rng.standard_normal((width, X.columns)), space.Q)[0]
+        return _orthonormal(rng.standard_normal((width, X.columns)), space.Q, X.team)[0]
 
     # The first block is a step away from Gaussian: of as many products, the space lacks but its least useful block.
     _, pulled = X.applied(fresh(min(BLOCK, X.columns)))
-    space.extend(_orthonormal(pulled, space.Q)[0])
+    space.extend(_orthonormal(pulled, space.Q, X.team)[0])
     while space.size < rank:
         if space.size >= limit:
             return None
@@ -307,7 +345,7 @@ def _owed(squares: Floats, rank: int, energy: float) -> float:
 
 
 def _free_step(space: _Space, squares: Floats, vectors: Floats, rank: int) -> tuple[Floats, float]:
-    """Give what to add to the leading vectors, in terms of ``pulled``, and an estimate of the energy then still missing.
+    """Give what to add to the leading vectors, in terms of ``pulled``, and estimate what energy is missing after that.
 
     A residual is a product with XᵀX that is there already: added in the proportion that the shift μ says, it turns a
     vector y into (XᵀX − μ) y / (θ − μ), in which a direction of energy λ keeps (λ − μ) / (θ − μ) of what it had. With

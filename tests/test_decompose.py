@@ -10,6 +10,7 @@ from lowrank_core import LowRankUpdate, decompose, krylov, spectrum, thresholds,
 from lowrank_core import products as core_products
 from lowrank_core.decompose import choose_route
 from lowrank_core.testing import assert_eckart_young, assert_same_update
+from lowrank_core.threads import Team
 from tests import bounds, oracles
 
 SPECTRA = {
@@ -210,12 +211,13 @@ def test_krylov_is_attained_and_within_what_it_owes(kind, shape, dtype, rank):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_products_with_a_matrix_whole_and_in_pieces(shape, dtype, piece, workers, monkeypatch):
     monkeypatch.setattr(krylov, "PIECE", piece)
-    monkeypatch.setattr(krylov, "as_workers", lambda _: workers)
     update = np.random.default_rng(0).standard_normal(shape).astype(dtype)
-    X, _ = krylov._prepared(update)
-    tall = np.ldexp((update if shape[0] >= shape[1] else update.T).astype(np.float64), -X.exponent)
     rows = np.random.default_rng(1).standard_normal((3, min(shape)))
-    image, pulled = X.applied(rows)
+    with Team(workers) as team:
+        X, _ = krylov._prepared(update, team)
+        image, pulled = X.applied(rows)
+        assert np.array_equal(X.images(rows), image)
+    tall = np.ldexp((update if shape[0] >= shape[1] else update.T).astype(np.float64), -X.exponent)
     eps = np.finfo(dtype).eps
     sizes = np.abs(rows) @ np.abs(tall.T)
     assert np.all(np.abs(image - rows @ tall.T) <= sum(shape) * eps * sizes)
@@ -235,10 +237,10 @@ def test_krylov_has_the_same_bits_on_any_number_of_threads(shape, monkeypatch):
 
 def grown_space(update, blocks):
     """Grow a search space by so many blocks; give the update as it takes it, and its Ritz values and vectors."""
-    X, _ = krylov._prepared(update)
+    X, _ = krylov._prepared(update, Team(1))
     space = krylov._Space(X, X.columns)
     start = np.random.default_rng(3).standard_normal((krylov.BLOCK, X.columns))
-    space.extend(krylov._orthonormal(start, space.Q)[0])
+    space.extend(krylov._orthonormal(start, space.Q, X.team)[0])
     for _ in range(blocks - 1):
         space.extend(space.pulled)
     return X.held.astype(np.float64), space, *space.ritz()
