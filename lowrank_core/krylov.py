@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ __all__ = ["krylov"]
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
-Result = TypeVar("Result")
 
 # Vectors in a block and in a probe.
 BLOCK = 32
@@ -25,9 +24,6 @@ PROBE = 8
 
 # Rows of the matrix that a thread takes at a time: sums for each are then a sixteenth of the matrix.
 PIECE = 512
-
-# Columns of a basis that a thread takes at a time: what it then has to do outweighs waking it up.
-STRIP = 1024
 
 # Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
 CONVERTED = 256
@@ -195,6 +191,7 @@ class _Space:
         self._squared = np.zeros((len(self._rows), len(self._rows)))
         self.pulled = np.empty((0, X.columns))
         self.coupling: NDArray[Any] = np.empty((0, 0))
+        self._ritz: tuple[Floats, Floats] | None = None
 
     @property
     def Q(self) -> Floats:  # noqa: N802 - as in the literature
@@ -204,21 +201,34 @@ class _Space:
     def full(self) -> bool:
         return self.size == self.X.columns
 
-    def extend(self, block: Floats) -> None:
+    def extend(self, block: Floats, *, solve: bool = True) -> None:
         """Add an orthonormal block, or as much of it as there is room for."""
         block = block[: self.X.columns - self.size]
         self._make_room(self.size + len(block))
         old, self.size = self.size, self.size + len(block)
         self._rows[old : self.size] = block
         self._images[old : self.size], pulled = self.X.applied(block)
-        # From the images: what XᵀX gave was rounded next to the largest, which the small ones would not survive.
-        within = _row_products(self.X.team, self._images[old : self.size], self._images[: self.size])
-        self._squared[old : self.size, : self.size] = within
-        self._squared[:old, old : self.size] = within[:, :old].T
-        self.pulled, self.coupling = _orthonormal(pulled, self.Q, self.X.team)
+
+        def project() -> None:
+            # From the images: what XᵀX gave was rounded next to the largest, which the small ones would not survive.
+            within = self._images[old : self.size] @ self._images[: self.size].T
+            self._squared[old : self.size, : self.size] = within
+            self._squared[:old, old : self.size] = within[:, :old].T
+            self._ritz = self._solved() if solve else None
+
+        def look_on() -> None:
+            self.pulled, self.coupling = _orthonormal(pulled, self.Q)
+
+        # Neither is large enough to be shared out, but neither waits for the other.
+        self.X.team.map(lambda task: task(), [project, look_on])
 
     def ritz(self) -> tuple[Floats, Floats]:
         """Give the best approximations to the leading eigenvalues of XᵀX within the space, and their vectors in Q."""
+        if self._ritz is None:
+            self._ritz = self._solved()
+        return self._ritz
+
+    def _solved(self) -> tuple[Floats, Floats]:
         squares, vectors = np.linalg.eigh(self._squared[: self.size, : self.size])
         return np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
 
@@ -245,45 +255,20 @@ class _Space:
             self._squared = np.pad(self._squared, (0, more))
 
 
-def _orthonormal(block: Floats, Q: Floats, team: Team) -> tuple[Floats, NDArray[Any]]:
+def _orthonormal(block: Floats, Q: Floats) -> tuple[Floats, NDArray[Any]]:
     """Factor what is left of rows outside the span of Q into L and rows orthonormal to each other and to Q.
 
     To 1e-13: one pass is enough where enough is left, twice is always (Giraud et al., Comput. Math. Appl. 50 (2005)
     1069), unless nothing but rounding was, which QR fills up with directions of its own; another pass clears those of
     Q.
     """
-    rest = _outside(block, Q, team)
+    rest = block - (block @ Q.T) @ Q
     if np.min(np.linalg.norm(rest, axis=1)) < LITTLE_LEFT * np.max(np.linalg.norm(block, axis=1)):
-        rest = _outside(rest, Q, team)
+        rest -= (rest @ Q.T) @ Q
     basis, coupling = row_factors(rest, CHOLESKY_HOLDS)
     if np.min(np.abs(np.diagonal(coupling))) <= NOTHING_LEFT * np.max(np.abs(block), initial=0.0):
-        basis = row_factors(_outside(basis, Q, team), CHOLESKY_HOLDS)[0]
+        basis = row_factors(basis - (basis @ Q.T) @ Q, CHOLESKY_HOLDS)[0]
     return basis, coupling
-
-
-def _outside(block: Floats, Q: Floats, team: Team) -> Floats:
-    """Take the part of rows that is orthogonal to the rows of Q."""
-    within, rest = _row_products(team, block, Q), np.empty_like(block)
-
-    def strip(part: slice) -> None:
-        np.subtract(block[:, part], within @ Q[:, part], out=rest[:, part])
-
-    _in_strips(team, strip, block.shape[1])
-    return rest
-
-
-def _row_products(team: Team, A: Floats, B: Floats) -> Floats:
-    """Multiply A @ Bᵀ of rows of one length, in strips of columns that are added up in their order."""
-    products = _in_strips(team, lambda part: A[:, part] @ B[:, part].T, A.shape[1])
-    total = products[0]
-    for product in products[1:]:
-        total += product
-    return total
-
-
-def _in_strips(team: Team, function: Callable[[slice], Result], length: int) -> list[Result]:
-    strips = [slice(start, start + STRIP) for start in range(0, length, STRIP)]
-    return team.map(function, strips) if len(strips) > 1 else [function(strip) for strip in strips]
 
 
 def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Generator) -> Floats | None:
@@ -291,11 +276,11 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
     space = _Space(X, capacity=min(limit, 4 * rank) + BLOCK + PROBE)
 
     def fresh(width: int) -> Floats:
-        return _orthonormal(rng.standard_normal((width, X.columns)), space.Q, X.team)[0]
+        return _orthonormal(rng.standard_normal((width, X.columns)), space.Q)[0]
 
     # The first block is a step away from Gaussian: of as many products, the space lacks but its least useful block.
     _, pulled = X.applied(fresh(min(BLOCK, X.columns)))
-    space.extend(_orthonormal(pulled, space.Q, X.team)[0])
+    space.extend(_orthonormal(pulled, space.Q)[0])
     while space.size < rank:
         if space.size >= limit:
             return None
@@ -328,7 +313,7 @@ def _more_is_found(space: _Space, squares: Floats, owed: float, fresh: Callable[
     tell: two steps from directions of its own show whether energy was overlooked.
     """
     known = space.size
-    space.extend(fresh(PROBE))
+    space.extend(fresh(PROBE), solve=False)
     if not space.full:
         if space.overlooked(squares, known) <= owed:
             return False

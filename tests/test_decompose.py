@@ -240,7 +240,7 @@ def grown_space(update, blocks):
     X, _ = krylov._prepared(update, Team(1))
     space = krylov._Space(X, X.columns)
     start = np.random.default_rng(3).standard_normal((krylov.BLOCK, X.columns))
-    space.extend(krylov._orthonormal(start, space.Q, X.team)[0])
+    space.extend(krylov._orthonormal(start, space.Q)[0])
     for _ in range(blocks - 1):
         space.extend(space.pulled)
     return X.held.astype(np.float64), space, *space.ritz()
