@@ -87,16 +87,49 @@ class _Matrix(NamedTuple):
 
     def image(self, basis: Floats) -> tuple[Floats, float]:
         """Give X @ basis (columns, k) and ‖X‖_F², both in float64, converting X in blocks of rows, cut over threads."""
+        from lowrank_core.kernels.compiling import COMPILED
+
         long = self.held.T if self.transposed else self.held
         image = np.empty((self.rows, basis.shape[1]))
+        part = _exact_part if long.dtype == np.float32 and long.flags.c_contiguous and COMPILED else _converted_part
+        starts = range(0, self.rows, CONVERTED)
+        of_basis = part(basis)
+        return image, math.fsum(
+            self.team.map(
+                lambda start: of_basis(long[start : start + CONVERTED], image[start : start + CONVERTED]), starts
+            )
+        )
 
-        def part(start: int) -> float:
-            # In C order whatever came in, as in gram_matrix.
-            block = np.ascontiguousarray(long[start : start + CONVERTED], dtype=np.float64)
-            np.matmul(block, basis, out=image[start : start + CONVERTED])
-            return float(np.vdot(block, block))
 
-        return image, math.fsum(self.team.map(part, range(0, self.rows, CONVERTED)))
+def _converted_part(basis: Floats) -> Callable[[NDArray[Any], Floats], float]:
+    """Give a function that fills in the image of some rows, and tells their energy, by BLAS."""
+
+    def fill(rows: NDArray[Any], image: Floats) -> float:
+        # In C order whatever came in, as in gram_matrix.
+        block = np.ascontiguousarray(rows, dtype=np.float64)
+        np.matmul(block, basis, out=image)
+        return float(np.vdot(block, block))
+
+    return fill
+
+
+def _exact_part(basis: Floats) -> Callable[[Singles, Floats], float]:
+    """Give one that does so by a kernel, which converts rows in cache: a third of the time that BLAS takes."""
+    from lowrank_core.kernels.krylov import EXACT_COLUMNS, ROWS, exact_images
+
+    columns, rank = basis.shape
+    panels = -(-rank // EXACT_COLUMNS)
+    padded = np.zeros((columns, panels * EXACT_COLUMNS))
+    padded[:, :rank] = basis
+    by_panel = np.ascontiguousarray(padded.reshape(columns, panels, EXACT_COLUMNS).swapaxes(0, 1)).ravel()
+
+    def fill(rows: Singles, image: Floats) -> float:
+        found = np.zeros((panels, -(-len(rows) // ROWS) * ROWS, EXACT_COLUMNS))
+        energy = exact_images(rows, by_panel, found.ravel())
+        image[:] = found[:, : len(rows)].swapaxes(0, 1).reshape(len(rows), -1)[:, :rank]
+        return float(energy)
+
+    return fill
 
 
 def _narrow_products(X: _Matrix, block: Singles, *, twice: bool) -> tuple[Singles, Singles]:

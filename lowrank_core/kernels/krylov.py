@@ -9,10 +9,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core.kernels.compiling import kernel
-from lowrank_core.kernels.lanes import SINGLE_WIDTH, fused, load_singles, spread_single, store
+from lowrank_core.kernels.compiling import Floats, kernel
+from lowrank_core.kernels.lanes import (
+    SINGLE_WIDTH,
+    WIDTH,
+    fused,
+    load,
+    load_singles,
+    spread,
+    spread_entry,
+    spread_single,
+    store,
+)
 
-__all__ = ["APPLY", "BOTH", "COLUMNS", "PULL", "ROWS", "multiply"]
+__all__ = ["APPLY", "BOTH", "COLUMNS", "EXACT_COLUMNS", "PULL", "ROWS", "exact_images", "multiply"]
 
 Singles = NDArray[np.float32]
 
@@ -24,6 +34,11 @@ ROWS = 8
 
 # Columns of the matrix taken at a time: 256 KiB of what multiplies them, which stays in a core's own cache.
 STRETCH = 2048
+
+# Columns multiplied at a time in float64, two registers again; and columns of a group of rows that are converted for
+# them: 128 KiB, which stay in a core's own cache as what multiplies them does.
+EXACT_COLUMNS = 2 * WIDTH
+CONVERTED = 512
 
 # What to do: multiply by the matrix, by its transpose, or by one after the other.
 APPLY, PULL, BOTH = range(3)
@@ -146,3 +161,97 @@ def multiply(X: Singles, given: Singles, images: Singles, sums: Singles, way: in
         rest = np.zeros(ROWS * n, np.float32)
         rest[: (m - whole) * n] = flat[whole * n :]
         _multiply_group(rest, 0, n, ROWS, given, images, whole * COLUMNS, sums, way)
+
+
+@kernel
+def _converted(X: Singles, row: int, count: int, wide: Floats, at: int) -> float:
+    """Copy a stretch of a row of X, from entry ``row`` on, to float64, and give the sum of its squares."""
+    a, b = spread(0.0), spread(0.0)
+    whole = count - count % EXACT_COLUMNS
+    for k in range(0, whole, EXACT_COLUMNS):
+        x, y = load(X, row + k), load(X, row + k + WIDTH)
+        a, b = fused(x, x, a), fused(y, y, b)
+        store(wide, at + k, x)
+        store(wide, at + k + WIDTH, y)
+    sums = np.empty(WIDTH)
+    store(sums, 0, a + b)
+    energy = 0.0
+    for lane in range(WIDTH):
+        energy += sums[lane]
+    for k in range(whole, count):
+        x = np.float64(X[row + k])
+        wide[at + k] = x
+        energy += x * x
+    return energy
+
+
+@kernel
+def _apply_exactly(wide: Floats, row: int, count: int, basis: Floats, start: int, images: Floats, at: int) -> None:
+    """Add the products of eight converted rows with rows of ``basis``, from entry ``start`` on, to rows of images."""
+    a0, b0 = load(images, at), load(images, at + WIDTH)
+    a1, b1 = load(images, at + 2 * WIDTH), load(images, at + 3 * WIDTH)
+    a2, b2 = load(images, at + 4 * WIDTH), load(images, at + 5 * WIDTH)
+    a3, b3 = load(images, at + 6 * WIDTH), load(images, at + 7 * WIDTH)
+    a4, b4 = load(images, at + 8 * WIDTH), load(images, at + 9 * WIDTH)
+    a5, b5 = load(images, at + 10 * WIDTH), load(images, at + 11 * WIDTH)
+    a6, b6 = load(images, at + 12 * WIDTH), load(images, at + 13 * WIDTH)
+    a7, b7 = load(images, at + 14 * WIDTH), load(images, at + 15 * WIDTH)
+    for k in range(count):
+        u, v = load(basis, start + k * EXACT_COLUMNS), load(basis, start + k * EXACT_COLUMNS + WIDTH)
+        x = spread_entry(wide, row + k)
+        a0, b0 = fused(x, u, a0), fused(x, v, b0)
+        x = spread_entry(wide, row + CONVERTED + k)
+        a1, b1 = fused(x, u, a1), fused(x, v, b1)
+        x = spread_entry(wide, row + 2 * CONVERTED + k)
+        a2, b2 = fused(x, u, a2), fused(x, v, b2)
+        x = spread_entry(wide, row + 3 * CONVERTED + k)
+        a3, b3 = fused(x, u, a3), fused(x, v, b3)
+        x = spread_entry(wide, row + 4 * CONVERTED + k)
+        a4, b4 = fused(x, u, a4), fused(x, v, b4)
+        x = spread_entry(wide, row + 5 * CONVERTED + k)
+        a5, b5 = fused(x, u, a5), fused(x, v, b5)
+        x = spread_entry(wide, row + 6 * CONVERTED + k)
+        a6, b6 = fused(x, u, a6), fused(x, v, b6)
+        x = spread_entry(wide, row + 7 * CONVERTED + k)
+        a7, b7 = fused(x, u, a7), fused(x, v, b7)
+    store(images, at, a0)
+    store(images, at + WIDTH, b0)
+    store(images, at + 2 * WIDTH, a1)
+    store(images, at + 3 * WIDTH, b1)
+    store(images, at + 4 * WIDTH, a2)
+    store(images, at + 5 * WIDTH, b2)
+    store(images, at + 6 * WIDTH, a3)
+    store(images, at + 7 * WIDTH, b3)
+    store(images, at + 8 * WIDTH, a4)
+    store(images, at + 9 * WIDTH, b4)
+    store(images, at + 10 * WIDTH, a5)
+    store(images, at + 11 * WIDTH, b5)
+    store(images, at + 12 * WIDTH, a6)
+    store(images, at + 13 * WIDTH, b6)
+    store(images, at + 14 * WIDTH, a7)
+    store(images, at + 15 * WIDTH, b7)
+
+
+@kernel
+def exact_images(X: Singles, basis: Floats, images: Floats) -> float:
+    """Add X · basis to images in float64, and give the sum of the squares of X.
+
+    X is (m, n), and the others are flattened: basis (panels, n, EXACT_COLUMNS), images (panels, m, EXACT_COLUMNS) with
+    its rows filled up to a multiple of ROWS, of which the last then mean nothing.
+    """
+    m, n = X.shape
+    flat = X.reshape(m * n)
+    panels, padded = len(basis) // (n * EXACT_COLUMNS), -(-m // ROWS) * ROWS
+    wide, energy = np.zeros(GROUP * CONVERTED), 0.0
+    for first in range(0, m, GROUP):
+        rows = min(GROUP, m - first)
+        for start in range(0, n, CONVERTED):
+            count = min(CONVERTED, n - start)
+            for i in range(rows):
+                energy += _converted(flat, (first + i) * n + start, count, wide, i * CONVERTED)
+            for panel in range(panels):
+                begin = (panel * n + start) * EXACT_COLUMNS
+                for i in range(0, rows, ROWS):
+                    at = (panel * padded + first + i) * EXACT_COLUMNS
+                    _apply_exactly(wide, i * CONVERTED, count, basis, begin, images, at)
+    return energy
