@@ -28,6 +28,9 @@ PIECE = 512
 # Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
 CONVERTED = 256
 
+# The share of an energy within which a block's worth of them is looked at for copies that were overlooked.
+CROWDED = 0.25
+
 # How far from orthonormal Cholesky's method may leave rows for its second time to be enough.
 CHOLESKY_HOLDS = 0.1
 
@@ -328,7 +331,7 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
             space.extend(space.pulled)
         else:
             basis = vectors[:, :rank].T @ space.Q + step @ space.pulled
-            if not _more_is_found(space, squares[:rank], owed, fresh):
+            if not _crowded(squares[:rank]) or not _more_is_found(space, squares[:rank], owed, fresh):
                 return _columns(basis)
         squares, vectors = space.ritz()
     return _columns(vectors[:, :rank].T @ space.Q)
@@ -337,6 +340,15 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
 def _columns(basis: Floats) -> Floats:
     """Turn the rows of a basis into orthonormal columns."""
     return np.ascontiguousarray(row_factors(basis, CHOLESKY_HOLDS)[0].T)
+
+
+def _crowded(squares: Floats) -> bool:
+    """Tell whether some value may have more copies than were found: as many as a block has columns lie close together.
+
+    Of a repeated value a Krylov space holds as many copies as its block has columns, if there are so many, and no more.
+    """
+    apart = squares[: -BLOCK + 1] - squares[BLOCK - 1 :]
+    return bool(np.any(apart <= CROWDED * squares[: len(apart)]))
 
 
 def _more_is_found(space: _Space, squares: Floats, owed: float, fresh: Callable[[int], Floats]) -> bool:

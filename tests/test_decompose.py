@@ -298,6 +298,20 @@ def test_krylov_finds_more_copies_of_a_value_than_its_block_is_wide():
     assert head(found)[-1] >= (1 - 2e-6) * head(spectrum(step).values)[89]
 
 
+def test_copies_are_looked_for_only_where_a_block_of_values_lies_close_together(monkeypatch):
+    looked, plain = [], krylov._more_is_found
+    monkeypatch.setattr(krylov, "_more_is_found", lambda *a: looked.append(1) or plain(*a))
+    falling = update_with_spectrum((1.0 + np.arange(200)) ** -0.5, (210, 200), rng=0)
+    spectrum(falling, rank=krylov.BLOCK + 20, method="krylov")
+    assert not looked
+    # As many values as the block has columns, the smallest of them 0.76 of the largest in energy.
+    close = np.r_[np.linspace(1.0, 0.87, krylov.BLOCK), np.geomspace(0.2, 0.001, 168)]
+    spectrum(update_with_spectrum(close, (210, 200), rng=0), rank=krylov.BLOCK - 1, method="krylov")
+    assert not looked
+    spectrum(update_with_spectrum(close, (210, 200), rng=0), rank=krylov.BLOCK, method="krylov")
+    assert looked
+
+
 def test_auto_takes_krylov_for_few_values_of_a_large_matrix_and_gram_where_they_fall_slowly(monkeypatch):
     taken = []
     for name in ("krylov", "gram"):
