@@ -159,6 +159,8 @@ def leading(n: int, power: float, rank: int, vectors: bool) -> Case:
     fall = {0.5: "1/√i", 1.0: "1/i"}[power]
     columns = inputs.generator(n, 32).standard_normal((n, 32), dtype=np.float32)
     rows = np.ascontiguousarray(columns.T)
+    exact, basis = matrix.astype(np.float64), inputs.generator(n, rank).standard_normal((n, rank))
+    blocks, told = {0.5: (7, "seven"), 1.0: (6, "six")}[power]
     return Case(
         f"{n}², {fall}, leading {rank}" + (", with factors" if vectors else ""),
         Contender(
@@ -172,10 +174,11 @@ def leading(n: int, power: float, rank: int, vectors: bool) -> Case:
         by_exactness=True,
         limits=(
             Contender(
-                "BLAS's products with eight blocks of 32 columns",
+                f"BLAS's products with {told} blocks of 32 columns",
                 lambda: (matrix @ columns, rows @ matrix),
-                share=1 / 8,
+                share=1 / blocks,
             ),
+            Contender(f"one float64 product with {rank} columns", lambda: exact @ basis),
         ),
     )
 
