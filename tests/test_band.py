@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import band, spectrum, thresholds
-from lowrank_core.kernels.band import BAND, TILE, chase
+from lowrank_core.kernels.band import BAND, DEPTH, TILE, apply, chase, packed, panel
 from lowrank_core.threads import Team
 from tests import bounds
 
@@ -60,6 +60,133 @@ def test_tiles_are_the_lower_triangle_of_the_gram_matrix_to_the_bit(shape, of_ro
     expected = tiled(exact)
     assert found.shape == expected.shape
     assert np.array_equal(found, expected)
+
+
+def whole_numbers(rng, *shape):
+    """Small enough that every sum of products of them is exact, in any order."""
+    return rng.integers(-3, 4, shape).astype(float)
+
+
+def laid_out(V, W, begin):
+    """The sides of −V Wᵀ − W Vᵀ from row ``begin`` on: rows of −(V, W), and (W, V) as `packed` lays it out."""
+    left, right = np.zeros((len(V), DEPTH)), np.zeros(len(V) * DEPTH)
+    left[begin:] = -np.hstack([V, W])[begin:]
+    packed(W.reshape(-1), begin, right, 0)
+    packed(V.reshape(-1), begin, right, BAND)
+    return left.reshape(-1), right
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 32), (32, 128), (96, 160), (160, 288)])
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_pass_subtracts_what_is_due_and_multiplies_exactly_and_each_part_takes_its_share(begin, end, parts):
+    rng = np.random.default_rng(begin)
+    A, V, W, x = whole_numbers(rng, end, end), *whole_numbers(rng, 3, end, BAND)
+    A += A.T
+    left, right = laid_out(V, W, begin)
+    tiles, shares, changed = tiled(A), np.full((parts, end, BAND), np.nan), []
+    for part in range(parts):
+        before = tiles.copy()
+        apply(tiles.reshape(-1), begin, end, left, right, x.reshape(-1), shares.reshape(parts, -1), part)
+        changed.append(np.count_nonzero(np.any(tiles != before, axis=(1, 2))))
+    A[begin:, begin:] -= (V @ W.T + W @ V.T)[begin:, begin:]
+    assert np.array_equal(tiles, tiled(A))
+    assert np.array_equal(np.sum(shares[:, begin:], axis=0), A[begin:, begin:] @ x[begin:])
+    assert max(changed) - min(changed) <= 1
+
+
+# What a column of a panel may be like; each is as large as it is, so that errors are measured column by column.
+COLUMNS = {
+    "drawn": lambda rng, rows: rng.standard_normal((rows, BAND)),
+    "graded": lambda rng, rows: rng.standard_normal((rows, BAND)) * np.exp2(-8.0 * np.arange(BAND)),
+    "rising": lambda rng, rows: rng.standard_normal((rows, BAND)) * np.exp2(8.0 * np.arange(BAND) - 200),
+    "reduced": lambda _, rows: np.where(np.arange(BAND) >= np.arange(rows)[:, None], 0.75, 0.0),
+    "nearly": lambda rng, rows: np.eye(rows, BAND) * rng.choice([-0.5, 0.5], BAND) + 1e-9 * np.ones((rows, BAND)),
+    "hollow": lambda rng, rows: rng.standard_normal((rows, BAND)) * (np.arange(BAND) < np.arange(rows)[:, None]),
+    "zero": lambda _, rows: np.zeros((rows, BAND)),
+}
+
+
+def assert_panel(expected, begin, left, right, tiles):
+    """See that a panel, (end, BAND), has its head in the band, and became reflectors and R below that."""
+    end, below = len(expected), begin + BAND
+    v, band = np.full((end, BAND), np.nan), np.full((end + 3 * BAND) * (2 * BAND + 1), np.nan)
+    panel(tiles.reshape(-1), begin, end, left, right, v.reshape(-1), band)
+    rows = np.lib.stride_tricks.as_strided(band, (end, end), (2 * BAND * 8, 8))[:, begin:below]
+    assert np.array_equal(np.tril(rows[begin:below]), np.tril(expected[begin:below]))
+    # Nothing else is written.
+    assert np.count_nonzero(~np.isnan(band)) == BAND * (BAND + 1)
+    reflectors, rest = v[below:], expected[below:]
+    assert not np.triu(reflectors, 1).any()
+    squared = np.sum(reflectors**2, axis=0)
+    assert np.all(np.abs(squared[squared > 0] - 2) <= 8 * len(rest) * bounds.EPS64)
+    product = np.zeros_like(rest)
+    product[:BAND] = np.triu(rows[below : below + BAND])
+    for k in range(BAND - 1, -1, -1):
+        product -= np.outer(reflectors[:, k], reflectors[:, k] @ product)
+    sizes = np.linalg.norm(rest, axis=0)
+    assert np.all(np.linalg.norm(product - rest, axis=0) <= 8 * BAND * bounds.EPS64 * sizes)
+
+
+@pytest.mark.parametrize("columns", sorted(COLUMNS))
+@pytest.mark.parametrize(("begin", "end"), [(0, 64), (32, 160), (96, 192)])
+def test_a_panel_is_the_product_of_its_reflectors_and_what_they_leave(columns, begin, end):
+    rng, below = np.random.default_rng(end), begin + BAND
+    A = np.zeros((end, end))
+    A[begin:below, begin:below] = rng.standard_normal((BAND, BAND))
+    A[below:, begin:below] = COLUMNS[columns](rng, end - below)
+    assert_panel(A[:, begin:below], begin, np.zeros(end * DEPTH), np.zeros(end * DEPTH), tiled(A))
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 64), (32, 160), (96, 192)])
+def test_a_panel_takes_off_what_is_due_exactly(begin, end):
+    rng = np.random.default_rng(begin)
+    A, V, W = whole_numbers(rng, end, end), *whole_numbers(rng, 2, end, BAND)
+    left, right = laid_out(V, W, begin)
+    expected = A - V @ W.T - W @ V.T
+    assert_panel(expected[:, begin : begin + BAND], begin, left, right, tiled(A))
+
+
+@pytest.mark.parametrize("begin", [0, 96, 128])
+def test_the_last_panel_is_a_square_in_the_band(begin):
+    rng, end = np.random.default_rng(begin), begin + BAND
+    A = whole_numbers(rng, end, end)
+    v, band = np.full((end, BAND), np.nan), np.full((end + 3 * BAND) * (2 * BAND + 1), np.nan)
+    panel(tiled(A).reshape(-1), begin, end, np.zeros(end * DEPTH), np.zeros(end * DEPTH), v.reshape(-1), band)
+    rows = np.lib.stride_tricks.as_strided(band, (end, end), (2 * BAND * 8, 8))
+    assert np.array_equal(np.tril(rows[begin:, begin:]), np.tril(A[begin:, begin:]))
+    assert np.count_nonzero(~np.isnan(band)) == BAND * (BAND + 1) // 2
+
+
+# How large the entries of a band are, by their row and how far below the diagonal they stand.
+BANDS = {
+    "drawn": lambda *_: 1.0,
+    "falling": lambda row, _: np.exp2(-2.0 * row),
+    "rising": lambda row, _: np.exp2(2.0 * row),
+    "diagonal": lambda _, below: below == 0,
+    "three": lambda _, below: below <= 1,
+    "nearly": lambda _, below: np.where(below <= 1, 1.0, 1e-9),
+    "hollow": lambda _, below: below != 1,
+    "far": lambda _, below: below == BAND,
+    "tiny": lambda _, below: np.where(below == 0, 1.0, 1e-150),
+    "zero": lambda *_: 0.0,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BANDS))
+@pytest.mark.parametrize("size", [2, 33, 75])
+def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
+    i, j = np.indices((size, size))
+    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, i - j)
+    inside = (j <= i) & (i - j <= BAND)
+    rows = np.zeros((size + 3 * BAND) * (2 * BAND + 1))
+    rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
+    exact = np.linalg.eigvalsh(dense_band(rows, size))
+    diagonal, squares = np.full((2, size), np.nan)
+    chase(rows, diagonal, squares)
+    assert squares[-1] == 0
+    beside = np.sqrt(squares[:-1])
+    found = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+    assert np.all(np.abs(found - exact) <= 4 * size * bounds.EPS64 * np.max(np.abs(exact)))
 
 
 @kinds
