@@ -48,7 +48,7 @@ TESTS = {
     "-k 'function_of or learn or products or gram_matrices or pulls or residuals or inner or adam or powers or cut'",
     "kernels/products": f"{COMPILED} tests/test_kernels.py -k 'function_of or float32_factors or diagonal or balanced'",
     "kernels/krylov": f"{COMPILED} tests/test_narrow_products.py",
-    "kernels/band": f"{COMPILED} tests/test_band.py -k 'function_of or three_diagonals_have or a_panel or a_pass'",
+    "kernels/band": f"{COMPILED} tests/test_band.py -k 'function_of or three_diagonals_have or panel or a_pass'",
     "kernels/gram": f"{COMPILED} tests/test_kernels.py tests/test_quotients.py "
     "-k 'function_of or tridiagonal or gram_matrix and not 33 and not 70'",
     "kernels/small": f"{COMPILED} tests/test_kernels.py tests/test_quotients.py "
