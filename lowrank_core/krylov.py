@@ -315,7 +315,7 @@ def _basis(X: _Matrix, rank: int, limit: int, energy: float, rng: np.random.Gene
         return _orthonormal(rng.standard_normal((width, X.columns)), space.Q)[0]
 
     # The first block is a step away from Gaussian: of as many products, the space lacks but its least useful block.
-    _, pulled = X.applied(fresh(min(BLOCK, X.columns)))
+    _, pulled = X.applied(rng.standard_normal((min(BLOCK, X.columns), X.columns)))
     space.extend(_orthonormal(pulled, space.Q)[0])
     while space.size < rank:
         if space.size >= limit:
