@@ -43,8 +43,8 @@ NOTHING_LEFT = 1e-8
 # The smallest of the values wanted, over the largest, from which a Gram matrix has them to 1e-14·σ₁.
 CLOSE_TOGETHER = 0.01
 
-# How much of a residual may be rounding of the product that it comes from, in eps·σ₁²: where there should be none, up to
-# 1,500 × 1,024, the largest was 3.8, and half of them were below 0.5.
+# How much of a residual may be rounding of the product that it comes from, in eps·σ₁²: where there should be none, the
+# largest was 3.8 up to 1,500 × 1,024, and half of them were below 0.5.
 ROUNDED = 4.0
 
 # Sums of squares of float32 entries that say that no product on the way leaves float32's range.
