@@ -118,7 +118,7 @@ def _converted_part(basis: Floats) -> Callable[[NDArray[Any], Floats], float]:
 
 
 def _exact_part(basis: Floats) -> Callable[[Singles, Floats], float]:
-    """Give one that does so by a kernel, which converts rows in cache: a third of the time that BLAS takes."""
+    """Give one that does so by a kernel, which converts rows in cache: two thirds of the time that BLAS takes."""
     from lowrank_core.kernels.krylov import EXACT_COLUMNS, ROWS, exact_images
 
     columns, rank = basis.shape
