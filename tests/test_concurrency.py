@@ -12,6 +12,8 @@ import pytest
 import threadpoolctl
 
 import lowrank_core as lc
+from lowrank_core import thresholds
+from lowrank_core.kernels import band
 from lowrank_core.kernels import learning as kernels
 from lowrank_core.threads import as_workers, blas_threads
 from tests.test_threads import blas_now
@@ -146,12 +148,26 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def cancelled(monkeypatch):
+    """An event that is set when the caller has heard of an interrupt, and tasks not yet begun are dropped."""
+    shutdown, event = ThreadPoolExecutor.shutdown, threading.Event()
+
+    def telling(pool, *, wait=True, cancel_futures=False):
+        shutdown(pool, wait=False, cancel_futures=cancel_futures)
+        event.set()
+        shutdown(pool, wait=wait)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", telling)
+    return event
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("function", ["spectrum", "truncate"])
 def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(
-    monkeypatch, blas_before, interruptible, workers, function
+    monkeypatch, blas_before, interruptible, cancelled, workers, function
 ):
-    svd, shutdown, begun, cancelled = np.linalg.svd, ThreadPoolExecutor.shutdown, [], threading.Event()
+    svd, begun = np.linalg.svd, []
 
     def interrupting(*arguments, **options):
         begun.append(1)
@@ -161,14 +177,8 @@ def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(
         assert workers == 1 or cancelled.wait(60)
         return svd(*arguments, **options)
 
-    def telling(pool, *, wait=True, cancel_futures=False):
-        shutdown(pool, wait=False, cancel_futures=cancel_futures)
-        cancelled.set()
-        shutdown(pool, wait=wait)
-
     updates = RNG.standard_normal((400, 70, 60))  # beyond what a kernel of our own takes
     monkeypatch.setattr(np.linalg, "svd", interrupting)
-    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", telling)
     call = {"spectrum": lc.spectrum, "truncate": lambda stack, **options: lc.truncate(stack, 1, **options)}[function]
     with pytest.raises(KeyboardInterrupt):
         call(updates, method="direct", workers=workers)
@@ -182,9 +192,9 @@ def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(
-    monkeypatch, blas_before, interruptible, optimizer
+    monkeypatch, blas_before, interruptible, cancelled, optimizer
 ):
-    shutdown, begun, cancelled = ThreadPoolExecutor.shutdown, [], threading.Event()
+    begun = []
 
     def interrupting(start, stop, *_):
         begun.append(stop - start)
@@ -192,18 +202,41 @@ def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         assert as_workers(None) == 1 or cancelled.wait(60)
 
-    def telling(pool, *, wait=True, cancel_futures=False):
-        shutdown(pool, wait=False, cancel_futures=cancel_futures)
-        cancelled.set()
-        shutdown(pool, wait=wait)
-
     monkeypatch.setattr(kernels, "learn", interrupting)
-    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", telling)
     with pytest.raises(KeyboardInterrupt):
         lc.learning_sweep(STACK, [16, 8], steps=10_000, repeats=20, optimizer=optimizer)
     assert begun == [1] * len(begun)
     assert len(begun) <= as_workers(None)
     assert blas_now() == blas_before
+
+
+@pytest.mark.parametrize("workers", [1, 2])  # fewer than the parts of a panel
+def test_an_interrupt_of_a_reduction_in_two_stages_waits_for_the_panel_under_way_and_no_more(
+    monkeypatch, blas_before, interruptible, cancelled, workers
+):
+    panel, apply, panels, begun = band.panel, band.apply, [], []
+
+    def counted(*arguments):
+        panels.append(1)
+        return panel(*arguments)
+
+    def interrupting(*arguments):
+        begun.append(1)
+        if len(begun) == 1:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        assert workers == 1 or cancelled.wait(60)
+        return apply(*arguments)
+
+    monkeypatch.setattr(thresholds, "TWO_STAGES", min(LARGE.shape))
+    monkeypatch.setattr(band, "panel", counted)
+    monkeypatch.setattr(band, "apply", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        lc.spectrum(LARGE, method="gram", workers=workers)
+    assert len(panels) == 1
+    assert 1 <= len(begun) <= workers
+    assert blas_now() == blas_before
+    monkeypatch.undo()
+    assert answer("spectrum") == all_answers()["spectrum"]
 
 
 def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before, interruptible):

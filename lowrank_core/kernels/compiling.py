@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["COMPILED", "Floats", "Integers", "kernel"]
 
 # NUMBA_DISABLE_JIT=1 leaves kernels as Python, which is for looking into them, not for large matrices.
-COMPILED = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+COMPILED = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]  # set by Numba while it is imported
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
