@@ -89,16 +89,16 @@ def test_what_rounding_makes_negative_is_zero():
 def test_a_coupling_that_rounding_would_lose_is_left_out_and_no_other(share, monkeypatch):
     seen = []
     monkeypatch.setattr(bisection, "bisect", lambda *arguments: seen.append(arguments[1].copy()))
-    eigenvalues([0.75, 0.5], [(share * 0.75 * bisection.NEGLIGIBLE) ** 2])
+    eigenvalues([0.75, 0.5], [(share * 0.75 * 2.0**-55) ** 2])
     assert (seen[0] > 0.0).tolist() == [False, share > 1.0]
 
 
-@pytest.mark.parametrize("value", [0.5, 1.0])
-def test_determinants_that_fall_by_any_factor_do_not_underflow(value):
-    # Near an eigenvalue of all of the diagonal each determinant is 2⁻¹⁰⁸ of the one before; a thousand would be 0.
-    n = 100
-    found = eigenvalues(np.full(n, value), np.full(n - 1, (value * 2.0**-54) ** 2))
-    assert np.all(np.abs(found - value) <= 2 * EPS64 * value)
+@pytest.mark.parametrize("small", [2.0**-20, 2.0**-44])
+def test_determinants_do_not_underflow_where_many_eigenvalues_are_small(small):
+    # Near them each determinant is about `small` times the one before: of a hundred the last would be 2⁻²⁰⁰⁰.
+    diagonal = np.append(small * np.linspace(1.0, 2.0, 99), 1.0)
+    found = eigenvalues(diagonal, np.full(99, (small * 2.0**-30) ** 2 + 2.0**-109))
+    assert np.all(np.abs(found - diagonal) <= 2 * EPS64)
 
 
 @pytest.mark.parametrize("value", [1.0, 3.0, 0.1])
