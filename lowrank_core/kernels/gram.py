@@ -194,14 +194,15 @@ def tridiagonal_values(diagonals: Floats, squares: Floats, values: Floats) -> in
     NaN for a matrix that did not converge. Gives the number of such.
     """
     batch, n = diagonals.shape
-    q, e = np.zeros((n + 1) * WIDTH), np.zeros((n + 1) * WIDTH)
-    q_before, e_before, left = np.empty((n + 1) * WIDTH), np.empty((n + 1) * WIDTH), np.empty(n * WIDTH)
+    size = n * WIDTH
+    # Steps look at a row of q beyond the last.
+    q, e = np.zeros(size + WIDTH), np.zeros(size)
+    q_before, e_before, left = np.empty(size), np.empty(size), np.empty(size)
     state, lifts = np.empty(STATE), np.empty(WIDTH)
     unfinished = 0
     for first in range(0, batch, WIDTH):
         several = min(WIDTH, batch - first)
-        q[:] = 0.0
-        e[:] = 0.0
+        # Lanes beyond hold zeros, or what the last eight matrices left: they change nobody else's bits.
         for lane in range(several):
             lifts[lane] = _factored(lane, n, diagonals[first + lane], squares[first + lane], q, e)
         converge(n, q, e, q_before, e_before, left, state, BLUR)

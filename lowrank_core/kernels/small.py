@@ -206,17 +206,17 @@ def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
     """
     batch, m, n = matrices.shape
     rows, columns = max(m, n), min(m, n)
-    A = np.empty(rows * columns * WIDTH)
-    w, u = np.empty(columns * WIDTH), np.empty(columns * WIDTH)
-    p, left = np.empty(columns * WIDTH), np.empty(columns * WIDTH)
-    q, e = np.zeros((columns + 1) * WIDTH), np.zeros((columns + 1) * WIDTH)
-    q_before, e_before = np.empty((columns + 1) * WIDTH), np.empty((columns + 1) * WIDTH)
+    size = columns * WIDTH
+    A, w, u = np.empty(rows * size), np.empty(size), np.empty(size)
+    p, left = np.empty(size), np.empty(size)
+    # Steps look at a row of q beyond the last; the last row of e stays zero.
+    q, e = np.zeros(size + WIDTH), np.zeros(size)
+    q_before, e_before = np.empty(size), np.empty(size)
     state, scale, flat = np.empty(STATE), np.empty(2 * WIDTH), matrices.reshape(matrices.size)
     unfinished = 0
     for first in range(0, batch, WIDTH):
         several = min(WIDTH, batch - first)
         _fill(flat, first, several, m, n, A, scale, exponents)
-        e[(columns - 1) * WIDTH :] = 0.0
         _to_squares(A, rows, columns, w, u, p, q, e)
         converge(columns, q, e, q_before, e_before, left, state, 0.0)
         for lane in range(several):
