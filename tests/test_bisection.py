@@ -101,6 +101,27 @@ def test_determinants_do_not_underflow_where_many_eigenvalues_are_small(small):
     assert np.all(np.abs(found - diagonal) <= 2 * EPS64)
 
 
+def below(shift, diagonal, couplings):
+    """How many eigenvalues are found below a shift, in each lane."""
+    counts = np.empty(bisection.TOGETHER)
+    bisection._counts_below(np.array(diagonal), np.array(couplings), np.full(bisection.TOGETHER, shift), counts)
+    return set(counts)
+
+
+def test_an_eigenvalue_is_not_below_itself_in_any_lane():
+    assert below(0.5, [0.5], [0.0]) == {0.0}
+    assert below(0.5 + 2.0**-40, [0.5], [0.0]) == {1.0}
+
+
+def test_a_determinant_of_zero_does_not_end_what_has_no_coupling_with_it():
+    assert below(0.5, [0.5, 0.25], [0.0, 0.0]) == {1.0}
+
+
+def test_determinants_do_not_grow():
+    large, coupled = 1.0 - 2.0**-10, 2.0**-60
+    assert below(2.0**-20, [*[large] * 5000, 0.0], [0.0, *[coupled] * 5000]) == {1.0}
+
+
 @pytest.mark.parametrize("value", [1.0, 3.0, 0.1])
 def test_a_multiple_of_the_identity_is_found_to_the_bit_or_the_one_below(value):
     found = eigenvalues(np.full(50, value), np.zeros(49))
