@@ -62,38 +62,6 @@ def test_tiles_are_the_lower_triangle_of_the_gram_matrix_to_the_bit(shape, of_ro
     assert np.array_equal(found, expected)
 
 
-# How large the entries of a band are, by their row and how far below the diagonal they stand.
-BANDS = {
-    "drawn": lambda *_: 1.0,
-    "falling": lambda row, _: np.exp2(-2.0 * row),
-    "rising": lambda row, _: np.exp2(2.0 * row),
-    "diagonal": lambda _, below: below == 0,
-    "three": lambda _, below: below <= 1,
-    "nearly": lambda _, below: np.where(below <= 1, 1.0, 1e-9),
-    "hollow": lambda _, below: below != 1,
-    "far": lambda _, below: below == BAND,
-    "tiny": lambda _, below: np.where(below == 0, 1.0, 1e-150),
-    "zero": lambda *_: 0.0,
-}
-
-
-@pytest.mark.parametrize("kind", sorted(BANDS))
-@pytest.mark.parametrize("size", [2, 33, 75])
-def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
-    i, j = np.indices((size, size))
-    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, i - j)
-    inside = (j <= i) & (i - j <= BAND)
-    rows = np.zeros((size + 3 * BAND) * (2 * BAND + 1))
-    rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
-    exact = np.linalg.eigvalsh(dense_band(rows, size))
-    diagonal, squares = np.full((2, size), np.nan)
-    chase(rows, diagonal, squares)
-    assert squares[-1] == 0
-    beside = np.sqrt(squares[:-1])
-    found = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
-    assert np.all(np.abs(found - exact) <= 4 * size * bounds.EPS64 * np.max(np.abs(exact)))
-
-
 def whole_numbers(rng, *shape):
     """Small enough that every sum of products of them is exact, in any order."""
     return rng.integers(-3, 4, shape).astype(float)
@@ -186,6 +154,38 @@ def test_the_last_panel_is_a_square_in_the_band(begin):
     rows = np.lib.stride_tricks.as_strided(band, (end, end), (2 * BAND * 8, 8))
     assert np.array_equal(np.tril(rows[begin:, begin:]), np.tril(A[begin:, begin:]))
     assert np.count_nonzero(~np.isnan(band)) == BAND * (BAND + 1) // 2
+
+
+# How large the entries of a band are, by their row and how far below the diagonal they stand.
+BANDS = {
+    "drawn": lambda *_: 1.0,
+    "falling": lambda row, _: np.exp2(-2.0 * row),
+    "rising": lambda row, _: np.exp2(2.0 * row),
+    "diagonal": lambda _, below: below == 0,
+    "three": lambda _, below: below <= 1,
+    "nearly": lambda _, below: np.where(below <= 1, 1.0, 1e-9),
+    "hollow": lambda _, below: below != 1,
+    "far": lambda _, below: below == BAND,
+    "tiny": lambda _, below: np.where(below == 0, 1.0, 1e-150),
+    "zero": lambda *_: 0.0,
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BANDS))
+@pytest.mark.parametrize("size", [2, 33, 75])
+def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
+    i, j = np.indices((size, size))
+    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, i - j)
+    inside = (j <= i) & (i - j <= BAND)
+    rows = np.zeros((size + 3 * BAND) * (2 * BAND + 1))
+    rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
+    exact = np.linalg.eigvalsh(dense_band(rows, size))
+    diagonal, squares = np.full((2, size), np.nan)
+    chase(rows, diagonal, squares)
+    assert squares[-1] == 0
+    beside = np.sqrt(squares[:-1])
+    found = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+    assert np.all(np.abs(found - exact) <= 4 * size * bounds.EPS64 * np.max(np.abs(exact)))
 
 
 @kinds
