@@ -176,3 +176,10 @@ def test_fields_are_plain_python_where_they_are_no_arrays():
 def test_the_shape_of_a_stack_of_products_is_that_of_one():
     of = spectrum(LowRankUpdate(np.ones((5, 3, 2)), np.ones((5, 2, 4))))
     assert (of.shape, of.values.shape, of.norm.shape) == ((3, 4), (5, 2), (5,))
+
+
+def test_spectra_without_values_keep_their_batch_and_their_norms():
+    norms = np.arange(6.0).reshape(2, 3)
+    of = Spectrum(np.empty((2, 3, 0)), norms, (4, 5), complete=False)
+    assert of.values.shape == (2, 3, 0)
+    assert np.array_equal(of.norm, norms)
