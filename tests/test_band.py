@@ -240,3 +240,14 @@ def test_a_large_zero_update_and_one_of_rank_one():
     found = spectrum(X)
     assert found.values[0] == pytest.approx(np.linalg.norm(X.astype(np.float64)), rel=1e-7)
     assert np.all(found.values[1:] <= bounds.EPS32 * found.values[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 60), (4, 7), (5, 5)])
+def test_equal_rows_and_columns_whose_roundings_are_all_the_same(shape):
+    # Of copies by Kronecker's product: σ(1 ⊗ X) is √(number of copies) · σ(X), the others are zero.
+    few = np.random.default_rng(shape).integers(-3, 4, shape).astype(np.float32)
+    few[0, 0] = 1.0
+    copies = -(-1100 // shape[0]), -(-1100 // shape[1])
+    exact = np.sqrt(copies[0] * copies[1]) * np.linalg.svd(few.astype(np.float64), compute_uv=False)
+    found = spectrum(np.tile(few, copies), method="gram").values
+    assert np.all(np.abs(found - np.pad(exact, (0, len(found) - len(exact)))) <= bounds.EPS32 * exact[0])

@@ -28,6 +28,12 @@ DEPTH = 2 * BAND
 # Rows and columns of a tile: 128 KiB, which with what is multiplied stays in a core's own cache.
 TILE = 128
 
+# The square of what rounding leaves of a column, over that of the rest: of 16 roundings.
+ROUNDED = 2.0**-96
+
+# Rows of a panel whose products are summed up by themselves.
+STRETCH = 64
+
 # Between rows of a block of the band.
 APART = 2 * BAND
 
@@ -84,12 +90,12 @@ def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, 
     """Add to four rows of y, of BAND columns, four rows of A times ``count`` rows of x.
 
     The rows of A are ``apart``, and the entries within them ``step``, so that its columns can be taken for rows.
+    Summed up by themselves first: of equal entries each rounding is the same, and they would add up over all of a row.
     """
     i1, i2, i3 = i + BAND, i + 2 * BAND, i + 3 * BAND
-    a0, a1, a2, a3 = load(y, i), load(y, i + 8), load(y, i + 16), load(y, i + 24)
-    b0, b1, b2, b3 = load(y, i1), load(y, i1 + 8), load(y, i1 + 16), load(y, i1 + 24)
-    c0, c1, c2, c3 = load(y, i2), load(y, i2 + 8), load(y, i2 + 16), load(y, i2 + 24)
-    d0, d1, d2, d3 = load(y, i3), load(y, i3 + 8), load(y, i3 + 16), load(y, i3 + 24)
+    zero = spread(0.0)
+    a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
+    c0, c1, c2, c3, d0, d1, d2, d3 = zero, zero, zero, zero, zero, zero, zero, zero
     for _ in range(count):
         x0, x1, x2, x3 = load(x, j), load(x, j + 8), load(x, j + 16), load(x, j + 24)
         s = spread_entry(A, at)
@@ -102,22 +108,22 @@ def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, 
         d0, d1, d2, d3 = fused(s, x0, d0), fused(s, x1, d1), fused(s, x2, d2), fused(s, x3, d3)
         at += step
         j += BAND
-    store(y, i, a0)
-    store(y, i + 8, a1)
-    store(y, i + 16, a2)
-    store(y, i + 24, a3)
-    store(y, i1, b0)
-    store(y, i1 + 8, b1)
-    store(y, i1 + 16, b2)
-    store(y, i1 + 24, b3)
-    store(y, i2, c0)
-    store(y, i2 + 8, c1)
-    store(y, i2 + 16, c2)
-    store(y, i2 + 24, c3)
-    store(y, i3, d0)
-    store(y, i3 + 8, d1)
-    store(y, i3 + 16, d2)
-    store(y, i3 + 24, d3)
+    store(y, i, load(y, i) + a0)
+    store(y, i + 8, load(y, i + 8) + a1)
+    store(y, i + 16, load(y, i + 16) + a2)
+    store(y, i + 24, load(y, i + 24) + a3)
+    store(y, i1, load(y, i1) + b0)
+    store(y, i1 + 8, load(y, i1 + 8) + b1)
+    store(y, i1 + 16, load(y, i1 + 16) + b2)
+    store(y, i1 + 24, load(y, i1 + 24) + b3)
+    store(y, i2, load(y, i2) + c0)
+    store(y, i2 + 8, load(y, i2 + 8) + c1)
+    store(y, i2 + 16, load(y, i2 + 16) + c2)
+    store(y, i2 + 24, load(y, i2 + 24) + c3)
+    store(y, i3, load(y, i3) + d0)
+    store(y, i3 + 8, load(y, i3 + 8) + d1)
+    store(y, i3 + 16, load(y, i3 + 16) + d2)
+    store(y, i3 + 24, load(y, i3 + 24) + d3)
 
 
 @kernel
@@ -214,16 +220,21 @@ def _reflectors(v: Floats, begin: int, end: int, heads: Floats) -> None:
     """Factor rows begin … end of v, of BAND columns: R on and above the diagonal, reflectors below it.
 
     Of those, of squared norm 2, the first entries go to ``heads``. One pass a column: while a reflector is applied, the
-    products of what becomes the next one with all columns are summed.
+    products of what becomes the next one with all columns are summed. A column of which the reflectors before it leave
+    no more than rounding has none of its own: of a matrix with equal rows all of them would point one way, and what
+    each multiplies cancel among them at the price of many roundings.
     """
     dots, w = np.zeros(BAND), np.empty(BAND)
     _apply_and_sum(v, begin, end, 0, 0, 0.0, np.zeros(BAND), dots)
     for k in range(BAND):
         at = (begin + k) * BAND
-        square, alpha = dots[k], v[at + k]
+        square, alpha, above = dots[k], v[at + k], 0.0
+        for i in range(k):
+            above += v[(begin + i) * BAND + k] * v[(begin + i) * BAND + k]
         norm = math.sqrt(square)
         added = -norm if alpha < 0.0 else norm
-        scale = 1.0 / math.sqrt(norm * abs(alpha + added)) if square > NEGLIGIBLE else 0.0
+        told = square > max(NEGLIGIBLE, ROUNDED * above)
+        scale = 1.0 / math.sqrt(norm * abs(alpha + added)) if told else 0.0
         head = scale * (alpha + added)
         w[: k + 1] = 0.0
         for j in range(k + 1, BAND):
@@ -237,26 +248,33 @@ def _reflectors(v: Floats, begin: int, end: int, heads: Floats) -> None:
 def _apply_and_sum(
     v: Floats, begin: int, end: int, column: int, following: int, scale: float, w: Floats, dots: Floats
 ) -> None:
-    """Scale a column, subtract from each row its entry there times w, and sum up the next column times all."""
+    """Scale a column, subtract from each row its entry there times w, and sum up the next column times all.
+
+    The sum of a stretch of rows after the other, as of `_add_rows`.
+    """
     w0, w1, w2, w3 = load(w, 0), load(w, 8), load(w, 16), load(w, 24)
-    s0, s1, s2, s3 = spread(0.0), spread(0.0), spread(0.0), spread(0.0)
-    for at in range(begin * BAND, end * BAND, BAND):
-        entry = scale * v[at + column]
-        minus = spread(-entry)
-        a0, a1 = fused(minus, w0, load(v, at)), fused(minus, w1, load(v, at + 8))
-        a2, a3 = fused(minus, w2, load(v, at + 16)), fused(minus, w3, load(v, at + 24))
-        store(v, at, a0)
-        store(v, at + 8, a1)
-        store(v, at + 16, a2)
-        store(v, at + 24, a3)
-        if scale != 0.0:
-            v[at + column] = entry
-        x = spread_entry(v, at + following)
-        s0, s1, s2, s3 = fused(x, a0, s0), fused(x, a1, s1), fused(x, a2, s2), fused(x, a3, s3)
-    store(dots, 0, s0)
-    store(dots, 8, s1)
-    store(dots, 16, s2)
-    store(dots, 24, s3)
+    zero = spread(0.0)
+    t0, t1, t2, t3 = zero, zero, zero, zero
+    for top in range(begin, end, STRETCH):
+        s0, s1, s2, s3 = zero, zero, zero, zero
+        for at in range(top * BAND, min(top + STRETCH, end) * BAND, BAND):
+            entry = scale * v[at + column]
+            minus = spread(-entry)
+            a0, a1 = fused(minus, w0, load(v, at)), fused(minus, w1, load(v, at + 8))
+            a2, a3 = fused(minus, w2, load(v, at + 16)), fused(minus, w3, load(v, at + 24))
+            store(v, at, a0)
+            store(v, at + 8, a1)
+            store(v, at + 16, a2)
+            store(v, at + 24, a3)
+            if scale != 0.0:
+                v[at + column] = entry
+            x = spread_entry(v, at + following)
+            s0, s1, s2, s3 = fused(x, a0, s0), fused(x, a1, s1), fused(x, a2, s2), fused(x, a3, s3)
+        t0, t1, t2, t3 = t0 + s0, t1 + s1, t2 + s2, t3 + s3
+    store(dots, 0, t0)
+    store(dots, 8, t1)
+    store(dots, 16, t2)
+    store(dots, 24, t3)
 
 
 @kernel
