@@ -136,6 +136,20 @@ def test_a_panel_is_the_product_of_its_reflectors_and_what_they_leave(columns, b
     assert_panel(A[:, begin:below], begin, np.zeros(end * DEPTH), np.zeros(end * DEPTH), tiled(A))
 
 
+def test_a_panel_column_of_which_only_rounding_is_left_has_no_reflector():
+    rng, end = np.random.default_rng(2), 96
+    A = np.zeros((end, end))
+    A[BAND:, 0], A[BAND:, 1] = 1.0, np.tile([1.0, -1.0], 32)
+    # Three times the first, which is what its reflector takes off, and about 0.3 and 18 roundings more a row.
+    A[BAND:, 2], A[BAND:, 3] = 3.0 + 2.0**-51 * rng.integers(-1, 2, 64), 3.0 + 2.0**-45 * rng.integers(-1, 2, 64)
+    v, band_rows = np.zeros((end, BAND)), np.zeros((end + 3 * BAND) * (2 * BAND + 1))
+    unused = np.zeros(end * DEPTH)
+    panel(tiled(A).reshape(-1), 0, end, unused, unused, v.reshape(-1), band_rows)
+    squares = np.sum(v[BAND:] ** 2, axis=0)
+    assert squares[[0, 1, 3]] == pytest.approx([2.0, 2.0, 2.0])
+    assert squares[2] < 1e-25
+
+
 @pytest.mark.parametrize(("begin", "end"), [(0, 64), (32, 160), (96, 192)])
 def test_a_panel_takes_off_what_is_due_exactly(begin, end):
     rng = np.random.default_rng(begin)
