@@ -260,7 +260,7 @@ def _as_budget(parameters: int, items: _Items) -> int:
 
 
 def _as_target(variance: float | None, items: _Items) -> float:
-    given = as_fraction(variance, "variance")  # type: ignore[arg-type]
+    given = as_fraction(variance, "variance")  # type: ignore[arg-type]  # None is refused there
     if given.ndim:
         raise ValueError(f"variance is one share for all layers together; got {variance!r}.")
     target = float(given)

@@ -8,7 +8,7 @@ from lowrank_core.band import tridiagonal_eigenvalues
 from lowrank_core.kernels import bisection
 from lowrank_core.threads import Team
 from tests.bounds import EPS64
-from tests.test_kernels import plain
+from tests.compiled import plain
 
 SIZES = [1, 2, 3, 4, 5, 31, 32, 33, 70]
 

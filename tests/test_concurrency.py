@@ -13,7 +13,7 @@ import pytest
 import threadpoolctl
 
 import lowrank_core as lc
-from lowrank_core import thresholds
+from lowrank_core import threads, thresholds
 from lowrank_core.kernels import band
 from lowrank_core.kernels import learning as kernels
 from lowrank_core.threads import as_workers, blas_threads
@@ -152,24 +152,27 @@ def interruptible():
 @pytest.fixture
 def interrupt(monkeypatch, interruptible):
     """For tasks to call: the first interrupts the caller, and all wait until it has dropped what has not begun."""
-    shutdown, heard, calls = ThreadPoolExecutor.shutdown, threading.Event(), itertools.count()
+    drop, struck, heard, calls = threads._drop, threading.Event(), threading.Event(), itertools.count()
 
-    def telling(pool, *, wait=True, cancel_futures=False):
-        shutdown(pool, wait=False, cancel_futures=cancel_futures)
-        heard.set()
-        shutdown(pool, wait=wait)
+    def telling(tasks):
+        drop(tasks)
+        if struck.is_set():
+            heard.set()
 
     def strike():
         if next(calls):
             assert heard.wait(60)
             return
         main = threading.main_thread().ident
+        struck.set()
         signal.pthread_kill(main, signal.SIGINT)
-        # What strikes as Python goes to sleep there is heard when it wakes, which a second one sees to.
-        while not heard.wait(5):
+        # What strikes as Python goes to sleep there is heard when it wakes, which another one sees to.
+        for _ in range(10):
+            if heard.wait(5):
+                return
             signal.pthread_kill(main, signal.SIGINT)
 
-    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", telling)
+    monkeypatch.setattr(threads, "_drop", telling)
     return strike
 
 

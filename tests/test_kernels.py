@@ -14,20 +14,12 @@ import pytest
 import lowrank_core
 from lowrank_core.kernels import compiling, energies, gram, lanes, learning, products, quotients, small
 from tests import oracles
+from tests.compiled import both, plain
 
 EPS = 2.0**-52
 RNG = np.random.default_rng(0)
 # On either side of a block of partial sums, and of several blocks at once.
 SIZES = [1, 2, 3, 63, 64, 65, 127, 128, 129, 255, 256, 257, 320, 511, 512, 513, 700]
-
-
-def plain(kernel):
-    """The Python function of a kernel; kernels that it calls stay compiled, unless Numba is switched off."""
-    return getattr(kernel, "py_func", kernel)
-
-
-def both(kernel):
-    return pytest.mark.parametrize("kernel", [kernel, plain(kernel)], ids=["compiled", "python"])
 
 
 def falling(count, kind):

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core.kernels import krylov
-
-
-def both(kernel):
-    return pytest.mark.parametrize("kernel", [kernel, getattr(kernel, "py_func", kernel)], ids=["compiled", "python"])
+from tests.compiled import both
 
 
 @both(krylov.multiply)

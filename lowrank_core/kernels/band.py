@@ -28,7 +28,7 @@ DEPTH = 2 * BAND
 # Rows and columns of a tile: 128 KiB, which with what is multiplied stays in a core's own cache.
 TILE = 128
 
-# The square of what rounding leaves of a column, over that of the rest: of 16 roundings.
+# A column whose square is under this share of what reflectors have taken off it is rounding: 16 units of it.
 ROUNDED = 2.0**-96
 
 # Rows of a panel whose products are summed up by themselves.
@@ -233,8 +233,8 @@ def _reflectors(v: Floats, begin: int, end: int, heads: Floats) -> None:
             above += v[(begin + i) * BAND + k] * v[(begin + i) * BAND + k]
         norm = math.sqrt(square)
         added = -norm if alpha < 0.0 else norm
-        told = square > max(NEGLIGIBLE, ROUNDED * above)
-        scale = 1.0 / math.sqrt(norm * abs(alpha + added)) if told else 0.0
+        significant = square > max(NEGLIGIBLE, ROUNDED * above)
+        scale = 1.0 / math.sqrt(norm * abs(alpha + added)) if significant else 0.0
         head = scale * (alpha + added)
         w[: k + 1] = 0.0
         for j in range(k + 1, BAND):

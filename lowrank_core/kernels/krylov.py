@@ -1,7 +1,8 @@
 """Products of a float32 matrix with a few columns and of its transpose with those, while its rows are in cache.
 
-BLAS packs the matrix anew for every product, which for so few columns takes as long as the multiplications; here its
-entries go from cache to every lane as they are, and one read serves both products.
+In float32, and for the image of the final basis in float64. BLAS packs the matrix anew for every product, which for so
+few columns takes as long as the multiplications; here its entries go from cache to every lane as they are, and one read
+serves both products.
 """
 
 from __future__ import annotations
