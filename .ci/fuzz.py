@@ -178,10 +178,10 @@ def change_entry(tree: dict[str, Any], drawn: random.Random) -> None:
 
 def readers() -> Callable[[bytes, Path], None]:
     """Import the readers, and give what tries them on one input."""
-    from lowrank_core.models.adapters import open_adapter
-    from lowrank_core.models.census import adapter_row, read_census, row_to_json
-    from lowrank_core.models.checkpoints import open_checkpoint
-    from lowrank_core.models.inspection import inspect, to_json, to_rows
+    from lowrank_core.models.files.checkpoints import open_checkpoint
+    from lowrank_core.models.formats import open_adapter
+    from lowrank_core.models.inspection.census import adapter_row, read_census, row_to_json
+    from lowrank_core.models.inspection.layers import inspect, to_json, to_rows
 
     def read(kind: str, folder: Path) -> Any:
         if kind == "adapter":

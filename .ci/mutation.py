@@ -31,31 +31,34 @@ EQUIVALENT = ROOT / ".ci" / "equivalent.toml"
 
 # What a mutant meets, the quickest first; of the tests of kernels, those on small matrices.
 COMPILED = "tests/test_layering.py::test_every_function_of_a_kernel_is_compiled"
+INTERNALS = "tests/internals"
 TESTS = {
     "scaling": "tests/test_scaling.py tests/test_messages.py tests/properties/test_scaling.py tests/test_sweeps.py",
-    "factors": "tests/test_factors.py tests/test_messages.py tests/test_door.py tests/properties/test_factors.py",
+    "factors": "tests/test_updates.py tests/test_messages.py tests/test_public_api.py tests/properties/test_updates.py",
     "ranks": "tests/test_ranks.py tests/test_messages.py tests/properties/test_ranks.py",
     "allocation": "tests/test_allocation.py tests/test_messages.py tests/properties/test_allocation.py",
     "noise": "tests/test_noise.py",
-    "storage": "tests/test_storage.py tests/test_messages.py",
-    "spectra": "tests/test_spectra.py tests/test_messages.py tests/test_door.py tests/test_ranks.py "
+    "storage": "tests/test_rounding_noise.py tests/test_messages.py",
+    "spectra": "tests/test_spectra.py tests/test_messages.py tests/test_public_api.py tests/test_ranks.py "
     "tests/test_sweeps.py tests/properties/test_ranks.py",
-    "sweeps": "tests/test_sweeps.py tests/test_messages.py tests/test_door.py tests/properties/test_sweeps.py",
-    "learning": "tests/test_learning.py tests/test_messages.py tests/test_door.py tests/properties/test_learning.py",
-    "kernels/energies": f"{COMPILED} tests/test_kernels.py tests/test_sweeps.py tests/properties/test_sweeps.py "
+    "sweeps": "tests/test_sweeps.py tests/test_messages.py tests/test_public_api.py tests/properties/test_sweeps.py",
+    "learning": "tests/test_learning.py tests/test_messages.py tests/test_public_api.py "
+    "tests/properties/test_learning.py",
+    "kernels/energies": f"{COMPILED} {INTERNALS}/test_kernels.py tests/test_sweeps.py tests/properties/test_sweeps.py "
     "-k 'function_of or sweeps or energies or errors_by'",
-    "kernels/learning": f"{COMPILED} tests/test_kernels.py tests/test_learning.py "
+    "kernels/learning": f"{COMPILED} {INTERNALS}/test_kernels.py tests/test_learning.py "
     "-k 'function_of or learn or products or gram_matrices or pulls or residuals or inner or adam or powers or cut'",
-    "kernels/products": f"{COMPILED} tests/test_kernels.py -k 'function_of or float32_factors or diagonal or balanced'",
-    "kernels/krylov": f"{COMPILED} tests/test_narrow_products.py",
-    "kernels/band": f"{COMPILED} tests/test_band.py -k 'function_of or three_diagonals_have or panel or a_pass'",
-    "kernels/gram": f"{COMPILED} tests/test_kernels.py tests/test_quotients.py "
+    "kernels/products": f"{COMPILED} {INTERNALS}/test_kernels.py "
+    "-k 'function_of or float32_factors or diagonal or balanced'",
+    "kernels/krylov": f"{COMPILED} {INTERNALS}/test_narrow_products.py",
+    "kernels/band": f"{COMPILED} {INTERNALS}/test_band.py -k 'function_of or three_diagonals_have or panel or a_pass'",
+    "kernels/gram": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_quotients.py "
     "-k 'function_of or tridiagonal or gram_matrix and not 33 and not 70'",
-    "kernels/small": f"{COMPILED} tests/test_kernels.py tests/test_quotients.py "
+    "kernels/small": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_quotients.py "
     "-k 'function_of or small_ and not shape8 and not shape9 or other_lanes and not 33'",
-    "kernels/bisection": f"{COMPILED} tests/test_bisection.py -k 'function_of or python'",
-    "kernels/quotients": f"{COMPILED} tests/test_quotients.py::test_a_step_is_its_formulas_in_every_lane "
-    "tests/test_quotients.py tests/test_kernels.py "
+    "kernels/bisection": f"{COMPILED} {INTERNALS}/test_bisection.py -k 'function_of or python'",
+    "kernels/quotients": f"{COMPILED} {INTERNALS}/test_quotients.py::test_a_step_is_its_formulas_in_every_lane "
+    f"{INTERNALS}/test_quotients.py {INTERNALS}/test_kernels.py "
     "-k 'function_of or test_quotients or patience or small_values and not shape8 and not shape9 or no_gram'",
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.compare import machine
 from benchmarks.model_cases import make_adapter
 from benchmarks.records import update
-from lowrank_core.models.census import adapter_row, census
+from lowrank_core.models.inspection.census import adapter_row, census
 
 WORKERS = 2
 CLUSTER = {

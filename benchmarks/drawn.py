@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, spectrum, truncate
-from lowrank_core.arrays import as_matrices
-from lowrank_core.dense import direct_values, gram_values, medium_gram_values, small_values_of
+from lowrank_core._linalg.dense import direct_values, gram_values, medium_gram_values, small_values_of
+from lowrank_core._validation import as_matrices
 from lowrank_core.testing import FACTOR_KINDS, KINDS, low_rank_updates, updates
 
 Floats = NDArray[np.float64]

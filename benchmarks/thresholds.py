@@ -1,8 +1,8 @@
 # ruff: noqa: B023 - what is made here is called here
 """Measure where one route overtakes another: ``python -m benchmarks.thresholds``.
 
-Beside each figure stands what ``lowrank_core.thresholds`` has. A threshold is no law: near it both routes take about
-the same time, and a matrix alone and a matrix in a batch do not agree on it, though they must take one route.
+Beside each figure stands what ``lowrank_core._linalg.thresholds`` has. A threshold is no law: near it both routes take
+about the same time, and a matrix alone and a matrix in a batch do not agree on it, though they must take one route.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lowrank_core import spectrum
 
 # asv imports every file of this folder beside each commit's own package, in which these may not be.
 try:
-    from lowrank_core import dense, krylov, thresholds
+    from lowrank_core._linalg import dense, krylov, thresholds
 except ImportError:
     dense = krylov = thresholds = None  # type: ignore[assignment]
 

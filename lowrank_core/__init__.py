@@ -2,7 +2,6 @@
 
 from lowrank_core._version import __version__
 from lowrank_core.allocation import RankAllocation, allocate_ranks
-from lowrank_core.factors import LowRankUpdate
 from lowrank_core.learning import LearningSweep, learning_sweep
 from lowrank_core.ranks import (
     effective_rank,
@@ -26,6 +25,7 @@ from lowrank_core.spectra import Spectrum, spectrum
 from lowrank_core.sweeps import ErrorSweep, error_sweep, reconstruction_error, variance_captured
 from lowrank_core.synthetic import facts_update, style_update, update_with_spectrum
 from lowrank_core.truncation import truncate
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = [
     "ErrorSweep",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core.arrays import as_fraction, as_whole_numbers
+from lowrank_core._validation import as_fraction, as_whole_numbers
 from lowrank_core.spectra import Spectrum, energy_fractions
 
 __all__ = ["RankAllocation", "allocate_ranks"]

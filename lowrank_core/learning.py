@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core.arrays import as_alpha, as_matrices, as_stack, as_whole_numbers, scaled_to_unit
-from lowrank_core.factors import LowRankUpdate
+from lowrank_core._linalg.threads import as_workers, in_threads
+from lowrank_core._validation import as_alpha, as_matrices, as_stack, as_whole_numbers, scaled_to_unit
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, known_ranks, spectrum
 from lowrank_core.sweeps import reconstruction_error
-from lowrank_core.threads import as_workers, in_threads
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["LearningSweep", "learning_sweep"]
 
@@ -233,7 +233,7 @@ def _run(
     outcome: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
     """Run every (rank, batch item, rule) with all its repeats, into curves, gradient norms and final errors."""
-    from lowrank_core.kernels import learning as kernels
+    from lowrank_core._linalg.kernels import learning as kernels
 
     transposed = np.ascontiguousarray(np.swapaxes(target.dense, -1, -2))
     adam = target.dense.size > 0

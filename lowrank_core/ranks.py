@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core.arrays import as_fraction
+from lowrank_core._validation import as_fraction
 from lowrank_core.noise import marchenko_pastur_median, optimal_threshold
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks, largest_of
 

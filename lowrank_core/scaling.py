@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core.arrays import as_alpha, as_ranks
+from lowrank_core._validation import as_alpha, as_ranks
 
 __all__ = [
     "equivalent_alpha",

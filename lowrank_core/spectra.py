@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lowrank_core.arrays import STORED_DTYPES, as_matrices, as_ranks, as_stack
-from lowrank_core.decompose import choose_route, singular_values
-from lowrank_core.factors import LowRankUpdate
-from lowrank_core.products import product_values
-from lowrank_core.threads import as_workers
+from lowrank_core._linalg.products import product_values
+from lowrank_core._linalg.routes import choose_route, singular_values
+from lowrank_core._linalg.threads import as_workers
+from lowrank_core._validation import STORED_DTYPES, as_matrices, as_ranks, as_stack
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["Spectrum", "as_rank", "energy_fractions", "known_ranks", "largest_of", "spectrum"]
 
@@ -203,7 +203,7 @@ def energy_fractions(spectrum: Spectrum, ranks: NDArray[np.int64]) -> tuple[NDAr
     The tails of a complete spectrum are summed from the small end, and hold down to about 1e-307 (a relative error of
     1e-153); those of one that is not complete are N² − H_r, with a floor of about 1e-16.
     """
-    from lowrank_core.kernels.energies import energies
+    from lowrank_core._linalg.kernels.energies import energies
 
     values, norms, flat = as_stack(spectrum.values, 1), as_stack(spectrum.norm, 0), np.ascontiguousarray(ranks.ravel())
     heads, tails = np.empty((len(values), flat.size)), np.empty((len(values), flat.size))

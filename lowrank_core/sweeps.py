@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core.arrays import as_alpha, as_stack
+from lowrank_core._linalg.threads import as_workers, in_threads
+from lowrank_core._validation import as_alpha, as_stack
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
-from lowrank_core.threads import as_workers, in_threads
 
 __all__ = ["ErrorSweep", "error_sweep", "reconstruction_error", "variance_captured"]
 
@@ -166,7 +166,7 @@ def error_sweep(
     array([[6.608106, 2.988677, 1.      ],
            [9.729615, 6.970877, 4.642097]])
     """
-    from lowrank_core.kernels import energies as kernels
+    from lowrank_core._linalg.kernels import energies as kernels
 
     asked, alphas = _one_axis(known_ranks(spectrum, ranks), "ranks"), as_alpha(alpha)
     if alphas.ndim > 1:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core.arrays import as_ranks, as_whole_numbers
+from lowrank_core._validation import as_ranks, as_whole_numbers
 
 __all__ = ["facts_update", "style_update", "update_with_spectrum"]
 

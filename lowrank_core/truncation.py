@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from lowrank_core.arrays import as_matrices, as_stack, check_finite
-from lowrank_core.decompose import choose_route, decompose, holds_its_blas, krylov_seed
-from lowrank_core.dense import Decomposition, map_batch
-from lowrank_core.factors import LowRankUpdate
-from lowrank_core.products import check_product, decompose_product
+from lowrank_core._linalg.dense import Decomposition, map_batch
+from lowrank_core._linalg.products import check_product, decompose_product
+from lowrank_core._linalg.routes import choose_route, decompose, holds_its_blas, krylov_seed
+from lowrank_core._linalg.threads import as_workers
+from lowrank_core._validation import as_matrices, as_stack, check_finite
 from lowrank_core.spectra import Spectrum, as_rank
-from lowrank_core.threads import as_workers
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["truncate"]
 

@@ -13,11 +13,11 @@ import pytest
 import threadpoolctl
 
 import lowrank_core as lc
-from lowrank_core import threads, thresholds
-from lowrank_core.kernels import band
-from lowrank_core.kernels import learning as kernels
-from lowrank_core.threads import as_workers, blas_threads
-from tests.test_threads import blas_now
+from lowrank_core._linalg import threads, thresholds
+from lowrank_core._linalg.kernels import band
+from lowrank_core._linalg.kernels import learning as kernels
+from lowrank_core._linalg.threads import as_workers, blas_threads
+from tests.internals.test_threads import blas_now
 
 RNG = np.random.default_rng(5)
 STACK = RNG.standard_normal((24, 40, 36))

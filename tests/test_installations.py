@@ -30,7 +30,7 @@ except ValueError:
 # One kernel only, since eight processes are to compile it: begun when all of them are ready.
 COLD = """
 import sys, lowrank_core as lc
-from lowrank_core.kernels.energies import energies
+from lowrank_core._linalg.kernels.energies import energies
 print("ready", flush=True)
 sys.stdin.readline()
 print(lc.variance_captured(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)).tolist())

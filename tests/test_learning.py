@@ -221,7 +221,7 @@ def test_an_incomplete_spectrum_is_refused():
 )
 def test_runs_are_shared_out_over_workers_the_longest_first(optimizer, task_work, pieces, monkeypatch):
     from lowrank_core import learning
-    from lowrank_core.kernels import learning as kernels
+    from lowrank_core._linalg.kernels import learning as kernels
 
     taken, learn = [], kernels.learn
 

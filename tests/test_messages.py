@@ -23,7 +23,7 @@ from lowrank_core import (
     stable_rank,
     variance_captured,
 )
-from lowrank_core.storage import Rounding, storage_noise
+from lowrank_core.rounding_noise import Rounding, storage_noise
 
 OF = Spectrum([4.0, 3.0], 5.0, (10, 2), complete=True)
 PART = spectrum(np.diag([4.0, 3.0, 2.0, 1.0]), rank=2)

@@ -15,7 +15,7 @@ from lowrank_core import (
     truncate,
     update_with_spectrum,
 )
-from lowrank_core.kernels import gram, small
+from lowrank_core._linalg.kernels import gram, small
 from lowrank_core.testing import assert_eckart_young
 from tests import bounds
 

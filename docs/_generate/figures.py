@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from lowrank_core import reconstruction_error, rslora, spectrum, standard
-from lowrank_core.cli.article import Settings
-from lowrank_core.cli.article import run as run_article
+from lowrank_core.cli.demo.article import Settings
+from lowrank_core.cli.demo.article import run as run_article
 from lowrank_core.cli.figures import LOOKS, style
-from lowrank_core.models.inspection import inspect
+from lowrank_core.models.inspection.layers import inspect
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "examples")]
 

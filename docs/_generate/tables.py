@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from lowrank_core import LowRankUpdate, spectrum
-from lowrank_core.cli.article import Settings
-from lowrank_core.cli.article import run as run_article
-from lowrank_core.cli.verdicts import verdicts
-from lowrank_core.decompose import choose_route
+from lowrank_core._linalg.routes import choose_route
+from lowrank_core.cli.demo.article import Settings
+from lowrank_core.cli.demo.article import run as run_article
+from lowrank_core.cli.demo.verdicts import verdicts
 
 ROOT = Path(__file__).parents[2]
 RULES = {"standard": "α/r", "rslora": "α/√r"}

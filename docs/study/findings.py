@@ -5,7 +5,7 @@ import math
 import numpy as np
 from analysis import ATTENTION, CLOSED, MEASURES, MLP, TUNED_AT, closed, estimate, is_enough, rank_enough
 
-from lowrank_core.cli.verdicts import Verdict
+from lowrank_core.cli.demo.verdicts import Verdict
 
 LABELS = {"standard": "α/r", "rslora": "α/√r", "twice": "α = 2r"}
 OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}

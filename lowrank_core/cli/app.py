@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from lowrank_core.cli import verbs
+    from lowrank_core.cli.verbs import core as verbs
 
     code = verbs.run(arguments)
     # Now, and not when the interpreter ends: only here can a closed pipe still be told from a failure.

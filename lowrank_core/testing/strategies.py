@@ -16,8 +16,8 @@ try:
 except ImportError as error:
     raise ImportError('lowrank_core.testing needs Hypothesis: pip install "lowrank_core[testing]"') from error
 
-from lowrank_core.factors import LowRankUpdate
 from lowrank_core.spectra import Spectrum
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = [
     "DTYPES",

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core.arrays import as_matrices, scaled_to_unit
-from lowrank_core.factors import LowRankUpdate
+from lowrank_core._validation import as_matrices, scaled_to_unit
 from lowrank_core.spectra import Spectrum
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["assert_eckart_young", "assert_same_update", "assert_spectrum"]
 

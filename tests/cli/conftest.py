@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core.cli.article import Article, Settings, run
+from lowrank_core.cli.demo.article import Article, Settings, run
 
 MODULES = {"self_attn.q_proj": (12, 8), "mlp.down_proj": (8, 20)}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import LearningSweep, learning_sweep
-from lowrank_core.cli.article import MAX_SEED, Article, Reconstruction, Settings, run
+from lowrank_core.cli.demo.article import MAX_SEED, Article, Reconstruction, Settings, run
 
 RANKS = (2, 4, 8, 16, 32, 48)
 ERRORS = {
@@ -136,7 +136,7 @@ def test_each_experiment_is_given_what_it_can_learn_from(monkeypatch: pytest.Mon
         given.append((update, optimizer, rng))
         return learning_sweep(update, ranks, optimizer=optimizer, rng=rng, **rest)
 
-    monkeypatch.setattr("lowrank_core.cli.article.learning_sweep", recorded)
+    monkeypatch.setattr("lowrank_core.cli.demo.article.learning_sweep", recorded)
     for seed in (1, 2):
         run(Settings(size=8, ranks=(2,), seed=seed))
     assert [(optimizer, rng) for _, optimizer, rng in given] == [

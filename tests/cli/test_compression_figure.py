@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lowrank_core.cli import compression_figure
-from lowrank_core.models.compression import Compression
-from lowrank_core.models.resizing import resize
+from lowrank_core.cli.reports import compression_figure
+from lowrank_core.models.operations.compression import Compression
+from lowrank_core.models.operations.resizing import resize
 
 from .conftest import write_adapter
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowrank_core.cli.compression_tables import FEW_LAYERS, OTHERS_SHOWN, _bytes, compression
-from lowrank_core.models.compression import Compression
-from lowrank_core.models.extraction import extract
-from lowrank_core.models.resizing import resize
+from lowrank_core.cli.reports.compression_tables import FEW_LAYERS, OTHERS_SHOWN, _bytes, compression
+from lowrank_core.models.operations.compression import Compression
+from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.operations.resizing import resize
 
 from .conftest import write_adapter
 

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from lowrank_core.cli import compression_verbs
 from lowrank_core.cli.app import main
-from lowrank_core.cli.compression_verbs import parse_weights
+from lowrank_core.cli.verbs import compression as compression_verbs
+from lowrank_core.cli.verbs.compression import parse_weights
 
 from .conftest import write_adapter
 

@@ -6,9 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
-from lowrank_core.cli.article import Article
-from lowrank_core.cli.demo_tables import demo
-from lowrank_core.cli.verdicts import Verdict, verdicts
+from lowrank_core.cli.demo.article import Article
+from lowrank_core.cli.demo.tables import demo
+from lowrank_core.cli.demo.verdicts import Verdict, verdicts
 
 ERRORS = """
 2 6.608106 9.729615 2.165376 3.016290

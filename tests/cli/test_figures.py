@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from lowrank_core.cli import demo_figure, inspection_figure
-from lowrank_core.cli.article import Article
+from lowrank_core.cli.demo import figure as demo_figure
+from lowrank_core.cli.demo.article import Article
 from lowrank_core.cli.figures import _apart, _spread
-from lowrank_core.models.inspection import inspect
+from lowrank_core.cli.reports import inspection_figure
+from lowrank_core.models.inspection.layers import inspect
 
 from .conftest import write_adapter
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowrank_core.cli.inspection_tables import FEW_LAYERS, inspection
-from lowrank_core.models.inspection import Inspection, inspect
+from lowrank_core.cli.reports.inspection_tables import FEW_LAYERS, inspection
+from lowrank_core.models.inspection.layers import Inspection, inspect
 
 from .conftest import write_adapter
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lowrank_core.cli.article import Article, Learning
-from lowrank_core.cli.verdicts import (
+from lowrank_core.cli.demo.article import Article, Learning
+from lowrank_core.cli.demo.verdicts import (
     drops_steadily_and_uses_the_rank,
     facts_error_is_not_steady,
     name_of,

@@ -11,9 +11,9 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lowrank_core.models.adapters import open_adapter
-from lowrank_core.models.inspection import inspect
-from lowrank_core.models.peft import pattern_key
+from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.formats.peft import pattern_key
+from lowrank_core.models.inspection.layers import inspect
 from tests.interop.models import Transformer, lora_layers
 
 MODULE = "model.layers.11.self_attn.q_proj"

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 
 from lowrank_core import LowRankUpdate, spectrum, truncate, variance_captured
-from lowrank_core.arrays import as_matrices
-from lowrank_core.storage import storage_noise
+from lowrank_core._validation import as_matrices
+from lowrank_core.rounding_noise import storage_noise
 from lowrank_core.testing import assert_eckart_young, assert_same_update, assert_spectrum, updates
 from tests import bounds
-from tests.test_arrays import MATRIX, means_its_numbers, refused, takers
+from tests.internals.test_validation import MATRIX, means_its_numbers, refused, takers
 
 NARROW = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lowrank_core.models.inspection import inspect
+from lowrank_core.models.inspection.layers import inspect
 from tests.interop.models import Transformer, lora_layers, train
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up", "down"]

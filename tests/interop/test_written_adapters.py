@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lowrank_core.models.extraction import extract
-from lowrank_core.models.merging import merge
-from lowrank_core.models.resizing import resize
+from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.operations.merging import merge
+from lowrank_core.models.operations.resizing import resize
 from tests.interop.models import Transformer, lora_layers
 
 # Two float32 forward passes of a few layers, in another order of sums: measured within 6e-7, and 3e-3 where the factors

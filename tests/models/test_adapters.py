@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lowrank_core.models.adapters import open_adapter
+from lowrank_core.models.formats import open_adapter
 
 PEFT = {"proj.lora_A.weight": np.ones((2, 6), np.float32), "proj.lora_B.weight": np.ones((4, 2), np.float32)}
 KOHYA = {"lora_te_x.lora_down.weight": np.ones((2, 6)), "lora_te_x.lora_up.weight": np.ones((4, 2))}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from lowrank_core import allocate_ranks, spectrum
-from lowrank_core.models.budgets import Budget, Source, layer_spectra
-from lowrank_core.models.extraction import extract
-from lowrank_core.models.merging import merge
-from lowrank_core.models.planning import plan, to_json
-from lowrank_core.models.resizing import resize
+from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
+from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.operations.merging import merge
+from lowrank_core.models.operations.planning import plan, to_json
+from lowrank_core.models.operations.resizing import resize
 from tests.models.models_on_disk import checkpoint_pair
 
 

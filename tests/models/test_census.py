@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core.models.census import (
+from lowrank_core.models.executors import local_processes
+from lowrank_core.models.inspection.census import (
     adapter_row,
     census,
     find_adapters,
@@ -21,13 +22,12 @@ from lowrank_core.models.census import (
     row_to_json,
     to_table,
 )
-from lowrank_core.models.executors import local_processes
 
 RANKS = (1, 2, 4)
 # Takes its time over each adapter, so that a kill falls between the first and the last.
 SLOW_RUN = """
 import sys, time
-from lowrank_core.models.census import census
+from lowrank_core.models.inspection.census import census
 census(sys.argv[1], ranks=[1, 2, 4], jsonl=sys.argv[2], progress=lambda *_: time.sleep(0.02))
 """
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core.models.checkpoints import difference, open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.checkpoints import difference, open_checkpoint, pair_checkpoints
 
 
 def write_sharded(folder, shards, weight_map=None):

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from lowrank_core.models.configuration import peft_config
-from lowrank_core.models.peft import PeftConfig, pattern_key
+from lowrank_core.models.formats.peft import PeftConfig, pattern_key
+from lowrank_core.models.formats.peft_configuration import peft_config
 
 NAMES = ["layers.1.q_proj", "layers.11.q_proj", "layers.1.q_proj.inner", "q_proj", "a+b.(c)"]
 
@@ -77,7 +77,7 @@ def test_settings_are_kept_but_for_what_they_say_of_layers_and_factors():
 def test_what_is_written_is_what_is_read(tmp_path):
     import json
 
-    from lowrank_core.models.peft import read_peft_config
+    from lowrank_core.models.formats.peft import read_peft_config
 
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(peft_config({"a": 4, "b": 2}, {"a": 8.0, "b": 1.5}, use_rslora=True)))

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core.models.adapters import open_adapter
-from lowrank_core.models.conversion import (
+from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.formats.placements import is_embedding_layer, is_kohya_layer
+from lowrank_core.models.operations.conversion import (
     check_base,
     check_no_magnitudes,
     finest_dtype,
     place_layers,
     product_of,
 )
-from lowrank_core.models.placements import is_embedding_layer, is_kohya_layer
 
 
 @pytest.fixture

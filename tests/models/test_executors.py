@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 from lowrank_core import rank_for_variance
 from lowrank_core.models import executors
 from lowrank_core.models.executors import dask_cluster, local_processes, map_in_order, path_for
-from lowrank_core.models.extraction import extract
-from lowrank_core.models.merging import merge
-from lowrank_core.models.resizing import resize
+from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.operations.merging import merge
+from lowrank_core.models.operations.resizing import resize
 from tests.models.models_on_disk import checkpoint_pair, fingerprint
 
 NINETY_PERCENT = partial(rank_for_variance, fraction=0.9)

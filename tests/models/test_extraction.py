@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core import rank_for_variance
-from lowrank_core.models.adapters import open_adapter
-from lowrank_core.models.extraction import extract
+from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.operations.extraction import extract
 from tests.models.models_on_disk import (
     LINEAR,
     assert_figures,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate, Spectrum, spectrum, update_with_spectrum
-from lowrank_core.models.factoring import (
+from lowrank_core.models.operations.factoring import (
     STORED_DTYPES,
     Form,
     as_dtype,
@@ -15,7 +15,7 @@ from lowrank_core.models.factoring import (
     factor,
     rank_of,
 )
-from lowrank_core.models.norms import product_norm, residual_norm, stacked
+from lowrank_core.models.operations.norms import product_norm, residual_norm, stacked
 from tests.models.models_on_disk import naive_figures
 
 FORMS = [Form("float64"), Form("float32", alpha=3.0, rule="rslora"), Form("bfloat16"), Form("float16", uniform=True)]

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core.models.files import frobenius_norm, open_file, read_json, read_tensors, row_blocks
+from lowrank_core.models.files.tensors import frobenius_norm, open_file, read_json, read_tensors, row_blocks
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "int8", "uint8", "bool"])
@@ -100,7 +100,7 @@ def test_a_missing_extra_names_the_line_that_installs_it(write_file):
     for missing in ("safetensors", "ml_dtypes"):
         code = (
             f"import sys; sys.modules[{missing!r}] = None\n"
-            "from pathlib import Path\nfrom lowrank_core.models.files import open_file\n"
+            "from pathlib import Path\nfrom lowrank_core.models.files.tensors import open_file\n"
             f"try:\n    open_file(Path({str(path)!r}))\nexcept ImportError as error:\n    print(error)"
         )
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -110,7 +110,7 @@ def test_a_missing_extra_names_the_line_that_installs_it(write_file):
 
 def test_reading_models_imports_neither_torch_nor_peft():
     code = (
-        "import sys, lowrank_core.models.inspection\n"
+        "import sys, lowrank_core.models.inspection.layers\n"
         "print(sorted({'torch', 'peft', 'safetensors', 'ml_dtypes'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from lowrank_core.models.adapters import open_adapter
-from lowrank_core.models.configuration import peft_config
-from lowrank_core.models.factoring import Form, factor
-from lowrank_core.models.headers import Header, check_headers, described_adapter, headers_of, kohya_dimensions
-from lowrank_core.models.placements import Placement, kohya_placement, peft_placement
+from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.formats.headers import Header, check_headers, described_adapter, headers_of, kohya_dimensions
+from lowrank_core.models.formats.peft_configuration import peft_config
+from lowrank_core.models.formats.placements import Placement, kohya_placement, peft_placement
+from lowrank_core.models.operations.factoring import Form, factor
 
 
 @pytest.fixture

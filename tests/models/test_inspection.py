@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import lowrank_core.models.inspection as room
-from lowrank_core.models.inspection import LayerFailure, inspect, layer_reports, open_updates, to_json, to_rows
+import lowrank_core.models.inspection.layers as room
+from lowrank_core.models.inspection.layers import LayerFailure, inspect, layer_reports, open_updates, to_json, to_rows
 
 RANKS = (0, 1, 3, 50)
 

@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core.models.adapters import open_adapter
+from lowrank_core.models.formats import open_adapter
 
 NAME = "lora_unet_down_blocks_0_attn_to_q"
 

@@ -5,8 +5,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core.models.files import open_file
-from lowrank_core.models.layers import AdapterLayer, OtherTensor
+from lowrank_core.models.files.tensors import open_file
+from lowrank_core.models.formats.adapter import AdapterLayer, OtherTensor
 
 
 def make_layer(write_file, A, B, **changes):

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lowrank_core import truncate
-from lowrank_core.models.extraction import extract
-from lowrank_core.models.resizing import resize
+from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.operations.resizing import resize
 
 SHAPE, LAYER = (256, 1024), 256 * 1024 * 4
 # Factors far larger than the few kilobytes that a layer's report takes, which do add up.

@@ -5,8 +5,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core import rank_for_variance
-from lowrank_core.models.merging import merge
-from lowrank_core.models.resizing import resize
+from lowrank_core.models.operations.merging import merge
+from lowrank_core.models.operations.resizing import resize
 from tests.models.models_on_disk import assert_figures, written_updates
 
 SHAPES = {"a.q": (20, (12,)), "a.conv": (9, (4, 3, 2))}

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from lowrank_core.models.adapters import open_adapter
-from lowrank_core.models.peft import pattern_key, read_peft_config
+from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.formats.peft import pattern_key, read_peft_config
 
 MODULE = "model.layers.11.self_attn.q_proj"
 

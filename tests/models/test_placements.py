@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.adapters import open_adapter
-from lowrank_core.models.placements import (
+from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.formats.placements import (
     check_distinct,
     kohya_key,
     kohya_placement,

@@ -12,10 +12,10 @@ import safetensors
 from safetensors.numpy import save
 
 from lowrank_core.cli.app import main
-from lowrank_core.models.census import census
-from lowrank_core.models.checkpoints import open_checkpoint
-from lowrank_core.models.files import FLOATING, INTEGER, open_file
-from lowrank_core.models.inspection import Inspection, inspect
+from lowrank_core.models.files.checkpoints import open_checkpoint
+from lowrank_core.models.files.tensors import FLOATING, INTEGER, open_file
+from lowrank_core.models.inspection.census import census
+from lowrank_core.models.inspection.layers import Inspection, inspect
 
 from .mutants import CONFIG, hostile_files, join, kohya_file, lying_values, mutants, peft_file, split, swelling_files
 

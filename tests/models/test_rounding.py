@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core import spectrum, update_with_spectrum
-from lowrank_core.models.extraction import extract
-from lowrank_core.models.inspection import inspect, to_json, to_rows
-from lowrank_core.models.rounding import AboveNoise
-from lowrank_core.storage import storage_noise
+from lowrank_core.models.inspection.layers import inspect, to_json, to_rows
+from lowrank_core.models.inspection.rounding import AboveNoise
+from lowrank_core.models.operations.extraction import extract
+from lowrank_core.rounding_noise import storage_noise
 
 BFLOAT16 = ml_dtypes.bfloat16
 # Sizes of an update of rank 3: many steps of the stored weights, about one, far under one, and none.
@@ -54,7 +54,7 @@ def test_inspect_reports_what_is_rounding(pair):
 
 
 def test_each_weight_is_read_once(pair, monkeypatch):
-    from lowrank_core.models import files
+    from lowrank_core.models.files.tensors import tensors as files
 
     reads = []
     read = files.read_tensors

@@ -11,9 +11,9 @@ import pytest
 import safetensors
 from safetensors.numpy import load_file
 
-from lowrank_core.models import writing
-from lowrank_core.models.extraction import extract
-from lowrank_core.models.writing import check_replaceable, replacing, stream_tensors
+from lowrank_core.models.files import writing
+from lowrank_core.models.files.writing import check_replaceable, replacing, stream_tensors
+from lowrank_core.models.operations.extraction import extract
 from tests.models.models_on_disk import checkpoint_pair, fingerprint
 
 TENSORS = {
@@ -199,8 +199,9 @@ def test_a_kill_in_the_middle_leaves_the_old_adapter_whole(tmp_path, rng, out, s
     script = textwrap.dedent(
         """
         import os, signal, sys
-        from lowrank_core.models import layerwise, writing
-        from lowrank_core.models.extraction import extract
+        from lowrank_core.models.files import writing
+        from lowrank_core.models.operations import pipeline as layerwise
+        from lowrank_core.models.operations.extraction import extract
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,133 @@
+"""Eigenvalues of one large Gram matrix in two stages: in tiles, to a band, to three diagonals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core._linalg import thresholds
+from lowrank_core._linalg.threads import Team, blas_threads
+
+__all__ = ["band_of", "gram_eigenvalues", "lower_tiles", "tridiagonal_eigenvalues"]
+
+Floats = NDArray[np.float64]
+
+# Parts that the matrix is cut into while it is reduced, each with sums of its own, so that the bits do not depend on
+# how many threads take them.
+PARTS = 4
+
+# Rows of the Gram matrix that are formed together: a product with fewer would not run at full speed, with more it
+# would form more of what lies above the diagonal.
+STRIP = 256
+
+
+def gram_eigenvalues(matrix: NDArray[Any], workers: int, *, of_rows: bool) -> tuple[Floats, float, int]:
+    """Find the eigenvalues of X Xᵀ (of rows) or Xᵀ X over 4^exponent, ascending; give the trace and the exponent too.
+
+    What rounding makes negative is zero.
+    """
+    from lowrank_core._linalg.kernels.band import chase
+
+    size = min(matrix.shape)
+    diagonal, squares = np.empty(size), np.empty(size)
+    # BLAS would keep its threads looking for work while ours need the cores.
+    with blas_threads(1), Team(workers) as team:
+        tiles = lower_tiles(matrix, team, of_rows=of_rows)
+        rows = np.arange(-(-size // tiles.shape[-1]))
+        entries = np.diagonal(tiles[rows * (rows + 3) // 2], axis1=-2, axis2=-1)
+        exponent = int(np.frexp(np.max(entries))[1]) // 2
+        trace = float(np.sum(entries))
+        if exponent:
+            # So that what is squared on the way stays in range.
+            np.multiply(tiles, np.ldexp(1.0, -2 * exponent), out=tiles)
+        chase(band_of(tiles, size, team), diagonal, squares)
+        return tridiagonal_eigenvalues(diagonal, squares, team), trace, exponent
+
+
+def lower_tiles(matrix: NDArray[Any], team: Team, *, of_rows: bool) -> Floats:
+    """Form the tiles of the lower triangle of X Xᵀ (of rows) or Xᵀ X in float64, zero beyond the matrix.
+
+    Shape (tiles, TILE, TILE), those on the diagonal whole, one tile row after the other. X is converted in blocks along
+    its other side, never as a whole.
+    """
+    from lowrank_core._linalg.kernels.band import TILE
+
+    size, length = matrix.shape if of_rows else matrix.shape[::-1]
+    rows = -(-size // TILE)
+    tiles = np.zeros((rows * (rows + 1) // 2, TILE, TILE))
+    step = min(length, max(thresholds.BLOCK_ENTRIES // size, -(-size // 4)))
+    block = np.zeros((step, rows * TILE))
+
+    def add(top: int) -> None:
+        bottom = min(top + STRIP, rows * TILE)
+        strip = block[:, top:bottom].T @ block[:, :bottom]
+        for row in range(top // TILE, bottom // TILE):
+            first = row * (row + 1) // 2
+            part = strip[row * TILE - top :][:TILE, : (row + 1) * TILE].reshape(TILE, row + 1, TILE)
+            tiles[first : first + row + 1] += part.swapaxes(0, 1)
+
+    for start in range(0, length, step):
+        chosen = matrix[:, start : start + step].T if of_rows else matrix[start : start + step]
+        block = block[: len(chosen)]
+        block[:, :size] = chosen
+        team.map(add, range(0, rows * TILE, STRIP)[::-1])
+    return tiles
+
+
+def band_of(tiles: Floats, size: int, team: Team) -> Floats:
+    """Reduce a symmetric matrix to a band of the same eigenvalues, for `kernels.band.chase`; the tiles are used up.
+
+    Reflectors I − V T Vᵀ reduce each panel of columns to what reaches BAND below the diagonal; from both sides they
+    make A − V Wᵀ − W Vᵀ of A, where W = A V T − ½ V Tᵀ Vᵀ A V T (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput. 10
+    (1989) 53; T from Vᵀ V after Puglisi, ibid. 13 (1992) 723). The pass for the next panel's A V subtracts that.
+    """
+    from lowrank_core._linalg.kernels.band import BAND, DEPTH, apply, packed, panel
+
+    end = -(-size // BAND) * BAND
+    flat = tiles.reshape(-1)
+    band = np.zeros((end + 3 * BAND) * (2 * BAND + 1))
+    left, right = np.zeros((end, DEPTH)), np.zeros(end * DEPTH)
+    V, W, product = np.zeros((3, end, BAND))
+    shares = np.empty((PARTS, end * BAND))
+
+    def multiply(part: int) -> None:
+        apply(flat, below, end, left.reshape(-1), right, V.reshape(-1), shares, part)
+
+    for begin in range(0, end, BAND):  # pragma: no branch - the last panel leaves
+        panel(flat, begin, end, left.reshape(-1), right, V.reshape(-1), band)
+        below = begin + BAND
+        if below == end:
+            break
+        team.map(multiply, range(PARTS))
+        v, w, p = V[below:], W[below:], product[below:]
+        np.sum(shares[:, below * BAND :], axis=0, out=p.reshape(-1))
+        T = np.linalg.inv(np.triu(v.T @ v, 1) + np.eye(BAND))
+        half = 0.5 * (T.T @ (v.T @ p) @ T)
+        # In place: memory that is new each time would take as long as the products.
+        np.matmul(p, T, out=w)
+        np.subtract(w, np.matmul(v, half, out=p), out=w)
+        np.negative(v, out=left[below:, :BAND])
+        np.negative(w, out=left[below:, BAND:])
+        packed(W.reshape(-1), below, right, 0)
+        packed(V.reshape(-1), below, right, BAND)
+    return band
+
+
+def tridiagonal_eigenvalues(diagonal: Floats, squares: Floats, team: Team) -> Floats:
+    """Find the eigenvalues of three diagonals, as `kernels.band.chase` gives them, ascending; none below zero."""
+    from lowrank_core._linalg.kernels.bisection import NEGLIGIBLE, TOGETHER, bisect
+
+    beside = np.sqrt(np.roll(squares, 1))
+    # Gershgorin's discs end there.
+    highest, exponent = np.frexp(np.max(diagonal + beside + np.sqrt(squares)))
+    scaled, off = np.ldexp(diagonal, -exponent), np.ldexp(beside, -exponent)
+    couplings = np.where(off < NEGLIGIBLE * highest, 0.0, off * off)
+    eigenvalues = np.empty((-(-diagonal.size // TOGETHER), TOGETHER))
+
+    def find(chosen: int) -> None:
+        bisect(scaled, couplings, highest, chosen * TOGETHER, eigenvalues[chosen])
+
+    team.map(find, range(len(eigenvalues)))
+    return np.ldexp(eigenvalues.reshape(-1)[: diagonal.size], exponent)

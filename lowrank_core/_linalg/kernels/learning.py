@@ -1,0 +1,325 @@
+"""Learning an update by descent on its factors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
+from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, spread, store
+
+__all__ = ["learn"]
+
+# Below this squared relative error the trace form has lost more than four of its sixteen digits to cancellation, and
+# the residual itself is formed instead.
+RESIDUAL_BELOW = 1e-4
+
+# A stride that the compiler does not know: for a literal 1, Numba would compile what it is given to once more.
+ONE: Any = np.int64(1)
+
+
+@kernel
+def _tile(
+    X: Floats, x: int, across: int, along: int, Y: Floats, y: int, columns: int, inner: int, out: Floats, at: int
+) -> None:
+    """Fill four rows and sixteen columns of a product, which stay in registers while the inner index runs.
+
+    The arrays are flattened; entry (i, k) of the four rows of X stands at x + i·across + k·along.
+    """
+    zero = spread(0.0)
+    a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
+    for k in range(inner):
+        left, right = load(Y, y + k * columns), load(Y, y + k * columns + WIDTH)
+        entry = x + k * along
+        x0, x1 = spread(X[entry]), spread(X[entry + across])
+        x2, x3 = spread(X[entry + 2 * across]), spread(X[entry + 3 * across])
+        a0, a1, a2, a3 = fused(x0, left, a0), fused(x1, left, a1), fused(x2, left, a2), fused(x3, left, a3)
+        b0, b1, b2, b3 = fused(x0, right, b0), fused(x1, right, b1), fused(x2, right, b2), fused(x3, right, b3)
+    store(out, at, a0)
+    store(out, at + WIDTH, b0)
+    store(out, at + columns, a1)
+    store(out, at + columns + WIDTH, b1)
+    store(out, at + 2 * columns, a2)
+    store(out, at + 2 * columns + WIDTH, b2)
+    store(out, at + 3 * columns, a3)
+    store(out, at + 3 * columns + WIDTH, b3)
+
+
+@kernel
+def _product(X: Floats, across: int, along: int, Y: Floats, rows: int, inner: int, columns: int, out: Floats) -> None:
+    """Fill out (rows, columns), flattened, with X Y, where entry (i, k) of X stands at i·across + k·along."""
+    tall, wide = rows - rows % 4, columns - columns % (2 * WIDTH)
+    for i in range(0, tall, 4):
+        for j in range(0, wide, 2 * WIDTH):
+            _tile(X, i * across, across, along, Y, j, columns, inner, out, i * columns + j)
+    for i in range(rows):
+        # What tiles do not cover, four rows of Y at a time: a pass over a row of `out` does four fused steps, not one.
+        start = wide if i < tall else 0
+        for j in range(start, columns):
+            out[i * columns + j] = 0.0
+        whole = inner - inner % 4
+        for k in range(0, whole, 4):
+            at, y = i * across + k * along, k * columns
+            a0, a1, a2, a3 = X[at], X[at + along], X[at + 2 * along], X[at + 3 * along]
+            for j in range(start, columns):
+                out[i * columns + j] += (
+                    a0 * Y[y + j] + a1 * Y[y + columns + j] + a2 * Y[y + 2 * columns + j] + a3 * Y[y + 3 * columns + j]
+                )
+        for k in range(whole, inner):
+            a0, y = X[i * across + k * along], k * columns
+            for j in range(start, columns):
+                out[i * columns + j] += a0 * Y[y + j]
+
+
+@kernel
+def _multiply(X: Floats, Y: Floats, out: Floats) -> None:
+    """Fill the first rows of out with X @ Y."""
+    rows, inner = X.shape
+    columns = Y.shape[1]
+    _product(X.reshape(X.size), inner, ONE, Y.reshape(Y.size), rows, inner, columns, out.reshape(out.size))
+
+
+@kernel
+def _gram(X: Floats, out: Floats) -> None:
+    """Fill out = Xᵀ X: where tiles cover it, those on and above the diagonal; then the mirror image."""
+    rows, columns = X.shape
+    flat, filled = X.reshape(X.size), out.reshape(out.size)
+    if columns % (2 * WIDTH) == 0:
+        for i in range(0, columns, 4):
+            for j in range(i - i % (2 * WIDTH), columns, 2 * WIDTH):
+                _tile(flat, i, ONE, columns, flat, j, columns, rows, filled, i * columns + j)
+    else:
+        _product(flat, ONE, columns, flat, columns, rows, columns, filled)
+    for i in range(columns):
+        for j in range(i):
+            out[i, j] = out[j, i]
+
+
+@kernel
+def _inner(X: Floats, Y: Floats) -> float:
+    """Sum of the products of the entries, row by row."""
+    total = 0.0
+    for i in range(X.shape[0]):
+        row = 0.0
+        for j in range(X.shape[1]):
+            row += X[i, j] * Y[i, j]
+        total += row
+    return total
+
+
+@kernel
+def _pull(diagonal: Floats, dense: Floats, X: Floats, out: Floats) -> None:
+    """Fill out = Δ @ X, for Δ dense or, where `dense` is empty, diagonal."""
+    if dense.size > 0:
+        _multiply(dense, X, out)
+        return
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = diagonal[i] * X[i, j] if i < diagonal.size else 0.0
+
+
+@kernel
+def _residual(diagonal: Floats, dense: Floats, B: Floats, A_rows: Floats, weight: float, block: Floats) -> float:
+    """‖weight · B A − Δ‖², in blocks of rows."""
+    total = 0.0
+    for start in range(0, B.shape[0], block.shape[0]):
+        stop = min(start + block.shape[0], B.shape[0])
+        _multiply(B[start:stop], A_rows, block)
+        for i in range(start, stop):
+            row = 0.0
+            for j in range(A_rows.shape[1]):
+                target = 0.0
+                if dense.size > 0:
+                    target = dense[i, j]
+                elif i == j:
+                    target = diagonal[i]
+                difference = weight * block[i - start, j] - target
+                row += difference * difference
+            total += row
+    return total
+
+
+@kernel
+def _to_gradient(X: Floats, pull: Floats, gamma: float, weight: float) -> None:
+    """Turn X, which holds a factor times the other's Gram matrix, into the gradient γ(weight·X − pull)."""
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            X[i, j] = gamma * (weight * X[i, j] - pull[i, j])
+
+
+@kernel
+def _descend(X: Floats, gradient: Floats, rate: float) -> None:
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            X[i, j] -= rate * gradient[i, j]
+
+
+@kernel
+def _descend_adam(
+    X: Floats, gradient: Floats, means: Floats, squares: Floats, step: int, rate: float, epsilon: float
+) -> None:
+    """One step of Adam, β 0.9 and 0.999 (Kingma and Ba, arXiv:1412.6980, algorithm 1)."""
+    mean_bias = 1.0 - 0.9**step
+    square_bias = 1.0 - 0.999**step
+    for i in range(X.shape[0]):
+        for j in range(X.shape[1]):
+            g = gradient[i, j]
+            mean = 0.9 * means[i, j] + 0.1 * g
+            square = 0.999 * squares[i, j] + 0.001 * (g * g)
+            means[i, j] = mean
+            squares[i, j] = square
+            X[i, j] -= rate * (mean / mean_bias) / (math.sqrt(square / square_bias) + epsilon)
+
+
+@kernel
+def _squares_of(values: Floats) -> float:
+    """Sum of squares from the small end of a descending row."""
+    total = 0.0
+    for i in range(values.size - 1, -1, -1):
+        total += values[i] * values[i]
+    return total
+
+
+@kernel
+def _power_of_two(exponent: int) -> float:
+    # Clipped where float64 ends: a factor that large has diverged whatever its last digits.
+    return math.ldexp(1.0, int(min(exponent, 1023)))
+
+
+@kernel
+def _learn_once(
+    diagonal: Floats,
+    dense: Floats,
+    transposed: Floats,
+    total: float,
+    exponent: int,
+    A: Floats,
+    B: Floats,
+    gamma: float,
+    adam: bool,
+    learning_rate: float,
+    epsilon: float,
+    curve: Floats,
+    norms: Floats,
+) -> None:
+    """One run from the A and B given; fills the relative errors and the gradient norms, inf from where it diverged.
+
+    Δ is held over 2^e, so that updates of 1e±200 stay in range, and B over 2^c: gradient descent takes B to the size
+    of Δ, so c = e; Adam moves B by about the rate whatever Δ, so c = e only where Δ is the smaller. B's gradient is
+    2^e times what is held, A's 2^(e + c) times. Adam does not see the scale of a gradient; only its ε does.
+    """
+    rank = A.shape[1]
+    A_gradient, A_pull = np.empty_like(A), np.empty_like(A)
+    B_gradient, B_pull = np.empty_like(B), np.empty_like(B)
+    A_gram, B_gram = np.empty((rank, rank)), np.empty((rank, rank))
+    A_rows, block = np.empty((rank, A.shape[0])), np.empty((16, A.shape[0]))
+    A_means, A_squares = np.zeros((A.shape[0], rank)), np.zeros((A.shape[0], rank))
+    B_means, B_squares = np.zeros((B.shape[0], rank)), np.zeros((B.shape[0], rank))
+    carried = min(exponent, 0) if adam else exponent
+    B_unit, A_unit = _power_of_two(exponent), _power_of_two(exponent + carried)
+    weight = gamma * _power_of_two(carried - exponent)
+    B_rate = learning_rate * (_power_of_two(-carried) if adam else 1.0)
+    A_rate = learning_rate * (1.0 if adam else A_unit)
+    B_epsilon, A_epsilon = epsilon * _power_of_two(-exponent), epsilon * _power_of_two(-exponent - carried)
+    for t in range(curve.size):  # pragma: no branch - the last error returns
+        _gram(A, A_gram)
+        _gram(B, B_gram)
+        _pull(diagonal, dense, A, B_pull)
+        squared = (weight * weight * _inner(A_gram, B_gram) - 2.0 * weight * _inner(B, B_pull)) / total + 1.0
+        if squared < RESIDUAL_BELOW:
+            for i in range(A.shape[0]):
+                for j in range(rank):
+                    A_rows[j, i] = A[i, j]
+            squared = _residual(diagonal, dense, B, A_rows, weight, block) / total
+        if not squared < math.inf:
+            for later in range(t, curve.size):
+                curve[later] = math.inf
+            for later in range(t, norms.size):
+                norms[later] = math.inf
+            return
+        curve[t] = math.sqrt(squared)
+        if t == norms.size:
+            return
+        _pull(diagonal, transposed, B, A_pull)
+        _multiply(B, A_gram, B_gradient)
+        _multiply(A, B_gram, A_gradient)
+        _to_gradient(B_gradient, B_pull, gamma, weight)
+        _to_gradient(A_gradient, A_pull, gamma, weight)
+        B_norm, A_norm = math.sqrt(_inner(B_gradient, B_gradient)), math.sqrt(_inner(A_gradient, A_gradient))
+        norms[t] = math.hypot(B_unit * B_norm, A_unit * A_norm)
+        if adam:
+            _descend_adam(B, B_gradient, B_means, B_squares, t + 1, B_rate, B_epsilon)
+            _descend_adam(A, A_gradient, A_means, A_squares, t + 1, A_rate, A_epsilon)
+        else:
+            _descend(B, B_gradient, B_rate)
+            _descend(A, A_gradient, A_rate)
+
+
+@kernel
+def learn(
+    first: int,
+    last: int,
+    diagonals: Floats,
+    dense: Floats,
+    transposed: Floats,
+    exponents: Integers,
+    initial: Floats,
+    ranks: Integers,
+    scalings: Floats,
+    adam: bool,
+    learning_rate: float,
+    epsilon: float,
+    curves: Floats,
+    gradient_norms: Floats,
+    finals: Floats,
+) -> None:
+    """Learn Δ by descent on ½‖γBA − Δ‖² from B = 0, for the settings first … last − 1, with all their repeats.
+
+    A setting is (rank, batch item, rule), flattened in that order.
+
+    Parameters
+    ----------
+    diagonals : (batch, p), the updates in their singular bases; empty (batch, 0) where `dense` holds them
+    dense, transposed : (batch, m, n) and (batch, n, m), the updates themselves; empty (batch, 0, 0) for diagonals
+    exponents : (batch,), the updates were divided by 2^exponents, so that their squares are in range
+    initial : (repeats, n, largest rank), the starting A transposed
+    scalings : (rules, ranks)
+    curves : (batch, rules, ranks, steps + 1), mean relative error; zero on entry
+    gradient_norms : (batch, rules, ranks, steps), mean norm of both gradients; zero on entry
+    finals : (batch, rules, ranks, repeats), relative error after the last step; zero on entry
+    """
+    rules, repeats, steps = scalings.shape[0], initial.shape[0], gradient_norms.shape[3]
+    batch, rows = diagonals.shape[0], max(diagonals.shape[1], dense.shape[1])
+    curve, norms = np.empty(steps + 1), np.empty(steps)
+    for setting in range(first, last):
+        rule, item, at = setting % rules, (setting // rules) % batch, setting // (rules * batch)
+        total = _squares_of(diagonals[item]) + _inner(dense[item], dense[item])
+        if total == 0.0:
+            continue  # A zero update is learnt before the first step: error and gradients stay 0.
+        for repeat in range(repeats):
+            A, B = np.empty((initial.shape[1], ranks[at])), np.zeros((rows, ranks[at]))
+            for i in range(A.shape[0]):
+                for j in range(A.shape[1]):
+                    A[i, j] = initial[repeat, i, j]
+            _learn_once(
+                diagonals[item],
+                dense[item],
+                transposed[item],
+                total,
+                exponents[item],
+                A,
+                B,
+                scalings[rule, at],
+                adam,
+                learning_rate,
+                epsilon,
+                curve,
+                norms,
+            )
+            for t in range(steps + 1):
+                curves[item, rule, at, t] += curve[t] / repeats
+            for t in range(steps):
+                gradient_norms[item, rule, at, t] += norms[t] / repeats
+            finals[item, rule, at, repeat] = curve[steps]

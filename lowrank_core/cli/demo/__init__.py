@@ -1,0 +1,1 @@
+"""The demonstration: the article's experiments, their tables and their figure."""

@@ -1,0 +1,167 @@
+"""The demo's report for the terminal: figures in, rich renderables out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lowrank_core.cli.demo.article import RULES, Article, Learning, Reconstruction
+from lowrank_core.cli.demo.verdicts import Verdict, name_of, rate_of
+from lowrank_core.cli.tables import note, prose_table, section, table
+
+__all__ = ["demo"]
+
+OPTIMIZER_LABELS = {"sgd": "descent", "adam": "Adam"}
+OUTCOME_STYLES = {"holds": "bold green", "holds in part": "bold yellow", "fails": "bold red", "undecided": "bold"}
+LEADING = 8
+TRUNCATION_NOTE = (
+    "Best is γ = 1 (Eckart–Young). Any other γ has error √((1−γ)²·H + T) / N, where H is what rank r holds of the "
+    "squared norm N² and T = N² − H is the rest."
+)
+
+
+def demo(article: Article, verdicts: Sequence[Verdict]) -> Iterator[RenderableType]:
+    """Lay out the whole demo, section by section.
+
+    Parameters
+    ----------
+    article : Article
+    verdicts : sequence of Verdict
+
+    Yields
+    ------
+    rich renderable
+    """
+    settings = article.settings
+    yield Text.assemble(
+        ("Style, facts and the rank of an update", "bold"),
+        f"\n{settings.size} × {settings.size}, α = {settings.alpha:g}, seed {settings.seed}",
+    )
+    yield section("1  What rank r can hold", _leading(article), _captured(article))
+    yield section("2  What a scaling rule multiplies by", _scalings(article))
+    yield section("3  Truncate by SVD, then scale: relative error", _reconstructions(article), note(TRUNCATION_NOTE))
+    yield section(
+        "4  Learn the facts spectrum from B = 0: relative error",
+        _learned(article),
+        note(_learning_note(article)),
+    )
+    yield section(
+        f"5  The two experiments on the facts, side by side ({name_of(article.learning[0])})",
+        _side_by_side(article),
+        Text(),
+        _reach_of_proof(),
+    )
+    yield section("6  The article's claims, judged by the figures above", _verdicts(verdicts))
+
+
+def _leading(article: Article) -> Text:
+    lines = [
+        f"{update.name:<5}  {'  '.join(f'{value:.2f}' for value in update.singular_values[:LEADING])}"
+        + ("  …" if update.singular_values.size > LEADING else "")
+        for update in (article.style, article.facts)
+    ]
+    return Text("Leading singular values\n" + "\n".join(lines) + "\n")
+
+
+def _captured(article: Article) -> Table:
+    rows = table("r", "variance:\nstyle", "facts", "best error:\nstyle", "facts")
+    for rank in article.settings.ranks:
+        rows.add_row(
+            str(rank),
+            *(f"{100 * update.captured[rank - 1]:.4f} %" for update in (article.style, article.facts)),
+            *(f"{update.best[rank - 1]:.6f}" for update in (article.style, article.facts)),
+        )
+    return rows
+
+
+def _scalings(article: Article) -> Table:
+    scalings = article.scalings
+    rows = table("r", "γ:\nα/r", "α/√r", "gain γ²r:\nα/r", "α/√r")
+    for row, rank in enumerate(scalings.ranks):
+        columns = [figures[rule] for figures in (scalings.gamma, scalings.gain) for rule in RULES]
+        rows.add_row(str(rank), *(f"{column[row]:.5g}" for column in columns))
+    return rows
+
+
+def _reconstructions(article: Article) -> Table:
+    rows = table("r", "style:\nbest", "α/r", "α/√r", "facts:\nbest", "α/r", "α/√r")
+    for rank in article.settings.ranks:
+        rows.add_row(str(rank), *_errors(article.style, rank), *_errors(article.facts, rank))
+    return rows
+
+
+def _errors(update: Reconstruction, rank: int) -> list[str]:
+    columns = (update.best, *(update.errors[rule] for rule in RULES))
+    return [f"{column[rank - 1]:.6f}" for column in columns]
+
+
+def _learned(article: Article) -> Table:
+    rows = table("r", "best", *(heading for learning in article.learning for heading in _learning_headings(learning)))
+    for row, rank in enumerate(article.learning[0].ranks):
+        errors = (learning.errors[rule][row] for learning in article.learning for rule in RULES)
+        rows.add_row(str(rank), _error(article.learning[0].best[row]), *(_error(error) for error in errors))
+    return rows
+
+
+def _learning_headings(learning: Learning) -> tuple[str, str]:
+    return f"{OPTIMIZER_LABELS[learning.optimizer]}\n{rate_of(learning)}:\nα/r", "α/√r"
+
+
+def _error(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "diverged"
+
+
+def _learning_note(article: Article) -> str:
+    first = article.learning[0]
+    largest = max(_largest(learning) for learning in article.learning)
+    return (
+        f"{first.steps} steps, mean of {first.repeats} starts; their standard deviation is at most {largest:.3f}. "
+        "Gradient descent sees the spectrum alone; Adam, which is not rotation-invariant, sees the same spectrum in "
+        "random bases. No update of rank r is below the best."
+    )
+
+
+def _largest(learning: Learning) -> float:
+    spread: NDArray[np.float64] = np.concatenate(list(learning.spread.values()))
+    return float(np.max(spread[np.isfinite(spread)], initial=0.0))
+
+
+def _side_by_side(article: Article) -> Table:
+    facts, descent = article.facts, article.learning[0]
+    rows = table("r", "truncated:\nbest", "α/r", "α/√r", "learned:\nbest", "α/r", "α/√r")
+    for row, rank in enumerate(descent.ranks):
+        truncated = [figures[rank - 1] for figures in (facts.best, *(facts.errors[rule] for rule in RULES))]
+        learned = [figures[row] for figures in (descent.best, *(descent.errors[rule] for rule in RULES))]
+        rows.add_row(str(rank), *map(_error, truncated + learned))
+    return rows
+
+
+def _reach_of_proof() -> Table:
+    rows = prose_table("", "truncated, then scaled", "learned from B = 0")
+    rows.add_row(
+        "can\nprove",
+        "What rank r can hold at best, and what a γ does to factors that already have the right size.",
+        "How far a fixed number of steps gets under each γ, at this rate and from this start.",
+    )
+    rows.add_row(
+        "cannot\nprove",
+        "Which rule trains better: these factors were never trained under it, so every γ ≠ 1 is only a mistake.",
+        "What another rate for each rank would reach, nor how a real loss behaves: this one is the distance to the "
+        "update itself.",
+    )
+    return rows
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> Table:
+    rows = Table.grid(padding=(0, 2, 1, 0))
+    rows.add_column(no_wrap=True)
+    rows.add_column(ratio=1)
+    for verdict in verdicts:
+        outcome = Text(verdict.outcome.upper(), style=OUTCOME_STYLES[verdict.outcome])
+        rows.add_row(outcome, Text.assemble(verdict.claim, ("\n" + verdict.because, "dim")))
+    return rows

@@ -1,0 +1,1 @@
+"""Reports for the terminal and figures of them."""

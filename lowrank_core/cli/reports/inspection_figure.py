@@ -1,0 +1,166 @@
+"""The figure of an inspection: spectra, best error against rank, and the rank for 95 % of the variance, by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from lowrank_core import Spectrum, reconstruction_error
+from lowrank_core.cli.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    LineStyle,
+    Look,
+    place_labels,
+    plain_decades,
+    plot,
+    rank_ticks,
+    style,
+)
+from lowrank_core.cli.names import by_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from lowrank_core.models.inspection.report import Inspection, LayerReport
+
+__all__ = ["draw"]
+
+Curve = Callable[["LayerReport", NDArray[np.int64]], NDArray[np.float64]]
+
+FRACTION = 0.95
+POINTS = 200
+LONGEST_LABEL = 20
+SMALLEST = 1e-6
+LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
+    (BLUE, "-", "o"),
+    (VERMILION, (0, (5, 2)), "s"),
+    (GREEN, (0, (3, 1, 1, 1)), "^"),
+    (PURPLE, (0, (1, 1.2)), "v"),
+    (ORANGE, (0, (7, 2, 1, 2)), "D"),
+    (BLACK, (0, (2, 1)), "P"),
+    (SKY, (0, (7, 2)), "X"),
+    (GREY, "-", "p"),
+)
+
+
+def draw(report: Inspection) -> Figure:
+    """Draw an inspection.
+
+    Parameters
+    ----------
+    report : Inspection
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left, the singular values over the largest, and the best possible error against rank: every layer a thin line,
+        the median of each kind of layer a thick one (of all layers, where there are many kinds). Right, the rank for
+        95 % of the variance, a dot for each layer, the darker the deeper in the model.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw: no layer, or no update but zero.
+    """
+    drawn = {layer.name: layer for layer in report.layers if layer.norm > 0}
+    kinds = {name: [drawn[member] for member in members] for name, members in by_kind(drawn).items()}
+    if not kinds:
+        raise ValueError("there is no figure to draw: every update is zero.")
+    with style():
+        figure = Figure(figsize=(16, max(5.2, 1.6 + 0.32 * len(kinds))), layout="constrained")
+        spectra, errors, ranks = figure.subplots(1, 3)
+        whose = report.path if report.base is None else f"{report.path} − {report.base}"
+        figure.suptitle(f"{whose}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
+        _lines(spectra, kinds, _relative_values)
+        spectra.set(title="Spectra", xlabel="index i", ylabel="σᵢ / σ₁", xscale="log", yscale="log")
+        spectra.set_ylim(bottom=max(SMALLEST, spectra.get_ylim()[0]))
+        plain_decades(spectra.yaxis)
+        _rank_axis(spectra, kinds)
+        _lines(errors, kinds, _best_errors, labelled=False)
+        errors.set(
+            title="Best possible error", xlabel="rank r", ylabel="relative error", xscale="log", ylim=(-0.03, 1.03)
+        )
+        _rank_axis(errors, kinds)
+        # The curves meet in one point at the full rank, so labels at their ends would not say which is which.
+        errors.legend(loc="best", framealpha=0.9, edgecolor="none", fontsize=10, handlelength=3.5)
+        _needed(ranks, kinds)
+        place_labels(figure)
+    return figure
+
+
+def _relative_values(layer: LayerReport, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    relative: NDArray[np.float64] = layer.singular_values[indices - 1] / layer.singular_values[0]
+    return relative
+
+
+def _best_errors(layer: LayerReport, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    values, norm = layer.singular_values, np.asarray(layer.norm)
+    return np.asarray(reconstruction_error(Spectrum(values, norm, layer.shape, complete=True), ranks))
+
+
+def _lines(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]], curve: Curve, *, labelled: bool = True) -> None:
+    layers = [layer for members in kinds.values() for layer in members]
+    shown = kinds if len(kinds) <= len(LOOKS) else {f"median of {len(layers)}": layers}
+    for nth, ((name, members), look) in enumerate(zip(shown.items(), LOOKS, strict=False)):
+        grid = _thinned(max(layer.singular_values.size for layer in members))
+        table = np.full((len(members), grid.size), np.nan)
+        for row, layer in zip(table, members, strict=True):
+            held = grid <= layer.singular_values.size
+            row[held] = curve(layer, grid[held])
+        axes.plot(grid, table.T, color="#c4c4c4", linewidth=0.6, zorder=1)
+        every = max(1, grid.size // 6)
+        shown_name = _shortened(name)
+        plot(
+            axes,
+            grid,
+            np.nanmedian(table, axis=0),
+            Look(shown_name, *look),
+            None if labelled else "",
+            label=shown_name,
+            markevery=(nth * 5 % every, every),
+        )
+
+
+def _rank_axis(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
+    largest = max(layer.singular_values.size for members in kinds.values() for layer in members)
+    rank_ticks(axes, [2**power for power in range(largest.bit_length())])
+
+
+def _thinned(last: int) -> NDArray[np.int64]:
+    return np.unique(np.geomspace(1, last, POINTS).round().astype(np.int64))
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_LABEL else f"…{name[1 - LONGEST_LABEL :]}"
+
+
+def _needed(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
+    for row, members in enumerate(kinds.values()):
+        needed = [layer.rank_for_variance[FRACTION] for layer in members]
+        greys = [f"{grey:.2f}" for grey in np.linspace(0.75, 0.0, len(members))] if len(members) > 1 else ["0.0"]
+        axes.scatter(needed, [row] * len(members), c=greys, s=42, linewidths=0, alpha=0.85, zorder=2)
+        if len(members) > 1:
+            axes.plot(
+                [float(np.median(needed))] * 2, [row - 0.32, row + 0.32], color=VERMILION, linewidth=2.5, zorder=3
+            )
+    repeated = any(len(members) > 1 for members in kinds.values())
+    axes.set_yticks(range(len(kinds)), list(kinds))
+    axes.set_ylim(len(kinds) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set(
+        title=f"Rank for {FRACTION:.0%} of the variance",
+        xlabel="rank (a dot a layer, darker when deeper; bar: median)" if repeated else "rank",
+    )

@@ -1,0 +1,1 @@
+"""Files: tensors of safetensors files, checkpoints, and outputs that appear whole or not at all."""

@@ -1,0 +1,271 @@
+"""The rows of a census: as values, as JSON and a table, and in the file that a later run goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS, variance_column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from os import PathLike
+
+# What every row in a file begins with; it tells a row cut short from another file's content.
+_ROW_START = b'{"path": "'
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    """
+    One adapter in a census.
+
+    What cannot be known is None, as the norm of an adapter that could not be read.
+
+    Attributes
+    ----------
+    path : str
+        The PEFT folder or kohya file, absolute.
+    stamp : str
+        Sizes and modification times of its files: a row stands for as long as they do. Empty where the system did not
+        let the files be read, which another time may be different.
+    kind : str or None
+        "peft" or "kohya".
+    layers, failed_layers : int
+        How many layers are in the figures, and how many could not be read or are no product γBA.
+    not_low_rank : int
+        Tensors that no low-rank update carries.
+    warnings : int
+        How many warnings :func:`~lowrank_core.models.inspection.layers.inspect` has about it.
+    parameters : int
+        Number of entries of all stored factors.
+    adapter_ranks : tuple of int
+        The ranks of its layers, each once, ascending.
+    smallest_scaling, largest_scaling : float or None
+        The effective scales γ.
+    norm : float or None
+        √ΣN² over the layers, scales included.
+    effective_rank, largest_effective_rank, stable_rank, largest_stable_rank : float or None
+        Median and largest over the layers.
+    rank_for_variance : dict of float to int
+        The least rank that, given to every layer alike, holds 90, 95 and 99 % of the variance.
+    ranks : tuple of int
+        The ranks asked for; every layer is taken at its own largest where that is less.
+    variance_captured, best_error : tuple of float
+        Of all layers together, at each of these ranks.
+    failure : str or None
+        Why it could not be read; where only some layers failed, the first of them and why.
+    """
+
+    path: str
+    stamp: str
+    kind: str | None = None
+    layers: int = 0
+    failed_layers: int = 0
+    not_low_rank: int = 0
+    warnings: int = 0
+    parameters: int = 0
+    adapter_ranks: tuple[int, ...] = ()
+    smallest_scaling: float | None = None
+    largest_scaling: float | None = None
+    norm: float | None = None
+    effective_rank: float | None = None
+    largest_effective_rank: float | None = None
+    stable_rank: float | None = None
+    largest_stable_rank: float | None = None
+    rank_for_variance: dict[float, int] | None = None
+    ranks: tuple[int, ...] = ()
+    variance_captured: tuple[float, ...] = ()
+    best_error: tuple[float, ...] = ()
+    failure: str | None = None
+
+
+def resume(jsonl: Path, ranks: tuple[int, ...], stands: Callable[[AdapterRow], bool]) -> dict[str, AdapterRow]:
+    """
+    Take the rows of an earlier run from its file, and drop those from it that no longer stand.
+
+    Parameters
+    ----------
+    jsonl : Path
+        The file; it need not exist.
+    ranks : tuple of int
+        The ranks that this census is asked for.
+    stands : callable
+        Whether an adapter still is what its row says.
+
+    Returns
+    -------
+    dict of str to AdapterRow
+        By path. A line cut short, and all rows of a path but its last, are gone from the file too.
+
+    Raises
+    ------
+    ValueError
+        If it is no census, or one with other ranks.
+    """
+    if not jsonl.is_file():
+        return {}
+    rows, whole = _read_rows(jsonl)
+    other = next((row for row in rows if row.ranks != ranks), None)
+    if other is not None:
+        raise ValueError(
+            f"{str(jsonl)!r} is a census with the ranks {_commas(other.ranks)}, and not {_commas(ranks)}: ask for "
+            "its own, or give another file"
+        )
+    latest = {row.path: row for row in rows}
+    kept = {path: row for path, row in latest.items() if stands(row)}
+    if not whole or len(kept) < len(rows):
+        _rewrite(jsonl.resolve(), kept.values())
+    return kept
+
+
+@contextmanager
+def appending(jsonl: str | PathLike[str] | None) -> Iterator[Callable[[AdapterRow], None]]:
+    """
+    Open a census's file to go on with it.
+
+    Parameters
+    ----------
+    jsonl : path-like or None
+        The file; None: there is none.
+
+    Yields
+    ------
+    callable
+        Adds one row, which is in the file when it returns.
+    """
+    if jsonl is None:
+        yield lambda _row: None
+        return
+    with Path(jsonl).open("ab") as file:
+
+        def add(row: AdapterRow) -> None:
+            file.write(_line(row))
+            file.flush()
+
+        yield add
+
+
+def read_census(jsonl: str | PathLike[str]) -> tuple[AdapterRow, ...]:
+    """
+    Read the rows of a census from its file, finished or not.
+
+    Parameters
+    ----------
+    jsonl : path-like
+        The file; a last line that was cut short is left out.
+
+    Returns
+    -------
+    tuple of AdapterRow
+        In the file's order, which is that of their completion.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a line is no row of a census.
+    """
+    return _read_rows(Path(jsonl))[0]
+
+
+def row_to_json(row: AdapterRow) -> dict[str, Any]:
+    """
+    Turn a row into plain JSON: dicts, lists, strings, finite numbers and None.
+
+    Parameters
+    ----------
+    row : AdapterRow
+        As :func:`~lowrank_core.models.inspection.census.census` gives it.
+
+    Returns
+    -------
+    dict
+        All of it, under the names of its attributes.
+    """
+    values = asdict(row)
+    if row.rank_for_variance is not None:
+        values["rank_for_variance"] = {f"{fraction:g}": rank for fraction, rank in row.rank_for_variance.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def to_table(rows: Sequence[AdapterRow]) -> list[dict[str, Any]]:
+    """
+    Turn rows into those of a flat table, one column a figure.
+
+    Parameters
+    ----------
+    rows : sequence of AdapterRow
+        Of one census.
+
+    Returns
+    -------
+    list of dict
+        All with the same keys in the same order; what a row does not have is None. Columns are named by the rank asked
+        for, as "best_error_8"; several ranks of one adapter are one text, as "8 16".
+    """
+    return [_flat(row) for row in rows]
+
+
+def _flat(row: AdapterRow) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row_to_json(row).items():
+        if name == "rank_for_variance":
+            needed = row.rank_for_variance or {}
+            flat |= {variance_column(fraction): needed.get(fraction) for fraction in VARIANCE_FRACTIONS}
+        elif name in {"variance_captured", "best_error"}:
+            flat |= {f"{name}_{rank}": figure for rank, figure in zip_longest(row.ranks, value)}
+        elif name == "adapter_ranks":
+            flat[name] = " ".join(map(str, value))
+        elif name != "ranks":
+            flat[name] = value
+    return flat
+
+
+def _read_rows(jsonl: Path) -> tuple[tuple[AdapterRow, ...], bool]:
+    rows: list[AdapterRow] = []
+    with jsonl.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n") and line.startswith(_ROW_START[: len(line)]):
+                return tuple(rows), False
+            try:
+                rows.append(_row_from_json(line))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"line {number} of {str(jsonl)!r} is no row of a census: give the file of one, or a new name"
+                ) from error
+    return tuple(rows), True
+
+
+def _row_from_json(line: bytes) -> AdapterRow:
+    values = json.loads(line)
+    if values.keys() != {field.name for field in fields(AdapterRow)}:
+        raise ValueError("other columns than a census has")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if values["rank_for_variance"] is not None:
+        values["rank_for_variance"] = {float(key): rank for key, rank in values["rank_for_variance"].items()}
+    return AdapterRow(**values)
+
+
+def _line(row: AdapterRow) -> bytes:
+    return json.dumps(row_to_json(row), allow_nan=False).encode() + b"\n"
+
+
+def _rewrite(jsonl: Path, rows: Iterable[AdapterRow]) -> None:
+    temporary = jsonl.with_name(f".{jsonl.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(map(_line, rows))
+        temporary.replace(jsonl)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _commas(ranks: tuple[int, ...]) -> str:
+    return ",".join(map(str, ranks))

@@ -1,0 +1,1 @@
+"""Operations that write adapters, and the pipeline that they share."""

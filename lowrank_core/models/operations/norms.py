@@ -1,0 +1,105 @@
+"""Products of factors without forming them: their norms, their sums, and how far they are from an update."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank_core import LowRankUpdate, spectrum
+from lowrank_core.models.files.tensors import frobenius_norm, row_blocks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -> float:
+    """
+    Measure how far factors are from an update, ‖Δ − γBA‖.
+
+    Parameters
+    ----------
+    update : ndarray or LowRankUpdate, shape (m, n)
+        Δ.
+    stored : LowRankUpdate
+        γBA, in any dtype; taken in float64.
+
+    Returns
+    -------
+    float
+        The Frobenius norm, without cancellation.
+    """
+    if isinstance(update, LowRankUpdate):
+        return product_norm(_minus(update, stored))
+    B, A = stored.scaling * stored.B.astype(np.float64), stored.A.astype(np.float64)
+    parts = []
+    for rows in row_blocks(update.shape):
+        residual = B[rows] @ A
+        residual -= update[rows]
+        parts.append(frobenius_norm(residual))
+    return math.hypot(*parts)
+
+
+def product_norm(update: LowRankUpdate) -> float:
+    r"""
+    Give the Frobenius norm of a product, without forming it.
+
+    Parameters
+    ----------
+    update : LowRankUpdate
+        Any.
+
+    Returns
+    -------
+    float
+        Of γBA.
+
+    Notes
+    -----
+    From the Gram matrices of the factors in float64, :math:`\sum_{ij} (B^T B)_{ij} (A A^T)_{ij}`, in a fraction of the
+    time of their QR. That errs by at most :math:`(m + n)\,\epsilon\,s^2` with
+    :math:`s = \sum_i \lVert b_i \rVert \lVert a_i \rVert`: where more than a 1e-5th of s² is left of it, the norm is
+    right to 1e-7 at the very worst for any layer. Where more has cancelled, QR keeps all digits.
+    """
+    B, A = np.asarray(update.B, dtype=np.float64), np.asarray(update.A, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        B_gram, A_gram = B.T @ B, A @ A.T
+        energy = float(np.sum(B_gram * A_gram))
+        B_squares, A_squares = np.diagonal(B_gram), np.diagonal(A_gram)
+        size = float(np.sum(np.sqrt(B_squares * A_squares))) ** 2
+        largest = float(max(np.max(B_squares, initial=0.0), np.max(A_squares, initial=0.0)))
+    # Within these, no square that matters has overflowed or underflowed.
+    if energy > 1e-5 * size and size > 1e-150 and largest < 1e100:
+        return abs(update.scaling) * math.sqrt(energy)
+    return float(spectrum(update).norm)
+
+
+def stacked(updates: list[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
+    r"""
+    Add updates up exactly: :math:`\sum_i w_i \gamma_i B_i A_i = [w_1\gamma_1 B_1, \ldots]\,[A_1; \ldots]`.
+
+    Parameters
+    ----------
+    updates : list of (float, LowRankUpdate)
+        Weights and updates of one shape.
+
+    Returns
+    -------
+    LowRankUpdate
+        In float64; its rank is the sum of theirs.
+
+    Raises
+    ------
+    ValueError
+        If a term is beyond float64.
+    """
+    with np.errstate(over="ignore"):
+        B = [(weight * update.scaling) * np.asarray(update.B, dtype=np.float64) for weight, update in updates]
+    if not all(np.isfinite(term).all() for term in B):
+        raise ValueError("its weighted sum does not fit float64: take smaller weights")
+    return LowRankUpdate(np.hstack(B), np.vstack([np.asarray(update.A, dtype=np.float64) for _, update in updates]))
+
+
+def _minus(one: LowRankUpdate, other: LowRankUpdate) -> LowRankUpdate:
+    return stacked([(1.0, one), (-1.0, other)])

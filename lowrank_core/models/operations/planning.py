@@ -1,0 +1,341 @@
+"""Plan a fine-tune: a rank and an alpha for each layer, from the spectra of an update that is there already."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank_core import equivalent_alpha, reconstruction_error, variance_captured
+from lowrank_core.models.executors import path_for
+from lowrank_core.models.files.checkpoints import CheckpointPair, module_name
+from lowrank_core.models.formats.peft_configuration import peft_config
+from lowrank_core.models.inspection.layers import open_updates
+from lowrank_core.models.module_names import is_embedding, select
+from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
+from lowrank_core.models.operations.extraction import why_left_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Executor
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+    from lowrank_core import Spectrum
+    from lowrank_core.models.formats.adapter import Adapter
+
+# What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
+_PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")
+DEFAULT_SCALE = 1.0
+_EMBEDDING = "an embedding, which is planned for only when asked for (--include)"
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """
+    What one layer gets.
+
+    Attributes
+    ----------
+    name : str
+        The module's name.
+    shape : tuple of int
+        Shape (m, n) of its update.
+    norm : float
+        Frobenius norm of its update.
+    rank : int
+        Its share of the budget; 0 leaves it out.
+    parameters : int
+        r·(m + n).
+    alpha, scaling : float or None
+        The alpha that gives it the scale γ at this rank, and γ; None at rank 0.
+    variance_captured, best_error : float
+        What the best update of this rank holds, and its relative error.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    norm: float
+    rank: int
+    parameters: int
+    alpha: float | None
+    scaling: float | None
+    variance_captured: float
+    best_error: float
+
+
+@dataclass(frozen=True)
+class UniformRank:
+    """
+    One rank for all layers, each clamped to its own largest.
+
+    Attributes
+    ----------
+    rank, parameters : int
+        The rank, and the number of entries of all factors.
+    variance : float
+        The share of the variance that it keeps, by the plan's objective.
+    """
+
+    rank: int
+    parameters: int
+    variance: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    A rank and an alpha for each layer within one budget, and how good that is.
+
+    Attributes
+    ----------
+    path, base : str, str or None
+        What was planned for: an adapter, or a checkpoint and the one that it was tuned from.
+    budget : Budget
+        What was asked for.
+    rule : str
+        The scaling rule that the alphas are for, "standard" or "rslora".
+    layers : tuple of PlannedLayer
+        All that could be read.
+    parameters : int
+        Number of entries of all factors.
+    variance, upper_bound : float
+        The share of the variance kept, and the most that any allocation with as many parameters could keep.
+    same_parameters : UniformRank
+        The largest rank for all layers alike that costs no more.
+    same_variance : UniformRank
+        The least rank for all layers alike that keeps no less.
+    left_out, failures : dict of str to str
+        Layers that no adapter is planned for, and those that could not be read, with the reason.
+    config : dict
+        What ``peft.LoraConfig(**config)`` takes: ranks, alphas and modules.
+    """
+
+    path: str
+    base: str | None
+    budget: Budget
+    rule: str
+    layers: tuple[PlannedLayer, ...]
+    parameters: int
+    variance: float
+    upper_bound: float
+    same_parameters: UniformRank
+    same_variance: UniformRank
+    left_out: dict[str, str]
+    failures: dict[str, str]
+    config: dict[str, Any]
+
+
+def plan(
+    path: str | PathLike[str],
+    base: str | PathLike[str] | None = None,
+    *,
+    budget: Budget,
+    scale: float | None = None,
+    rule: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    executor: Executor | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Plan:
+    r"""
+    Share a budget among the layers of an adapter, or of a fine-tune, and write it as PEFT takes it.
+
+    Parameters
+    ----------
+    path : path-like
+        A PEFT adapter's folder or a kohya file; with `base`, a checkpoint.
+    base : path-like, optional
+        The checkpoint that `path` was tuned from.
+    budget : Budget
+        Parameters to spend, or variance to keep.
+    scale : float, optional
+        The scale γ that every layer is to have, whatever its rank. None: what each layer of the adapter has now; 1 for
+        checkpoints.
+    rule : {"standard", "rslora"}, optional
+        The rule that the scale is to follow. None: the adapter's own; "standard" for checkpoints.
+    include, exclude : sequence of str
+        Patterns on module names, as in :func:`~lowrank_core.models.operations.extraction.extract`.
+    executor : concurrent.futures.Executor, optional
+        Where the layers are read, as in :func:`~lowrank_core.models.inspection.layers.inspect`.
+    progress : callable, optional
+        Called as ``progress(name, done, total)`` after each layer.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If a file is damaged, no layer could be read, the budget cannot be met, or an option is not one. A single bad
+        layer is a failure in the result.
+
+    Notes
+    -----
+    The alpha of a layer solves :math:`\mathrm{rule}(\alpha_i, r_i) = \gamma`: α = γr under α/r, and γ√r under α/√r.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from lowrank_core.models.operations.budgets import Budget
+    >>> from lowrank_core.models.operations.planning import plan
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     base, tuned = pathlib.Path(folder, "base.safetensors"), pathlib.Path(folder, "tuned.safetensors")
+    ...     save_file({"q.weight": np.zeros((3, 3)), "v.weight": np.zeros((3, 3))}, base)
+    ...     save_file({"q.weight": np.diag([4.0, 3.0, 0.1]), "v.weight": np.diag([2.0, 2.0, 2.0])}, tuned)
+    ...     found = plan(tuned, base, budget=Budget(variance=0.9), scale=2.0)
+    >>> found.parameters, found.config["r"], found.config["lora_alpha"], found.config["rank_pattern"]
+    (30, 2, 4, {'^v': 3})
+    """
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
+    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
+    sources, left_out, failures, modules = _layers(source, include, exclude)
+    spectra, unread = layer_spectra(sources, executor=executor, progress=progress)
+    failures |= unread
+    if not spectra:
+        name, reason = next(iter(failures.items()), ("none at all", "there is no layer"))
+        raise ValueError(f"no layer of {str(path)!r} could be read; the first of {len(failures)}, {name}: {reason}")
+    allocation = budget.allocate(spectra)
+    rule = _rule_of(source) if rule is None else rule
+    scales = _scales(source, spectra, scale)
+    layers = tuple(_planned(name, found, allocation.ranks[name], scales[name], rule) for name, found in spectra.items())
+    kept = [layer for layer in layers if layer.rank]
+    if not kept:
+        raise ValueError(f"there is nothing to plan: no layer of {str(path)!r} has an update, or none has to keep any")
+    same_parameters, same_variance = _uniform_ranks(spectra, budget, allocation.parameters, allocation.variance)
+    config = peft_config(
+        {layer.name: layer.rank for layer in kept},
+        {layer.name: float(layer.alpha or 0.0) for layer in kept},
+        use_rslora=rule == "rslora",
+        others={*modules, *spectra, *left_out, *failures},
+    )
+    return Plan(
+        path=str(path),
+        base=None if base is None else str(base),
+        budget=budget,
+        rule=rule,
+        layers=layers,
+        parameters=allocation.parameters,
+        variance=allocation.variance,
+        upper_bound=allocation.upper_bound,
+        same_parameters=same_parameters,
+        same_variance=same_variance,
+        left_out=left_out,
+        failures=failures,
+        config={name: config[name] for name in _PLANNED},
+    )
+
+
+def to_json(found: Plan) -> dict[str, Any]:
+    """
+    Turn a plan into plain JSON: dicts, lists, strings, finite numbers and None.
+
+    Parameters
+    ----------
+    found : Plan
+        As :func:`plan` gives it.
+
+    Returns
+    -------
+    dict
+        Every figure of it.
+    """
+    return {
+        "path": found.path,
+        "base": found.base,
+        "budget": dict(vars(found.budget)),
+        "rule": found.rule,
+        "parameters": found.parameters,
+        "variance": found.variance,
+        "upper_bound": found.upper_bound,
+        "same_parameters": dict(vars(found.same_parameters)),
+        "same_variance": dict(vars(found.same_variance)),
+        "layers": [dict(vars(layer)) | {"shape": list(layer.shape)} for layer in found.layers],
+        "left_out": dict(found.left_out),
+        "failures": dict(found.failures),
+        "config": found.config,
+    }
+
+
+def _layers(
+    source: Adapter | CheckpointPair, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[list[Source], dict[str, str], dict[str, str], set[str]]:
+    """Sort layers into those to plan for, those that adapters leave out, and bad ones; and name all known modules."""
+    bad = dict(source.mismatched if isinstance(source, CheckpointPair) else source.unsupported)
+    by_name = {layer.name: layer for layer in source.layers}
+    chosen = select(sorted(by_name.keys() | bad.keys()), include, exclude)
+    modules = set(by_name)
+    left_out: dict[str, str] = {}
+    if isinstance(source, CheckpointPair):
+        modules = {module_name(key) for key in source.base.tensors if key.endswith(".weight")}
+        reasons = {
+            name: why_left_out(name, modules, embedding=True)
+            or (_EMBEDDING if is_embedding(name) and not include else "")
+            for name in chosen
+        }
+        left_out = {name: reason for name, reason in reasons.items() if reason}
+    sources = [Source(name, by_name[name].update) for name in chosen if name in by_name and name not in left_out]
+    failures = {name: bad[name] for name in chosen if name in bad and name not in left_out}
+    return sources, left_out, failures, modules
+
+
+def _rule_of(source: Adapter | CheckpointPair) -> str:
+    return "standard" if isinstance(source, CheckpointPair) else source.layers[0].rule
+
+
+def _scales(source: Adapter | CheckpointPair, spectra: Mapping[str, Spectrum], scale: float | None) -> dict[str, float]:
+    if scale is not None or isinstance(source, CheckpointPair):
+        return dict.fromkeys(spectra, DEFAULT_SCALE if scale is None else scale)
+    return {layer.name: layer.scaling for layer in source.layers}
+
+
+def _planned(name: str, found: Spectrum, rank: int, scale: float, rule: str) -> PlannedLayer:
+    # At rank 1 and under α/r, alpha is the scale itself.
+    alpha = float(equivalent_alpha(scale, 1, "standard", to_rank=rank, to_rule=rule)) if rank else None
+    return PlannedLayer(
+        name=name,
+        shape=found.shape,
+        norm=float(found.norm),
+        rank=rank,
+        parameters=rank * sum(found.shape),
+        alpha=alpha,
+        scaling=scale if rank else None,
+        variance_captured=float(variance_captured(found, rank)),
+        best_error=float(reconstruction_error(found, rank)),
+    )
+
+
+def _uniform_ranks(
+    spectra: Mapping[str, Spectrum], budget: Budget, parameters: int, variance: float
+) -> tuple[UniformRank, UniformRank]:
+    """Find the uniform rank that costs no more, and the one that keeps no less; every layer has at least a value."""
+    used = [found for found in spectra.values() if found.norm > 0]
+    ranks = np.arange(max(len(found.values) for found in used) + 1)
+    norms = np.array([found.norm for found in used])
+    weights = np.square(norms / norms.max()) if budget.objective == "absolute" else np.ones(len(used))
+    costs, kept = np.zeros(len(ranks), dtype=np.int64), np.zeros(len(ranks))
+    for found, weight in zip(used, weights / weights.sum(), strict=True):
+        clamped = np.minimum(ranks, len(found.values))
+        costs += clamped * sum(found.shape)
+        kept += weight * _captured(found)[clamped]
+    # Two sums of the same shares, in another order.
+    near = int(np.argmax(kept >= min(variance, kept[-1]) - 1e-12))
+    dear = int(np.searchsorted(costs, parameters, side="right")) - 1
+    return (
+        UniformRank(dear, int(costs[dear]), float(kept[dear])),
+        UniformRank(near, int(costs[near]), float(kept[near])),
+    )
+
+
+def _captured(found: Spectrum) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = variance_captured(found)
+    return shares

@@ -1,0 +1,62 @@
+"""Products of a matrix with narrow blocks: to the bit, on either side of every tile."""
+
+import numpy as np
+import pytest
+
+from lowrank_core._linalg.kernels import krylov
+from tests.compiled import both
+
+
+@both(krylov.multiply)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 2), (20, 33), (33, 17)])
+def test_products_with_narrow_blocks_are_the_exact_ones_of_whole_numbers(kernel, shape):
+    assert_narrow_products(kernel, shape)
+
+
+@pytest.mark.parametrize("shape", [(70, krylov.STRETCH + 3), (2 * krylov.GROUP + 9, 40)])
+def test_products_beyond_a_stretch_of_columns_and_a_group_of_rows(shape):
+    assert_narrow_products(krylov.multiply, shape)
+
+
+def assert_narrow_products(kernel, shape):
+    rng, (m, n) = np.random.default_rng(shape), shape
+    padded = -(-m // krylov.ROWS) * krylov.ROWS
+    # Every sum of products of such numbers has a float32 of its own, so that no order of summation shows.
+    X, given, before = (rng.integers(-2, 3, size).astype(np.float32) for size in (shape, (n, 32), (n, 32)))
+    images, sums = np.zeros((padded, 32), np.float32), before.copy()
+    kernel(X, given.ravel(), images.ravel(), sums.ravel(), krylov.BOTH)
+    assert np.array_equal(images[:m], X @ given)
+    assert not images[m:].any()
+    assert np.array_equal(sums, before + X.T @ (X @ given))
+    applied, pulled = np.zeros_like(images), before.copy()
+    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.APPLY)
+    assert np.array_equal(applied, images)
+    assert np.array_equal(pulled, before)
+    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.PULL)
+    assert np.array_equal(applied, images)
+    assert np.array_equal(pulled, sums)
+
+
+@both(krylov.exact_images)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 16), (20, 33), (33, 17)])
+@pytest.mark.parametrize("panels", [1, 3])
+def test_images_in_float64_are_the_exact_ones_of_whole_numbers(kernel, shape, panels):
+    assert_exact_images(kernel, shape, panels)
+
+
+@pytest.mark.parametrize("shape", [(11, 2 * krylov.CONVERTED + 21), (2 * krylov.GROUP + 9, 40)])
+def test_images_beyond_a_stretch_of_columns_and_a_group_of_rows(shape):
+    assert_exact_images(krylov.exact_images, shape, 2)
+
+
+def assert_exact_images(kernel, shape, panels):
+    rng, (m, n) = np.random.default_rng(shape), shape
+    # Products of 20 bits by 20 and their sums, which float64 holds and float32 does not.
+    X = rng.integers(-(2**19), 2**19, shape).astype(np.float32)
+    basis = rng.integers(-(2**19), 2**19, (panels, n, krylov.EXACT_COLUMNS)).astype(np.float64)
+    before = rng.integers(-9, 9, (panels, -(-m // krylov.ROWS) * krylov.ROWS, krylov.EXACT_COLUMNS)).astype(np.float64)
+    images = before.copy()
+    energy = kernel(X, basis.ravel(), images.ravel())
+    exact = X.astype(np.float64)
+    assert np.array_equal(images[:, :m], before[:, :m] + exact @ basis)
+    assert energy == np.sum(exact**2)

@@ -1,0 +1,331 @@
+"""The choice of algorithm, and each algorithm's accuracy where it is hardest."""
+
+import tracemalloc
+from functools import cache
+
+import numpy as np
+import pytest
+
+from lowrank_core import LowRankUpdate, spectrum, truncate, update_with_spectrum
+from lowrank_core._linalg import products as core_products
+from lowrank_core._linalg import thresholds
+from lowrank_core._linalg.routes import choose_route
+from lowrank_core.testing import assert_eckart_young, assert_same_update
+from tests import bounds, oracles
+
+SPECTRA = {
+    "flat": np.ones,
+    "falling": lambda p: np.linspace(3.0, 0.5, p),
+    "graded": lambda p: np.exp2(-np.linspace(0, 200, p)),
+    "deficient": lambda p: np.where(np.arange(p) < p // 3, 1.0, 0.0),
+    "clustered": lambda p: np.where(np.arange(p) < p // 2, 1.0, 0.25) + 1e-9 * np.linspace(1, 0, p),
+    "power law": lambda p: 1 / np.arange(1.0, p + 1),
+    "step": lambda p: np.where(np.arange(p) < 10, 1.0, 0.01),
+}
+kinds = pytest.mark.parametrize("kind", sorted(SPECTRA))
+
+
+@cache
+def made(kind, shape, dtype="float64", seed=0):
+    return update_with_spectrum(SPECTRA[kind](min(shape)), shape, rng=seed).astype(dtype)
+
+
+def truth(update):
+    """LAPACK's values in float64, which are themselves held against mpmath below, on one thread."""
+    return spectrum(update, method="direct").values
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "shape", "rank", "route"),
+    [
+        ("auto", "float64", (8, 8), None, "direct"),
+        ("auto", "float64", (4096, 4096), 4, "direct"),
+        ("auto", "float32", (8, 8), None, "direct"),
+        ("auto", "float32", (65, 64), None, "gram"),
+        ("auto", "bfloat16", (4096, 4096), None, "gram"),
+        ("auto", "float16", (4096, 1024), 64, "krylov-or-gram"),
+        ("auto", "float16", (4096, 1024), 65, "gram"),
+        ("auto", "float32", (4096, 1023), 4, "gram"),
+        ("direct", "bfloat16", (4096, 4096), 4, "direct"),
+        ("gram", "float64", (8, 8), None, "gram"),
+        ("krylov", "float64", (8, 8), 8, "krylov"),
+    ],
+)
+def test_the_route_is_chosen_by_shape_and_dtype(method, dtype, shape, rank, route):
+    assert choose_route(method, dtype, shape, rank) == route
+    if dtype == "float64" or method != "auto" or shape != (8, 8):
+        assert choose_route(method, dtype, shape, rank, factors=True) == route
+
+
+def test_the_factors_of_small_float32_matrices_come_from_their_gram_matrices():
+    assert choose_route("auto", "float32", (8, 8), None, factors=True) == "gram"
+
+
+def test_methods_that_are_not_are_refused():
+    for ask in (spectrum, lambda u, method: truncate(u, 1, method=method)):
+        with pytest.raises(ValueError, match=r"unknown method 'svd'; accepted are auto, direct, gram, krylov"):
+            ask(np.eye(2), method="svd")
+        with pytest.raises(ValueError, match=r"'krylov' is not for a LowRankUpdate; accepted are auto, direct, gram"):
+            ask(LowRankUpdate(np.eye(2), np.eye(2)), method="krylov")
+    for ask in (spectrum, lambda u, method: truncate(u, lambda _: 1, method=method)):
+        with pytest.raises(
+            ValueError, match=r"'krylov' finds leading singular values only; give rank=k, or use 'auto'"
+        ):
+            ask(np.eye(2), method="krylov")
+
+
+# Every way to all singular values, forced on the same small inputs: the method, and the thresholds moved for it.
+WAYS = {
+    "kernel": ("direct", {}),
+    "LAPACK": ("direct", {"SMALL_ENTRIES": 0}),
+    "LAPACK, large": ("direct", {"SMALL_ENTRIES": 0, "LARGE": 4}),
+    "Gram kernel": ("gram", {}),
+    "Gram and LAPACK": ("gram", {"LARGE": 4, "TWO_STAGES": 99}),
+    "two stages": ("gram", {"LARGE": 4, "TWO_STAGES": 5}),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    method, moved = WAYS[request.param]
+    for name, value in moved.items():
+        monkeypatch.setattr(thresholds, name, value)
+    return method
+
+
+@kinds
+def test_a_batch_changes_no_bit_on_any_way(way, kind):
+    rng = np.random.default_rng(1)
+    for dtype in ("float64", "float32", "float16"):
+        others = rng.standard_normal((9, 20, 12)).astype(dtype)
+        stack = np.concatenate([others[:4], made(kind, (20, 12), dtype)[np.newaxis], 0 * others[:1], others[4:]])
+        whole = spectrum(stack, method=way, workers=1)
+        frozen = stack[::-1].copy(order="F")
+        frozen.flags.writeable = False
+        for again in (spectrum(stack, method=way, workers=3), spectrum(frozen[::-1], method=way)):
+            assert np.array_equal(again.values, whole.values)
+            assert np.array_equal(again.norm, whole.norm)
+        for i in (0, 4, 5, 10):
+            alone = spectrum(stack[i], method=way)
+            assert np.array_equal(alone.values, whole.values[i])
+            assert np.array_equal(alone.norm, whole.norm[i])
+
+
+def test_a_batch_needs_a_working_set_a_worker_beside_inputs_and_results(monkeypatch, way):
+    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 2**16)
+    # In float64 at once this stack would take 16 MiB.
+    stack = np.zeros((512, 64, 64), np.float32)
+    stack[:, range(64), range(64)] = np.arange(64.0, 0.0, -1.0)
+    spectrum(stack[:1], method=way)  # what compiling takes is no part of it
+    tracemalloc.start()
+    try:
+        found = spectrum(stack, method=way, workers=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    block = 8 * thresholds.BLOCK_ENTRIES
+    # A block of matrices, its Gram matrices and LAPACK's copies of either, for each worker; three arrays of results.
+    assert peak <= 2 * 4 * block + 4 * found.values.nbytes
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
+@pytest.mark.parametrize("size", [1.0, 1e200, 1e-200, 1e-310])
+def test_float64_against_mpmath(way, kind, shape, size):
+    update = size * made(kind, shape)
+    exact = oracles.singular_values(update)
+    found = spectrum(update, method=way)
+    if way == "gram":
+        assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0] + bounds.SPACING)
+        return
+    assert np.all(np.abs(found.values - exact) <= bounds.of_values(shape, "float64", exact[0]))
+    assert abs(found.norm - oracles.norm(update)) <= bounds.of_values(shape, "float64", found.norm)
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
+@pytest.mark.parametrize("size", [1.0, 2.0**100, 2.0**-110, 2.0**-140])
+def test_float32_against_mpmath(way, kind, shape, size):
+    update = (size * made(kind, shape)).astype(np.float32)
+    exact = oracles.singular_values(update)
+    found = spectrum(update, method=way)
+    assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0])
+
+
+@kinds
+@pytest.mark.parametrize("shape", [(400, 150), (150, 400), (300, 300)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_gram_earns_a_float32s_accuracy_at_size(kind, shape, dtype):
+    update = made(kind, shape, dtype)
+    exact = truth(update)
+    assert np.all(np.abs(spectrum(update).values - exact) <= bounds.EPS32 * exact[0])
+
+
+@pytest.mark.parametrize("shape", [(70, 33), (33, 70), (50, 50)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gram_in_blocks_is_gram(monkeypatch, shape, dtype):
+    update = made("falling", shape, dtype)
+    whole = spectrum(update, method="gram").values
+    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 64)
+    parts = spectrum(update, method="gram").values
+    assert np.all(np.abs(parts - whole) <= 100 * bounds.EPS64 * whole[0])
+    assert_eckart_young(update, truncate(update, 5, method="gram"), 5, eps=bounds.EPS32)
+
+
+def test_a_large_stack_is_its_matrices():
+    stack = np.random.default_rng(0).standard_normal((2, 520, 514)).astype(np.float32)
+    whole, best = spectrum(stack), truncate(stack, 3)
+    for i in range(2):
+        assert np.array_equal(whole.values[i], spectrum(stack[i], workers=1).values)
+        assert np.array_equal(best.B[i], truncate(stack[i], 3).B)
+    assert np.array_equal(spectrum(stack.astype(np.float64)).values[1], spectrum(stack[1].astype(np.float64)).values)
+
+
+def narrow(rng, shape, dtype=np.float32):
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def assert_product(update, method="auto", room=1.0):
+    exact = oracles.product_singular_values(update.B, update.A, update.scaling)
+    found = spectrum(update, method=method).values
+    assert np.all(np.abs(found - exact) <= room * bounds.EPS32 * exact[0])
+
+
+@pytest.mark.parametrize("powers", [60, 120, 200])
+def test_columns_out_of_balance_do_not_drown_the_small_ones(powers):
+    rng = np.random.default_rng(0)
+    B, A = narrow(rng, (12, 5)), narrow(rng, (5, 9))
+    shifts = np.rint(np.linspace(-powers / 2, powers / 2, 5)).astype(int)
+    for sign in (1, -1):
+        update = LowRankUpdate(np.ldexp(B, sign * shifts), np.ldexp(A, -sign * shifts[:, np.newaxis]), 2.0)
+        balanced = spectrum(LowRankUpdate(B, A, 2.0)).values
+        # Powers of two are all that was moved, and all that balancing moves back.
+        assert np.array_equal(spectrum(update).values, balanced)
+        assert_product(update)
+
+
+def test_padded_and_deficient_factors():
+    rng = np.random.default_rng(0)
+    B, A = narrow(rng, (12, 3)), narrow(rng, (3, 9))
+    padded = LowRankUpdate(np.pad(B, ((0, 0), (0, 4))), np.pad(A, ((0, 4), (0, 0))))
+    assert np.allclose(spectrum(padded).values[:3], spectrum(LowRankUpdate(B, A)).values, rtol=1e-14)
+    assert np.all(spectrum(padded).values[3:] <= bounds.EPS32 * spectrum(padded).values[0])
+    for update in (
+        padded,
+        LowRankUpdate(np.pad(B, ((0, 0), (0, 4))), np.vstack([A, narrow(rng, (4, 9))])),
+        LowRankUpdate(np.hstack([B, B]), np.vstack([A, 2 * A])),
+        LowRankUpdate(np.ones((12, 6), np.float32), narrow(rng, (6, 9))),
+        LowRankUpdate(narrow(rng, (4, 10)), narrow(rng, (10, 5))),
+        LowRankUpdate(narrow(rng, (1, 2)), narrow(rng, (2, 1))),
+    ):
+        assert_product(update)
+        assert_product(update, "direct")
+    zero = LowRankUpdate(np.zeros((4, 2), np.float32), np.ones((2, 3), np.float32))
+    assert not spectrum(zero).values.any()
+    assert not spectrum(zero, method="direct").norm.any()
+
+
+@pytest.mark.parametrize("closeness", [0.5, 0.1, 1e-2, 3e-3, 1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("deficient", [False, True])
+def test_the_difference_of_two_near_equal_adapters(closeness, deficient):
+    rng = np.random.default_rng(1)
+    b, a = narrow(rng, (24, 4)), narrow(rng, (4, 17))
+    change = narrow(rng, (24, 1)) * narrow(rng, (1, 4)) if deficient else narrow(rng, (24, 4))
+    B, A = np.hstack([b, b + np.float32(closeness) * change]), np.vstack([a, -a])
+    assert_product(LowRankUpdate(B, A))
+
+
+def test_what_has_cancelled_altogether_is_zero_to_float64s_rounding():
+    rng = np.random.default_rng(1)
+    b, a = narrow(rng, (24, 4)), narrow(rng, (4, 17))
+    update = LowRankUpdate(np.hstack([b, b]), np.vstack([a, -a]))
+    assert np.all(spectrum(update).values <= bounds.of_product(update, 0.0))
+
+
+@pytest.mark.parametrize(("left", "right"), [(1e200, 1e-200), (1e-200, 1e-100), (1e150, 1e150), (5e-324, 1e300)])
+def test_float64_products_of_any_size(left, right):
+    rng = np.random.default_rng(2)
+    update = LowRankUpdate(left * rng.standard_normal((9, 3)), right * rng.standard_normal((3, 7)), -0.5)
+    exact = oracles.product_singular_values(update.B, update.A, update.scaling)
+    for method in ("direct", "gram"):
+        found = spectrum(update, method=method)
+        room = 1e-13 if method == "direct" else bounds.EPS32
+        assert np.all(np.abs(found.values - exact) <= room * exact[0] + bounds.SPACING)
+        assert found.norm == pytest.approx(np.sqrt(np.sum((exact / exact[0]) ** 2)) * exact[0], rel=room)
+
+
+@pytest.mark.parametrize("scaling", [0.0, -3.0, 5e-324, 1e300])
+def test_a_scaling_of_any_size(scaling):
+    update = LowRankUpdate(np.eye(3, 2), np.eye(2, 4), scaling)
+    assert spectrum(update).values.tolist() == [abs(scaling)] * 2
+    assert_same_update(truncate(update, 2), update.to_dense())
+
+
+def test_mixed_dtypes_have_the_coarser_ones_accuracy():
+    rng = np.random.default_rng(3)
+    update = LowRankUpdate(rng.standard_normal((9, 3)), narrow(rng, (3, 7)))
+    assert spectrum(update).dtype == "float32"
+    assert_product(update)
+
+
+def test_small_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
+    from lowrank_core._linalg.kernels import small
+
+    stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1060)
+    whole, kernel = spectrum(stack), small.small_values
+
+    def gives_up(matrices, values, exponents):
+        kernel(matrices, values, exponents)
+        values[1::4] = np.nan
+        return len(values[1::4])
+
+    monkeypatch.setattr(small, "small_values", gives_up)
+    found = spectrum(stack)
+    assert np.array_equal(found.values[::4], whole.values[::4])
+    assert np.all(np.abs(found.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)
+
+
+@pytest.mark.parametrize("columns", [5, 7, 31, 66])
+@pytest.mark.parametrize("rows", [600, 701, 1024])
+def test_constant_updates_are_of_rank_one(way, rows, columns):
+    # What is left of such a Gram matrix is rounding of rounding, whose squares a reflector must not be scaled by.
+    found = spectrum(np.full((rows, columns), 3.0, np.float32), method=way).values
+    assert found[0] == pytest.approx(3 * np.sqrt(rows * columns), rel=1e-7)
+    assert np.all(found[1:] <= bounds.EPS32 * found[0])
+
+
+def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
+    from lowrank_core._linalg.kernels import gram
+
+    stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1000)
+    whole, kernel = spectrum(stack, method="gram"), gram.tridiagonal_values
+
+    def gives_up(diagonals, squares, values):
+        kernel(diagonals, squares, values)
+        values[1::4] = np.nan
+        return len(values[1::4])
+
+    monkeypatch.setattr(gram, "tridiagonal_values", gives_up)
+    found = spectrum(stack, method="gram")
+    assert np.array_equal(found.values[::4], whole.values[::4])
+    assert np.array_equal(found.norm, whole.norm)
+    assert np.all(np.abs(found.values - whole.values) <= bounds.EPS32 * whole.values[:, :1])
+
+
+@pytest.mark.parametrize("side", ["B", "A"])
+def test_narrow_factors_are_looked_at_through_their_gram_matrices(side):
+    factors = {"B": np.ones((5, 2), np.float32), "A": np.ones((2, 6), np.float32)}
+    factors[side][1, 1] = np.nan
+    with pytest.raises(ValueError, match=f"^{side} holds nan at row 1, column 1"):
+        spectrum(LowRankUpdate(**factors))
+
+
+def test_a_bound_that_is_not_close_does_not_call_a_product_cancelled(monkeypatch):
+    A = np.random.default_rng(0).standard_normal((16, 40)).astype(np.float32)
+    gram = A.astype(float) @ A.T.astype(float)
+    largest, bound = np.linalg.eigvalsh(gram)[-1], np.max(np.sum(np.abs(gram), axis=1))
+    # By the bounds of both sides it has cancelled; by what one of them is, not.
+    assert largest < 0.9 * bound
+    monkeypatch.setattr(thresholds, "CANCELLED", 0.99 * np.sqrt(largest / bound))
+    monkeypatch.setattr(core_products, "_qr_core_values", None)
+    assert spectrum(LowRankUpdate(A.T.copy(), A)).values[0] == pytest.approx(largest, rel=1e-7)

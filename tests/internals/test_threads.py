@@ -1,0 +1,384 @@
+"""Worker threads, BLAS's own threads put back, and many callers at once."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import lowrank_core
+from lowrank_core import (
+    LowRankUpdate,
+    effective_rank,
+    error_sweep,
+    learning_sweep,
+    rank_for_variance,
+    spectrum,
+    truncate,
+    variance_captured,
+)
+from lowrank_core._linalg import threads, thresholds
+from lowrank_core._linalg.threads import Team, as_workers, blas_threads, in_threads
+
+RNG = np.random.default_rng(0)
+STACK = RNG.standard_normal((40, 48, 40))
+MEDIUM = RNG.standard_normal((6, 70, 66))  # beyond what a kernel of our own takes
+LARGE = RNG.standard_normal((520, 514)).astype(np.float32)  # a smaller side beyond the limit of a worker's BLAS
+PRODUCT = LowRankUpdate(RNG.standard_normal((6, 48, 5)), RNG.standard_normal((6, 5, 40)), 0.5)
+
+
+def blas_now():
+    """Threads of NumPy's own BLAS; SciPy and PyTorch bring others, which nothing here calls."""
+    blas = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
+    own = [info for info in blas if "numpy" in info["filepath"]] or blas
+    return {info["filepath"]: info["num_threads"] for info in own}
+
+
+@pytest.fixture(params=[1, 2])
+def blas_before(request):
+    """The process's own setting, whatever it may be."""
+    with threadpoolctl.threadpool_limits(request.param, user_api="blas"):
+        yield blas_now()
+
+
+def test_workers_are_counted():
+    assert as_workers(None) == len(os.sched_getaffinity(0))
+    assert as_workers(3) == 3
+    for bad in (0, -1, 1.5, "all", True):
+        with pytest.raises(ValueError, match=r"workers must be"):
+            as_workers(bad)
+    with pytest.raises(ValueError, match=r"at least 1, or None for all cores; got 0"):
+        spectrum(STACK, workers=0)
+
+
+def test_results_come_in_the_order_of_the_tasks():
+    barrier = threading.Barrier(2, timeout=60)
+
+    def task(number):
+        if number < 2:
+            barrier.wait()  # passes only if two tasks are under way at once
+        return number
+
+    assert in_threads(task, list(range(20)), 2) == list(range(20))
+
+
+@pytest.mark.parametrize(("workers", "tasks"), [(1, [1, 2, 3]), (8, [1]), (8, [])])
+def test_one_worker_or_one_task_stays_with_the_caller(workers, tasks):
+    assert set(in_threads(lambda _: threading.get_ident(), tasks, workers)) <= {threading.get_ident()}
+
+
+def test_a_small_call_starts_no_thread(monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread was started"))
+    spectrum(RNG.standard_normal((4, 8, 8)))
+    truncate(RNG.standard_normal((8, 8)), 2)
+    spectrum(LowRankUpdate(np.ones((8, 2)), np.ones((2, 8))))
+
+
+def test_one_worker_starts_no_thread(monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread was started"))
+    spectrum(STACK, workers=1)
+    truncate(STACK, 2, workers=1)
+
+
+def test_the_first_error_is_raised_and_later_tasks_are_dropped():
+    begun = []
+    gate = threading.Event()
+
+    def task(number):
+        begun.append(number)
+        if number == 0:
+            gate.set()
+            raise KeyError("first")
+        gate.wait(60)
+        return number
+
+    with pytest.raises(KeyError, match="first"):
+        in_threads(task, list(range(10_000)), 2)
+    assert len(begun) < 10_000
+
+
+def test_of_several_errors_the_first_in_the_order_of_the_tasks_is_raised():
+    second_failed = threading.Event()
+
+    def task(number):
+        if number == 1:
+            second_failed.set()
+            raise ValueError("second")
+        second_failed.wait(60)
+        raise KeyError("first")
+
+    with pytest.raises(KeyError, match="first"):
+        in_threads(task, [0, 1], 2)
+
+
+def test_the_caller_is_one_of_the_workers():
+    barrier = threading.Barrier(2, timeout=60)
+
+    def task(_):
+        barrier.wait()
+        return threading.get_ident()
+
+    with Team(2) as team:
+        found = [team.map(task, [0, 1]) for _ in range(3)]
+    assert len({ident for idents in found for ident in idents}) == 2
+    assert all(threading.get_ident() in idents for idents in found)
+
+
+def test_blas_is_held_and_put_back(blas_before):
+    with blas_threads(1):
+        assert set(blas_now().values()) == {1}
+        with blas_threads(1):
+            assert set(blas_now().values()) == {1}
+        assert set(blas_now().values()) == {1}
+    assert blas_now() == blas_before
+    with blas_threads(None):
+        assert blas_now() == blas_before
+    assert blas_now() == blas_before
+
+
+def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(monkeypatch, blas_before):
+    seen = {}
+    for name in ("svd", "inv", "eigh"):
+        plain = getattr(np.linalg, name)
+        monkeypatch.setattr(
+            np.linalg,
+            name,
+            lambda *a, _f=plain, **k: seen.setdefault(a[0].shape[-1], set(blas_now().values())) and _f(*a, **k),
+        )
+    spectrum(RNG.standard_normal((72, 72)))
+    spectrum(MEDIUM, workers=2)
+    spectrum(LARGE, method="direct")
+    assert seen[72] == {1}
+    assert seen[66] == {1}
+    assert seen[514] == set(blas_before.values())
+    # In two stages on threads of its own, for which BLAS's make room.
+    seen.clear()
+    monkeypatch.setattr(thresholds, "TWO_STAGES", 513)
+    spectrum(LARGE)
+    assert set().union(*seen.values()) <= {1}
+    truncate(LARGE, 2)
+    assert seen[514] == set(blas_before.values())
+
+
+def test_small_matrices_that_are_left_to_lapack_run_on_one_blas_thread(monkeypatch, blas_before):
+    from lowrank_core._linalg.kernels import small
+
+    seen, plain = [], np.linalg.svd
+
+    def gives_up(matrices, values, exponents):
+        values[:], exponents[:] = np.nan, 0
+        return len(values)
+
+    def spy(*args, **kwargs):
+        seen.extend(blas_now().values())
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(small, "small_values", gives_up)
+    monkeypatch.setattr(np.linalg, "svd", spy)
+    spectrum(STACK, workers=2)
+    assert set(seen) == {1}
+    assert blas_now() == blas_before
+
+
+def test_settings_survive_calls_and_errors(blas_before):
+    spectrum(STACK)
+    spectrum(LARGE)
+    truncate(STACK, 3)
+    learning_sweep(STACK[:2], [1, 2], steps=2)
+    assert blas_now() == blas_before
+    for bad in (np.full((40, 48, 40), 1.7e308), np.full((3, 3), np.nan)):
+        with pytest.raises(ValueError, match=r"float64|finite"):
+            spectrum(bad)
+        assert blas_now() == blas_before
+    with pytest.raises(ZeroDivisionError):
+        truncate(STACK[0], lambda _: 1 // 0)
+    assert blas_now() == blas_before
+
+
+def test_settings_survive_an_interrupt(monkeypatch, blas_before):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.linalg, "svd", interrupted)
+    for workers in (1, 4):
+        with pytest.raises(KeyboardInterrupt):
+            spectrum(MEDIUM, workers=workers)
+        assert blas_now() == blas_before
+
+
+def test_a_call_that_wants_another_count_waits_for_those_under_way(blas_before):
+    order, holding, release = [], threading.Event(), threading.Event()
+
+    def hold():
+        with blas_threads(1):
+            holding.set()
+            release.wait(60)
+            order.append("left")
+
+    def other():
+        with blas_threads(None):
+            order.append("entered")
+            assert blas_now() == blas_before
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert holding.wait(60)
+    waiter = threading.Thread(target=other)
+    waiter.start()
+    release.set()
+    holder.join(60)
+    waiter.join(60)
+    assert order == ["left", "entered"]
+    assert blas_now() == blas_before
+
+
+def test_a_count_set_by_one_thread_is_put_back_by_another(blas_before):
+    first_in, second_in, first_left, done = (threading.Event() for _ in range(4))
+
+    def first():
+        with blas_threads(1):
+            first_in.set()
+            assert second_in.wait(60)
+        first_left.set()
+        done.wait(60)  # lives on, as a pool's threads do
+
+    def last():
+        assert first_in.wait(60)
+        with blas_threads(1):
+            second_in.set()
+            assert first_left.wait(60)
+            assert set(blas_now().values()) == {1}
+
+    threads = [threading.Thread(target=target) for target in (first, last)]
+    for thread in threads:
+        thread.start()
+    threads[1].join(60)
+    assert blas_now() == blas_before
+    done.set()
+    threads[0].join(60)
+
+
+def test_every_thread_is_heard_not_only_the_first_that_set_a_count(blas_before):
+    alone = spectrum(LARGE[:500].astype(np.float64)).values
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: spectrum(LARGE[:500].astype(np.float64)).values).result()
+        held = pool.submit(blas_held).result()
+    assert held == {1}
+    assert np.array_equal(other, alone)
+    assert blas_now() == blas_before
+
+
+def test_the_callers_own_limits_still_work_afterwards():
+    before = blas_now()
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(spectrum, STACK).result()
+        spectrum(STACK)
+        with threadpoolctl.threadpool_limits(1, user_api="blas"):
+            assert set(blas_now().values()) == {1}
+        assert set(blas_now().values()) == {2}
+    assert blas_now() == before
+
+
+def blas_held():
+    with blas_threads(1):
+        return set(blas_now().values())
+
+
+def answers(large=True):
+    """Something of every floor, as bytes; without the large matrix, eight of which at once are slow in any BLAS."""
+    of = spectrum(STACK)
+    learnt = learning_sweep(STACK[:2], [1, 3], steps=4, repeats=2)
+    adam = learning_sweep(STACK[0], [2], steps=3, optimizer="adam")
+    return [
+        np.asarray(found).tobytes()
+        for found in (
+            of.values,
+            spectrum(STACK.astype(np.float32)).values,
+            spectrum(STACK[:6], rank=3, method="krylov").values,
+            spectrum(LARGE if large else LARGE[:500], rank=4).values,
+            spectrum(PRODUCT).values,
+            truncate(STACK[:5], 3).B,
+            truncate(PRODUCT, lambda s: int(rank_for_variance(s, 0.5).max())).A,
+            error_sweep(of, [0, 4, 8]).errors,
+            variance_captured(of),
+            effective_rank(of),
+            learnt.curves,
+            learnt.gradient_norms,
+            adam.curves,
+        )
+    ]
+
+
+def test_eight_threads_at_once_get_the_same_bits_and_leave_blas_alone(blas_before):
+    alone = {large: answers(large) for large in (True, False)}
+    barrier = threading.Barrier(8, timeout=60)
+
+    def together(number):
+        barrier.wait()
+        large = number == 0
+        return answers(large) == alone[large]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(together, range(8)))
+    assert blas_now() == blas_before
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_forked_after_use_answers_alike():
+    alone = answers()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert [result.get(120) for result in [pool.apply_async(answers) for _ in range(2)]] == [alone, alone]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_forked_while_blas_is_held_is_free():
+    with blas_threads(1), multiprocessing.get_context("fork").Pool(1) as pool:
+        # Another count than the one held: the child would wait for ever for a holder that it does not have.
+        found = pool.apply_async(spectrum, (LARGE,), {"rank": 2}).get(120)
+    assert found.values.shape == (2,)
+
+
+def test_a_fresh_process_answers_alike():
+    code = (
+        "import sys, numpy as np, lowrank_core as lc; stack = np.random.default_rng(0).standard_normal((40, 48, 40)); "
+        "sys.stdout.buffer.write(lc.spectrum(stack).values.tobytes())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert run.stdout == lowrank_core.spectrum(STACK).values.tobytes()
+
+
+def test_a_child_begins_with_blas_as_it_was_before_the_fork_and_with_nobody_inside(blas_before):
+    with blas_threads(1):
+        threads._reset_after_fork()
+        assert blas_now() == blas_before
+        # One more holder, of another count: with those of the parent still inside it would wait for ever.
+        with blas_threads(None):
+            assert blas_now() == blas_before
+    assert blas_now() == blas_before
+
+
+@pytest.mark.parametrize("broken", ["enter", "leave"])
+def test_blas_is_left_whatever_interrupts_it(monkeypatch, broken):
+    calls = []
+
+    class Gate:
+        def enter(self, _holder, _count):
+            calls.append("enter")
+            if broken == "enter":
+                raise KeyboardInterrupt
+
+        def leave(self, _holder):
+            calls.append("leave")
+            if broken == "leave" and calls.count("leave") == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "_gate", Gate())
+    with pytest.raises(KeyboardInterrupt), blas_threads(1):
+        calls.append("inside")
+    assert calls == (["enter", "leave"] if broken == "enter" else ["enter", "inside", "leave", "leave"])

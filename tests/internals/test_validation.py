@@ -1,0 +1,266 @@
+"""What may come in at the door, and what is said of what may not."""
+
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lowrank_core import (
+    LowRankUpdate,
+    Spectrum,
+    error_sweep,
+    learning_sweep,
+    rank_for_variance,
+    reconstruction_error,
+    spectrum,
+    standard,
+    truncate,
+    variance_captured,
+)
+from lowrank_core._validation import (
+    as_alpha,
+    as_factor,
+    as_fraction,
+    as_ranks,
+    as_stack,
+    as_whole_numbers,
+    check_finite,
+    coarsest_dtype,
+    scaled_to_unit,
+    unscaled_by,
+)
+
+RNG = np.random.default_rng(0)
+MATRIX = RNG.integers(-8, 9, (5, 4)) / 4  # exact in every dtype
+TAKERS = {
+    "spectrum": spectrum,
+    "truncate": lambda update: truncate(update, 1),
+    "learning_sweep": lambda update: learning_sweep(update, [1], steps=1),
+    "adam": lambda update: learning_sweep(update, [1], steps=1, optimizer="adam"),
+}
+takers = pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
+
+
+def refused(take, update, *words):
+    """The message says what was given, what is accepted, and what to do: each of the words is in it."""
+    with pytest.raises(ValueError, match=".*".join(re.escape(word) for word in words)):
+        take(update)
+
+
+def means_its_numbers(take, update, dtype):
+    """Stored in that dtype, and read as the numbers of MATRIX."""
+    assert spectrum(update).dtype == dtype
+    found, exact = (take(given) for given in (update, MATRIX))
+    for field in ("values", "errors"):
+        if hasattr(exact, field):
+            assert np.allclose(getattr(found, field), getattr(exact, field), rtol=1e-6, atol=1e-7)
+    if take is TAKERS["truncate"]:
+        assert np.allclose(found.to_dense(), exact.to_dense(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("update", "dtype"),
+    [
+        (MATRIX, "float64"),
+        (MATRIX.astype(np.float32), "float32"),
+        (MATRIX.astype(np.float16), "float16"),
+        (MATRIX.astype(ml_dtypes.bfloat16), "bfloat16"),
+        (MATRIX.tolist(), "float64"),
+    ],
+)
+@takers
+def test_each_stored_dtype_means_its_numbers(take, update, dtype):
+    means_its_numbers(take, update, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint64, np.bool_])
+def test_integers_and_booleans_are_taken_as_float64(dtype):
+    update = RNG.integers(0, 2, (4, 3)).astype(dtype)
+    found = spectrum(update)
+    assert found.dtype == "float64"
+    assert np.array_equal(found.values, spectrum(update.astype(np.float64)).values)
+
+
+def test_the_largest_integers_do_not_overflow():
+    assert spectrum(np.full((2, 2), np.iinfo(np.int64).min)).values[0] == pytest.approx(2.0**64, rel=1e-15)
+    assert spectrum(np.full((2, 2), 127, dtype=np.int8)).values[0] == pytest.approx(254, rel=1e-15)
+
+
+@pytest.mark.parametrize("layout", ["F", "read-only", "strided", "reversed"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int32"])
+@takers
+def test_layouts_change_nothing_but_rounding(take, layout, dtype):
+    matrix = (4 * MATRIX).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    other = {
+        "F": np.asfortranarray(matrix),
+        "read-only": matrix.copy(),
+        "strided": np.repeat(np.repeat(matrix, 2, axis=0), 3, axis=1)[::2, ::3],
+        "reversed": matrix[::-1, ::-1].copy()[::-1, ::-1],
+    }[layout]
+    other.flags.writeable = False
+    found, exact = take(other), take(matrix)
+    for field in ("values", "errors"):
+        if hasattr(exact, field):
+            assert np.allclose(getattr(found, field), getattr(exact, field), rtol=1e-12, atol=1e-7)
+
+
+@takers
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_what_is_not_finite_is_named_with_its_place(take, bad, dtype):
+    stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    stack = np.ones((2, 3, 4, 5), dtype=stored)
+    stack[1, 0, 2, 3] = bad
+    stack[1, 2, 0, 0] = bad
+    refused(take, stack, "at batch index (1, 0)", f"holds {bad}", "row 2, column 3", "must be finite", "Look for")
+    with pytest.raises(ValueError, match="holds") as raised:
+        take(stack[1, 0])
+    assert "batch index" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["B", "A"])
+def test_what_is_not_finite_in_a_factor_is_named(name):
+    factors = {"B": np.ones((2, 4, 3)), "A": np.ones((2, 3, 5))}
+    factors[name][1, 2, 0] = np.nan
+    for take in TAKERS.values():
+        refused(take, LowRankUpdate(**factors), name, "at batch index (1,)", "row 2, column 0", "must be finite")
+
+
+@takers
+def test_other_dtypes_are_refused_with_the_accepted_ones(take):
+    accepted = "accepted are float64, float32, float16, bfloat16, integers and booleans"
+    refused(take, np.ones((2, 2), dtype=complex), "dtype complex128", accepted, ".astype('float64')")
+    refused(take, np.ones((2, 2), dtype=object), "dtype object", accepted)
+    refused(take, np.ones((2, 2), dtype=np.longdouble), "dtype " + np.dtype(np.longdouble).name, accepted)
+    refused(take, np.ones((2, 2), dtype=ml_dtypes.float8_e4m3fn), "dtype float8_e4m3fn", accepted)
+    refused(take, [["one", "two"]], "dtype str", accepted)
+
+
+@takers
+def test_vectors_scalars_and_empty_matrices_are_refused(take):
+    refused(take, np.ones(3), "shape (3,)", "(m, n)", "Reshape")
+    refused(take, 1.0, "shape ()", "(m, n)", "Reshape")
+    refused(take, np.ones((0, 3)), "shape (0, 3)", "empty", "at least 1")
+    refused(take, np.ones((2, 3, 0)), "shape (2, 3, 0)", "empty", "at least 1")
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [
+        (5, ["rank 5 is beyond min(m, n) = 4", "0 to 4", "numpy.minimum"]),
+        (-1, ["rank must be a whole number", "at least 0", "-1"]),
+        (1.5, ["whole number", "1.5"]),
+        (np.nan, ["whole number", "nan"]),
+        (np.inf, ["whole number", "inf"]),
+        (True, ["whole number", "True"]),
+        ("two", ["whole number", "two"]),
+        (10**30, ["whole number"]),
+        (1j, ["whole number"]),
+    ],
+)
+def test_ranks_beyond_negative_or_not_whole_are_refused(rank, words):
+    of = spectrum(MATRIX)
+    product = LowRankUpdate(MATRIX, np.eye(4))
+    for ask in (
+        lambda r: variance_captured(of, r),
+        lambda r: reconstruction_error(of, [r]),
+        lambda r: error_sweep(of, [r]),
+        lambda r: learning_sweep(of, [r], steps=1),
+        lambda r: spectrum(MATRIX, rank=r),
+        lambda r: spectrum(product, rank=r),
+        lambda r: truncate(MATRIX, r),
+        lambda r: truncate(product, r),
+        lambda r: truncate(MATRIX, lambda _: r),
+    ):
+        with pytest.raises(ValueError, match=r"rank|whole number"):
+            ask(rank)
+    with pytest.raises(ValueError, match=".*".join(re.escape(word) for word in words)):
+        variance_captured(of, rank)
+
+
+@pytest.mark.parametrize("rank", [3, 3.0, np.int8(3), np.uint64(3), np.float32(3)])
+def test_a_whole_number_of_any_kind_is_a_rank(rank):
+    assert variance_captured(spectrum(MATRIX), rank) == variance_captured(spectrum(MATRIX), 3)
+    assert truncate(MATRIX, rank).rank == 3
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf, "16", None, 1j, True, [16.0, 0.0]])
+def test_alpha_must_be_finite_and_positive(alpha):
+    of = spectrum(MATRIX)
+    for ask in (
+        lambda a: standard(a, 4),
+        lambda a: error_sweep(of, [1], alpha=a),
+        lambda a: learning_sweep(of, [1], alpha=a, steps=1),
+    ):
+        refused(ask, alpha, "alpha must be finite and positive", f"got {alpha!r}", "Common choices")
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, 95, np.nan, "0.9", None])
+def test_fractions_lie_between_0_and_1(fraction):
+    refused(
+        lambda f: rank_for_variance(spectrum(MATRIX), f), fraction,
+        "fraction must lie between 0 and 1", repr(fraction), "95 % as 0.95",
+    )  # fmt: skip
+
+
+def test_conversions_alone():
+    assert as_ranks([0, 4.0], 4).dtype == np.int64
+    assert as_ranks([], 4).shape == (0,)
+    assert as_whole_numbers([[1, 2]], "x").shape == (1, 2)
+    assert as_alpha([1, 2]).dtype == np.float64
+    assert as_fraction(1, "x") == 1.0
+    assert as_stack(np.ones((2, 3, 4, 5)), 2).shape == (6, 4, 5)
+    assert as_stack(np.ones((4, 0)), 2).shape == (1, 4, 0)
+    assert as_stack(np.ones((2, 0, 4, 5)), 2).shape == (0, 4, 5)
+    assert as_factor(np.ones((4, 0)), "B")[0].shape == (4, 0)
+    assert coarsest_dtype("float64", "bfloat16", "float32") == "bfloat16"
+    assert coarsest_dtype("float16", "float32") == "float16"
+    check_finite(np.ones((0, 3, 3)))
+
+
+@pytest.mark.parametrize("size", [1.0, 5e-324, 2.0**-1074 * 3, 1e-310, 1e308, np.finfo(float).max, 0.75, 0.5])
+def test_scaling_to_unit_is_exact_and_comes_back(size):
+    matrices = size * np.array([[[1.0, -0.5], [0.25, 0.0]], [[0.0, 0.0], [0.0, -1.0]]])
+    scaled, exponents = scaled_to_unit(matrices)
+    assert np.array_equal(np.ldexp(scaled, exponents), matrices)
+    largest = np.abs(scaled).max(axis=(-2, -1))
+    assert np.all((largest >= 0.5) & (largest < 1))
+    assert exponents.shape == (2, 1, 1)
+    assert not np.shares_memory(scaled, matrices)
+
+
+def test_scaling_a_zero_matrix_leaves_it_zero():
+    scaled, exponents = scaled_to_unit(np.zeros((2, 3)))
+    assert not scaled.any()
+    assert exponents == 0
+
+
+def test_a_result_beyond_float64_is_refused():
+    assert unscaled_by(np.array([0.5]), 1024, "x") == 2.0**1023
+    refused(
+        lambda x: unscaled_by(x, 1024, "the norm"), np.array([1.0]), "the norm does not fit float64", "power of two"
+    )
+    huge = np.full((2, 2), 1.7e308)
+    for method in ("direct", "gram"):
+        refused(lambda u, m=method: spectrum(u, method=m), huge, "does not fit float64", "divide the update")
+    refused(spectrum, LowRankUpdate(huge, np.eye(2)), "does not fit float64")
+    refused(lambda u: truncate(u, 1), huge, "does not fit float64")
+    # One value fits and so do two, but not their norm.
+    refused(spectrum, np.diag([1.7e308, 1.7e308]), "the norm", "does not fit float64")
+
+
+def test_an_empty_batch_is_answered_with_empty_batches():
+    stack = np.ones((2, 0, 4, 3))
+    of = spectrum(stack)
+    assert isinstance(of, Spectrum)
+    assert of.values.shape == (2, 0, 3)
+    assert of.norm.shape == (2, 0)
+    assert variance_captured(of, [1, 2]).shape == (2, 0, 2)
+    assert reconstruction_error(of).shape == (2, 0, 4)
+    assert error_sweep(of, [1]).errors.shape == (2, 0, 2, 1)
+    assert rank_for_variance(of, 0.5).shape == (2, 0)
+    assert truncate(stack, 2).B.shape == (2, 0, 4, 2)
+    for optimizer in ("sgd", "adam"):
+        assert learning_sweep(stack, [1], steps=3, optimizer=optimizer).curves.shape == (2, 0, 2, 1, 4)
+    assert spectrum(LowRankUpdate(np.ones((0, 4, 2)), np.ones((2, 3)))).values.shape == (0, 2)

@@ -1,0 +1,240 @@
+"""Rounding of stored weights: its size, its edge, and updates recovered from pairs of stored matrices."""
+
+from dataclasses import FrozenInstanceError
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lowrank_core import Spectrum, spectrum
+from lowrank_core import rounding_noise as storage
+from lowrank_core.rounding_noise import Rounding, _steps, storage_noise
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+STORED = [np.float64, np.float32, np.float16, BFLOAT16]
+
+
+def weights(rng, shape, kind):
+    """Entries as networks have them: heavy-tailed; rows of very different size; a few columns 20 times the rest."""
+    m, n = shape
+    drawn = 0.02 * rng.standard_t(4, shape)
+    if kind == "rows":
+        drawn *= np.exp(rng.standard_normal((m, 1)))
+    if kind == "outliers":
+        drawn *= np.exp(0.5 * rng.standard_normal((m, 1))) * np.where(rng.random(n) < 0.02, 20.0, 1.0)
+    return drawn
+
+
+def step_sizes(stored):
+    """Root mean square of the distance from each stored number to the next."""
+    return np.sqrt(np.mean(np.ldexp(1.0, _steps(stored, stored.dtype.name).astype(int)) ** 2))
+
+
+def low_rank(rng, shape, rank):
+    product = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1]))
+    return product / np.sqrt(np.mean(product**2))
+
+
+def difference(base, tuned):
+    return spectrum(tuned.astype(np.float64) - base.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_steps_are_distances_to_the_next_number(dtype):
+    finfo = ml_dtypes.finfo(dtype)
+    exponents = np.random.default_rng(0).uniform(np.log2(float(finfo.tiny)), np.log2(float(finfo.max)) - 1, (50, 40))
+    stored = np.exp2(exponents).astype(dtype)
+    stored[0, :4] = [0.0, finfo.smallest_subnormal, finfo.tiny, 1.0]
+    following = np.nextafter(stored, np.asarray(np.inf, dtype=dtype)).astype(np.float64)
+    gap = following - stored.astype(np.float64)
+    assert np.array_equal(np.ldexp(1.0, _steps(-stored, np.dtype(dtype).name).astype(int)), gap)
+
+
+def test_noise_is_the_mean_of_the_squared_steps():
+    base = np.array([[1.0, 3.0], [0.5, 100.0]], dtype=np.float16)
+    tuned = np.array([[1.5, 2.5], [0.75, 100.5]], dtype=np.float16)
+    noise = storage_noise(base, tuned)
+    squares = np.array([1.0, 2.0, 0.5, 64.0]) ** 2 * 2.0**-20
+    assert noise.one_side.noise == pytest.approx(np.sqrt(squares.mean() / 12), rel=1e-12)
+    assert noise.two_sides.noise == pytest.approx(np.sqrt(2 * squares.mean() / 12), rel=1e-12)
+    assert noise.unchanged == 0.0
+
+
+def test_steps_far_below_the_largest_add_nothing():
+    base = np.array([[1.0, 1e-20], [1e-20, 1.0]], dtype=np.float32)
+    noise = storage_noise(base, 1.5 * base)
+    assert noise.one_side.noise == pytest.approx(2.0**-23 * np.sqrt(0.5 / 12), rel=1e-12)
+
+
+@pytest.mark.parametrize(("m", "n"), [(200, 100), (60, 300)])
+def test_edge_of_weights_in_one_binade_is_the_formula(m, n):
+    rng = np.random.default_rng(0)
+    base, tuned = rng.uniform(1.0, 1.99, (2, m, n)).astype(BFLOAT16)
+    noise = storage_noise(base, tuned)
+    s, a, b = 2.0**-7 / np.sqrt(12), np.sqrt(m), np.sqrt(n)
+    edge = s * np.sqrt((a + b) ** 2 + 2.02 * (a + b) * (1 / a + 1 / b) ** (1 / 3))
+    assert noise.one_side.noise == pytest.approx(s, rel=1e-12)
+    assert noise.one_side.edge == pytest.approx(edge, rel=1e-6)
+    assert noise.two_sides.edge == pytest.approx(np.sqrt(2) * edge, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["heavy", "rows", "outliers"])
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_no_rank_is_claimed_where_rounding_is_all_there_is(kind, dtype):
+    rng = np.random.default_rng(1)
+    none = exceeded_by_the_mean = 0
+    for _ in range(100):
+        base = weights(rng, (100, 80), kind).astype(np.float32)
+        noise, of = storage_noise(base, base.astype(dtype)), difference(base, base.astype(dtype))
+        assert noise.holds
+        none += noise.one_side.rank(of) == 0
+        mean = noise.one_side.noise * (np.sqrt(100) + np.sqrt(80)) * 1.05
+        exceeded_by_the_mean += of.values[0] > mean
+    assert none >= 95
+    # The edge of equal variances does not hold for such weights: it would call rounding an update.
+    assert exceeded_by_the_mean > 50
+
+
+@pytest.mark.parametrize("kind", ["heavy", "rows", "outliers"])
+@pytest.mark.parametrize("strength", [1.0, 2.0, 8.0])
+def test_an_update_of_an_ulp_or_more_is_recovered(kind, strength):
+    rng = np.random.default_rng(2)
+    found = 0
+    for _ in range(30):
+        base = weights(rng, (240, 160), kind).astype(BFLOAT16)
+        update = strength * step_sizes(base) * low_rank(rng, base.shape, 3)
+        tuned = (base.astype(np.float64) + update).astype(BFLOAT16)
+        noise = storage_noise(base, tuned)
+        assert noise.holds
+        found += noise.one_side.rank(difference(base, tuned)) == 3
+    assert found >= 0.95 * 30
+
+
+@pytest.mark.parametrize("kind", ["heavy", "rows", "outliers"])
+def test_two_roundings_are_told_by_two_sides(kind):
+    rng = np.random.default_rng(3)
+    none = found = 0
+    for case in range(40):
+        fine = weights(rng, (160, 120), kind)
+        update = low_rank(rng, fine.shape, 2) * (0.0 if case % 2 else 2.0) * step_sizes(fine.astype(BFLOAT16))
+        # The base in float16 was rounded too, about 8 times finer; and both in bfloat16 for the update.
+        base = fine.astype(np.float16 if case % 2 else BFLOAT16)
+        tuned = (fine + update).astype(BFLOAT16)
+        rank = storage_noise(base, tuned).two_sides.rank(difference(base, tuned))
+        none += case % 2 and rank == 0
+        found += not case % 2 and rank == 2
+    assert none >= 19
+    assert found >= 19
+
+
+@pytest.mark.parametrize("kind", ["heavy", "rows", "outliers"])
+def test_far_under_an_ulp_the_model_does_not_hold(kind):
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        base = weights(rng, (120, 90), kind).astype(BFLOAT16)
+        tuned = (base.astype(np.float64) + 0.05 * step_sizes(base) * low_rank(rng, base.shape, 3)).astype(BFLOAT16)
+        noise = storage_noise(base, tuned)
+        assert not noise.holds
+        assert noise.unchanged > 0.6
+
+
+def test_rounding_passes_the_edge_only_where_the_model_does_not_hold():
+    # Weights of one kind, where the edge is sharp: the threshold of one half is where it starts to give way.
+    rng = np.random.default_rng(5)
+    for strength in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0):
+        base = (0.02 * rng.standard_normal((240, 160))).astype(BFLOAT16)
+        update = strength * step_sizes(base) * low_rank(rng, base.shape, 4)
+        tuned = (base.astype(np.float64) + update).astype(BFLOAT16)
+        noise = storage_noise(base, tuned)
+        rounding = spectrum(tuned.astype(np.float64) - base.astype(np.float64) - update).values[0]
+        assert noise.holds == (strength >= 0.7)
+        assert not noise.holds or rounding < noise.one_side.edge
+
+
+@pytest.mark.parametrize(("first_row", "first_column"), [(200, 10), (200, 0), (0, 40)])
+def test_untouched_rows_and_columns_are_set_aside(first_row, first_column):
+    rng = np.random.default_rng(6)
+    base = rng.standard_normal((300, 100)).astype(BFLOAT16)
+    # Had they been rounded, the edge would be theirs.
+    base[:first_row] *= 64
+    base[:, :first_column] *= 64
+    tuned, touched = base.copy(), np.s_[first_row:, first_column:]
+    update = 0.05 * low_rank(rng, base[touched].shape, 2)
+    tuned[touched] = (base[touched].astype(np.float64) + update).astype(BFLOAT16)
+    noise, part = storage_noise(base, tuned), storage_noise(base[touched], tuned[touched])
+    assert noise.unchanged > part.unchanged
+    assert noise.holds
+    assert part.holds
+    assert noise.one_side.edge == pytest.approx(part.one_side.edge, rel=1e-6)
+    assert noise.one_side.rank(difference(base, tuned)) == 2
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (3, 40), (16, 16)])
+def test_matrices_of_many_blocks_are_what_one_block_is(shape, monkeypatch):
+    base, tuned = np.random.default_rng(9).standard_normal((2, *shape)).astype(np.float16)
+    whole = storage_noise(base, tuned)
+    monkeypatch.setattr(storage, "_BLOCK", 32)
+    assert storage_noise(base, tuned) == whole
+
+
+def test_equal_matrices_differ_by_nothing():
+    base = np.random.default_rng(7).standard_normal((30, 20)).astype(np.float16)
+    noise = storage_noise(base, base)
+    of = difference(base, base)
+    assert (noise.unchanged, noise.holds) == (1.0, True)
+    assert (noise.one_side.rank(of), noise.one_side.variance_below(of)) == (0, 0.0)
+    assert noise.one_side.edge > 0
+
+
+@pytest.mark.parametrize("power", [-600, 600])
+def test_any_size_of_weight(power):
+    base, tuned = np.random.default_rng(8).standard_normal((2, 20, 30))
+    plain = storage_noise(base, tuned).one_side
+    scaled = storage_noise(np.ldexp(base, power), np.ldexp(tuned, power)).one_side
+    assert np.ldexp(scaled.noise, -power) == plain.noise
+    assert np.ldexp(scaled.edge, -power) == plain.edge
+
+
+def test_zeros_and_single_entries():
+    noise = storage_noise(np.zeros((3, 4), dtype=np.float16), np.zeros((3, 4), dtype=np.float16))
+    assert noise.one_side.noise == pytest.approx(2.0**-24 / np.sqrt(12), rel=1e-12)
+    one = storage_noise(np.ones((1, 1), dtype=BFLOAT16), np.full((1, 1), 1.5, dtype=BFLOAT16))
+    assert one.one_side.edge > 2.0**-8
+
+
+def test_what_was_found_cannot_be_changed():
+    noise = storage_noise(np.eye(3), np.ones((3, 3)))
+    for held, name in ((noise, "holds"), (noise.one_side, "edge")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(held, name, 0.0)
+
+
+def test_rank_and_variance_below_the_edge():
+    of = Spectrum([4.0, 2.0, 1.0], np.sqrt(21.0), (9, 3), complete=True)
+    assert Rounding(0.1, 2.0).rank(of) == 1
+    assert Rounding(0.1, 2.0).variance_below(of) == pytest.approx(5 / 21, rel=1e-15)
+    part = Spectrum([4.0, 2.0], np.sqrt(21.0), (9, 3), complete=False)
+    assert Rounding(0.1, 2.0).rank(part) == 1
+    with pytest.raises(ValueError, match=r"all 2 leading values.*edge 1\.5.*spectrum\(update, rank=\.\.\.\), up to 3"):
+        Rounding(0.1, 1.5).variance_below(part)
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "message"),
+    [
+        (np.ones((2, 3)), np.ones((3, 2)), r"^base has shape \(2, 3\) and tuned \(3, 2\)"),
+        (np.ones((2, 2, 3)), np.ones((2, 2, 3)), "matrices of a stack one by one"),
+        (np.ones((2, 3)), np.full((2, 3), np.nan), "^tuned holds nan at row 0, column 0"),
+        (np.full((2, 3), np.inf), np.ones((2, 3)), "^base holds inf at row 0, column 0"),
+        (np.ones((2, 3), dtype=complex), np.ones((2, 3)), "^base has dtype complex128"),
+        (np.ones((2, 3)), np.ones((2, 3), dtype=complex), "^tuned has dtype complex128"),
+    ],
+)
+def test_bad_input(base, tuned, message):
+    with pytest.raises(ValueError, match=message):
+        storage_noise(base, tuned)
+
+
+def test_blocks_hold_a_mebi_of_entries_or_one_row():
+    assert storage._blocks((3000, 1024)) == [slice(0, 1024), slice(1024, 2048), slice(2048, 3072)]
+    assert storage._blocks((2, 2**21)) == [slice(0, 1), slice(1, 2)]
