@@ -406,7 +406,7 @@ def cut_short(path: Path) -> str:
 def lying(path: Path) -> str:
     header = json.dumps({"layers.0.q.weight": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 6400]}}).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
-    return "not a sound safetensors file"
+    return "not a valid safetensors file"
 
 
 def pickled(path: Path) -> str:

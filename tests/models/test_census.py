@@ -91,7 +91,7 @@ def test_every_adapter_has_its_row_in_order_and_a_checkpoint_none(tmp_path):
         *(f"peft{i:03}" for i in (1, 3, 5)),
     ]
     assert names == expected
-    assert "not a sound safetensors file" in rows[0].failure
+    assert "not a valid safetensors file" in rows[0].failure
     assert all(row.failure is None and row.layers for row in rows[1:])
     assert len(find_adapters(tmp_path)) == len(rows) + 1
 

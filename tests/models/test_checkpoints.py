@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core.models.files.checkpoints import difference, open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
 
 
 def write_sharded(folder, shards, weight_map=None):
@@ -77,41 +77,6 @@ def test_a_folder_with_a_pickle_alone_is_refused_and_an_empty_one_explained(tmp_
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"pytorch_model.bin' is a pickle"):
         open_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_difference_is_that_of_the_numbers_and_not_of_the_stored_dtype(rng, dtype):
-    # Unrelated weights: where two are within a factor of two of each other, even a subtraction in bfloat16 is exact.
-    base, tuned = (0.02 * rng.standard_normal((2, 64, 48))).astype(np.dtype(dtype))
-    exact = tuned.astype(np.float64) - base.astype(np.float64)
-    delta = difference(base, tuned)
-    assert delta.dtype == np.float32
-    assert np.all(np.abs(delta - exact) <= 2.0**-24 * np.abs(exact))
-    if dtype != "float32":
-        stored = (tuned - base).astype(np.float64)
-        assert np.any(np.abs(stored - exact) > 1e-4 * np.abs(exact))
-
-
-def test_the_difference_of_double_precision_stays_in_it(rng):
-    base, tuned = rng.standard_normal((2, 3, 4))
-    delta = difference(base, tuned.astype(np.float32))
-    assert delta.dtype == np.float64
-    assert np.array_equal(delta, tuned.astype(np.float32) - base)
-
-
-def test_the_difference_is_taken_in_blocks_that_do_not_show(rng):
-    base, tuned = rng.standard_normal((2, 1100, 1024)).astype(np.float32)
-    assert np.array_equal(difference(base, tuned), (tuned.astype(float) - base.astype(float)).astype(np.float32))
-
-
-def test_a_weight_that_is_not_finite_names_its_checkpoint():
-    good, bad = np.ones((2, 2), np.float32), np.full((2, 2), np.nan, np.float32)
-    with pytest.raises(ValueError, match="the tuned checkpoint holds NaN or infinity in 4 of its 4 entries"):
-        difference(good, bad)
-    with pytest.raises(ValueError, match="the base checkpoint"):
-        difference(np.full((2, 2), np.inf, np.float32), np.full((2, 2), np.inf, np.float32))
-    with pytest.raises(ValueError, match="beyond what float32 can hold"):
-        difference(np.full((2, 2), -3e38, np.float32), np.full((2, 2), 3e38, np.float32))
 
 
 def test_layers_are_the_matrices_that_both_hold(write_file, rng):

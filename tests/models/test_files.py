@@ -1,4 +1,3 @@
-import math
 import pickle
 import subprocess
 import sys
@@ -7,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core.models.files.tensors import frobenius_norm, open_file, read_json, read_tensors, row_blocks
+from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.tensors import open_file, read_tensors
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "int8", "uint8", "bool"])
@@ -40,14 +40,14 @@ def test_tensors_are_values_that_survive_pickling(write_file):
 def test_a_file_cut_short_is_refused(write_file, keep):
     path = write_file({"a": np.arange(100.0)})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="is not a sound safetensors file"):
+    with pytest.raises(ValueError, match="is not a valid safetensors file"):
         open_file(path)
 
 
 def test_a_header_that_lies_about_offsets_is_refused(write_file):
     path = write_file({"a": np.arange(100.0)})
     path.write_bytes(path.read_bytes().replace(b"[0,800]", b"[0,999]"))
-    with pytest.raises(ValueError, match="is not a sound safetensors file"):
+    with pytest.raises(ValueError, match="is not a valid safetensors file"):
         open_file(path)
 
 
@@ -77,24 +77,6 @@ def test_bad_json_is_refused(tmp_path, text, message):
         read_json(tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
-def test_the_norm_neither_overflows_nor_underflows(scale):
-    assert frobenius_norm(np.full((4, 4), scale)) == pytest.approx(4 * scale, rel=1e-15)
-
-
-def test_the_norm_of_half_precision_is_taken_in_float64():
-    # The squares of these add up to beyond float16's 65504, and would stop growing at 2048 if they were added in it.
-    assert frobenius_norm(np.ones((300, 300), np.float16)) == 300.0
-    assert frobenius_norm(np.array(-3.0, np.float16)) == 3.0
-    assert frobenius_norm(np.zeros((0, 3))) == 0.0
-
-
-def test_row_blocks_cover_every_row_once():
-    blocks = row_blocks((10, 7), entries=21)
-    assert [list(range(10))[block] for block in blocks] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    assert len(row_blocks((3, 100), entries=10)) == 3
-
-
 def test_a_missing_extra_names_the_line_that_installs_it(write_file):
     path = write_file({"a": np.array([1.0])})
     for missing in ("safetensors", "ml_dtypes"):
@@ -115,7 +97,3 @@ def test_reading_models_imports_neither_torch_nor_peft():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "[]"
-
-
-def test_a_signalling_nan_is_a_nan_and_warns_of_nothing():
-    assert math.isnan(frobenius_norm(np.array([[0x7FA00000, 0]], dtype=np.uint32).view(np.float32)))

@@ -102,7 +102,7 @@ def test_a_mutated_adapter_reads_as_safetensors_reads_it_or_is_refused(round_, t
         expected = as_safetensors_reads(content)
         if expected is None:
             assert report is None
-            with pytest.raises(ValueError, match="not a sound safetensors file"):
+            with pytest.raises(ValueError, match="not a valid safetensors file"):
                 open_file(file)
             continue
         check_tensors(file, expected)
@@ -126,7 +126,7 @@ def test_a_hostile_file_is_refused_by_every_reader(content, tmp_path):
     peft, kohya = (write(tmp_path / str(peft), content, peft=peft) for peft in (True, False))
     readers = [(inspect, peft), (inspect, kohya), (open_checkpoint, kohya)]
     for reader, file in readers:
-        with little_memory(), pytest.raises(ValueError, match="not a sound safetensors file") as refused:
+        with little_memory(), pytest.raises(ValueError, match="not a valid safetensors file") as refused:
             reader(file)
         assert str(file) in str(refused.value)
 
@@ -137,7 +137,7 @@ def test_a_tensor_named_twice_reads_as_safetensors_reads_it(tmp_path):
     expected = as_safetensors_reads(twice)
     file = write(tmp_path, twice, peft=False)
     if expected is None:
-        with pytest.raises(ValueError, match="not a sound safetensors file"):
+        with pytest.raises(ValueError, match="not a valid safetensors file"):
             open_file(file)
     else:
         check_tensors(file, expected)

@@ -54,7 +54,7 @@ def test_inspect_reports_what_is_rounding(pair):
 
 
 def test_each_weight_is_read_once(pair, monkeypatch):
-    from lowrank_core.models.files.tensors import tensors as files
+    from lowrank_core.models.files import tensors as files
 
     reads = []
     read = files.read_tensors

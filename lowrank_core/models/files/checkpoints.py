@@ -1,4 +1,4 @@
-"""Model checkpoints: what they hold, and the updates between two of them, one layer in memory at a time."""
+"""Model checkpoints, and the updates between two of them: one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowrank_core.models.files.blocks import difference, frobenius_norm
+from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import (
     PLAIN_WEIGHTS,
     StoredTensor,
     as_matrix,
     describe,
     describe_shape,
-    frobenius_norm,
     open_file,
-    read_json,
     refuse_pickle,
-    row_blocks,
 )
 from lowrank_core.rounding_noise import StorageNoise, storage_noise
 
@@ -30,13 +29,11 @@ if TYPE_CHECKING:
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _MATRIX_AXES = (2, 4)
-_SINGLE_PRECISION = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """
-    A model's weights on disk, single or sharded, none of them read yet.
+    """A model's weights on disk, single or sharded, none of them read yet.
 
     Attributes
     ----------
@@ -52,8 +49,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class WeightPair:
-    """
-    One weight in two checkpoints; their difference is the update.
+    """One weight in two checkpoints; their difference is the update.
 
     Attributes
     ----------
@@ -78,8 +74,7 @@ class WeightPair:
         return self.tuned.dtype if self.base.dtype == self.tuned.dtype else f"{self.base.dtype} → {self.tuned.dtype}"
 
     def update(self) -> NDArray[Any]:
-        """
-        Read both weights and take their difference, tuned − base.
+        """Read both weights and return their difference, tuned − base.
 
         Returns
         -------
@@ -101,15 +96,14 @@ class WeightPair:
         return difference(self.base.read(), self.tuned.read()).reshape(self.shape)
 
     def update_and_noise(self) -> tuple[NDArray[Any], StorageNoise]:
-        """
-        Read both weights once, for their difference and for what rounding has added to it.
+        """Read both weights once, and return their difference and the rounding noise in it.
 
         Returns
         -------
         update : ndarray, shape (m, n)
-            As :meth:`update`.
+            As :meth:`update` returns it.
         noise : StorageNoise
-            As :func:`lowrank_core.rounding_noise.storage_noise` estimates it from the two as they are stored.
+            As :func:`lowrank_core.rounding_noise.storage_noise` estimates it from the two stored weights.
 
         Raises
         ------
@@ -122,8 +116,7 @@ class WeightPair:
 
 @dataclass(frozen=True)
 class CheckpointPair:
-    """
-    Two checkpoints of one model, matched by the names of their tensors.
+    """Two checkpoints of one model, matched by the names of their tensors.
 
     Attributes
     ----------
@@ -141,22 +134,17 @@ class CheckpointPair:
     mismatched: dict[str, str]
 
     def other_changes(self) -> Iterator[tuple[str, str]]:
-        """
-        Find what changed and is no matrix (biases, norms, stacked experts), and what only one checkpoint holds.
+        """Read what is not a matrix (biases, norms, stacked experts) or is in one checkpoint only, and yield changes.
 
         Yields
         ------
         name, description : tuple of str
-            The tensor's name, and its change in plain words with its norm. Tensors that did not change are left out.
-
-        Notes
-        -----
-        Tensors are read one at a time.
+            The name of a tensor that changed, and its change in words with its norm. One tensor is read at a time.
         """
         matrices = {pair.base.key for pair in self.layers}
         for key in sorted(self.base.tensors.keys() ^ self.tuned.tensors.keys()):
-            place, tensors = ("base", self.base.tensors) if key in self.base.tensors else ("tuned", self.tuned.tensors)
-            yield key, f"only in the {place} checkpoint: {describe(tensors[key])}"
+            which, tensors = ("base", self.base.tensors) if key in self.base.tensors else ("tuned", self.tuned.tensors)
+            yield key, f"only in the {which} checkpoint: {describe(tensors[key])}"
         for key in sorted(self.base.tensors.keys() & self.tuned.tensors.keys() - matrices):
             change = _describe_change(self.base.tensors[key], self.tuned.tensors[key])
             if change and module_name(key) not in self.mismatched:
@@ -164,8 +152,7 @@ class CheckpointPair:
 
 
 def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
-    """
-    Open a model's weights: read what is there, but no weight yet.
+    """Open a model's weights: read which tensors there are, but no weight yet.
 
     Parameters
     ----------
@@ -185,6 +172,10 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     ValueError
         If it is a pickle, damaged, or ambiguous, or a shard's name is more than a plain file name.
 
+    See Also
+    --------
+    pair_checkpoints : Match the weights of two checkpoints.
+
     Examples
     --------
     >>> import tempfile, pathlib
@@ -196,18 +187,15 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     ...     open_checkpoint(folder).tensors["layer.weight"].shape
     (2, 3)
     """
-    where = Path(path)
-    if where.is_dir():
-        where = _find_weights(where)
-    if where.suffix == ".json":
-        return Checkpoint(where, _open_shards(where))
-    tensors, _ = open_file(where)
-    return Checkpoint(where, tensors)
+    location = Path(path)
+    if location.is_dir():
+        location = _find_weights(location)
+    tensors = _open_shards(location) if location.suffix == ".json" else open_file(location)[0]
+    return Checkpoint(location, tensors)
 
 
 def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
-    """
-    Match two checkpoints of one model by the names of their tensors.
+    """Match two checkpoints of one model by the names of their tensors.
 
     Parameters
     ----------
@@ -223,6 +211,24 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
     ------
     ValueError
         If they have no matrix in common.
+
+    See Also
+    --------
+    open_checkpoint : Open one checkpoint.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     base, tuned = pathlib.Path(folder, "base.safetensors"), pathlib.Path(folder, "tuned.safetensors")
+    ...     save_file({"layer.weight": np.ones((2, 3), np.float32)}, base)
+    ...     save_file({"layer.weight": np.full((2, 3), 1.5, np.float32)}, tuned)
+    ...     pair = pair_checkpoints(open_checkpoint(base), open_checkpoint(tuned))
+    ...     pair.layers[0].name, pair.layers[0].update()[0, 0].item()
+    ('layer', 0.5)
     """
     layers: list[WeightPair] = []
     mismatched: dict[str, str] = {}
@@ -245,56 +251,20 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
     return CheckpointPair(base, tuned, tuple(layers), mismatched)
 
 
-def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
-    """
-    Subtract two weights in float64, in blocks of rows, and round the difference once.
-
-    Parameters
-    ----------
-    base, tuned : ndarray, shape (m, ...)
-        Of one shape, at least one axis; float64, float32, float16 or bfloat16.
-
-    Returns
-    -------
-    ndarray, of the same shape
-        tuned − base: float32 where both are stored in float32 or below, else float64.
-
-    Raises
-    ------
-    ValueError
-        If either holds NaN or infinity, or float32 cannot hold the difference of two finite weights.
-    """
-    single = base.dtype.name in _SINGLE_PRECISION and tuned.dtype.name in _SINGLE_PRECISION
-    delta = np.empty(base.shape, np.float32 if single else np.float64)
-    sound = True
-    with np.errstate(over="ignore", invalid="ignore"):
-        for rows in row_blocks(base.shape):
-            np.subtract(
-                tuned[rows].astype(np.float64), base[rows].astype(np.float64), out=delta[rows], casting="same_kind"
-            )
-            sound = sound and bool(np.isfinite(delta[rows]).all())
-    if not sound:
-        raise ValueError(_why_not_finite(base, tuned, delta))
-    return delta
-
-
-def _why_not_finite(base: NDArray[Any], tuned: NDArray[Any], delta: NDArray[Any]) -> str:
-    for name, array in (("base", base), ("tuned", tuned)):
-        bad = array.size - np.count_nonzero(np.isfinite(array))
-        if bad:
-            return f"the {name} checkpoint holds NaN or infinity in {bad} of its {array.size} entries"
-    return f"the difference is beyond what {delta.dtype} can hold"
+def module_name(key: str) -> str:
+    """Return the name of the module that a weight belongs to: the key without a final ".weight"."""
+    return key.removesuffix(".weight")
 
 
 def _find_weights(folder: Path) -> Path:
     for name in ("model.safetensors", "model" + _INDEX_SUFFIX):
         if (folder / name).is_file():
             return folder / name
-    found = sorted(folder.glob("*" + _INDEX_SUFFIX)) or sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(file.name for file in found)
+    candidates = sorted(folder.glob("*" + _INDEX_SUFFIX)) or sorted(folder.glob("*.safetensors"))
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = ", ".join(file.name for file in candidates)
         raise ValueError(f"{str(folder)!r} holds several checkpoints ({names}): give the path of one of them")
     for file in sorted(folder.iterdir()):
         refuse_pickle(file)
@@ -307,7 +277,7 @@ def _find_weights(folder: Path) -> Path:
 def _open_shards(index: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{str(index)!r} has no weight_map from tensor names to shards, so it is no index of shards")
+        raise ValueError(f"{str(index)!r} has no weight_map from tensor names to shards: it is not an index of shards")
     shards = {shard: _open_shard(index, shard) for shard in dict.fromkeys(map(str, weight_map.values()))}
     tensors = {}
     for key, shard in sorted(weight_map.items()):
@@ -326,30 +296,12 @@ def _open_shard(index: Path, shard: str) -> dict[str, StoredTensor]:
             f"{str(index)!r} names the shard {shard!r}: a shard is a plain file name beside its index, and anything "
             "with a path in it is refused"
         )
-    # Looked up among the names that are there: asking for a name too long for a file system is an error of its own.
+    # Compared with the names of the folder: a path too long for the file system would be an error of its own.
     if shard not in {file.name for file in index.parent.iterdir()}:
         raise FileNotFoundError(
             f"{str(index)!r} names the shard {shard!r}, which is not beside it: the download is incomplete"
         )
-    tensors, _ = open_file(index.parent / shard)
-    return tensors
-
-
-def module_name(key: str) -> str:
-    """
-    Give the name of the module that a weight belongs to.
-
-    Parameters
-    ----------
-    key : str
-        The tensor's name.
-
-    Returns
-    -------
-    str
-        Without a final ".weight".
-    """
-    return key.removesuffix(".weight")
+    return open_file(index.parent / shard)[0]
 
 
 def _example(checkpoint: Checkpoint) -> str:
@@ -358,17 +310,18 @@ def _example(checkpoint: Checkpoint) -> str:
 
 
 def _describe_change(before: StoredTensor, after: StoredTensor) -> str:
-    where = f"{describe_shape(after.shape)}, {after.dtype}"
+    """Return the change of a tensor in words, with its norm; nothing where it did not change."""
+    stored = f"{describe_shape(after.shape)}, {after.dtype}"
     if before.shape != after.shape:
         return f"shapes differ: {describe_shape(before.shape)} in the base, {describe_shape(after.shape)} in the tuned"
     if not (before.is_readable and after.is_readable):
-        return f"not compared: {where}; {PLAIN_WEIGHTS}"
+        return f"not compared: {stored}; {PLAIN_WEIGHTS}"
     base, tuned = np.atleast_1d(before.read()), np.atleast_1d(after.read())
     if not (before.is_floating and after.is_floating):
         changed = int(np.count_nonzero(base != tuned))
-        return f"changed in {changed} of {after.size} entries: {where}; {PLAIN_WEIGHTS}" if changed else ""
+        return f"changed in {changed} of {after.size} entries: {stored}; {PLAIN_WEIGHTS}" if changed else ""
     try:
         change = frobenius_norm(difference(base, tuned))
     except ValueError as error:
-        return f"{where}: {error}"
-    return f"changed by norm {change:.4g} (its own {frobenius_norm(base):.4g}): {where}" if change else ""
+        return f"{stored}: {error}"
+    return f"changed by norm {change:.4g} (its own {frobenius_norm(base):.4g}): {stored}" if change else ""

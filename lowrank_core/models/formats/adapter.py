@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.files.tensors import (
-    PLAIN_WEIGHTS,
-    StoredTensor,
-    describe,
-    describe_shape,
-    frobenius_norm,
-    read_tensors,
-)
+from lowrank_core.models.files.blocks import frobenius_norm
+from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, describe, describe_shape, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core import scaling_rule
-from lowrank_core.models.files.tensors import StoredTensor, as_matrix, read_json
+from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.tensors import StoredTensor, as_matrix
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, both_factors, count_groups
 
 if TYPE_CHECKING:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.executors import path_for
+from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
-from lowrank_core.models.files.tensors import describe_shape, frobenius_norm, read_json
+from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.formats.placements import (
     DEFAULT_KOHYA_PREFIX,
     Placement,

@@ -11,7 +11,7 @@ import numpy as np
 
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, truncate
 from lowrank_core import variance_captured as captured_at
-from lowrank_core.models.files.tensors import frobenius_norm
+from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.inspection.rounding import AboveNoise
 from lowrank_core.models.operations.budgets import Budget
 from lowrank_core.models.operations.norms import product_norm, residual_norm

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.files.tensors import describe_shape, read_json
+from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.peft import PEFT_CONFIG
 from lowrank_core.models.formats.placements import is_embedding_layer, is_kohya_layer, names_in_base, without_prefix

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowrank_core import LowRankUpdate, spectrum
-from lowrank_core.models.files.tensors import frobenius_norm, row_blocks
+from lowrank_core.models.files.blocks import frobenius_norm, row_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowrank_core.models.executors import map_in_order
+from lowrank_core.models.files.atomic import check_replaceable, replacing
+from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import StoredTensor, open_file
-from lowrank_core.models.files.writing import TensorStream, check_replaceable, replacing, stream_tensors
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.headers import Header, check_headers, described_adapter, headers_of, kohya_dimensions
 from lowrank_core.models.formats.peft import PEFT_CONFIG, PEFT_WEIGHTS
@@ -151,7 +152,7 @@ def check_destination(path: Path, *, force: bool, dry_run: bool) -> None:
     Raises
     ------
     OSError
-        As :func:`lowrank_core.models.files.writing.check_replaceable`; never for a dry run.
+        As :func:`lowrank_core.models.files.atomic.check_replaceable`; never for a dry run.
     """
     if not dry_run:
         check_replaceable(path, None if is_kohya_path(path) else (PEFT_CONFIG, PEFT_WEIGHTS), force=force)

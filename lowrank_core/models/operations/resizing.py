@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.files.tensors import open_file, read_json
+from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.peft import PEFT_CONFIG
 from lowrank_core.models.formats.placements import module_key

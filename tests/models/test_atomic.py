@@ -5,107 +5,19 @@ import sys
 import textwrap
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
 import pytest
-import safetensors
-from safetensors.numpy import load_file
 
-from lowrank_core.models.files import writing
-from lowrank_core.models.files.writing import check_replaceable, replacing, stream_tensors
+from lowrank_core.models.files import atomic
+from lowrank_core.models.files.atomic import check_replaceable, replacing
 from lowrank_core.models.operations.extraction import extract
 from tests.models.models_on_disk import checkpoint_pair, fingerprint
-
-TENSORS = {
-    "double": np.arange(6.0).reshape(2, 3),
-    "single": np.full((3, 1, 2), 1.5, np.float32),
-    "scalar": np.array(7.0, np.float32),
-    "empty": np.zeros((0, 4), np.float32),
-    "brain": np.array([1.0, -2.0, 3.0], ml_dtypes.bfloat16),
-    "half": np.array([0.1], np.float16),
-    "flags": np.array([True, False]),
-}
-
-
-def write(path, tensors, keys=None, metadata=None):
-    with stream_tensors(path, tensors if keys is None else keys, metadata or {}) as stream:
-        for key, tensor in tensors.items():
-            stream.add(key, tensor)
-
-
-def test_safetensors_itself_reads_what_was_streamed(tmp_path):
-    path = tmp_path / "file.safetensors"
-    write(path, TENSORS, [*TENSORS, "never added"], {"format": "pt"})
-    found = load_file(path)
-    assert found.keys() == TENSORS.keys()
-    for key, tensor in TENSORS.items():
-        assert found[key].dtype == tensor.dtype
-        assert found[key].shape == tensor.shape
-        assert found[key].tobytes() == tensor.tobytes()
-    with safetensors.safe_open(path, framework="numpy") as file:
-        assert file.metadata() == {"format": "pt"}
-
-
-def test_torch_reads_it_too(tmp_path):
-    torch_file = pytest.importorskip("safetensors.torch")
-    path = tmp_path / "file.safetensors"
-    write(path, TENSORS)
-    found = torch_file.load_file(path)
-    assert found["brain"].float().tolist() == [1.0, -2.0, 3.0]
-    assert found["double"].numpy().tolist() == TENSORS["double"].tolist()
-
-
-def test_strided_foreign_and_read_only_arrays(tmp_path):
-    path = tmp_path / "file.safetensors"
-    tensors = {
-        "transposed": np.arange(6.0).reshape(2, 3).T,
-        "every other": np.arange(10.0)[::2],
-        "big-endian": np.arange(3).astype(">f8"),
-        "broadcast": np.broadcast_to(np.float64(2), (3, 2)),
-    }
-    write(path, tensors)
-    for key, tensor in load_file(path).items():
-        assert np.array_equal(tensor, tensors[key])
-
-
-def test_metadata_may_grow_by_a_few_entries(tmp_path):
-    path = tmp_path / "file.safetensors"
-    with stream_tensors(path, ["a"], {}) as stream:
-        stream.add("a", TENSORS["single"])
-        stream.metadata["ss_network_dim"] = "Dynamic"
-    with safetensors.safe_open(path, framework="numpy") as file:
-        assert file.metadata() == {"ss_network_dim": "Dynamic"}
-
-
-def test_names_of_any_script_and_length(tmp_path):
-    path = tmp_path / "file.safetensors"
-    tensors = dict.fromkeys(("层.0", '"quoted"\n', "x" * 3000, *map(str, range(500))), TENSORS["single"])
-    write(path, tensors)
-    assert load_file(path).keys() == tensors.keys()
-
-
-def test_two_layers_of_one_name_and_tensors_out_of_order(tmp_path):
-    with stream_tensors(tmp_path / "file", ["a", "b"], {}) as stream:
-        stream.add("a", TENSORS["half"])
-        with pytest.raises(ValueError, match="'a' would be written twice"):
-            stream.add("a", TENSORS["half"])
-        with pytest.raises(ValueError, match="'b' would not be aligned"):
-            stream.add("b", TENSORS["single"])
-
-
-def test_a_header_beyond_its_room(tmp_path):
-    with (
-        pytest.raises(ValueError, match="the header takes"),
-        stream_tensors(tmp_path / "file", [], {}) as stream,
-    ):
-        stream.metadata["long"] = "x" * 10_000
 
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("exchange", [True, False])
 def test_what_was_there_is_replaced_at_the_end_alone(tmp_path, monkeypatch, folder, exchange):
     if not exchange:
-        monkeypatch.setattr(writing, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     path = tmp_path / "out"
     for content in ("old", "new"):
         with replacing(path, folder=folder) as temporary:
@@ -137,7 +49,7 @@ def test_a_move_that_fails_between_the_two_puts_the_old_folder_back(tmp_path, mo
     path = tmp_path / "out"
     path.mkdir()
     (path / "file").write_text("old")
-    monkeypatch.setattr(writing, "_exchange", lambda *_: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     real = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: real(self, to) if ".part" not in self.name else refuse())
 
@@ -199,7 +111,9 @@ def test_a_kill_in_the_middle_leaves_the_old_adapter_whole(tmp_path, rng, out, s
     script = textwrap.dedent(
         """
         import os, signal, sys
-        from lowrank_core.models.files import writing
+        from pathlib import Path
+
+        from lowrank_core.models.files import atomic
         from lowrank_core.models.operations import pipeline as layerwise
         from lowrank_core.models.operations.extraction import extract
 
@@ -212,7 +126,7 @@ def test_a_kill_in_the_middle_leaves_the_old_adapter_whole(tmp_path, rng, out, s
         if stage == "padding":
             layerwise.pad_rank = die
         if stage == "renaming":
-            writing._exchange = writing.Path.replace = die
+            atomic._exchange = Path.replace = die
         ranks = {"layers.0.q_proj": 1, "layers.0.up": 2, "layers.1.q_proj": 3}
         after = die if stage == "layers" else None
         extract(base, tuned, out, rank=ranks, uniform=True, force=True, progress=after)

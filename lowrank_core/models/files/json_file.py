@@ -1,0 +1,21 @@
+"""JSON files that hold an object."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        message = f"{str(path)!r} holds a JSON {type(content).__name__}, but an object {{...}} is needed"
+        raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument
+    return content

@@ -1,0 +1,79 @@
+"""Safetensors files, written one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank_core.models.files.tensors import FLOATING, INTEGER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+_STORED_TYPES = {name: stored for stored, name in (FLOATING | INTEGER).items()}
+_LENGTH_BYTES = 8
+# What an entry of the header takes beside its key: dtype, up to eight axes and two offsets of up to 20 digits.
+_ENTRY_BYTES = 256
+_METADATA_SLACK = 1024
+
+
+class TensorStream:
+    """A safetensors file that is being written, with no tensor kept in memory.
+
+    The header comes first in the file and names every tensor's offsets, which are known only at the end: space is
+    reserved for it, and what it does not need is filled with the blanks that the format allows there. Entries may be
+    added to `metadata` until the file is closed.
+    """
+
+    def __init__(self, file: BinaryIO, keys: Iterable[str], metadata: Mapping[str, str]) -> None:
+        self.metadata = dict(metadata)
+        self._size = 0
+        self._file = file
+        self._entries: dict[str, dict[str, Any]] = {}
+        reserved = sum(len(json.dumps(key)) + _ENTRY_BYTES for key in keys)
+        reserved += len(json.dumps(self.metadata)) + _METADATA_SLACK
+        self._reserved = reserved + -reserved % _LENGTH_BYTES
+        file.write(b" " * (_LENGTH_BYTES + self._reserved))
+
+    def add(self, key: str, tensor: NDArray[Any]) -> None:
+        """Append a tensor; those of larger item size first, because readers map each at a multiple of its item size."""
+        if key in self._entries:
+            raise ValueError(f"{key!r} would be written twice: two layers have one name")
+        if self._size % tensor.dtype.itemsize:
+            raise ValueError(f"{key!r} would not be aligned: tensors of larger item size are written first")
+        # As bytes: NumPy's own buffers do not know bfloat16. Safetensors is little-endian everywhere.
+        flat = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).reshape(-1)
+        self._file.write(flat.view(np.uint8).data)
+        self._entries[key] = {
+            "dtype": _STORED_TYPES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [self._size, self._size + flat.nbytes],
+        }
+        self._size += flat.nbytes
+
+    def close(self) -> None:
+        """Write the header and flush the file to the disk."""
+        header = json.dumps({"__metadata__": self.metadata, **self._entries}).encode()
+        if len(header) > self._reserved:
+            raise ValueError(f"the header takes {len(header)} bytes, and {self._reserved} are reserved for it")
+        self._file.seek(0)
+        self._file.write(self._reserved.to_bytes(_LENGTH_BYTES, "little") + header)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+@contextmanager
+def stream_tensors(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) -> Iterator[TensorStream]:
+    """Yield a stream to a new file for tensors of these names, not all of which have to come; at the end, close it."""
+    with path.open("wb") as file:
+        stream = TensorStream(file, keys, metadata)
+        yield stream
+        stream.close()

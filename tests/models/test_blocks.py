@@ -1,0 +1,64 @@
+import math
+
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
+import numpy as np
+import pytest
+
+from lowrank_core.models.files.blocks import difference, frobenius_norm, row_blocks
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_the_norm_neither_overflows_nor_underflows(scale):
+    assert frobenius_norm(np.full((4, 4), scale)) == pytest.approx(4 * scale, rel=1e-15)
+
+
+def test_the_norm_of_half_precision_is_taken_in_float64():
+    # The squares of these add up to beyond float16's 65504, and would stop growing at 2048 if they were added in it.
+    assert frobenius_norm(np.ones((300, 300), np.float16)) == 300.0
+    assert frobenius_norm(np.array(-3.0, np.float16)) == 3.0
+    assert frobenius_norm(np.zeros((0, 3))) == 0.0
+
+
+def test_row_blocks_cover_every_row_once():
+    blocks = row_blocks((10, 7), entries=21)
+    assert [list(range(10))[block] for block in blocks] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert len(row_blocks((3, 100), entries=10)) == 3
+
+
+def test_a_signalling_nan_is_a_nan_and_warns_of_nothing():
+    assert math.isnan(frobenius_norm(np.array([[0x7FA00000, 0]], dtype=np.uint32).view(np.float32)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_difference_is_that_of_the_numbers_and_not_of_the_stored_dtype(rng, dtype):
+    # Unrelated weights: where two are within a factor of two of each other, even a subtraction in bfloat16 is exact.
+    base, tuned = (0.02 * rng.standard_normal((2, 64, 48))).astype(np.dtype(dtype))
+    exact = tuned.astype(np.float64) - base.astype(np.float64)
+    delta = difference(base, tuned)
+    assert delta.dtype == np.float32
+    assert np.all(np.abs(delta - exact) <= 2.0**-24 * np.abs(exact))
+    if dtype != "float32":
+        stored = (tuned - base).astype(np.float64)
+        assert np.any(np.abs(stored - exact) > 1e-4 * np.abs(exact))
+
+
+def test_the_difference_of_double_precision_stays_in_it(rng):
+    base, tuned = rng.standard_normal((2, 3, 4))
+    delta = difference(base, tuned.astype(np.float32))
+    assert delta.dtype == np.float64
+    assert np.array_equal(delta, tuned.astype(np.float32) - base)
+
+
+def test_the_difference_is_taken_in_blocks_that_do_not_show(rng):
+    base, tuned = rng.standard_normal((2, 1100, 1024)).astype(np.float32)
+    assert np.array_equal(difference(base, tuned), (tuned.astype(float) - base.astype(float)).astype(np.float32))
+
+
+def test_a_weight_that_is_not_finite_names_its_checkpoint():
+    good, bad = np.ones((2, 2), np.float32), np.full((2, 2), np.nan, np.float32)
+    with pytest.raises(ValueError, match="the tuned checkpoint holds NaN or infinity in 4 of its 4 entries"):
+        difference(good, bad)
+    with pytest.raises(ValueError, match="the base checkpoint"):
+        difference(np.full((2, 2), np.inf, np.float32), np.full((2, 2), np.inf, np.float32))
+    with pytest.raises(ValueError, match="beyond what float32 can hold"):
+        difference(np.full((2, 2), -3e38, np.float32), np.full((2, 2), 3e38, np.float32))

@@ -1,0 +1,91 @@
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+from safetensors.numpy import load_file
+
+from lowrank_core.models.files.streams import stream_tensors
+
+TENSORS = {
+    "double": np.arange(6.0).reshape(2, 3),
+    "single": np.full((3, 1, 2), 1.5, np.float32),
+    "scalar": np.array(7.0, np.float32),
+    "empty": np.zeros((0, 4), np.float32),
+    "brain": np.array([1.0, -2.0, 3.0], ml_dtypes.bfloat16),
+    "half": np.array([0.1], np.float16),
+    "flags": np.array([True, False]),
+}
+
+
+def write(path, tensors, keys=None, metadata=None):
+    with stream_tensors(path, tensors if keys is None else keys, metadata or {}) as stream:
+        for key, tensor in tensors.items():
+            stream.add(key, tensor)
+
+
+def test_safetensors_itself_reads_what_was_streamed(tmp_path):
+    path = tmp_path / "file.safetensors"
+    write(path, TENSORS, [*TENSORS, "never added"], {"format": "pt"})
+    found = load_file(path)
+    assert found.keys() == TENSORS.keys()
+    for key, tensor in TENSORS.items():
+        assert found[key].dtype == tensor.dtype
+        assert found[key].shape == tensor.shape
+        assert found[key].tobytes() == tensor.tobytes()
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_torch_reads_it_too(tmp_path):
+    torch_file = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "file.safetensors"
+    write(path, TENSORS)
+    found = torch_file.load_file(path)
+    assert found["brain"].float().tolist() == [1.0, -2.0, 3.0]
+    assert found["double"].numpy().tolist() == TENSORS["double"].tolist()
+
+
+def test_strided_foreign_and_read_only_arrays(tmp_path):
+    path = tmp_path / "file.safetensors"
+    tensors = {
+        "transposed": np.arange(6.0).reshape(2, 3).T,
+        "every other": np.arange(10.0)[::2],
+        "big-endian": np.arange(3).astype(">f8"),
+        "broadcast": np.broadcast_to(np.float64(2), (3, 2)),
+    }
+    write(path, tensors)
+    for key, tensor in load_file(path).items():
+        assert np.array_equal(tensor, tensors[key])
+
+
+def test_metadata_may_grow_by_a_few_entries(tmp_path):
+    path = tmp_path / "file.safetensors"
+    with stream_tensors(path, ["a"], {}) as stream:
+        stream.add("a", TENSORS["single"])
+        stream.metadata["ss_network_dim"] = "Dynamic"
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"ss_network_dim": "Dynamic"}
+
+
+def test_names_of_any_script_and_length(tmp_path):
+    path = tmp_path / "file.safetensors"
+    tensors = dict.fromkeys(("层.0", '"quoted"\n', "x" * 3000, *map(str, range(500))), TENSORS["single"])
+    write(path, tensors)
+    assert load_file(path).keys() == tensors.keys()
+
+
+def test_two_layers_of_one_name_and_tensors_out_of_order(tmp_path):
+    with stream_tensors(tmp_path / "file", ["a", "b"], {}) as stream:
+        stream.add("a", TENSORS["half"])
+        with pytest.raises(ValueError, match="'a' would be written twice"):
+            stream.add("a", TENSORS["half"])
+        with pytest.raises(ValueError, match="'b' would not be aligned"):
+            stream.add("b", TENSORS["single"])
+
+
+def test_a_header_beyond_its_room(tmp_path):
+    with (
+        pytest.raises(ValueError, match="the header takes"),
+        stream_tensors(tmp_path / "file", [], {}) as stream,
+    ):
+        stream.metadata["long"] = "x" * 10_000
