@@ -19,8 +19,6 @@ __all__ = [
     "as_whole_numbers",
     "check_finite",
     "coarsest_dtype",
-    "scaled_to_unit",
-    "unscaled_by",
 ]
 
 STORED_DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -179,36 +177,3 @@ def check_finite(matrices: NDArray[Any], name: str = "the update") -> None:
         f"{name}{_first_bad_index(np.asarray(finite))} holds {bad[row, column]} at row {row}, column {column}; "
         "every entry must be finite. Look for a diverged layer or an overflow of the stored dtype."
     )
-
-
-def scaled_to_unit(matrices: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Copy finite matrices to float64, each divided by a power of two so that its largest entry lies in [½, 1).
-
-    Powers of two lose nothing, and squares of what is left neither overflow nor, where they matter, underflow.
-    ldexp, not a reciprocal: 1/subnormal is infinite.
-
-    Returns
-    -------
-    scaled : ndarray, shape (..., m, n)
-        Fresh and contiguous.
-    exponents : ndarray of int, shape (..., 1, 1)
-    """
-    copy = np.array(matrices, dtype=np.float64, order="C")
-    axes = (-2, -1)
-    largest = np.maximum(
-        copy.max(axis=axes, keepdims=True, initial=0.0), -copy.min(axis=axes, keepdims=True, initial=0.0)
-    )
-    exponents = np.frexp(largest)[1].astype(np.int64)
-    np.ldexp(copy, -exponents, out=copy)
-    return copy, exponents
-
-
-def unscaled_by(
-    numbers: NDArray[np.floating[Any]], exponents: NDArray[np.signedinteger[Any]] | int, what: str
-) -> NDArray[np.float64]:
-    """Multiply by 2^exponents again; a ValueError where the result does not fit float64."""
-    with np.errstate(over="ignore", under="ignore"):
-        result: NDArray[np.float64] = np.ldexp(numbers, exponents)
-    if not np.isfinite(result).all():
-        raise ValueError(f"{what} does not fit float64 (beyond 1.8e308); divide the update by a power of two first.")
-    return result

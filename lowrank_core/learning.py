@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lowrank_core._linalg import scaled_to_unit
 from lowrank_core._linalg.threads import as_workers, in_threads
-from lowrank_core._validation import as_alpha, as_matrices, as_stack, as_whole_numbers, scaled_to_unit
+from lowrank_core._validation import as_alpha, as_matrices, as_stack, as_whole_numbers
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, known_ranks, spectrum
 from lowrank_core.sweeps import reconstruction_error
@@ -208,7 +209,7 @@ def _diagonal_target(known: Spectrum) -> _Target:
 def _dense_target(update: Any) -> _Target:
     dense = update.to_dense() if isinstance(update, LowRankUpdate) else as_matrices(update)[0]
     scaled, exponents = scaled_to_unit(as_stack(dense, 2))
-    return _Target(np.empty((len(scaled), 0)), scaled, exponents[:, 0, 0].copy())
+    return _Target(np.empty((len(scaled), 0)), scaled, exponents)
 
 
 def _positive(number: float, name: str) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._validation import as_factor, coarsest_dtype, scaled_to_unit
+from lowrank_core._linalg import scaled_to_unit
+from lowrank_core._validation import as_factor, coarsest_dtype
 
 __all__ = ["LowRankUpdate"]
 
@@ -129,7 +130,7 @@ class LowRankUpdate:
         # Each component is a matrix of one column here, with a power of two of its own: 1e200 has no square.
         B, B_exponent = scaled_to_unit(np.swapaxes(self.B, -1, -2)[..., np.newaxis])
         A, A_exponent = scaled_to_unit(self.A[..., np.newaxis])
-        exponent = B_exponent + A_exponent
+        exponent = (B_exponent + A_exponent)[..., np.newaxis, np.newaxis]
         # An odd power of two has no half: its last factor goes to A before the norms are taken.
         A, half = np.ldexp(A, exponent % 2), exponent // 2
         B_norm = np.linalg.norm(B, axis=-2, keepdims=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.band import gram_eigenvalues
+from lowrank_core._linalg.powers_of_two import scaled_to_squares, scaled_to_unit, unscaled_by
 from lowrank_core._linalg.threads import blas_threads, in_threads
-from lowrank_core._validation import scaled_to_unit, unscaled_by
 
 __all__ = [
     "Decomposition",
@@ -28,7 +28,6 @@ __all__ = [
     "medium_gram_values",
     "row_factors",
     "small_values_of",
-    "unit_range",
 ]
 
 Floats = NDArray[np.float64]
@@ -78,7 +77,7 @@ def map_batch(
 def direct_values(matrices: NDArray[Any]) -> tuple[Floats, Floats]:
     """Find singular values and norms of a stack by LAPACK's SVD, in float64."""
     scaled, exponents = scaled_to_unit(matrices)
-    return _values_and_norms(np.linalg.svd(scaled, compute_uv=False), exponents[..., 0, 0])
+    return _values_and_norms(np.linalg.svd(scaled, compute_uv=False), exponents)
 
 
 def small_values_of(matrices: NDArray[Any]) -> tuple[Floats, Floats]:
@@ -107,22 +106,13 @@ def _values_and_norms(values: NDArray[Any], exponents: NDArray[np.int64]) -> tup
 def direct(matrix: NDArray[Any]) -> Decomposition:
     """Decompose one matrix by LAPACK's SVD."""
     scaled, exponents = scaled_to_unit(matrix)
-    exponent = int(exponents[0, 0])
+    exponent = int(exponents)
     U, values, Vt = np.linalg.svd(scaled, full_matrices=False)
     return Decomposition(
         unscaled_by(values, exponent, "a singular value of the update"),
         float(unscaled_by(np.sqrt(np.sum(values[::-1] ** 2)), exponent, "the norm of the update")),
         lambda r: (np.ldexp(U[:, :r] * values[:r], exponent), Vt[:r].copy()),
     )
-
-
-def unit_range(matrices: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Bring matrices into the range where float64 can square them; exponents of shape (...)."""
-    if matrices.dtype != np.float64:
-        # Squares of float32 and below always fit, so only float64 pays for a scaled copy.
-        return matrices, np.zeros(matrices.shape[:-2], dtype=np.int64)
-    scaled, exponents = scaled_to_unit(matrices)
-    return scaled, exponents[..., 0, 0]
 
 
 def gram_matrix(matrices: NDArray[Any], *, of_rows: bool) -> Floats:
@@ -145,7 +135,7 @@ def gram_matrix(matrices: NDArray[Any], *, of_rows: bool) -> Floats:
 
 def gram_values(matrices: NDArray[Any]) -> tuple[Floats, Floats]:
     """Find singular values and norms of a stack by LAPACK's eigenvalues of Gram matrices."""
-    scaled, exponents = unit_range(matrices)
+    scaled, exponents = scaled_to_squares(matrices)
     gram = gram_matrix(scaled, of_rows=matrices.shape[-2] < matrices.shape[-1])
     values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[..., ::-1]
     norms = np.sqrt(np.trace(gram, axis1=-2, axis2=-1))
@@ -165,7 +155,7 @@ def medium_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Fl
     norms, exponents, halves = np.empty(count), np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
 
     def reduce(chunk: slice) -> None:
-        scaled, exponents[chunk] = unit_range(matrices[chunk])
+        scaled, exponents[chunk] = scaled_to_squares(matrices[chunk])
         gram = gram_matrix(scaled, of_rows=m < n)
         norms[chunk] = np.sqrt(np.trace(gram, axis1=-2, axis2=-1))
         tridiagonals(gram, diagonals[chunk], squares[chunk], halves[chunk])
@@ -193,7 +183,7 @@ def large_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Flo
             return gram_values(matrices)
     values, norms = np.empty((count, min(m, n))), np.empty(count)
     for i, matrix in enumerate(matrices):
-        scaled, exponent = unit_range(matrix)
+        scaled, exponent = scaled_to_squares(matrix)
         eigenvalues, trace, half = gram_eigenvalues(scaled, workers, of_rows=m < n)
         values[i] = unscaled_by(np.sqrt(eigenvalues[::-1]), exponent + half, "a singular value of the update")
         norms[i] = unscaled_by(np.sqrt(trace), exponent, "the norm of the update")
@@ -203,7 +193,7 @@ def large_gram_values(matrices: NDArray[Any], workers: int) -> tuple[Floats, Flo
 def gram(matrix: NDArray[Any]) -> Decomposition:
     """Decompose one matrix by the eigenvectors of its Gram matrix."""
     wide = matrix.shape[0] < matrix.shape[1]
-    scaled, exponents = unit_range(matrix)
+    scaled, exponents = scaled_to_squares(matrix)
     exponent = int(exponents)
     gram = gram_matrix(scaled, of_rows=wide)
     squares, vectors = np.linalg.eigh(gram)

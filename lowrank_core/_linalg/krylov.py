@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.dense import Decomposition, from_projection, row_factors
+from lowrank_core._linalg.powers_of_two import scaled_to_unit, unscaled_by
 from lowrank_core._linalg.threads import Team, as_workers, blas_threads
-from lowrank_core._validation import scaled_to_unit, unscaled_by
 
 __all__ = ["krylov"]
 
@@ -176,7 +176,7 @@ def _prepared(matrix: NDArray[Any], team: Team) -> tuple[_Matrix, float]:
             return _Matrix(held, wide, 0, team), energy
     scaled, exponents = scaled_to_unit(matrix)
     held = scaled if matrix.dtype == np.float64 else scaled.astype(np.float32)
-    return _Matrix(held, wide, int(exponents[0, 0]), team), float(np.vdot(scaled, scaled))
+    return _Matrix(held, wide, int(exponents), team), float(np.vdot(scaled, scaled))
 
 
 def krylov(matrix: NDArray[Any], rank: int, limit: int, seed: int) -> Decomposition | None:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg import thresholds
-from lowrank_core._linalg.dense import Decomposition, gram_matrix, map_batch, row_factors, unit_range
+from lowrank_core._linalg.dense import Decomposition, gram_matrix, map_batch, row_factors
+from lowrank_core._linalg.powers_of_two import scaled_to_squares, scaled_to_unit, unscaled_by
 from lowrank_core._linalg.threads import in_threads
-from lowrank_core._validation import as_stack, check_finite, scaled_to_unit, unscaled_by
+from lowrank_core._validation import as_stack, check_finite
 from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["check_product", "decompose_product", "product_values"]
@@ -98,7 +99,7 @@ def _qr_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int) -> tuple[Floa
     R_A = np.linalg.qr(np.swapaxes(A_scaled, -1, -2), mode="r")
     core, core_exponents = scaled_to_unit(R_B @ np.swapaxes(R_A, -1, -2))
     values = np.linalg.svd(core, compute_uv=False)[..., :wanted].astype(np.float64, copy=False)
-    return values, (B_exponents + A_exponents + core_exponents)[..., 0]
+    return values, (B_exponents + A_exponents + core_exponents)[:, np.newaxis]
 
 
 def _stack_of(factor: NDArray[Any], batch: list[int]) -> NDArray[Any]:
@@ -119,7 +120,7 @@ def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int) -> list[tuple
         factor, rank = (A if of_rows else B), B.shape[-1]
         if _is_narrow(factor, rank):
             return _narrow_grams(factor, rank, of_rows=of_rows), np.zeros(len(factor), dtype=np.int64)
-        unit, exponents = unit_range(factor)
+        unit, exponents = scaled_to_squares(factor)
         return gram_matrix(unit, of_rows=of_rows), exponents
 
     return in_threads(gram_of, [False, True], workers)
@@ -186,7 +187,7 @@ def decompose_product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Decom
     Q_A, L_A = _row_factors(A_scaled)
     core, core_exponents = scaled_to_unit(L_B.T @ L_A)
     scale, scale_exponent = np.frexp(scaling)
-    exponent = int((B_exponents + A_exponents + core_exponents)[0, 0]) + int(scale_exponent)
+    exponent = int(B_exponents + A_exponents + core_exponents) + int(scale_exponent)
     U, values, Vt = np.linalg.svd(core * scale, full_matrices=False)
     return Decomposition(
         unscaled_by(values, exponent, "a singular value of the update"),

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._validation import as_matrices, scaled_to_unit
+from lowrank_core._linalg import Scaled, scaled_to_unit
+from lowrank_core._validation import as_matrices
 from lowrank_core.spectra import Spectrum
 from lowrank_core.updates import LowRankUpdate
 
@@ -51,8 +52,8 @@ def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _
     scaled, exponents = _scaled(update)
     norm = None
     if isinstance(values, Spectrum):
-        values, norm = values.values, np.ldexp(values.norm, -exponents[..., 0, 0])
-    found = np.ldexp(np.asarray(values, dtype=np.float64), -exponents[..., 0])
+        values, norm = values.values, np.ldexp(values.norm, -exponents)
+    found = np.ldexp(np.asarray(values, dtype=np.float64), -exponents[..., np.newaxis])
     exact = np.linalg.svd(scaled, compute_uv=False)
     if found.shape[:-1] != exact.shape[:-1] or found.shape[-1] > exact.shape[-1]:
         raise AssertionError(f"{found.shape} singular values do not belong to updates of shape {scaled.shape}")
@@ -92,7 +93,7 @@ def assert_same_update(actual: Any, expected: Any, *, c: float = 30.0, eps: floa
     >>> assert_same_update((U * values) @ Vt, np.arange(6.0).reshape(2, 3))
     """
     exact, exponents = _scaled(expected)
-    found = np.ldexp(_dense(actual), -exponents)
+    found = np.ldexp(_dense(actual), -exponents[..., np.newaxis, np.newaxis])
     if found.shape != exact.shape:
         raise AssertionError(f"an update of shape {found.shape} is not one of shape {exact.shape}")
     bound = _bound(exact, exponents, np.linalg.norm(exact, axis=(-2, -1)), c, eps)
@@ -129,7 +130,7 @@ def assert_eckart_young(update: Any, approximation: Any, rank: int, *, c: float 
     >>> assert_eckart_young(np.diag([3.0, 4.0]), np.diag([0.0, 4.0]), rank=1)
     """
     exact, exponents = _scaled(update)
-    found = np.ldexp(_dense(approximation), -exponents)
+    found = np.ldexp(_dense(approximation), -exponents[..., np.newaxis, np.newaxis])
     if found.shape != exact.shape:
         raise AssertionError(f"an approximation of shape {found.shape} is not one of an update of shape {exact.shape}")
     slack = _bound(exact, exponents, np.linalg.norm(exact, axis=(-2, -1)), c, eps)
@@ -152,12 +153,12 @@ def _dense(update: Any) -> Floats:
     return update.to_dense() if isinstance(update, LowRankUpdate) else as_matrices(update)[0].astype(np.float64)
 
 
-def _scaled(update: Any) -> tuple[Floats, NDArray[np.int64]]:
+def _scaled(update: Any) -> Scaled:
     return scaled_to_unit(_dense(update))
 
 
 def _bound(scaled: Floats, exponents: NDArray[np.int64], size: NDArray[Any], c: float, eps: float) -> NDArray[Any]:
-    spacing = np.ldexp(1.0, -1074 - exponents[..., 0, 0])
+    spacing = np.ldexp(1.0, -1074 - exponents)
     bound: NDArray[Any] = c * max(scaled.shape[-2:]) * (eps * size + spacing)
     return bound
 

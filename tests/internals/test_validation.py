@@ -27,8 +27,6 @@ from lowrank_core._validation import (
     as_whole_numbers,
     check_finite,
     coarsest_dtype,
-    scaled_to_unit,
-    unscaled_by,
 )
 
 RNG = np.random.default_rng(0)
@@ -217,37 +215,6 @@ def test_conversions_alone():
     assert coarsest_dtype("float64", "bfloat16", "float32") == "bfloat16"
     assert coarsest_dtype("float16", "float32") == "float16"
     check_finite(np.ones((0, 3, 3)))
-
-
-@pytest.mark.parametrize("size", [1.0, 5e-324, 2.0**-1074 * 3, 1e-310, 1e308, np.finfo(float).max, 0.75, 0.5])
-def test_scaling_to_unit_is_exact_and_comes_back(size):
-    matrices = size * np.array([[[1.0, -0.5], [0.25, 0.0]], [[0.0, 0.0], [0.0, -1.0]]])
-    scaled, exponents = scaled_to_unit(matrices)
-    assert np.array_equal(np.ldexp(scaled, exponents), matrices)
-    largest = np.abs(scaled).max(axis=(-2, -1))
-    assert np.all((largest >= 0.5) & (largest < 1))
-    assert exponents.shape == (2, 1, 1)
-    assert not np.shares_memory(scaled, matrices)
-
-
-def test_scaling_a_zero_matrix_leaves_it_zero():
-    scaled, exponents = scaled_to_unit(np.zeros((2, 3)))
-    assert not scaled.any()
-    assert exponents == 0
-
-
-def test_a_result_beyond_float64_is_refused():
-    assert unscaled_by(np.array([0.5]), 1024, "x") == 2.0**1023
-    refused(
-        lambda x: unscaled_by(x, 1024, "the norm"), np.array([1.0]), "the norm does not fit float64", "power of two"
-    )
-    huge = np.full((2, 2), 1.7e308)
-    for method in ("direct", "gram"):
-        refused(lambda u, m=method: spectrum(u, method=m), huge, "does not fit float64", "divide the update")
-    refused(spectrum, LowRankUpdate(huge, np.eye(2)), "does not fit float64")
-    refused(lambda u: truncate(u, 1), huge, "does not fit float64")
-    # One value fits and so do two, but not their norm.
-    refused(spectrum, np.diag([1.7e308, 1.7e308]), "the norm", "does not fit float64")
 
 
 def test_an_empty_batch_is_answered_with_empty_batches():
