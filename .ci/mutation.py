@@ -52,14 +52,14 @@ TESTS = {
     "-k 'function_of or float32_factors or diagonal or balanced'",
     "kernels/krylov": f"{COMPILED} {INTERNALS}/test_narrow_products.py",
     "kernels/band": f"{COMPILED} {INTERNALS}/test_band.py -k 'function_of or three_diagonals_have or panel or a_pass'",
-    "kernels/gram": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_quotients.py "
+    "kernels/gram": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_dqds.py "
     "-k 'function_of or tridiagonal or gram_matrix and not 33 and not 70'",
-    "kernels/small": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_quotients.py "
+    "kernels/small": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_dqds.py "
     "-k 'function_of or small_ and not shape8 and not shape9 or other_lanes and not 33'",
     "kernels/bisection": f"{COMPILED} {INTERNALS}/test_bisection.py -k 'function_of or python'",
-    "kernels/quotients": f"{COMPILED} {INTERNALS}/test_quotients.py::test_a_step_is_its_formulas_in_every_lane "
-    f"{INTERNALS}/test_quotients.py {INTERNALS}/test_kernels.py "
-    "-k 'function_of or test_quotients or patience or small_values and not shape8 and not shape9 or no_gram'",
+    "kernels/dqds": f"{COMPILED} {INTERNALS}/test_dqds.py::test_a_step_is_its_formulas_in_every_lane "
+    f"{INTERNALS}/test_dqds.py {INTERNALS}/test_kernels.py "
+    "-k 'function_of or test_dqds or patience or small_values and not shape8 and not shape9 or no_gram'",
 }
 
 

@@ -224,20 +224,20 @@ def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(
 def test_an_interrupt_of_a_reduction_in_two_stages_waits_for_the_panel_under_way_and_no_more(
     monkeypatch, blas_before, interrupt, workers
 ):
-    panel, apply, panels, begun = band.panel, band.apply, [], []
+    reduce, update, panels, begun = band.reduce_panel, band.update_and_multiply, [], []
 
     def counted(*arguments):
         panels.append(1)
-        return panel(*arguments)
+        return reduce(*arguments)
 
     def interrupting(*arguments):
         begun.append(1)
         interrupt()
-        return apply(*arguments)
+        return update(*arguments)
 
     monkeypatch.setattr(thresholds, "TWO_STAGES", min(LARGE.shape))
-    monkeypatch.setattr(band, "panel", counted)
-    monkeypatch.setattr(band, "apply", interrupting)
+    monkeypatch.setattr(band, "reduce_panel", counted)
+    monkeypatch.setattr(band, "update_and_multiply", interrupting)
     with pytest.raises(KeyboardInterrupt):
         lc.spectrum(LARGE, method="gram", workers=workers)
     assert len(panels) == 1

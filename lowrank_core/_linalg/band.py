@@ -83,7 +83,7 @@ def band_of(tiles: Floats, size: int, team: Team) -> Floats:
     make A − V Wᵀ − W Vᵀ of A, where W = A V T − ½ V Tᵀ Vᵀ A V T (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput. 10
     (1989) 53; T from Vᵀ V after Puglisi, ibid. 13 (1992) 723). The pass for the next panel's A V subtracts that.
     """
-    from lowrank_core._linalg.kernels.band import BAND, DEPTH, apply, packed, panel
+    from lowrank_core._linalg.kernels.band import BAND, DEPTH, pack, reduce_panel, update_and_multiply
 
     end = -(-size // BAND) * BAND
     flat = tiles.reshape(-1)
@@ -93,10 +93,10 @@ def band_of(tiles: Floats, size: int, team: Team) -> Floats:
     shares = np.empty((PARTS, end * BAND))
 
     def multiply(part: int) -> None:
-        apply(flat, below, end, left.reshape(-1), right, V.reshape(-1), shares, part)
+        update_and_multiply(flat, below, end, left.reshape(-1), right, V.reshape(-1), shares, part)
 
     for begin in range(0, end, BAND):  # pragma: no branch - the last panel leaves
-        panel(flat, begin, end, left.reshape(-1), right, V.reshape(-1), band)
+        reduce_panel(flat, begin, end, left.reshape(-1), right, V.reshape(-1), band)
         below = begin + BAND
         if below == end:
             break
@@ -110,24 +110,24 @@ def band_of(tiles: Floats, size: int, team: Team) -> Floats:
         np.subtract(w, np.matmul(v, half, out=p), out=w)
         np.negative(v, out=left[below:, :BAND])
         np.negative(w, out=left[below:, BAND:])
-        packed(W.reshape(-1), below, right, 0)
-        packed(V.reshape(-1), below, right, BAND)
+        pack(W.reshape(-1), below, right, 0)
+        pack(V.reshape(-1), below, right, BAND)
     return band
 
 
 def tridiagonal_eigenvalues(diagonal: Floats, squares: Floats, team: Team) -> Floats:
     """Find the eigenvalues of three diagonals, as `kernels.band.chase` gives them, ascending; none below zero."""
-    from lowrank_core._linalg.kernels.bisection import NEGLIGIBLE, TOGETHER, bisect
+    from lowrank_core._linalg.kernels.bisection import NEGLIGIBLE, SHIFTS, bisect
 
     beside = np.sqrt(np.roll(squares, 1))
     # Gershgorin's discs end there.
     highest, exponent = np.frexp(np.max(diagonal + beside + np.sqrt(squares)))
     scaled, off = np.ldexp(diagonal, -exponent), np.ldexp(beside, -exponent)
     couplings = np.where(off < NEGLIGIBLE * highest, 0.0, off * off)
-    eigenvalues = np.empty((-(-diagonal.size // TOGETHER), TOGETHER))
+    eigenvalues = np.empty((-(-diagonal.size // SHIFTS), SHIFTS))
 
     def find(chosen: int) -> None:
-        bisect(scaled, couplings, highest, chosen * TOGETHER, eigenvalues[chosen])
+        bisect(scaled, couplings, highest, chosen * SHIFTS, eigenvalues[chosen])
 
     team.map(find, range(len(eigenvalues)))
     return np.ldexp(eigenvalues.reshape(-1)[: diagonal.size], exponent)

@@ -119,17 +119,17 @@ def _converted_part(basis: Floats) -> Callable[[NDArray[Any], Floats], float]:
 
 def _exact_part(basis: Floats) -> Callable[[Singles, Floats], float]:
     """Give one that does so by a kernel, which converts rows in cache: two thirds of the time that BLAS takes."""
-    from lowrank_core._linalg.kernels.krylov import EXACT_COLUMNS, ROWS, exact_images
+    from lowrank_core._linalg.kernels.krylov import FLOAT64_COLUMNS, ROWS, multiply_float64
 
     columns, rank = basis.shape
-    panels = -(-rank // EXACT_COLUMNS)
-    padded = np.zeros((columns, panels * EXACT_COLUMNS))
+    panels = -(-rank // FLOAT64_COLUMNS)
+    padded = np.zeros((columns, panels * FLOAT64_COLUMNS))
     padded[:, :rank] = basis
-    by_panel = np.ascontiguousarray(padded.reshape(columns, panels, EXACT_COLUMNS).swapaxes(0, 1)).ravel()
+    by_panel = np.ascontiguousarray(padded.reshape(columns, panels, FLOAT64_COLUMNS).swapaxes(0, 1)).ravel()
 
     def fill(rows: Singles, image: Floats) -> float:
-        found = np.zeros((panels, -(-len(rows) // ROWS) * ROWS, EXACT_COLUMNS))
-        energy = exact_images(rows, by_panel, found.ravel())
+        found = np.zeros((panels, -(-len(rows) // ROWS) * ROWS, FLOAT64_COLUMNS))
+        energy = multiply_float64(rows, by_panel, found.ravel())
         image[:] = found[:, : len(rows)].swapaxes(0, 1).reshape(len(rows), -1)[:, :rank]
         return float(energy)
 
@@ -138,7 +138,7 @@ def _exact_part(basis: Floats) -> Callable[[Singles, Floats], float]:
 
 def _narrow_products(X: _Matrix, block: Singles, *, twice: bool) -> tuple[Singles, Singles]:
     """Give b Xᵀ and, where asked for, b XᵀX for a block b of rows (k, columns); sums over pieces in their order."""
-    from lowrank_core._linalg.kernels.krylov import APPLY, BOTH, COLUMNS, PULL, ROWS, multiply
+    from lowrank_core._linalg.kernels.krylov import BOTH, COLUMNS, PLAIN, ROWS, TRANSPOSED, multiply
 
     rows, columns = X.held.shape
     given = np.zeros((columns, COLUMNS), np.float32)
@@ -156,12 +156,12 @@ def _narrow_products(X: _Matrix, block: Singles, *, twice: bool) -> tuple[Single
         return total.reshape(given.shape)
 
     if not X.transposed:
-        pulled = products(BOTH if twice else APPLY, given)
+        pulled = products(BOTH if twice else PLAIN, given)
         return images[:rows, : len(block)].T, pulled[:, : len(block)].T
-    image = products(PULL, given)
+    image = products(TRANSPOSED, given)
     images[:] = 0.0
     if twice:
-        products(APPLY, image)
+        products(PLAIN, image)
     return image[:, : len(block)].T, images[:rows, : len(block)].T
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from lowrank_core import spectrum
 from lowrank_core._linalg import band, thresholds
-from lowrank_core._linalg.kernels.band import BAND, DEPTH, TILE, apply, chase, packed, panel
+from lowrank_core._linalg.kernels.band import BAND, DEPTH, TILE, chase, pack, reduce_panel, update_and_multiply
 from lowrank_core._linalg.threads import Team
 from tests import bounds
 
@@ -69,11 +69,11 @@ def whole_numbers(rng, *shape):
 
 
 def laid_out(V, W, begin):
-    """The sides of −V Wᵀ − W Vᵀ from row ``begin`` on: rows of −(V, W), and (W, V) as `packed` lays it out."""
+    """The sides of −V Wᵀ − W Vᵀ from row ``begin`` on: rows of −(V, W), and (W, V) as `pack` lays it out."""
     left, right = np.zeros((len(V), DEPTH)), np.zeros(len(V) * DEPTH)
     left[begin:] = -np.hstack([V, W])[begin:]
-    packed(W.reshape(-1), begin, right, 0)
-    packed(V.reshape(-1), begin, right, BAND)
+    pack(W.reshape(-1), begin, right, 0)
+    pack(V.reshape(-1), begin, right, BAND)
     return left.reshape(-1), right
 
 
@@ -86,7 +86,7 @@ def test_a_pass_subtracts_what_is_due_and_multiplies_exactly_and_each_part_takes
     tiles, shares, changed = tiled(A), np.full((parts, end, BAND), np.nan), []
     for part in range(parts):
         before = tiles.copy()
-        apply(tiles.reshape(-1), begin, end, left, right, x.reshape(-1), shares.reshape(parts, -1), part)
+        update_and_multiply(tiles.reshape(-1), begin, end, left, right, x.reshape(-1), shares.reshape(parts, -1), part)
         changed.append(np.count_nonzero(np.any(tiles != before, axis=(1, 2))))
     A[begin:, begin:] -= (V @ W.T + W @ V.T)[begin:, begin:]
     assert np.array_equal(tiles, tiled(A))
@@ -110,7 +110,7 @@ def assert_panel(expected, begin, left, right, tiles):
     """See that a panel, (end, BAND), has its head in the band, and became reflectors and R below that."""
     end, below = len(expected), begin + BAND
     v, band = np.full((end, BAND), np.nan), np.full((end + 3 * BAND) * (2 * BAND + 1), np.nan)
-    panel(tiles.reshape(-1), begin, end, left, right, v.reshape(-1), band)
+    reduce_panel(tiles.reshape(-1), begin, end, left, right, v.reshape(-1), band)
     rows = np.lib.stride_tricks.as_strided(band, (end, end), (2 * BAND * 8, 8))[:, begin:below]
     assert np.array_equal(np.tril(rows[begin:below]), np.tril(expected[begin:below]))
     # Nothing else is written.
@@ -145,7 +145,7 @@ def test_a_panel_column_of_which_only_rounding_is_left_has_no_reflector():
     A[BAND:, 2], A[BAND:, 3] = 3.0 + 2.0**-51 * rng.integers(-1, 2, 64), 3.0 + 2.0**-45 * rng.integers(-1, 2, 64)
     v, band_rows = np.zeros((end, BAND)), np.zeros((end + 3 * BAND) * (2 * BAND + 1))
     unused = np.zeros(end * DEPTH)
-    panel(tiled(A).reshape(-1), 0, end, unused, unused, v.reshape(-1), band_rows)
+    reduce_panel(tiled(A).reshape(-1), 0, end, unused, unused, v.reshape(-1), band_rows)
     squares = np.sum(v[BAND:] ** 2, axis=0)
     assert squares[[0, 1, 3]] == pytest.approx([2.0, 2.0, 2.0])
     assert squares[2] < 1e-25
@@ -165,7 +165,7 @@ def test_the_last_panel_is_a_square_in_the_band(begin):
     rng, end = np.random.default_rng(begin), begin + BAND
     A = whole_numbers(rng, end, end)
     v, band = np.full((end, BAND), np.nan), np.full((end + 3 * BAND) * (2 * BAND + 1), np.nan)
-    panel(tiled(A).reshape(-1), begin, end, np.zeros(end * DEPTH), np.zeros(end * DEPTH), v.reshape(-1), band)
+    reduce_panel(tiled(A).reshape(-1), begin, end, np.zeros(end * DEPTH), np.zeros(end * DEPTH), v.reshape(-1), band)
     rows = np.lib.stride_tricks.as_strided(band, (end, end), (2 * BAND * 8, 8))
     assert np.array_equal(np.tril(rows[begin:, begin:]), np.tril(A[begin:, begin:]))
     assert np.count_nonzero(~np.isnan(band)) == BAND * (BAND + 1) // 2

@@ -103,8 +103,8 @@ def test_determinants_do_not_underflow_where_many_eigenvalues_are_small(small):
 
 def below(shift, diagonal, couplings):
     """How many eigenvalues are found below a shift, in each lane."""
-    counts = np.empty(bisection.TOGETHER)
-    bisection._counts_below(np.array(diagonal), np.array(couplings), np.full(bisection.TOGETHER, shift), counts)
+    counts = np.empty(bisection.SHIFTS)
+    bisection._counts_below(np.array(diagonal), np.array(couplings), np.full(bisection.SHIFTS, shift), counts)
     return set(counts)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lowrank_core
-from lowrank_core._linalg.kernels import compiling, energies, gram, lanes, learning, products, quotients, small
+from lowrank_core._linalg.kernels import compiling, dqds, energies, gram, learning, products, simd, small
 from tests import oracles
 from tests.compiled import both, plain
 
@@ -429,8 +429,8 @@ def test_small_values_as_plain_python():
 
 def test_small_matrices_that_do_not_converge_are_left_at_nan(monkeypatch):
     # No step allowed: a diagonal matrix needs none.
-    monkeypatch.setattr(quotients, "PATIENCE", 0)
-    monkeypatch.setattr(small, "converge", plain(quotients.converge))
+    monkeypatch.setattr(dqds, "PATIENCE", 0)
+    monkeypatch.setattr(small, "dqds", plain(dqds.dqds))
     matrices = np.stack([np.diag([1.0, 3.0, 2.0]), with_values(1, 3, 3, KINDS["drawn"](3))[0]])
     values, exponents = np.empty((2, 3)), np.empty(2, np.int64)
     assert plain(small.small_values)(matrices, values, exponents) == 1
@@ -505,11 +505,11 @@ def test_a_matrix_that_is_no_gram_matrix_is_left_at_nan():
 
 def test_lanes_that_run_out_of_patience_are_told_from_those_that_are_done(monkeypatch):
     # Two entries that hang together in all lanes but the first, and no step allowed; 2 × 2 blocks need none.
-    monkeypatch.setattr(quotients, "PATIENCE", 0)
-    q, e, state = np.ones(4 * lanes.WIDTH), np.zeros(4 * lanes.WIDTH), np.full(quotients.STATE, np.nan)
-    e[1 : lanes.WIDTH] = e[lanes.WIDTH + 1 : 2 * lanes.WIDTH] = 1.0
-    plain(quotients.converge)(3, q, e, np.empty_like(q), np.empty_like(q), np.empty_like(q), state, 0.0)
-    assert state[quotients.END : quotients.END + lanes.WIDTH].tolist() == [-1] + [2] * 7
+    monkeypatch.setattr(dqds, "PATIENCE", 0)
+    q, e, state = np.ones(4 * simd.WIDTH), np.zeros(4 * simd.WIDTH), np.full(dqds.STATE, np.nan)
+    e[1 : simd.WIDTH] = e[simd.WIDTH + 1 : 2 * simd.WIDTH] = 1.0
+    plain(dqds.dqds)(3, q, e, np.empty_like(q), np.empty_like(q), np.empty_like(q), state, 0.0)
+    assert state[dqds.END : dqds.END + simd.WIDTH].tolist() == [-1] + [2] * 7
 
 
 def test_every_kernel_is_compiled_for_one_set_of_types(tmp_path):

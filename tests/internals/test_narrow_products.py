@@ -29,15 +29,15 @@ def assert_narrow_products(kernel, shape):
     assert not images[m:].any()
     assert np.array_equal(sums, before + X.T @ (X @ given))
     applied, pulled = np.zeros_like(images), before.copy()
-    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.APPLY)
+    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.PLAIN)
     assert np.array_equal(applied, images)
     assert np.array_equal(pulled, before)
-    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.PULL)
+    kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.TRANSPOSED)
     assert np.array_equal(applied, images)
     assert np.array_equal(pulled, sums)
 
 
-@both(krylov.exact_images)
+@both(krylov.multiply_float64)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 16), (20, 33), (33, 17)])
 @pytest.mark.parametrize("panels", [1, 3])
 def test_images_in_float64_are_the_exact_ones_of_whole_numbers(kernel, shape, panels):
@@ -46,15 +46,17 @@ def test_images_in_float64_are_the_exact_ones_of_whole_numbers(kernel, shape, pa
 
 @pytest.mark.parametrize("shape", [(11, 2 * krylov.CONVERTED + 21), (2 * krylov.GROUP + 9, 40)])
 def test_images_beyond_a_stretch_of_columns_and_a_group_of_rows(shape):
-    assert_exact_images(krylov.exact_images, shape, 2)
+    assert_exact_images(krylov.multiply_float64, shape, 2)
 
 
 def assert_exact_images(kernel, shape, panels):
     rng, (m, n) = np.random.default_rng(shape), shape
     # Products of 20 bits by 20 and their sums, which float64 holds and float32 does not.
     X = rng.integers(-(2**19), 2**19, shape).astype(np.float32)
-    basis = rng.integers(-(2**19), 2**19, (panels, n, krylov.EXACT_COLUMNS)).astype(np.float64)
-    before = rng.integers(-9, 9, (panels, -(-m // krylov.ROWS) * krylov.ROWS, krylov.EXACT_COLUMNS)).astype(np.float64)
+    basis = rng.integers(-(2**19), 2**19, (panels, n, krylov.FLOAT64_COLUMNS)).astype(np.float64)
+    before = rng.integers(-9, 9, (panels, -(-m // krylov.ROWS) * krylov.ROWS, krylov.FLOAT64_COLUMNS)).astype(
+        np.float64
+    )
     images = before.copy()
     energy = kernel(X, basis.ravel(), images.ravel())
     exact = X.astype(np.float64)

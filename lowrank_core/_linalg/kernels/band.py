@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, select, spread, spread_entry, store, turned
+from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, broadcast_entry, fma, load, select, store, transpose
 
-__all__ = ["BAND", "DEPTH", "TILE", "apply", "chase", "packed", "panel"]
+__all__ = ["BAND", "DEPTH", "TILE", "chase", "pack", "reduce_panel", "update_and_multiply"]
 
 # Diagonals below the main one that the first stage leaves. A product with so many columns at once runs near a core's
 # speed for matrix products; the second stage takes time in proportion to them.
@@ -57,14 +57,14 @@ def _add_product(A: Floats, at: int, left: Floats, i: int, right: Floats, j: int
     a6, b6, a7, b7 = load(A, r6), load(A, r6 + WIDTH), load(A, r7), load(A, r7 + WIDTH)
     for _ in range(DEPTH):
         x, y = load(right, j), load(right, j + WIDTH)
-        s0, s1 = spread_entry(left, i), spread_entry(left, i + DEPTH)
-        s2, s3 = spread_entry(left, i + 2 * DEPTH), spread_entry(left, i + 3 * DEPTH)
-        a0, b0, a1, b1 = fused(s0, x, a0), fused(s0, y, b0), fused(s1, x, a1), fused(s1, y, b1)
-        a2, b2, a3, b3 = fused(s2, x, a2), fused(s2, y, b2), fused(s3, x, a3), fused(s3, y, b3)
-        s4, s5 = spread_entry(left, i + 4 * DEPTH), spread_entry(left, i + 5 * DEPTH)
-        s6, s7 = spread_entry(left, i + 6 * DEPTH), spread_entry(left, i + 7 * DEPTH)
-        a4, b4, a5, b5 = fused(s4, x, a4), fused(s4, y, b4), fused(s5, x, a5), fused(s5, y, b5)
-        a6, b6, a7, b7 = fused(s6, x, a6), fused(s6, y, b6), fused(s7, x, a7), fused(s7, y, b7)
+        s0, s1 = broadcast_entry(left, i), broadcast_entry(left, i + DEPTH)
+        s2, s3 = broadcast_entry(left, i + 2 * DEPTH), broadcast_entry(left, i + 3 * DEPTH)
+        a0, b0, a1, b1 = fma(s0, x, a0), fma(s0, y, b0), fma(s1, x, a1), fma(s1, y, b1)
+        a2, b2, a3, b3 = fma(s2, x, a2), fma(s2, y, b2), fma(s3, x, a3), fma(s3, y, b3)
+        s4, s5 = broadcast_entry(left, i + 4 * DEPTH), broadcast_entry(left, i + 5 * DEPTH)
+        s6, s7 = broadcast_entry(left, i + 6 * DEPTH), broadcast_entry(left, i + 7 * DEPTH)
+        a4, b4, a5, b5 = fma(s4, x, a4), fma(s4, y, b4), fma(s5, x, a5), fma(s5, y, b5)
+        a6, b6, a7, b7 = fma(s6, x, a6), fma(s6, y, b6), fma(s7, x, a7), fma(s7, y, b7)
         i += 1
         j += 2 * WIDTH
     store(A, at, a0)
@@ -93,19 +93,19 @@ def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, 
     Summed up by themselves first: of equal entries each rounding is the same, and they would add up over all of a row.
     """
     i1, i2, i3 = i + BAND, i + 2 * BAND, i + 3 * BAND
-    zero = spread(0.0)
+    zero = broadcast(0.0)
     a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
     c0, c1, c2, c3, d0, d1, d2, d3 = zero, zero, zero, zero, zero, zero, zero, zero
     for _ in range(count):
         x0, x1, x2, x3 = load(x, j), load(x, j + 8), load(x, j + 16), load(x, j + 24)
-        s = spread_entry(A, at)
-        a0, a1, a2, a3 = fused(s, x0, a0), fused(s, x1, a1), fused(s, x2, a2), fused(s, x3, a3)
-        s = spread_entry(A, at + apart)
-        b0, b1, b2, b3 = fused(s, x0, b0), fused(s, x1, b1), fused(s, x2, b2), fused(s, x3, b3)
-        s = spread_entry(A, at + 2 * apart)
-        c0, c1, c2, c3 = fused(s, x0, c0), fused(s, x1, c1), fused(s, x2, c2), fused(s, x3, c3)
-        s = spread_entry(A, at + 3 * apart)
-        d0, d1, d2, d3 = fused(s, x0, d0), fused(s, x1, d1), fused(s, x2, d2), fused(s, x3, d3)
+        s = broadcast_entry(A, at)
+        a0, a1, a2, a3 = fma(s, x0, a0), fma(s, x1, a1), fma(s, x2, a2), fma(s, x3, a3)
+        s = broadcast_entry(A, at + apart)
+        b0, b1, b2, b3 = fma(s, x0, b0), fma(s, x1, b1), fma(s, x2, b2), fma(s, x3, b3)
+        s = broadcast_entry(A, at + 2 * apart)
+        c0, c1, c2, c3 = fma(s, x0, c0), fma(s, x1, c1), fma(s, x2, c2), fma(s, x3, c3)
+        s = broadcast_entry(A, at + 3 * apart)
+        d0, d1, d2, d3 = fma(s, x0, d0), fma(s, x1, d1), fma(s, x2, d2), fma(s, x3, d3)
         at += step
         j += BAND
     store(y, i, load(y, i) + a0)
@@ -127,10 +127,12 @@ def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, 
 
 
 @kernel
-def apply(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, x: Floats, y: Floats, part: int) -> None:
+def update_and_multiply(
+    tiles: Floats, begin: int, end: int, left: Floats, right: Floats, x: Floats, y: Floats, part: int
+) -> None:
     """Add left · right to every ``parts``-th tile of A[begin:end, begin:end], and give y[part] its share of A x.
 
-    x is (end, BAND) flattened, y is (parts, end · BAND), ``left`` (end, DEPTH) flattened and ``right`` as `packed` lays
+    x is (end, BAND) flattened, y is (parts, end · BAND), ``left`` (end, DEPTH) flattened and ``right`` as `pack` lays
     it out; all are taken from row ``begin`` on, a multiple of BAND as is ``end``.
     """
     parts, share = y.shape[0], y[part]
@@ -155,13 +157,13 @@ def apply(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, x: F
 
 
 @kernel
-def packed(x: Floats, begin: int, right: Floats, depth: int) -> None:
+def pack(x: Floats, begin: int, right: Floats, depth: int) -> None:
     """Lay out rows ``begin`` … of x (end, BAND), flattened, as columns of ``right`` from ``depth`` on, 16 together."""
     for i in range(begin, x.size // BAND, WIDTH):
         for k in range(0, BAND, WIDTH):
             at = i * BAND + k
             to = i // (2 * WIDTH) * 2 * WIDTH * DEPTH + i % (2 * WIDTH) + (depth + k) * 2 * WIDTH
-            a, b, c, d, e, f, g, h = turned(
+            a, b, c, d, e, f, g, h = transpose(
                 load(x, at),
                 load(x, at + BAND),
                 load(x, at + 2 * BAND),
@@ -182,7 +184,7 @@ def packed(x: Floats, begin: int, right: Floats, depth: int) -> None:
 
 
 @kernel
-def panel(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, v: Floats, band: Floats) -> None:
+def reduce_panel(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, v: Floats, band: Floats) -> None:
     """Take the next BAND columns into the band, and reduce what is below them to reflectors v, of squared norm 2.
 
     v (end, BAND), flattened, is filled from row begin + BAND on, and used from ``begin`` on. ``left · right`` is what
@@ -253,23 +255,23 @@ def _apply_and_sum(
     The sum of a stretch of rows after the other, as of `_add_rows`.
     """
     w0, w1, w2, w3 = load(w, 0), load(w, 8), load(w, 16), load(w, 24)
-    zero = spread(0.0)
+    zero = broadcast(0.0)
     t0, t1, t2, t3 = zero, zero, zero, zero
     for top in range(begin, end, STRETCH):
         s0, s1, s2, s3 = zero, zero, zero, zero
         for at in range(top * BAND, min(top + STRETCH, end) * BAND, BAND):
             entry = scale * v[at + column]
-            minus = spread(-entry)
-            a0, a1 = fused(minus, w0, load(v, at)), fused(minus, w1, load(v, at + 8))
-            a2, a3 = fused(minus, w2, load(v, at + 16)), fused(minus, w3, load(v, at + 24))
+            minus = broadcast(-entry)
+            a0, a1 = fma(minus, w0, load(v, at)), fma(minus, w1, load(v, at + 8))
+            a2, a3 = fma(minus, w2, load(v, at + 16)), fma(minus, w3, load(v, at + 24))
             store(v, at, a0)
             store(v, at + 8, a1)
             store(v, at + 16, a2)
             store(v, at + 24, a3)
             if scale != 0.0:
                 v[at + column] = entry
-            x = spread_entry(v, at + following)
-            s0, s1, s2, s3 = fused(x, a0, s0), fused(x, a1, s1), fused(x, a2, s2), fused(x, a3, s3)
+            x = broadcast_entry(v, at + following)
+            s0, s1, s2, s3 = fma(x, a0, s0), fma(x, a1, s1), fma(x, a2, s2), fma(x, a3, s3)
         t0, t1, t2, t3 = t0 + s0, t1 + s1, t2 + s2, t3 + s3
     store(dots, 0, t0)
     store(dots, 8, t1)
@@ -280,7 +282,7 @@ def _apply_and_sum(
 @kernel
 def _sums_of_rows(parts: Floats) -> Any:
     """Sum each of eight vectors, one a lane."""
-    a, b, c, d, e, f, g, h = turned(
+    a, b, c, d, e, f, g, h = transpose(
         load(parts, 0),
         load(parts, WIDTH),
         load(parts, 2 * WIDTH),
@@ -295,9 +297,9 @@ def _sums_of_rows(parts: Floats) -> Any:
 
 @kernel
 def _inner(x: Floats, y: Floats, parts: Floats) -> Any:
-    total = spread(0.0)
+    total = broadcast(0.0)
     for k in range(0, BAND, WIDTH):
-        total = fused(load(x, k), load(y, k), total)
+        total = fma(load(x, k), load(y, k), total)
     store(parts, 0, total)
     return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]))
 
@@ -309,7 +311,7 @@ def _reflector(x: Floats, parts: Floats) -> float:
     norm, alpha = math.sqrt(square), x[0]
     added = -norm if alpha < 0.0 else norm
     x[0] = alpha + added
-    scale = spread(1.0 / math.sqrt(norm * abs(alpha + added)) if square > NEGLIGIBLE else 0.0)
+    scale = broadcast(1.0 / math.sqrt(norm * abs(alpha + added)) if square > NEGLIGIBLE else 0.0)
     for k in range(0, BAND, WIDTH):
         store(x, k, scale * load(x, k))
     return -added
@@ -318,38 +320,38 @@ def _reflector(x: Floats, parts: Floats) -> float:
 @kernel
 def _from_both_sides(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane: Floats, parts: Floats) -> None:
     """Apply the reflector v to a block on the diagonal, of which the lower triangle stands in F."""
-    zero, lanes = spread(0.0), load(lane, 0)
+    zero, lanes = broadcast(0.0), load(lane, 0)
     for k in range(0, BAND, WIDTH):
         store(p, k, zero)
     for i in range(0, BAND, WIDTH):
         for h in range(WIDTH):
-            row, v_i, total = at + (i + h) * APART, spread_entry(v, i + h), zero
+            row, v_i, total = at + (i + h) * APART, broadcast_entry(v, i + h), zero
             for k in range(0, i, WIDTH):
                 a = load(F, row + k)
-                total = fused(a, load(v, k), total)
-                store(p, k, fused(a, v_i, load(p, k)))
+                total = fma(a, load(v, k), total)
+                store(p, k, fma(a, v_i, load(p, k)))
             # What stands right of the diagonal is another row's.
-            a, here = load(F, row + i), spread_entry(lane, h)
-            store(p, i, fused(select(lanes < here, a, zero), v_i, load(p, i)))
-            store(parts, h * WIDTH, fused(select(lanes <= here, a, zero), load(v, i), total))
+            a, here = load(F, row + i), broadcast_entry(lane, h)
+            store(p, i, fma(select(lanes < here, a, zero), v_i, load(p, i)))
+            store(parts, h * WIDTH, fma(select(lanes <= here, a, zero), load(v, i), total))
         store(p, i, load(p, i) + _sums_of_rows(parts))
-    half = spread(-0.5 * _inner(p, v, parts))
+    half = broadcast(-0.5 * _inner(p, v, parts))
     for k in range(0, BAND, WIDTH):
-        store(w, k, fused(half, load(v, k), load(p, k)))
+        store(w, k, fma(half, load(v, k), load(p, k)))
     for i in range(BAND):
         row, last = at + i * APART, i // WIDTH * WIDTH
-        v_i, w_i = spread(-v[i]), spread(-w[i])
+        v_i, w_i = broadcast(-v[i]), broadcast(-w[i])
         for k in range(0, last, WIDTH):
-            store(F, row + k, fused(v_i, load(w, k), fused(w_i, load(v, k), load(F, row + k))))
+            store(F, row + k, fma(v_i, load(w, k), fma(w_i, load(v, k), load(F, row + k))))
         a = load(F, row + last)
-        changed = fused(v_i, load(w, last), fused(w_i, load(v, last), a))
-        store(F, row + last, select(lanes <= spread_entry(lane, i - last), changed, a))
+        changed = fma(v_i, load(w, last), fma(w_i, load(v, last), a))
+        store(F, row + last, select(lanes <= broadcast_entry(lane, i - last), changed, a))
 
 
 @kernel
 def _below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats, parts: Floats) -> None:
     """Apply v to a block from the right, then from the left the reflector of its first column, which goes to u."""
-    zero = spread(0.0)
+    zero = broadcast(0.0)
     for i in range(0, BAND, WIDTH):
         for h in range(0, WIDTH, 4):
             r0 = at + (i + h) * APART
@@ -357,8 +359,8 @@ def _below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats, parts
             s0, s1, s2, s3 = zero, zero, zero, zero
             for k in range(0, BAND, WIDTH):
                 v_k = load(v, k)
-                s0, s1 = fused(load(F, r0 + k), v_k, s0), fused(load(F, r1 + k), v_k, s1)
-                s2, s3 = fused(load(F, r2 + k), v_k, s2), fused(load(F, r3 + k), v_k, s3)
+                s0, s1 = fma(load(F, r0 + k), v_k, s0), fma(load(F, r1 + k), v_k, s1)
+                s2, s3 = fma(load(F, r2 + k), v_k, s2), fma(load(F, r3 + k), v_k, s3)
             store(parts, h * WIDTH, s0)
             store(parts, (h + 1) * WIDTH, s1)
             store(parts, (h + 2) * WIDTH, s2)
@@ -367,20 +369,20 @@ def _below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats, parts
     for i in range(BAND):
         u[i] = F[at + i * APART] - y[i] * v[0]
     left = _reflector(u, parts)
-    both = spread(-_inner(u, y, parts))
+    both = broadcast(-_inner(u, y, parts))
     for k in range(0, BAND, WIDTH):
         even, odd = both * load(v, k), zero
         for i in range(0, BAND, 2):
-            even = fused(spread_entry(u, i), load(F, at + i * APART + k), even)
-            odd = fused(spread_entry(u, i + 1), load(F, at + (i + 1) * APART + k), odd)
+            even = fma(broadcast_entry(u, i), load(F, at + i * APART + k), even)
+            odd = fma(broadcast_entry(u, i + 1), load(F, at + (i + 1) * APART + k), odd)
         store(z, k, even + odd)
     for i in range(0, BAND, 2):
         r0, r1 = at + i * APART, at + (i + 1) * APART
-        y0, y1, u0, u1 = spread(-y[i]), spread(-y[i + 1]), spread(-u[i]), spread(-u[i + 1])
+        y0, y1, u0, u1 = broadcast(-y[i]), broadcast(-y[i + 1]), broadcast(-u[i]), broadcast(-u[i + 1])
         for k in range(0, BAND, WIDTH):
             v_k, z_k = load(v, k), load(z, k)
-            store(F, r0 + k, fused(y0, v_k, fused(u0, z_k, load(F, r0 + k))))
-            store(F, r1 + k, fused(y1, v_k, fused(u1, z_k, load(F, r1 + k))))
+            store(F, r0 + k, fma(y0, v_k, fma(u0, z_k, load(F, r0 + k))))
+            store(F, r1 + k, fma(y1, v_k, fma(u1, z_k, load(F, r1 + k))))
         F[r0], F[r1] = 0.0, 0.0
     F[at] = left
 

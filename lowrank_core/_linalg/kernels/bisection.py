@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, select, spread, spread_entry, store
+from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, broadcast_entry, fma, load, select, store
 
-__all__ = ["NEGLIGIBLE", "TOGETHER", "bisect"]
+__all__ = ["NEGLIGIBLE", "SHIFTS", "bisect"]
 
 # Shifts taken together: of four sequences one goes on while the others wait for their last operation.
-TOGETHER = 4 * WIDTH
+SHIFTS = 4 * WIDTH
 
 # From [0, highest] down to 2⁻⁵⁴ of it, which is under half the rounding of the largest eigenvalue.
 HALVINGS = 54
@@ -35,20 +35,20 @@ SMALLEST = 2.0**-500
 @kernel
 def _rescaling(p: Any, before: Any) -> Any:
     """Give what brings two determinants that follow each other back near 1, by the sum of their squares."""
-    small = fused(p, p, before * before) < spread(SMALLEST * SMALLEST)
-    return select(small, spread(1.0 / SMALLEST), spread(1.0))
+    small = fma(p, p, before * before) < broadcast(SMALLEST * SMALLEST)
+    return select(small, broadcast(1.0 / SMALLEST), broadcast(1.0))
 
 
 @kernel
 def _counts_below(diagonal: Floats, couplings: Floats, shifts: Floats, counts: Floats) -> None:
-    """Count the eigenvalues below each of TOGETHER shifts: the changes of sign of det(T₁ − x), det(T₂ − x), ….
+    """Count the eigenvalues below each of SHIFTS shifts: the changes of sign of det(T₁ − x), det(T₂ − x), ….
 
     Those determinants of leading parts follow from one another without a division, and are those of a matrix whose
     entries are a few roundings away (Wilkinson, "The algebraic eigenvalue problem", 1965, ch. 5, §38), if none
     underflows. A coupling of zero begins a matrix of its own. A determinant of zero counts as positive: the next one's
     sign is then opposite to that before, and one change is counted either way.
     """
-    zero, one = spread(0.0), spread(1.0)
+    zero, one = broadcast(0.0), broadcast(1.0)
     x0, x1, x2, x3 = load(shifts, 0), load(shifts, WIDTH), load(shifts, 2 * WIDTH), load(shifts, 3 * WIDTH)
     p0, p1, p2, p3 = one, one, one, one
     b0, b1, b2, b3 = zero, zero, zero, zero
@@ -57,9 +57,9 @@ def _counts_below(diagonal: Floats, couplings: Floats, shifts: Floats, counts: F
         for k in range(first, min(first + STRIDE, diagonal.size)):
             if couplings[k] == 0.0:
                 p0, p1, p2, p3 = one, one, one, one
-            d, minus = spread_entry(diagonal, k), spread(-couplings[k])
-            n0, n1 = fused(d - x0, p0, minus * b0), fused(d - x1, p1, minus * b1)
-            n2, n3 = fused(d - x2, p2, minus * b2), fused(d - x3, p3, minus * b3)
+            d, minus = broadcast_entry(diagonal, k), broadcast(-couplings[k])
+            n0, n1 = fma(d - x0, p0, minus * b0), fma(d - x1, p1, minus * b1)
+            n2, n3 = fma(d - x2, p2, minus * b2), fma(d - x3, p3, minus * b3)
             c0 = select((n0 < zero) ^ (p0 < zero), c0 + one, c0)
             c1 = select((n1 < zero) ^ (p1 < zero), c1 + one, c1)
             c2 = select((n2 < zero) ^ (p2 < zero), c2 + one, c2)
@@ -77,19 +77,19 @@ def _counts_below(diagonal: Floats, couplings: Floats, shifts: Floats, counts: F
 
 @kernel
 def bisect(diagonal: Floats, couplings: Floats, highest: float, first: int, eigenvalues: Floats) -> None:
-    """Find the eigenvalues number ``first`` and following, TOGETHER of them, ascending from 0; all lie in 0 … highest.
+    """Find the eigenvalues number ``first`` and following, SHIFTS of them, ascending from 0; all lie in 0 … highest.
 
     Of a matrix T with T[k, k] = diagonal[k] and T[k, k − 1]² = couplings[k], zero or at least NEGLIGIBLE² · highest²,
     where ``highest`` is from ½ to 1, or 0. Rounded down, so that an eigenvalue of zero is exactly that.
     """
-    above, middle, counts = np.empty(TOGETHER), np.empty(TOGETHER), np.empty(TOGETHER)
+    above, middle, counts = np.empty(SHIFTS), np.empty(SHIFTS), np.empty(SHIFTS)
     eigenvalues[:] = 0.0
     above[:] = highest
     for _ in range(HALVINGS):
-        for i in range(TOGETHER):
+        for i in range(SHIFTS):
             middle[i] = 0.5 * (eigenvalues[i] + above[i])
         _counts_below(diagonal, couplings, middle, counts)
-        for i in range(TOGETHER):
+        for i in range(SHIFTS):
             if counts[i] <= first + i:
                 eigenvalues[i] = middle[i]
             else:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, spread, store, turned
-from lowrank_core._linalg.kernels.quotients import END, STATE, converge, descending_roots
+from lowrank_core._linalg.kernels.dqds import END, STATE, descending_sqrt, dqds
+from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, fma, load, store, transpose
 
 __all__ = ["tridiagonal_values", "tridiagonals"]
 
@@ -40,22 +40,22 @@ def _four_rows(
     It is added to p for the columns; for the rows, a vector of partial sums each goes to ``sums``.
     """
     r0, r1, r2, r3 = row * size, (row + 1) * size, (row + 2) * size, (row + 3) * size
-    v0, v1, v2, v3 = spread(-v[row]), spread(-v[row + 1]), spread(-v[row + 2]), spread(-v[row + 3])
-    w0, w1, w2, w3 = spread(-w[row]), spread(-w[row + 1]), spread(-w[row + 2]), spread(-w[row + 3])
-    x0, x1, x2, x3 = spread(x[row]), spread(x[row + 1]), spread(x[row + 2]), spread(x[row + 3])
-    s0, s1, s2, s3 = spread(0.0), spread(0.0), spread(0.0), spread(0.0)
+    v0, v1, v2, v3 = broadcast(-v[row]), broadcast(-v[row + 1]), broadcast(-v[row + 2]), broadcast(-v[row + 3])
+    w0, w1, w2, w3 = broadcast(-w[row]), broadcast(-w[row + 1]), broadcast(-w[row + 2]), broadcast(-w[row + 3])
+    x0, x1, x2, x3 = broadcast(x[row]), broadcast(x[row + 1]), broadcast(x[row + 2]), broadcast(x[row + 3])
+    s0, s1, s2, s3 = broadcast(0.0), broadcast(0.0), broadcast(0.0), broadcast(0.0)
     for k in range(0, stop, WIDTH):
         v_k, w_k, x_k = load(v, k), load(w, k), load(x, k)
-        a0 = fused(v0, w_k, fused(w0, v_k, load(A, r0 + k)))
-        a1 = fused(v1, w_k, fused(w1, v_k, load(A, r1 + k)))
-        a2 = fused(v2, w_k, fused(w2, v_k, load(A, r2 + k)))
-        a3 = fused(v3, w_k, fused(w3, v_k, load(A, r3 + k)))
+        a0 = fma(v0, w_k, fma(w0, v_k, load(A, r0 + k)))
+        a1 = fma(v1, w_k, fma(w1, v_k, load(A, r1 + k)))
+        a2 = fma(v2, w_k, fma(w2, v_k, load(A, r2 + k)))
+        a3 = fma(v3, w_k, fma(w3, v_k, load(A, r3 + k)))
         store(A, r0 + k, a0)
         store(A, r1 + k, a1)
         store(A, r2 + k, a2)
         store(A, r3 + k, a3)
-        s0, s1, s2, s3 = fused(a0, x_k, s0), fused(a1, x_k, s1), fused(a2, x_k, s2), fused(a3, x_k, s3)
-        store(p, k, fused(a3, x3, fused(a2, x2, fused(a1, x1, fused(a0, x0, load(p, k))))))
+        s0, s1, s2, s3 = fma(a0, x_k, s0), fma(a1, x_k, s1), fma(a2, x_k, s2), fma(a3, x_k, s3)
+        store(p, k, fma(a3, x3, fma(a2, x2, fma(a1, x1, fma(a0, x0, load(p, k))))))
     store(sums, at, s0)
     store(sums, at + WIDTH, s1)
     store(sums, at + 2 * WIDTH, s2)
@@ -68,11 +68,11 @@ def _square_block(A: Floats, first: int, size: int, v: Floats, w: Floats, x: Flo
     w_k, v_k, product = load(w, first), load(v, first), load(p, first)
     for i in range(first, first + WIDTH):
         at = i * size + first
-        a = fused(spread(-v[i]), w_k, fused(spread(-w[i]), v_k, load(A, at)))
+        a = fma(broadcast(-v[i]), w_k, fma(broadcast(-w[i]), v_k, load(A, at)))
         store(A, at, a)
         # The block is kept whole, so its columns are its rows.
-        product = fused(a, spread(x[i]), product)
-    for part in turned(
+        product = fma(a, broadcast(x[i]), product)
+    for part in transpose(
         load(sums, 0),
         load(sums, WIDTH),
         load(sums, 2 * WIDTH),
@@ -89,9 +89,9 @@ def _square_block(A: Floats, first: int, size: int, v: Floats, w: Floats, x: Flo
 @kernel
 def _inner(x: Floats, y: Floats, stop: int) -> Any:
     """Sum of products of the first entries, of which those beyond the last wanted one are zero."""
-    total = spread(0.0)
+    total = broadcast(0.0)
     for k in range(0, stop, WIDTH):
-        total = fused(load(x, k), load(y, k), total)
+        total = fma(load(x, k), load(y, k), total)
     parts = np.empty(WIDTH)
     store(parts, 0, total)
     return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]))
@@ -109,9 +109,9 @@ def _tridiagonalise(
     w[:] = 0.0
     for i in range(n - 1, -1, -1):  # pragma: no branch - row 0 returns
         padded = (i // WIDTH + 1) * WIDTH
-        minus_v, minus_w = spread(-v[i]), spread(-w[i])
+        minus_v, minus_w = broadcast(-v[i]), broadcast(-w[i])
         for k in range(0, padded, WIDTH):
-            row = fused(minus_v, load(w, k), fused(minus_w, load(v, k), load(A, i * size + k)))
+            row = fma(minus_v, load(w, k), fma(minus_w, load(v, k), load(A, i * size + k)))
             store(x, k, row)
         d[i] = x[i]
         if i == 0:
@@ -132,11 +132,11 @@ def _tridiagonalise(
             _square_block(A, first, size, v, w, x, p, sums)
         p[i:blocks] = 0.0
         half = 0.5 * scale * scale * _inner(p, x, blocks)
-        scales, halves = spread(scale), spread(-half)
+        scales, halves = broadcast(scale), broadcast(-half)
         for k in range(0, blocks, WIDTH):
             x_k = load(x, k)
             store(v, k, x_k)
-            store(w, k, fused(halves, x_k, scales * load(p, k)))
+            store(w, k, fma(halves, x_k, scales * load(p, k)))
 
 
 @kernel
@@ -205,7 +205,7 @@ def tridiagonal_values(diagonals: Floats, squares: Floats, values: Floats) -> in
         # Lanes beyond hold zeros, or what the last eight matrices left: they change nobody else's bits.
         for lane in range(several):
             lifts[lane] = _factored(lane, n, diagonals[first + lane], squares[first + lane], q, e)
-        converge(n, q, e, q_before, e_before, left, state, BLUR)
+        dqds(n, q, e, q_before, e_before, left, state, BLUR)
         for lane in range(several):
             if state[END + lane] >= 0.0 or lifts[lane] < 0.0:
                 values[first + lane] = math.nan
@@ -213,5 +213,5 @@ def tridiagonal_values(diagonals: Floats, squares: Floats, values: Floats) -> in
                 continue
             for i in range(n):
                 q[i * WIDTH + lane] = max(q[i * WIDTH + lane] - lifts[lane], 0.0)
-            descending_roots(lane, q, values[first + lane])
+            descending_sqrt(lane, q, values[first + lane])
     return unfinished

@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.lanes import (
+from lowrank_core._linalg.kernels.simd import (
     SINGLE_WIDTH,
     WIDTH,
-    fused,
+    broadcast,
+    broadcast_entry,
+    broadcast_single,
+    fma,
     load,
     load_singles,
-    spread,
-    spread_entry,
-    spread_single,
     store,
 )
 
-__all__ = ["APPLY", "BOTH", "COLUMNS", "EXACT_COLUMNS", "PULL", "ROWS", "exact_images", "multiply"]
+__all__ = ["BOTH", "COLUMNS", "FLOAT64_COLUMNS", "PLAIN", "ROWS", "TRANSPOSED", "multiply", "multiply_float64"]
 
 Singles = NDArray[np.float32]
 
@@ -38,11 +38,11 @@ STRETCH = 2048
 
 # Columns multiplied at a time in float64, two registers again; and columns of a group of rows that are converted for
 # them: 128 KiB, which stay in a core's own cache as what multiplies them does.
-EXACT_COLUMNS = 2 * WIDTH
+FLOAT64_COLUMNS = 2 * WIDTH
 CONVERTED = 512
 
 # What to do: multiply by the matrix, by its transpose, or by one after the other.
-APPLY, PULL, BOTH = range(3)
+PLAIN, TRANSPOSED, BOTH = range(3)
 
 # Rows of the matrix taken at a time, of which the second product finds much in that cache.
 GROUP = 32
@@ -63,22 +63,22 @@ def _apply(X: Singles, row: int, stride: int, start: int, stop: int, given: Sing
     a7, b7 = load_singles(images, at + 14 * SINGLE_WIDTH), load_singles(images, at + 15 * SINGLE_WIDTH)
     for k in range(start, stop):
         u, v = load_singles(given, k * COLUMNS), load_singles(given, k * COLUMNS + SINGLE_WIDTH)
-        x = spread_single(X, r0 + k)
-        a0, b0 = fused(x, u, a0), fused(x, v, b0)
-        x = spread_single(X, r1 + k)
-        a1, b1 = fused(x, u, a1), fused(x, v, b1)
-        x = spread_single(X, r2 + k)
-        a2, b2 = fused(x, u, a2), fused(x, v, b2)
-        x = spread_single(X, r3 + k)
-        a3, b3 = fused(x, u, a3), fused(x, v, b3)
-        x = spread_single(X, r4 + k)
-        a4, b4 = fused(x, u, a4), fused(x, v, b4)
-        x = spread_single(X, r5 + k)
-        a5, b5 = fused(x, u, a5), fused(x, v, b5)
-        x = spread_single(X, r6 + k)
-        a6, b6 = fused(x, u, a6), fused(x, v, b6)
-        x = spread_single(X, r7 + k)
-        a7, b7 = fused(x, u, a7), fused(x, v, b7)
+        x = broadcast_single(X, r0 + k)
+        a0, b0 = fma(x, u, a0), fma(x, v, b0)
+        x = broadcast_single(X, r1 + k)
+        a1, b1 = fma(x, u, a1), fma(x, v, b1)
+        x = broadcast_single(X, r2 + k)
+        a2, b2 = fma(x, u, a2), fma(x, v, b2)
+        x = broadcast_single(X, r3 + k)
+        a3, b3 = fma(x, u, a3), fma(x, v, b3)
+        x = broadcast_single(X, r4 + k)
+        a4, b4 = fma(x, u, a4), fma(x, v, b4)
+        x = broadcast_single(X, r5 + k)
+        a5, b5 = fma(x, u, a5), fma(x, v, b5)
+        x = broadcast_single(X, r6 + k)
+        a6, b6 = fma(x, u, a6), fma(x, v, b6)
+        x = broadcast_single(X, r7 + k)
+        a7, b7 = fma(x, u, a7), fma(x, v, b7)
     store(images, at, a0)
     store(images, at + SINGLE_WIDTH, b0)
     store(images, at + 2 * SINGLE_WIDTH, a1)
@@ -112,22 +112,22 @@ def _pull(X: Singles, row: int, stride: int, start: int, stop: int, images: Sing
     a7, b7 = load_singles(images, at + 14 * SINGLE_WIDTH), load_singles(images, at + 15 * SINGLE_WIDTH)
     for k in range(start, stop):
         u, v = load_singles(sums, k * COLUMNS), load_singles(sums, k * COLUMNS + SINGLE_WIDTH)
-        x = spread_single(X, r0 + k)
-        u, v = fused(x, a0, u), fused(x, b0, v)
-        x = spread_single(X, r1 + k)
-        u, v = fused(x, a1, u), fused(x, b1, v)
-        x = spread_single(X, r2 + k)
-        u, v = fused(x, a2, u), fused(x, b2, v)
-        x = spread_single(X, r3 + k)
-        u, v = fused(x, a3, u), fused(x, b3, v)
-        x = spread_single(X, r4 + k)
-        u, v = fused(x, a4, u), fused(x, b4, v)
-        x = spread_single(X, r5 + k)
-        u, v = fused(x, a5, u), fused(x, b5, v)
-        x = spread_single(X, r6 + k)
-        u, v = fused(x, a6, u), fused(x, b6, v)
-        x = spread_single(X, r7 + k)
-        u, v = fused(x, a7, u), fused(x, b7, v)
+        x = broadcast_single(X, r0 + k)
+        u, v = fma(x, a0, u), fma(x, b0, v)
+        x = broadcast_single(X, r1 + k)
+        u, v = fma(x, a1, u), fma(x, b1, v)
+        x = broadcast_single(X, r2 + k)
+        u, v = fma(x, a2, u), fma(x, b2, v)
+        x = broadcast_single(X, r3 + k)
+        u, v = fma(x, a3, u), fma(x, b3, v)
+        x = broadcast_single(X, r4 + k)
+        u, v = fma(x, a4, u), fma(x, b4, v)
+        x = broadcast_single(X, r5 + k)
+        u, v = fma(x, a5, u), fma(x, b5, v)
+        x = broadcast_single(X, r6 + k)
+        u, v = fma(x, a6, u), fma(x, b6, v)
+        x = broadcast_single(X, r7 + k)
+        u, v = fma(x, a7, u), fma(x, b7, v)
         store(sums, k * COLUMNS, u)
         store(sums, k * COLUMNS + SINGLE_WIDTH, v)
 
@@ -137,17 +137,17 @@ def _multiply_group(
     X: Singles, row: int, n: int, count: int, given: Singles, images: Singles, at: int, sums: Singles, way: int
 ) -> None:
     """Multiply rows of X, which begin at entry ``row`` and stay in cache from one product to the other."""
-    for start in range(0, n if way != PULL else 0, STRETCH):
+    for start in range(0, n if way != TRANSPOSED else 0, STRETCH):
         for i in range(0, count, ROWS):
             _apply(X, row + i * n, n, start, min(n, start + STRETCH), given, images, at + i * COLUMNS)
-    for start in range(0, n if way != APPLY else 0, STRETCH):
+    for start in range(0, n if way != PLAIN else 0, STRETCH):
         for i in range(0, count, ROWS):
             _pull(X, row + i * n, n, start, min(n, start + STRETCH), images, at + i * COLUMNS, sums)
 
 
 @kernel
 def multiply(X: Singles, given: Singles, images: Singles, sums: Singles, way: int) -> None:
-    """Add X · given to images (APPLY), or Xᵀ · images to sums (PULL), or one after the other (BOTH).
+    """Add X · given to images (PLAIN), or Xᵀ · images to sums (TRANSPOSED), or one after the other (BOTH).
 
     X is (m, n), and the others are flattened: given and sums (n, COLUMNS), images (m, COLUMNS) with its rows filled up
     to a multiple of ROWS with zeros.
@@ -167,11 +167,11 @@ def multiply(X: Singles, given: Singles, images: Singles, sums: Singles, way: in
 @kernel
 def _converted(X: Singles, row: int, count: int, wide: Floats, at: int) -> float:
     """Copy a stretch of a row of X, from entry ``row`` on, to float64, and give the sum of its squares."""
-    a, b = spread(0.0), spread(0.0)
-    whole = count - count % EXACT_COLUMNS
-    for k in range(0, whole, EXACT_COLUMNS):
+    a, b = broadcast(0.0), broadcast(0.0)
+    whole = count - count % FLOAT64_COLUMNS
+    for k in range(0, whole, FLOAT64_COLUMNS):
         x, y = load(X, row + k), load(X, row + k + WIDTH)
-        a, b = fused(x, x, a), fused(y, y, b)
+        a, b = fma(x, x, a), fma(y, y, b)
         store(wide, at + k, x)
         store(wide, at + k + WIDTH, y)
     sums = np.empty(WIDTH)
@@ -198,23 +198,23 @@ def _apply_exactly(wide: Floats, row: int, count: int, basis: Floats, start: int
     a6, b6 = load(images, at + 12 * WIDTH), load(images, at + 13 * WIDTH)
     a7, b7 = load(images, at + 14 * WIDTH), load(images, at + 15 * WIDTH)
     for k in range(count):
-        u, v = load(basis, start + k * EXACT_COLUMNS), load(basis, start + k * EXACT_COLUMNS + WIDTH)
-        x = spread_entry(wide, row + k)
-        a0, b0 = fused(x, u, a0), fused(x, v, b0)
-        x = spread_entry(wide, row + CONVERTED + k)
-        a1, b1 = fused(x, u, a1), fused(x, v, b1)
-        x = spread_entry(wide, row + 2 * CONVERTED + k)
-        a2, b2 = fused(x, u, a2), fused(x, v, b2)
-        x = spread_entry(wide, row + 3 * CONVERTED + k)
-        a3, b3 = fused(x, u, a3), fused(x, v, b3)
-        x = spread_entry(wide, row + 4 * CONVERTED + k)
-        a4, b4 = fused(x, u, a4), fused(x, v, b4)
-        x = spread_entry(wide, row + 5 * CONVERTED + k)
-        a5, b5 = fused(x, u, a5), fused(x, v, b5)
-        x = spread_entry(wide, row + 6 * CONVERTED + k)
-        a6, b6 = fused(x, u, a6), fused(x, v, b6)
-        x = spread_entry(wide, row + 7 * CONVERTED + k)
-        a7, b7 = fused(x, u, a7), fused(x, v, b7)
+        u, v = load(basis, start + k * FLOAT64_COLUMNS), load(basis, start + k * FLOAT64_COLUMNS + WIDTH)
+        x = broadcast_entry(wide, row + k)
+        a0, b0 = fma(x, u, a0), fma(x, v, b0)
+        x = broadcast_entry(wide, row + CONVERTED + k)
+        a1, b1 = fma(x, u, a1), fma(x, v, b1)
+        x = broadcast_entry(wide, row + 2 * CONVERTED + k)
+        a2, b2 = fma(x, u, a2), fma(x, v, b2)
+        x = broadcast_entry(wide, row + 3 * CONVERTED + k)
+        a3, b3 = fma(x, u, a3), fma(x, v, b3)
+        x = broadcast_entry(wide, row + 4 * CONVERTED + k)
+        a4, b4 = fma(x, u, a4), fma(x, v, b4)
+        x = broadcast_entry(wide, row + 5 * CONVERTED + k)
+        a5, b5 = fma(x, u, a5), fma(x, v, b5)
+        x = broadcast_entry(wide, row + 6 * CONVERTED + k)
+        a6, b6 = fma(x, u, a6), fma(x, v, b6)
+        x = broadcast_entry(wide, row + 7 * CONVERTED + k)
+        a7, b7 = fma(x, u, a7), fma(x, v, b7)
     store(images, at, a0)
     store(images, at + WIDTH, b0)
     store(images, at + 2 * WIDTH, a1)
@@ -234,15 +234,15 @@ def _apply_exactly(wide: Floats, row: int, count: int, basis: Floats, start: int
 
 
 @kernel
-def exact_images(X: Singles, basis: Floats, images: Floats) -> float:
+def multiply_float64(X: Singles, basis: Floats, images: Floats) -> float:
     """Add X · basis to images in float64, and give the sum of the squares of X.
 
-    X is (m, n), and the others are flattened: basis (panels, n, EXACT_COLUMNS), images (panels, m, EXACT_COLUMNS) with
-    its rows filled up to a multiple of ROWS, of which the last then mean nothing.
+    X is (m, n), and the others are flattened: basis (panels, n, FLOAT64_COLUMNS), images (panels, m, FLOAT64_COLUMNS)
+    with its rows filled up to a multiple of ROWS, of which the last then mean nothing.
     """
     m, n = X.shape
     flat = X.reshape(m * n)
-    panels, padded = len(basis) // (n * EXACT_COLUMNS), -(-m // ROWS) * ROWS
+    panels, padded = len(basis) // (n * FLOAT64_COLUMNS), -(-m // ROWS) * ROWS
     wide, energy = np.zeros(GROUP * CONVERTED), 0.0
     for first in range(0, m, GROUP):
         rows = min(GROUP, m - first)
@@ -251,8 +251,8 @@ def exact_images(X: Singles, basis: Floats, images: Floats) -> float:
             for i in range(rows):
                 energy += _converted(flat, (first + i) * n + start, count, wide, i * CONVERTED)
             for panel in range(panels):
-                begin = (panel * n + start) * EXACT_COLUMNS
+                begin = (panel * n + start) * FLOAT64_COLUMNS
                 for i in range(0, rows, ROWS):
-                    at = (panel * padded + first + i) * EXACT_COLUMNS
+                    at = (panel * padded + first + i) * FLOAT64_COLUMNS
                     _apply_exactly(wide, i * CONVERTED, count, basis, begin, images, at)
     return energy

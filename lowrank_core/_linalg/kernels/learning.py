@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, spread, store
+from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, fma, load, store
 
 __all__ = ["learn"]
 
@@ -28,15 +28,15 @@ def _tile(
 
     The arrays are flattened; entry (i, k) of the four rows of X stands at x + i·across + k·along.
     """
-    zero = spread(0.0)
+    zero = broadcast(0.0)
     a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
     for k in range(inner):
         left, right = load(Y, y + k * columns), load(Y, y + k * columns + WIDTH)
         entry = x + k * along
-        x0, x1 = spread(X[entry]), spread(X[entry + across])
-        x2, x3 = spread(X[entry + 2 * across]), spread(X[entry + 3 * across])
-        a0, a1, a2, a3 = fused(x0, left, a0), fused(x1, left, a1), fused(x2, left, a2), fused(x3, left, a3)
-        b0, b1, b2, b3 = fused(x0, right, b0), fused(x1, right, b1), fused(x2, right, b2), fused(x3, right, b3)
+        x0, x1 = broadcast(X[entry]), broadcast(X[entry + across])
+        x2, x3 = broadcast(X[entry + 2 * across]), broadcast(X[entry + 3 * across])
+        a0, a1, a2, a3 = fma(x0, left, a0), fma(x1, left, a1), fma(x2, left, a2), fma(x3, left, a3)
+        b0, b1, b2, b3 = fma(x0, right, b0), fma(x1, right, b1), fma(x2, right, b2), fma(x3, right, b3)
     store(out, at, a0)
     store(out, at + WIDTH, b0)
     store(out, at + columns, a1)
@@ -55,7 +55,7 @@ def _product(X: Floats, across: int, along: int, Y: Floats, rows: int, inner: in
         for j in range(0, wide, 2 * WIDTH):
             _tile(X, i * across, across, along, Y, j, columns, inner, out, i * columns + j)
     for i in range(rows):
-        # What tiles do not cover, four rows of Y at a time: a pass over a row of `out` does four fused steps, not one.
+        # What tiles do not cover, four rows of Y at a time: a pass over a row of `out` does four fma steps, not one.
         start = wide if i < tall else 0
         for j in range(start, columns):
             out[i * columns + j] = 0.0

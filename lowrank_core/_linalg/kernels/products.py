@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, spread_entry, store, turned
+from lowrank_core._linalg.kernels.simd import WIDTH, broadcast_entry, fma, load, store, transpose
 
 __all__ = ["balance", "gram_matrices"]
 
@@ -32,10 +32,10 @@ def _tile(X: Floats, i: int, j: int, stride: int, length: int, out: Floats, at: 
     a6, a7 = load(out, at + 6 * stride), load(out, at + 7 * stride)
     for k in range(length):
         row, x = load(X, k * stride + j), k * stride + i
-        a0, a1 = fused(spread_entry(X, x), row, a0), fused(spread_entry(X, x + 1), row, a1)
-        a2, a3 = fused(spread_entry(X, x + 2), row, a2), fused(spread_entry(X, x + 3), row, a3)
-        a4, a5 = fused(spread_entry(X, x + 4), row, a4), fused(spread_entry(X, x + 5), row, a5)
-        a6, a7 = fused(spread_entry(X, x + 6), row, a6), fused(spread_entry(X, x + 7), row, a7)
+        a0, a1 = fma(broadcast_entry(X, x), row, a0), fma(broadcast_entry(X, x + 1), row, a1)
+        a2, a3 = fma(broadcast_entry(X, x + 2), row, a2), fma(broadcast_entry(X, x + 3), row, a3)
+        a4, a5 = fma(broadcast_entry(X, x + 4), row, a4), fma(broadcast_entry(X, x + 5), row, a5)
+        a6, a7 = fma(broadcast_entry(X, x + 6), row, a6), fma(broadcast_entry(X, x + 7), row, a7)
     store(out, at, a0)
     store(out, at + stride, a1)
     store(out, at + 2 * stride, a2)
@@ -55,7 +55,7 @@ def _copy_columns(X: NDArray[Any], first: int, size: int, whole: int, length: in
         at = first + i * whole
         if tall:
             for k in range(0, square, WIDTH):
-                columns = turned(
+                columns = transpose(
                     load(X, at + k),
                     load(X, at + whole + k),
                     load(X, at + 2 * whole + k),

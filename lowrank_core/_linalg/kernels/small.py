@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, root, select, spread, store, turned
-from lowrank_core._linalg.kernels.quotients import END, STATE, converge, descending_roots
+from lowrank_core._linalg.kernels.dqds import END, STATE, descending_sqrt, dqds
+from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, fma, load, select, sqrt, store, transpose
 
 __all__ = ["small_values"]
 
@@ -28,13 +28,13 @@ def _reflector(alpha: Any, rest: Any) -> Any:
 
     x begins with α, and ``rest`` is the sum of the other entries' squares; c is 0 where x is negligible.
     """
-    zero = spread(0.0)
-    square = fused(alpha, alpha, rest)
-    norm = root(square)
+    zero = broadcast(0.0)
+    square = fma(alpha, alpha, rest)
+    norm = sqrt(square)
     first = select(alpha < zero, alpha - norm, alpha + norm)
-    lives = spread(NEGLIGIBLE) < square
+    lives = broadcast(NEGLIGIBLE) < square
     size = select(alpha < zero, zero - first, first)
-    factor = select(lives, spread(1.0) / select(lives, norm * size, spread(1.0)), zero)
+    factor = select(lives, broadcast(1.0) / select(lives, norm * size, broadcast(1.0)), zero)
     return square, first, factor
 
 
@@ -46,13 +46,13 @@ def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Flo
     reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns.
     """
     width = columns * WIDTH
-    zero = spread(0.0)
+    zero = broadcast(0.0)
     for k in range(0, width, WIDTH):
         store(p, k, zero)
     for i in range(1, rows):
         x = load(A, i * width)
         for k in range(0, width, WIDTH):
-            store(p, k, fused(x, load(A, i * width + k), load(p, k)))
+            store(p, k, fma(x, load(A, i * width + k), load(p, k)))
     for j in range(columns):  # pragma: no branch - the last column returns
         here, after = j * WIDTH, (j + 1) * WIDTH
         row = j * width
@@ -63,12 +63,12 @@ def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Flo
         rest = zero
         for k in range(after, width, WIDTH):
             entry = load(A, row + k)
-            product = factor * fused(first, entry, load(p, k))
+            product = factor * fma(first, entry, load(p, k))
             store(w, k, product)
             entry = entry - first * product
             store(u, k, entry)
             if k > after:
-                rest = fused(entry, entry, rest)
+                rest = fma(entry, entry, rest)
             store(p, k, zero)
         square, head, scale = _reflector(load(u, after), rest)
         store(e, here, square)
@@ -82,19 +82,19 @@ def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Flo
         if i < rows:
             x = _reflect_row(A, i * width, here, after, width, w, u, scale)
             for k in range(after, width, WIDTH):
-                store(p, k, fused(x, load(A, i * width + k), load(p, k)))
+                store(p, k, fma(x, load(A, i * width + k), load(p, k)))
 
 
 @kernel
 def _reflect_row(A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, scale: Floats) -> Any:
     """Apply both reflectors to a row; give the entry that the next column's reflector holds of it."""
-    v = spread(0.0) - load(A, row + here)
-    z = spread(0.0)
+    v = broadcast(0.0) - load(A, row + here)
+    z = broadcast(0.0)
     for k in range(after, width, WIDTH):
-        z = fused(fused(v, load(w, k), load(A, row + k)), load(u, k), z)
-    z = spread(0.0) - scale * z
+        z = fma(fma(v, load(w, k), load(A, row + k)), load(u, k), z)
+    z = broadcast(0.0) - scale * z
     for k in range(after, width, WIDTH):
-        store(A, row + k, fused(z, load(u, k), fused(v, load(w, k), load(A, row + k))))
+        store(A, row + k, fma(z, load(u, k), fma(v, load(w, k), load(A, row + k))))
     return load(A, row + after)
 
 
@@ -103,25 +103,25 @@ def _reflect_two_rows(
     A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Floats
 ) -> None:
     """Apply both reflectors to two rows, and add their part to the next column's products."""
-    zero = spread(0.0)
+    zero = broadcast(0.0)
     other = row + width
     v0, v1 = zero - load(A, row + here), zero - load(A, other + here)
     z0, z1 = zero, zero
     for k in range(after, width, WIDTH):
         w_k, u_k = load(w, k), load(u, k)
-        z0 = fused(fused(v0, w_k, load(A, row + k)), u_k, z0)
-        z1 = fused(fused(v1, w_k, load(A, other + k)), u_k, z1)
+        z0 = fma(fma(v0, w_k, load(A, row + k)), u_k, z0)
+        z1 = fma(fma(v1, w_k, load(A, other + k)), u_k, z1)
     z0, z1 = zero - scale * z0, zero - scale * z1
     head, product = load(u, after), load(w, after)
-    x0 = fused(z0, head, fused(v0, product, load(A, row + after)))
-    x1 = fused(z1, head, fused(v1, product, load(A, other + after)))
+    x0 = fma(z0, head, fma(v0, product, load(A, row + after)))
+    x1 = fma(z1, head, fma(v1, product, load(A, other + after)))
     for k in range(after, width, WIDTH):
         w_k, u_k = load(w, k), load(u, k)
-        y0 = fused(z0, u_k, fused(v0, w_k, load(A, row + k)))
-        y1 = fused(z1, u_k, fused(v1, w_k, load(A, other + k)))
+        y0 = fma(z0, u_k, fma(v0, w_k, load(A, row + k)))
+        y1 = fma(z1, u_k, fma(v1, w_k, load(A, other + k)))
         store(A, row + k, y0)
         store(A, other + k, y1)
-        store(p, k, fused(x1, y1, fused(x0, y0, load(p, k))))
+        store(p, k, fma(x1, y1, fma(x0, y0, load(p, k))))
 
 
 @kernel
@@ -132,7 +132,7 @@ def _power_of_two(exponent: int) -> float:
 @kernel
 def _exponent_of(entries: Floats) -> int:
     """Give the e for which the largest entry over 2^e lies in [½, 1)."""
-    zero = spread(0.0)
+    zero = broadcast(0.0)
     largest, whole = zero, entries.size - entries.size % WIDTH
     for at in range(0, whole, WIDTH):
         x = load(entries, at)
@@ -176,7 +176,7 @@ def _fill(
     )
     whole = count - count % WIDTH
     for t in range(0, whole, WIDTH):
-        rows = turned(
+        rows = transpose(
             load(flat, o0 + t),
             load(flat, o1 + t),
             load(flat, o2 + t),
@@ -218,11 +218,11 @@ def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
         several = min(WIDTH, batch - first)
         _fill(flat, first, several, m, n, A, scale, exponents)
         _to_squares(A, rows, columns, w, u, p, q, e)
-        converge(columns, q, e, q_before, e_before, left, state, 0.0)
+        dqds(columns, q, e, q_before, e_before, left, state, 0.0)
         for lane in range(several):
             if state[END + lane] >= 0.0:
                 values[first + lane] = math.nan
                 unfinished += 1
             else:
-                descending_roots(lane, q, values[first + lane])
+                descending_sqrt(lane, q, values[first + lane])
     return unfinished

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.lanes import WIDTH, fused, load, root, select, some, spread, store
+from lowrank_core._linalg.kernels.simd import WIDTH, any_of, broadcast, fma, load, select, sqrt, store
 
-__all__ = ["END", "STATE", "converge", "descending_roots"]
+__all__ = ["END", "STATE", "descending_sqrt", "dqds"]
 
 # An off-diagonal entry under this share of the largest is left out: two ulp of σ₁.
 TOLERANCE = 2.0**-51
@@ -52,12 +52,12 @@ def _step(
     the last entry of the x = (…, 1) for which Bx is a multiple of the last unit vector, and the same for the block
     without its last entry; the entries above the last in q and e.
     """
-    zero, one = spread(0.0), spread(1.0)
-    least, above, coupling, weight, weight_above = spread(math.inf), zero, zero, zero, zero
+    zero, one = broadcast(0.0), broadcast(1.0)
+    least, above, coupling, weight, weight_above = broadcast(math.inf), zero, zero, zero, zero
     split, d = start, zero
     for k in range(first, last + 1):
         at = k * WIDTH
-        index = spread(float(k))
+        index = broadcast(float(k))
         old_q, old_e = load(q, at), load(e, at)
         store(q_before, at, old_q)
         store(e_before, at, old_e)
@@ -69,15 +69,15 @@ def _step(
             new_e = old_e * ratio
             share = new_e * inverse
             weight_above, above, coupling = weight, total, new_e
-            weight = fused(weight, share, share)
+            weight = fma(weight, share, share)
             store(q, at, total)
             apart = _negligible(new_e, total, allowed, loose)
-            if some(apart):
+            if any_of(apart):
                 new_e, weight = select(apart, zero, new_e), select(apart, zero, weight)
                 split = select(apart, index + one, split)
                 store(left, at, select(apart, base + shift, load(left, at)))
             store(e, at, new_e)
-            d = fused(d, ratio, zero - shift)
+            d = fma(d, ratio, zero - shift)
             continue
         # The same for lanes of which some are not within their block here.
         inside = (start <= index) & (index < end)
@@ -89,16 +89,16 @@ def _step(
         new_e = old_e * ratio
         share = new_e * inverse
         weight_above = select(inside, weight, weight_above)
-        weight = select(inside, fused(weight, share, share), weight)
+        weight = select(inside, fma(weight, share, share), weight)
         above, coupling = select(inside, total, above), select(inside, new_e, coupling)
         store(q, at, select(inside, total, select(index == end, d, old_q)))
         apart = inside & _negligible(new_e, total, allowed, loose) & (index + one < end)
-        if some(apart):
+        if any_of(apart):
             new_e, weight = select(apart, zero, new_e), select(apart, zero, weight)
             split = select(apart, index + one, split)
             store(left, at, select(apart, base + shift, load(left, at)))
         store(e, at, select(inside, new_e, old_e))
-        d = select(inside, fused(d, ratio, zero - shift), d)
+        d = select(inside, fma(d, ratio, zero - shift), d)
     return split, least, d, weight, weight_above, above, coupling
 
 
@@ -122,14 +122,14 @@ def _undo(first: int, last: int, failed: Any, q: Floats, e: Floats, q_before: Fl
 @kernel
 def _smaller_shift(shift: Any, tries: Any, least: Any, bottom: Any) -> Any:
     """Choose another shift for a step that went negative, as ``tries`` did before it."""
-    zero, quarter = spread(0.0), spread(0.25) * shift
+    zero, quarter = broadcast(0.0), broadcast(0.25) * shift
     wrong = select(least < zero, least, bottom)
-    nearer = fused(select(tries == zero, spread(2.0), spread(8.0)), wrong, shift)
+    nearer = fma(select(tries == zero, broadcast(2.0), broadcast(8.0)), wrong, shift)
     nearer = select(quarter < nearer, nearer, quarter)
-    smaller = select(tries < spread(2.0), nearer, select(tries < spread(3.0), quarter, zero))
+    smaller = select(tries < broadcast(2.0), nearer, select(tries < broadcast(3.0), quarter, zero))
     # Where the last entry alone went negative, it says by how much the shift was too large.
     late = (tries == zero) & (zero <= least) & (zero < shift + bottom)
-    return select(late, (shift + bottom) * spread(1.0 - 2.0**-50), smaller)
+    return select(late, (shift + bottom) * broadcast(1.0 - 2.0**-50), smaller)
 
 
 @kernel
@@ -152,17 +152,17 @@ def _next_shift(
     nothing, a share of the least d is tried, ``trust``, that grows while it succeeds. An eigenvalue as small as
     what may be left out is found, and a shift would only fail.
     """
-    zero, one, much = spread(0.0), spread(1.0), spread(0.9)
+    zero, one, much = broadcast(0.0), broadcast(1.0), broadcast(0.9)
     rho_above = above / (one + weight_above)
     w = select(gone, weight_above, weight)
     rho = select(gone, rho_above, bottom / (one + weight))
     lowest = select(gone | (least < bottom), least, bottom)
-    shift = select(w < much, rho * (one - root(w)), zero)
-    gap = rho_above * (one - root(weight_above)) - rho
+    shift = select(w < much, rho * (one - sqrt(w)), zero)
+    gap = rho_above * (one - sqrt(weight_above)) - rho
     refined = rho - rho * rho * w / gap
     refines = (weight_above < much) & (zero < gap) & (shift < refined)
     shift = select(refines, select(gone, shift, refined), shift)
-    guessed = (lowest < shift) | (shift <= spread(0.25) * rho)
+    guessed = (lowest < shift) | (shift <= broadcast(0.25) * rho)
     shift = select(guessed, trust * lowest, shift)
     smaller = select(rho < lowest, rho, lowest)
     return select((smaller <= allowed) | (smaller * smaller <= loose), zero, shift), guessed
@@ -217,7 +217,7 @@ def _begin(n: int, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
 
 
 @kernel
-def converge(
+def dqds(
     n: int, q: Floats, e: Floats, q_before: Floats, e_before: Floats, left: Floats, state: Floats, blur: float
 ) -> None:
     """Turn q, the squares of a bidiagonal matrix's diagonal (e: above it), into those of its singular values.
@@ -225,9 +225,9 @@ def converge(
     The squares are known to 2⁻⁵¹·√blur of the largest only. The state's END is −1 for a lane of which all are found.
     """
     _begin(n, q, e, left, state)
-    zero, one, half = spread(0.0), spread(1.0), spread(0.5)
-    allowed, tries, trust = load(state, ALLOWED), zero, spread(0.25)
-    blurred = allowed * spread(blur / (TOLERANCE * TOLERANCE))
+    zero, one, half = broadcast(0.0), broadcast(1.0), broadcast(0.5)
+    allowed, tries, trust = load(state, ALLOWED), zero, broadcast(0.25)
+    blurred = allowed * broadcast(blur / (TOLERANCE * TOLERANCE))
     for _ in range(PATIENCE * n):
         # −n stands for none: Numba would compile a step once for −1 as a number of its own, and once more for any.
         first, latest, earliest, last = n, -n, n, -n
@@ -263,17 +263,17 @@ def converge(
         loose = allowed * (taken + blurred)
         gone = well & _negligible(coupling, above, allowed, loose)
         following, guessed = _next_shift(gone, least, bottom, weight, weight_above, above, trust, allowed, loose)
-        if some(failed):
+        if any_of(failed):
             _undo(first, last, failed, q, e, q_before, e_before)
             following = select(failed, _smaller_shift(shift, tries, least, bottom), following)
-            trust = select(failed, spread(0.25), trust)
-        trust = select(well & guessed, fused(spread(0.25), trust, spread(0.75)), trust)
+            trust = select(failed, broadcast(0.25), trust)
+        trust = select(well & guessed, fma(broadcast(0.25), trust, broadcast(0.75)), trust)
         tries = select(failed, tries + one, zero)
         start = select(well, split, start)
         store(state, START, start)
         store(state, SHIFT, following)
         store(state, BASE, taken)
-        if some(gone | (well & (end - start <= one))):
+        if any_of(gone | (well & (end - start <= one))):
             settles = select(gone, one, select(well & (end - start <= one), half, zero))
             store(state, SETTLES, settles)
             for lane in range(WIDTH):
@@ -282,7 +282,7 @@ def converge(
 
 
 @kernel
-def descending_roots(lane: int, q: Floats, values: Floats) -> None:
+def descending_sqrt(lane: int, q: Floats, values: Floats) -> None:
     """Take a lane's square roots in descending order."""
     for k in range(values.size):
         value = math.sqrt(q[k * WIDTH + lane])

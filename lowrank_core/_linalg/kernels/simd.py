@@ -23,24 +23,24 @@ from numba.extending import intrinsic, lower_builtin, models, overload, register
 __all__ = [
     "SINGLE_WIDTH",
     "WIDTH",
-    "fused",
+    "any_of",
+    "broadcast",
+    "broadcast_entry",
+    "broadcast_single",
+    "fma",
     "load",
     "load_singles",
-    "root",
     "select",
-    "some",
-    "spread",
-    "spread_entry",
-    "spread_single",
+    "sqrt",
     "store",
-    "turned",
+    "transpose",
 ]
 
 WIDTH = 8
 SINGLE_WIDTH = 16
 
 
-class _Lanes(types.Type):
+class Vector(types.Type):
     """Numbers, or (as a mask) answers."""
 
     def __init__(self, name: str, element: ir.Type, width: int) -> None:
@@ -48,20 +48,20 @@ class _Lanes(types.Type):
         self.vector = ir.VectorType(element, width)
 
 
-NUMBERS = _Lanes("lanes of float64", ir.DoubleType(), WIDTH)
-SINGLES = _Lanes("lanes of float32", ir.FloatType(), SINGLE_WIDTH)
-ANSWERS = _Lanes("lanes of bool", ir.IntType(1), WIDTH)
+NUMBERS = Vector("lanes of float64", ir.DoubleType(), WIDTH)
+SINGLES = Vector("lanes of float32", ir.FloatType(), SINGLE_WIDTH)
+ANSWERS = Vector("lanes of bool", ir.IntType(1), WIDTH)
 
 
-@register_model(_Lanes)
-class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: _Lanes) -> None:  # pragma: no cover - for the compiler
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:  # pragma: no cover - for the compiler
         super().__init__(manager, kind, kind.vector)
 
 
-def _operator(symbol: Callable[..., Any], operand: _Lanes, result: _Lanes, build: Callable[..., Any]) -> None:
+def _operator(symbol: Callable[..., Any], operand: Vector, result: Vector, build: Callable[..., Any]) -> None:
     """Let an operator of Python's take lanes."""
-    infer_global(symbol)(type("_LanesOf", (ConcreteTemplate,), {"cases": [signature(result, operand, operand)]}))
+    infer_global(symbol)(type("_VectorOperator", (ConcreteTemplate,), {"cases": [signature(result, operand, operand)]}))
     lower_builtin(symbol, operand, operand)(lambda context, builder, sig, args: build(builder, *args))
 
 
@@ -96,27 +96,27 @@ def store(array: Any, start: int, x: Any) -> None:
     array[start : start + len(x)] = x
 
 
-def spread(number: float) -> Any:
+def broadcast(number: float) -> Any:
     """Give the same number to every lane."""
     return np.full(WIDTH, number)
 
 
-def spread_entry(array: Any, at: int) -> Any:
+def broadcast_entry(array: Any, at: int) -> Any:
     """Give a number of a one-dimensional array to every lane; compiled, without Python's look for a negative index."""
     return np.full(WIDTH, array[at])
 
 
-def spread_single(array: Any, at: int) -> Any:
+def broadcast_single(array: Any, at: int) -> Any:
     """Give a number of a one-dimensional array of float32 to each of sixteen lanes."""
     return np.full(SINGLE_WIDTH, array[at])
 
 
-def fused(x: Any, y: Any, z: Any) -> Any:
+def fma(x: Any, y: Any, z: Any) -> Any:
     """Give x · y + z, rounded once where compiled."""
     return x * y + z
 
 
-def root(x: Any) -> Any:
+def sqrt(x: Any) -> Any:
     """Give the square roots."""
     return np.sqrt(x)
 
@@ -126,12 +126,12 @@ def select(mask: Any, x: Any, y: Any) -> Any:
     return np.where(mask, x, y)
 
 
-def some(mask: Any) -> Any:
+def any_of(mask: Any) -> Any:
     """Tell whether the mask holds in any lane."""
     return np.any(mask)
 
 
-def turned(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+def transpose(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
     """Turn eight rows of lanes into eight columns."""
     return tuple(np.array((a, b, c, d, e, f, g, h)).T.copy())
 
@@ -175,19 +175,19 @@ def _store(typing: Any, array: Any, start: Any, x: Any) -> Any:
     return types.void(array, types.intp, x), build
 
 
-def _to_every_lane(builder: Any, number: Any, lanes: _Lanes = NUMBERS) -> Any:  # pragma: no cover - for the compiler
+def _to_every_lane(builder: Any, number: Any, lanes: Vector = NUMBERS) -> Any:  # pragma: no cover - for the compiler
     one = builder.insert_element(ir.Constant(lanes.vector, ir.Undefined), number, ir.IntType(32)(0))
     nowhere_else = ir.Constant(ir.VectorType(ir.IntType(32), lanes.vector.count), [0] * lanes.vector.count)
     return builder.shuffle_vector(one, one, nowhere_else)
 
 
 @intrinsic  # pragma: no cover - for the compiler
-def _spread(typing: Any, number: Any) -> Any:
+def _broadcast(typing: Any, number: Any) -> Any:
     return NUMBERS(types.float64), lambda context, builder, sig, args: _to_every_lane(builder, args[0])
 
 
 @intrinsic  # pragma: no cover - for the compiler
-def _spread_entry(typing: Any, array: Any, at: Any) -> Any:
+def _broadcast_entry(typing: Any, array: Any, at: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _to_every_lane(builder, builder.load(_place(context, builder, sig.args[0], *args)))
 
@@ -195,7 +195,7 @@ def _spread_entry(typing: Any, array: Any, at: Any) -> Any:
 
 
 @intrinsic  # pragma: no cover - for the compiler
-def _spread_single(typing: Any, array: Any, at: Any) -> Any:
+def _broadcast_single(typing: Any, array: Any, at: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _to_every_lane(builder, builder.load(_place(context, builder, sig.args[0], *args)), SINGLES)
 
@@ -213,12 +213,12 @@ def _call(name: str) -> Callable[..., Any]:
 
 
 @intrinsic  # pragma: no cover - for the compiler
-def _fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
+def _fma(typing: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, x, x), _call("fma")
 
 
 @intrinsic  # pragma: no cover - for the compiler
-def _root(typing: Any, x: Any) -> Any:
+def _sqrt(typing: Any, x: Any) -> Any:
     return x(x), _call("sqrt")
 
 
@@ -228,7 +228,7 @@ def _select(typing: Any, mask: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic  # pragma: no cover - for the compiler
-def _some(typing: Any, mask: Any) -> Any:
+def _any_of(typing: Any, mask: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         bits = builder.bitcast(args[0], ir.IntType(WIDTH))
         return builder.icmp_unsigned("!=", bits, bits.type(0))
@@ -237,7 +237,7 @@ def _some(typing: Any, mask: Any) -> Any:
 
 
 @intrinsic  # pragma: no cover - for the compiler
-def _turned(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+def _transpose(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
     def build(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         rows = list(args)
         for apart in (1, 2, 4):
@@ -254,14 +254,14 @@ def _turned(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any,
     return types.UniTuple(NUMBERS, WIDTH)(*[NUMBERS] * WIDTH), build
 
 
-overload(turned)(lambda a, b, c, d, e, f, g, h: lambda a, b, c, d, e, f, g, h: _turned(a, b, c, d, e, f, g, h))
+overload(transpose)(lambda a, b, c, d, e, f, g, h: lambda a, b, c, d, e, f, g, h: _transpose(a, b, c, d, e, f, g, h))
 overload(load)(lambda array, start: lambda array, start: _load(array, start))
 overload(load_singles)(lambda array, start: lambda array, start: _load_singles(array, start))
 overload(store)(lambda array, start, x: lambda array, start, x: _store(array, start, x))
-overload(spread)(lambda number: lambda number: _spread(number))
-overload(spread_entry)(lambda array, at: lambda array, at: _spread_entry(array, at))
-overload(spread_single)(lambda array, at: lambda array, at: _spread_single(array, at))
-overload(fused)(lambda x, y, z: lambda x, y, z: _fused(x, y, z))
-overload(root)(lambda x: lambda x: _root(x))
+overload(broadcast)(lambda number: lambda number: _broadcast(number))
+overload(broadcast_entry)(lambda array, at: lambda array, at: _broadcast_entry(array, at))
+overload(broadcast_single)(lambda array, at: lambda array, at: _broadcast_single(array, at))
+overload(fma)(lambda x, y, z: lambda x, y, z: _fma(x, y, z))
+overload(sqrt)(lambda x: lambda x: _sqrt(x))
 overload(select)(lambda mask, x, y: lambda mask, x, y: _select(mask, x, y))
-overload(some)(lambda mask: lambda mask: _some(mask))
+overload(any_of)(lambda mask: lambda mask: _any_of(mask))

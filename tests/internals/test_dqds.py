@@ -6,12 +6,12 @@ As plain Python, whose arithmetic is the same everywhere: the numbers of steps a
 import numpy as np
 import pytest
 
-from lowrank_core._linalg.kernels import gram, lanes, quotients, small
+from lowrank_core._linalg.kernels import dqds, gram, simd, small
 from tests.compiled import plain
 
 N = 24
 EPS = 2.0**-52
-KERNELS = [name for name, held in vars(quotients).items() if callable(held) and held.__module__ == quotients.__name__]
+KERNELS = [name for name, held in vars(dqds).items() if callable(held) and held.__module__ == dqds.__name__]
 
 
 def drawn(seed):
@@ -45,26 +45,26 @@ BIDIAGONALS = {
 def steps(monkeypatch):
     """Make the kernels plain, and count the steps."""
     for name in KERNELS:
-        monkeypatch.setattr(quotients, name, getattr(getattr(quotients, name), "py_func", getattr(quotients, name)))
-    counted, step = [], quotients._step
-    monkeypatch.setattr(quotients, "_step", lambda *given: counted.append(None) or step(*given))
+        monkeypatch.setattr(dqds, name, getattr(getattr(dqds, name), "py_func", getattr(dqds, name)))
+    counted, step = [], dqds._step
+    monkeypatch.setattr(dqds, "_step", lambda *given: counted.append(None) or step(*given))
     return counted
 
 
 def converged(squares, blur=0.0):
     """Singular values of up to eight bidiagonal matrices, one a lane."""
-    size = (N + 1) * lanes.WIDTH
+    size = (N + 1) * simd.WIDTH
     q, e = np.zeros(size), np.zeros(size)
     for lane, (diagonal, above) in enumerate(squares):
-        q[lane : N * lanes.WIDTH : lanes.WIDTH] = diagonal
-        e[lane : (N - 1) * lanes.WIDTH : lanes.WIDTH] = above[:-1]
-    state = np.empty(quotients.STATE)
+        q[lane : N * simd.WIDTH : simd.WIDTH] = diagonal
+        e[lane : (N - 1) * simd.WIDTH : simd.WIDTH] = above[:-1]
+    state = np.empty(dqds.STATE)
     with np.errstate(all="ignore"):
-        quotients.converge(N, q, e, np.empty(size), np.empty(size), np.empty(size), state, blur)
-    assert state[quotients.END : quotients.END + lanes.WIDTH].tolist() == [-1] * lanes.WIDTH
+        dqds.dqds(N, q, e, np.empty(size), np.empty(size), np.empty(size), state, blur)
+    assert state[dqds.END : dqds.END + simd.WIDTH].tolist() == [-1] * simd.WIDTH
     values = np.empty((len(squares), N))
     for lane, row in enumerate(values):
-        quotients.descending_roots(lane, q, row)
+        dqds.descending_sqrt(lane, q, row)
     return values
 
 
@@ -145,7 +145,7 @@ SHIFTS = [0.0, 1e-3, 1e-3, 0.0, "first", 2.0, 0.5, 0.0]
 
 @pytest.mark.parametrize("spread_out", [False, True])
 def test_a_step_is_its_formulas_in_every_lane(steps, spread_out):
-    width, rng = lanes.WIDTH, np.random.default_rng(7)
+    width, rng = simd.WIDTH, np.random.default_rng(7)
     q, e = rng.random((2, N + 1, width)) + 0.1
     blocks = BLOCKS if spread_out else [(0, N - 1)] * 8
     shifts = [
@@ -157,7 +157,7 @@ def test_a_step_is_its_formulas_in_every_lane(steps, spread_out):
     first, latest, earliest, last = 0, max(start), min(end) - 1, N - 1
     new_q, new_e, q_before, e_before, left = (x.ravel().copy() for x in (q, e, q, e, np.zeros((N, width))))
     none = np.full(width, -np.inf)
-    told = quotients._step(
+    told = dqds._step(
         first, latest, earliest, last, new_q, new_e, q_before, e_before, left,
         start, end, np.array(shifts), np.zeros(width), none, none,
     )  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_step_is_its_formulas_in_every_lane(steps, spread_out):
 
 @pytest.mark.parametrize("idle", [False, True])
 def test_a_step_leaves_out_what_is_negligible_but_for_the_last(steps, idle):
-    width, rng = lanes.WIDTH, np.random.default_rng(8)
+    width, rng = simd.WIDTH, np.random.default_rng(8)
     q, e = rng.random((2, N + 1, width)) + 0.1
     e[[2, 7, N - 2]] = 1e-33
     start, end = np.zeros(width), np.full(width, N - 1.0)
@@ -193,7 +193,7 @@ def test_a_step_leaves_out_what_is_negligible_but_for_the_last(steps, idle):
     new_q, new_e, left = (x.ravel().copy() for x in (q, e, np.zeros((N, width))))
     allowed, base, shift = np.full(width, 1e-30), np.full(width, 0.25), np.full(width, 1e-3)
     allowed[6] = 0.0
-    split, *told = quotients._step(
+    split, *told = dqds._step(
         0, max(start), min(end) - 1, N - 1, new_q, new_e, new_q.copy(), new_e.copy(), left,
         start, end, shift, base, allowed, np.full(width, -np.inf),
     )  # fmt: skip
@@ -213,13 +213,11 @@ def test_what_is_negligible(steps):
     e = np.array([1e-30, 2e-30, 1e-17, 1e-17, 2e-16, 1e-3, 1e-20, 0.0])
     above = np.array([1.0, 1.0, 1.0, 1e-20, 1.0, 1e-29, 1e-13, 0.0])
     # √e within the tolerance; or the change of a σ², of e times the larger of e and what is above, within another.
-    found = quotients._negligible(e, above, np.full(8, 1e-30), np.full(8, 1e-32))
+    found = dqds._negligible(e, above, np.full(8, 1e-30), np.full(8, 1e-32))
     assert found.tolist() == [True, False, False, True, False, False, True, True]
-    assert quotients._negligible(e, above, np.full(8, 1e-30), np.full(8, -1.0)).tolist() == [True] + [False] * 6 + [
-        True
-    ]
+    assert dqds._negligible(e, above, np.full(8, 1e-30), np.full(8, -1.0)).tolist() == [True] + [False] * 6 + [True]
     # Ties are negligible.
-    assert quotients._negligible(np.full(8, 2.0**-9), np.full(8, 2.0**-9), np.zeros(8), np.full(8, 2.0**-18)).all()
+    assert dqds._negligible(np.full(8, 2.0**-9), np.full(8, 2.0**-9), np.zeros(8), np.full(8, 2.0**-18)).all()
 
 
 def test_shifts_that_are_tried_after_one_that_went_negative(steps):
@@ -230,8 +228,8 @@ def test_shifts_that_are_tried_after_one_that_went_negative(steps):
     # Twice as far below as it went, then eight times, then a quarter, then none; never under a quarter before; and
     # where the last entry alone went negative, just under where it would be zero.
     right = [0.75, 0.5, 0.25, 0.0, 0.25, late, late, 0.25]
-    assert quotients._smaller_shift(np.ones(8), tries, least, bottom).tolist() == right
-    assert quotients._smaller_shift(np.ones(8), np.ones(8), np.zeros(8), np.full(8, -0.0625)).tolist() == [0.5] * 8
+    assert dqds._smaller_shift(np.ones(8), tries, least, bottom).tolist() == right
+    assert dqds._smaller_shift(np.ones(8), np.ones(8), np.zeros(8), np.full(8, -0.0625)).tolist() == [0.5] * 8
 
 
 def shift_by_its_formulas(gone, least, bottom, weight, weight_above, above, trust, allowed, loose):
@@ -269,7 +267,7 @@ def test_the_next_shift_is_its_formulas(steps):
             for name, value in ({"gone": False, "allowed": 0.0, "loose": 0.0} | tie).items():
                 given[name][lane] = value
         with np.errstate(all="ignore"):
-            shifts, guessed = quotients._next_shift(*given.values())
+            shifts, guessed = dqds._next_shift(*given.values())
         right = [shift_by_its_formulas(*lane) for lane in zip(*given.values(), strict=True)]
         assert np.allclose(shifts, [shift for shift, _ in right], rtol=1e-13, atol=0)
         assert guessed.tolist() == [bool(guess) for _, guess in right]
@@ -294,7 +292,7 @@ def test_values_and_steps_do_not_depend_on_size(kind, steps):
 
 
 def test_a_shift_far_too_large_ends_at_none(steps, monkeypatch):
-    tried, step, chosen = [], quotients._step, quotients._next_shift
+    tried, step, chosen = [], dqds._step, dqds._next_shift
 
     def watched(*given):
         tried.append(float(given[11][0]))
@@ -304,8 +302,8 @@ def test_a_shift_far_too_large_ends_at_none(steps, monkeypatch):
         shift, guessed = chosen(*given)
         return (np.full(8, 50.0) if len(tried) == 1 else shift), guessed
 
-    monkeypatch.setattr(quotients, "_step", watched)
-    monkeypatch.setattr(quotients, "_next_shift", far)
+    monkeypatch.setattr(dqds, "_step", watched)
+    monkeypatch.setattr(dqds, "_next_shift", far)
     squares, _ = BIDIAGONALS["equal"]
     values, right = converged([squares])[0], exact(squares)
     assert tried[:6] == [0.0, 50.0, 12.5, 3.125, 0.78125, 0.0]
@@ -317,12 +315,12 @@ STOPPED = [0, 2, 8, 10, 16, 18]
 
 def stops(*args):
     """Converge, and say that the first lane and the third have not."""
-    quotients.converge(*args)
-    args[6][quotients.END : quotients.END + lanes.WIDTH] = [0.0, -1.0, 3.0, -1.0, -1.0, -1.0, -1.0, -1.0]
+    dqds.dqds(*args)
+    args[6][dqds.END : dqds.END + simd.WIDTH] = [0.0, -1.0, 3.0, -1.0, -1.0, -1.0, -1.0, -1.0]
 
 
 def test_small_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
-    monkeypatch.setattr(small, "converge", stops)
+    monkeypatch.setattr(small, "dqds", stops)
     given, exponents, values = (
         np.random.default_rng(6).standard_normal((19, 5, 4)),
         np.empty(19, np.int64),
@@ -333,7 +331,7 @@ def test_small_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
 
 
 def test_tridiagonal_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
-    monkeypatch.setattr(gram, "converge", stops)
+    monkeypatch.setattr(gram, "dqds", stops)
     diagonals, values = np.random.default_rng(7).uniform(2, 3, (19, 5)), np.empty((19, 5))
     assert plain(gram.tridiagonal_values)(diagonals, np.full((19, 5), 0.25), values) == len(STOPPED)
     beside = np.diag(np.full(4, 0.5), 1)
@@ -364,18 +362,18 @@ def test_tridiagonal_matrices_are_over_half_the_exponent_of_their_largest_entry(
 
 
 def test_a_tridiagonal_matrix_is_lifted_by_2_to_the_minus_46_of_its_largest_entry():
-    q, e = np.zeros((2, 2 * lanes.WIDTH))
+    q, e = np.zeros((2, 2 * simd.WIDTH))
     assert plain(gram._factored)(1, 2, np.array([4.0, 2.0]), np.array([1.0, 0.0]), q, e) == 2.0**-44
     assert q[1] == 4 + 2.0**-44
     assert e[1] == 1 / q[1]
-    assert q[lanes.WIDTH + 1] == 2 + 2.0**-44 - e[1]
+    assert q[simd.WIDTH + 1] == 2 + 2.0**-44 - e[1]
     assert plain(gram._factored)(1, 2, np.array([1.0, 0.25]), np.array([1.0, 0.0]), q, e) == -1
     for beyond in ([np.inf, 1.0], [1.0, np.inf], [1.0, np.nan]):
         assert plain(gram._factored)(1, 2, np.array(beyond), np.zeros(2), q, e) == -1
 
 
 def test_lanes_without_a_tridiagonal_matrix_take_no_step(monkeypatch):
-    monkeypatch.setattr(quotients, "_step", None)  # which compiled code has within it
+    monkeypatch.setattr(dqds, "_step", None)  # which compiled code has within it
     values = np.empty((1, 3))
     assert plain(gram.tridiagonal_values)(np.array([[1.0, 4.0, 9.0]]), np.zeros((1, 3)), values) == 0
     assert values[0].tolist() == pytest.approx([3.0, 2.0, 1.0], rel=1e-12)
