@@ -6,7 +6,11 @@
 
 import os
 
+import pytest
+import threadpoolctl
 from hypothesis import HealthCheck, settings
+
+from tests.blas import blas_now
 
 # No deadline: a first call compiles. No check for slow data: on a busy machine it would say nothing about the code.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
@@ -15,3 +19,10 @@ settings.register_profile("ci", max_examples=100, derandomize=True, **common)
 settings.register_profile("few", max_examples=5, derandomize=True, **common)
 settings.register_profile("long", max_examples=10_000, **common)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(params=[1, 2])
+def blas_before(request):
+    """BLAS with a thread count of the process's own, whichever it may be."""
+    with threadpoolctl.threadpool_limits(request.param, user_api="blas"):
+        yield blas_now()

@@ -1,23 +1,15 @@
-"""Every function of the door from many threads and processes at once, and interrupts that strike anywhere."""
+"""Every function of the public API from many threads and processes at once."""
 
-import itertools
 import multiprocessing
 import pickle
-import signal
-import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import threadpoolctl
 
 import lowrank_core as lc
-from lowrank_core._linalg import threads, thresholds
-from lowrank_core._linalg.kernels import band
-from lowrank_core._linalg.kernels import learning as kernels
-from lowrank_core._linalg.threads import as_workers, blas_threads
-from tests.internals.test_threads import blas_now
+from tests.blas import blas_now
 
 RNG = np.random.default_rng(5)
 STACK = RNG.standard_normal((24, 40, 36))
@@ -26,8 +18,8 @@ PRODUCT = lc.LowRankUpdate(RNG.standard_normal((5, 40, 6)), RNG.standard_normal(
 OF = lc.spectrum(STACK)
 ONE = lc.spectrum(STACK[0])
 
-# One call for every function at the door, on inputs that all threads share.
-DOOR = {
+# One call for every public function, on inputs that all threads share.
+CALLS = {
     "LowRankUpdate": lambda: PRODUCT.balanced().to_dense(),
     "Spectrum": lambda: lc.Spectrum(OF.values, OF.norm, OF.shape, complete=True).values,
     "allocate_ranks": lambda: tuple(lc.allocate_ranks({"a": ONE, "b": ONE}, parameters=900).ranks.values()),
@@ -66,32 +58,25 @@ DOOR = {
 
 
 def answer(name):
-    """What a function of the door gives, to the bit."""
-    found = DOOR[name]()
+    """Return the answer of a public function, to the bit."""
+    found = CALLS[name]()
     return [np.asarray(part).tobytes() for part in (found if isinstance(found, tuple) else (found,))]
 
 
 def all_answers(_=None):
-    return {name: answer(name) for name in DOOR}
+    return {name: answer(name) for name in CALLS}
 
 
-@pytest.fixture(params=[1, 2])
-def blas_before(request):
-    """The process's own setting, whatever it may be."""
-    with threadpoolctl.threadpool_limits(request.param, user_api="blas"):
-        yield blas_now()
-
-
-def test_every_function_at_the_door_is_called():
+def test_every_public_function_is_called():
     results = {"ErrorSweep", "LearningSweep", "RankAllocation"}
     functions = {name for name in lc.__all__ if callable(getattr(lc, name)) and name not in results}
-    assert set(DOOR) == functions
+    assert set(CALLS) == functions
 
 
 def test_eight_threads_in_every_function_at_once(blas_before):
     alone = all_answers()
     barrier = threading.Barrier(8, timeout=60)
-    names = sorted(DOOR)
+    names = sorted(CALLS)
 
     def together(number):
         barrier.wait()
@@ -139,187 +124,3 @@ def test_values_survive_the_way_between_processes():
         assert type(other) is type(value)
         for field, held in vars(value).items():
             assert np.array_equal(getattr(other, field), held), field
-
-
-@pytest.fixture
-def interruptible():
-    """Handle SIGINT as Python does by default; a shell's background jobs are started with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def interrupt(monkeypatch, interruptible):
-    """For tasks to call: the first interrupts the caller, and all wait until it has dropped what has not begun."""
-    drop, struck, heard, calls = threads._drop, threading.Event(), threading.Event(), itertools.count()
-
-    def telling(tasks):
-        drop(tasks)
-        if struck.is_set():
-            heard.set()
-
-    def strike():
-        if next(calls):
-            assert heard.wait(60)
-            return
-        main = threading.main_thread().ident
-        struck.set()
-        signal.pthread_kill(main, signal.SIGINT)
-        # What strikes as Python goes to sleep there is heard when it wakes, which another one sees to.
-        for _ in range(10):
-            if heard.wait(5):
-                return
-            signal.pthread_kill(main, signal.SIGINT)
-
-    monkeypatch.setattr(threads, "_drop", telling)
-    return strike
-
-
-@pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("function", ["spectrum", "truncate"])
-def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(
-    monkeypatch, blas_before, interrupt, workers, function
-):
-    svd, begun = np.linalg.svd, []
-
-    def interrupting(*arguments, **options):
-        begun.append(1)
-        # A worker's first matrix lasts until the caller has heard of the interrupt.
-        interrupt()
-        return svd(*arguments, **options)
-
-    updates = RNG.standard_normal((400, 70, 60))  # beyond what a kernel of our own takes
-    monkeypatch.setattr(np.linalg, "svd", interrupting)
-    call = {"spectrum": lc.spectrum, "truncate": lambda stack, **options: lc.truncate(stack, 1, **options)}[function]
-    with pytest.raises(KeyboardInterrupt):
-        call(updates, method="direct", workers=workers)
-    assert blas_now() == blas_before
-    # The chunks under way are finished: one for each worker, of a sixteenth of the batch.
-    each = 1 if function == "spectrum" else len(updates) // 16
-    assert len(begun) <= (1 if workers == 1 else workers * each)
-    monkeypatch.undo()
-    assert answer("spectrum") == all_answers()["spectrum"]
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_an_interrupt_of_learning_waits_for_one_long_run_a_worker_and_no_more(
-    monkeypatch, blas_before, interrupt, optimizer
-):
-    begun = []
-
-    def interrupting(start, stop, *_):
-        begun.append(stop - start)
-        interrupt()
-
-    monkeypatch.setattr(kernels, "learn", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        lc.learning_sweep(STACK, [16, 8], steps=10_000, repeats=20, optimizer=optimizer)
-    assert begun == [1] * len(begun)
-    assert len(begun) <= as_workers(None)
-    assert blas_now() == blas_before
-
-
-@pytest.mark.parametrize("workers", [1, 2])  # fewer than the parts of a panel
-def test_an_interrupt_of_a_reduction_in_two_stages_waits_for_the_panel_under_way_and_no_more(
-    monkeypatch, blas_before, interrupt, workers
-):
-    reduce, update, panels, begun = band.reduce_panel, band.update_and_multiply, [], []
-
-    def counted(*arguments):
-        panels.append(1)
-        return reduce(*arguments)
-
-    def interrupting(*arguments):
-        begun.append(1)
-        interrupt()
-        return update(*arguments)
-
-    monkeypatch.setattr(thresholds, "TWO_STAGES", min(LARGE.shape))
-    monkeypatch.setattr(band, "reduce_panel", counted)
-    monkeypatch.setattr(band, "update_and_multiply", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        lc.spectrum(LARGE, method="gram", workers=workers)
-    assert len(panels) == 1
-    assert 1 <= len(begun) <= workers
-    assert blas_now() == blas_before
-    monkeypatch.undo()
-    assert answer("spectrum") == all_answers()["spectrum"]
-
-
-def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before, interruptible):
-    svd, inside, release = np.linalg.svd, threading.Event(), threading.Event()
-    updates = RNG.standard_normal((2, 70, 60))
-    main = threading.main_thread()
-
-    def waiting(*arguments, **options):
-        if threading.current_thread() is main:
-            assert inside.wait(60)
-            signal.raise_signal(signal.SIGINT)
-        inside.set()
-        assert release.wait(60)
-        return svd(*arguments, **options)
-
-    monkeypatch.setattr(np.linalg, "svd", waiting)
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(lc.spectrum, updates[0], method="direct")
-        with pytest.raises(KeyboardInterrupt):
-            lc.spectrum(updates[1], method="direct")
-        # Held for the call that goes on, and put back when it is done.
-        assert set(blas_now().values()) == {1}
-        release.set()
-        found = other.result(60)
-    monkeypatch.undo()
-    assert blas_now() == blas_before
-    assert np.array_equal(found.values, lc.spectrum(updates[0]).values)
-
-
-def interrupted_at(number):
-    """Hold BLAS, with an interrupt at the n-th place where Python looks for one; None if there are fewer."""
-    places = 0
-    struck = None
-
-    def look(frame, event, _):
-        nonlocal places, struck
-        # Python handles signals when a function is entered and when one in C has returned. On entering ``__exit__``
-        # itself nothing can be done about it: https://github.com/python/cpython/issues/74174.
-        if event not in {"call", "c_return"} or frame.f_code.co_filename == __file__:
-            return
-        if (event, frame.f_code.co_name) == ("call", "__exit__"):
-            return
-        places += 1
-        if places == number:
-            struck = f"{frame.f_code.co_name}, line {frame.f_lineno}"
-            raise KeyboardInterrupt
-
-    holder = blas_threads(1)
-    before = sys.getprofile()
-    try:
-        sys.setprofile(look)
-        with holder:
-            pass
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.setprofile(before)
-    return struck
-
-
-def test_an_interrupt_at_any_place_of_the_gate_puts_blas_back(blas_before):
-    with blas_threads(1):
-        pass  # the controller is made once
-    number = 0
-    while place := interrupted_at(number := number + 1):
-        assert blas_now() == blas_before, place
-        # Nobody is left inside, and the lock is free: another thread comes in with another count.
-        entered = threading.Event()
-
-        def enter(entered=entered):
-            with blas_threads(None):
-                entered.set()
-
-        other = threading.Thread(target=enter, daemon=True)
-        other.start()
-        assert entered.wait(60), place
-        other.join(60)
-    assert number > 10

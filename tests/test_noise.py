@@ -1,26 +1,15 @@
 """Laws of noise against integrals, exact edges and draws."""
 
 import tracemalloc
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from scipy import integrate, optimize
 
-from lowrank_core import noise, spectrum
+from lowrank_core import spectrum
 from lowrank_core.noise import marchenko_pastur_median, noise_edge, optimal_threshold
 from tests import oracles
-
-PRODUCTS = noise._products
-RNG = np.random.default_rng(0)
-PROFILES = {
-    "flat": np.ones((40, 60)),
-    "rows": np.exp(2 * RNG.standard_normal(50))[:, np.newaxis] * np.ones((50, 70)),
-    "rows and columns": np.exp(2 * RNG.standard_normal(50))[:, np.newaxis] * np.exp(RNG.standard_normal(70)),
-    "entries": RNG.standard_t(3, (60, 50)) ** 2,
-    "one entry": np.where(np.arange(2500).reshape(50, 50) == 77, 1e4, 1.0),
-    "blocks": np.kron([[1.0, 10.0], [30.0, 1.0]], np.ones((20, 30))),
-}
+from tests.profiles import PROFILES
 
 
 def median_by_integration(beta):
@@ -122,23 +111,6 @@ def test_edge_grows_as_the_noise_does(profile):
     assert above == pytest.approx(np.ldexp(plain_above, 20), rel=1e-14)
 
 
-@pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_edge_is_found_in_a_few_dozen_rounds(profile, monkeypatch):
-    rounds = []
-    monkeypatch.setattr(noise, "_products", lambda *given: rounds.append(None) or PRODUCTS(*given))
-    noise_edge(PROFILES[profile])
-    # Two products a round: one to bound the edge from below, one from above.
-    assert len(rounds) <= 2 * 40
-
-
-def test_edge_is_a_bound_however_early_the_rounds_end(monkeypatch):
-    for variances in PROFILES.values():
-        exact = oracles.noise_edge(variances)
-        for rounds in (1, 2, 5):
-            monkeypatch.setattr(noise, "_ROUNDS", rounds)
-            assert noise_edge(variances)[0] >= exact * (1 - 1e-5)
-
-
 def test_edge_of_float32_variances_takes_no_copy_of_them():
     variances = np.ones((1000, 1000), dtype=np.float32)
     noise_edge(variances[:10])
@@ -156,10 +128,3 @@ def test_silent_rows_and_columns_change_nothing():
     for part in (padded, padded[:, 10:80], padded[5:55]):
         assert noise_edge(part) == pytest.approx(noise_edge(variances), rel=1e-12)
     assert noise_edge(np.zeros((4, 5))) == (0.0, 0.0)
-
-
-def test_uneven_noise_is_summed_on_one_blas_thread(monkeypatch):
-    held = []
-    monkeypatch.setattr(noise, "blas_threads", lambda threads: held.append(threads) or nullcontext())
-    assert noise_edge(np.array([[1.0, 2.0], [3.0, 4.0]]))[0] > 0
-    assert held == [1]

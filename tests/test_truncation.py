@@ -6,8 +6,6 @@ import pytest
 
 from lowrank_core import (
     LowRankUpdate,
-    error_sweep,
-    learning_sweep,
     numerical_rank,
     rank_for_ratio,
     rank_for_variance,
@@ -15,7 +13,6 @@ from lowrank_core import (
     truncate,
     update_with_spectrum,
 )
-from lowrank_core._linalg.kernels import gram, small
 from lowrank_core.testing import assert_eckart_young
 from tests import bounds
 
@@ -129,30 +126,3 @@ def test_long_factors_lose_no_more_than_qr(kind, together):
     sizes = np.linalg.norm(found.B, axis=0)
     rows = found.A[sizes > 1e-10 * sizes.max()]
     assert np.abs(rows @ rows.T - np.eye(len(rows))).max() < 10 * r * 2.0**-52
-
-
-def test_nothing_is_decomposed_twice(monkeypatch):
-    calls = []
-    for module, name in ((small, "small_values"), (gram, "tridiagonals")):
-        compiled = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, _f=compiled, _n=name: calls.append((_n, a[0].shape)) or _f(*a))
-    for name in ("svd", "eigh", "eigvalsh", "eigvals", "svdvals", "qr"):
-        plain = getattr(np.linalg, name)
-        monkeypatch.setattr(
-            np.linalg, name, lambda *a, _f=plain, _n=name, **k: calls.append((_n, a[0].shape)) or _f(*a, **k)
-        )
-
-    def count(function, *args, **kwargs):
-        calls.clear()
-        function(*args, **kwargs)
-        return sum(int(np.prod(shape[:-2])) for name, shape in calls if name != "qr")
-
-    stack = np.stack([UPDATE] * 3)
-    of = spectrum(stack)
-    for update in (stack, stack.astype(np.float32), LowRankUpdate(stack, np.eye(5, 4))):
-        assert count(spectrum, update) == 3
-        assert count(truncate, update, 2) == 3
-        assert count(truncate, update, lambda s: rank_for_variance(s, 0.9).max()) == 3
-    assert count(learning_sweep, stack, [1, 2, 3], steps=2) == 3
-    assert count(learning_sweep, of, [1, 2, 3], steps=2) == 0
-    assert count(error_sweep, of, None) == 0

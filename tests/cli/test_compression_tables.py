@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowrank_core.cli.reports.compression_tables import FEW_LAYERS, OTHERS_SHOWN, _bytes, compression
+from lowrank_core.cli.reports.compression_tables import FEW_LAYERS, OTHERS_SHOWN, compression
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.resizing import resize
@@ -177,17 +177,6 @@ def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
 def test_whether_it_was_written_is_the_last_word(report: Compression) -> None:
     assert " ".join(printed(report).split()).endswith(f"A dry run: {report.out} was not written.")
     assert " ".join(printed(dataclasses.replace(report, written=True)).split()).endswith(f"{report.out} was written.")
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1049, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")),
-        *((1_234_567, "1.2 MB"), (7 * 10**9, "7.0 GB"), (3 * 10**12, "3.0 TB"), (5 * 10**15, "5000.0 TB")),
-    ],
-)
-def test_bytes_are_written_in_powers_of_a_thousand(number: int, text: str) -> None:
-    assert _bytes(number) == text
 
 
 def test_a_single_layer_has_its_whole_name(report: Compression) -> None:

@@ -6,13 +6,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from lowrank_core.cli.demo import figure as demo_figure
 from lowrank_core.cli.demo.article import Article
-from lowrank_core.cli.figures import _apart, _spread
 from lowrank_core.cli.reports import inspection_figure
 from lowrank_core.models.inspection.layers import inspect
 
@@ -116,21 +113,3 @@ def test_zero_updates_are_left_out_and_alone_have_no_figure(adapter: Path) -> No
     inspection_figure.draw(type(report)(**{**vars(report), "layers": (zero, *report.layers[1:])}))
     with pytest.raises(ValueError, match="every update is zero"):
         inspection_figure.draw(type(report)(**{**vars(report), "layers": (zero,)}))
-
-
-@given(st.lists(st.floats(0, 100), max_size=8).map(sorted))
-@example([75.0, 91.0, 99.0, 100.0])
-@example([0.0, 1.0, 14.0])
-def test_labels_are_spread_in_order_and_within_the_panel(heights: list[float]) -> None:
-    placed = _spread(np.array(heights), 10.0, 0.0, 100.0)
-    assert np.all(np.diff(placed) >= 10.0 - 1e-9)
-    assert np.all((placed >= -1e-9) & (placed <= 100.0 + 1e-9))
-
-
-def test_labels_that_do_not_touch_stay_where_they_are() -> None:
-    np.testing.assert_array_equal(_spread(np.array([10.0, 30.0, 90.0]), 10.0, 0.0, 100.0), [10.0, 30.0, 90.0])
-    np.testing.assert_allclose(_spread(np.array([50.0, 52.0]), 10.0, 0.0, 100.0), [46.0, 56.0])
-
-
-def test_ranks_too_near_to_read_are_left_out_and_the_last_stays() -> None:
-    assert sorted(_apart([2, 4, 8, 16, 32, 48, 64])) == [2, 4, 8, 16, 32, 64]

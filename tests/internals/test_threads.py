@@ -24,26 +24,13 @@ from lowrank_core import (
 )
 from lowrank_core._linalg import threads, thresholds
 from lowrank_core._linalg.threads import Team, as_workers, blas_threads, in_threads
+from tests.blas import blas_now
 
 RNG = np.random.default_rng(0)
 STACK = RNG.standard_normal((40, 48, 40))
 MEDIUM = RNG.standard_normal((6, 70, 66))  # beyond what a kernel of our own takes
 LARGE = RNG.standard_normal((520, 514)).astype(np.float32)  # a smaller side beyond the limit of a worker's BLAS
 PRODUCT = LowRankUpdate(RNG.standard_normal((6, 48, 5)), RNG.standard_normal((6, 5, 40)), 0.5)
-
-
-def blas_now():
-    """Threads of NumPy's own BLAS; SciPy and PyTorch bring others, which nothing here calls."""
-    blas = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
-    own = [info for info in blas if "numpy" in info["filepath"]] or blas
-    return {info["filepath"]: info["num_threads"] for info in own}
-
-
-@pytest.fixture(params=[1, 2])
-def blas_before(request):
-    """The process's own setting, whatever it may be."""
-    with threadpoolctl.threadpool_limits(request.param, user_api="blas"):
-        yield blas_now()
 
 
 def test_workers_are_counted():

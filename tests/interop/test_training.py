@@ -1,6 +1,7 @@
 """Inspect what was trained for real: fully, and with PEFT's LoRA under both scaling rules."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -161,3 +162,16 @@ def test_every_tensor_that_peft_saved_is_accounted_for(base, tmp_path):
     up = lora_layers(model)["layers.0.up"]
     scaled = (up.lora_B["default"].bias * up.scaling["default"]).norm().item()
     assert f"norm {scaled:.4g}" in found.not_low_rank["layers.0.up.lora_B.bias"]
+
+
+def test_the_variance_of_pefts_initial_factors_is_as_the_documentation_says():
+    """1/(3n) by default, 1/r² for "gaussian": a uniform law on ±1/√n, a normal one of deviation 1/r."""
+    n, rank = 900, 16
+    torch.manual_seed(0)
+    for initialisation, variance in ((True, 1 / (3 * n)), ("gaussian", 1 / rank**2)):
+        model = torch.nn.Sequential(torch.nn.Linear(n, 4))
+        config = LoraConfig(r=rank, target_modules=["0"], init_lora_weights=initialisation)
+        A = get_peft_model(model, config).base_model.model[0].lora_A["default"].weight.detach().numpy()
+        # The variance of n·r draws is off by a part in √(n·r/2), 1.2 %, or less.
+        assert math.isclose(float(np.mean(A**2)), variance, rel_tol=0.06)
+        assert initialisation != True or np.max(np.abs(A)) <= 1 / math.sqrt(n)  # noqa: E712 - "gaussian" is true too

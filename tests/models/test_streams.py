@@ -36,15 +36,6 @@ def test_safetensors_itself_reads_what_was_streamed(tmp_path):
         assert file.metadata() == {"format": "pt"}
 
 
-def test_torch_reads_it_too(tmp_path):
-    torch_file = pytest.importorskip("safetensors.torch")
-    path = tmp_path / "file.safetensors"
-    write(path, TENSORS)
-    found = torch_file.load_file(path)
-    assert found["brain"].float().tolist() == [1.0, -2.0, 3.0]
-    assert found["double"].numpy().tolist() == TENSORS["double"].tolist()
-
-
 def test_strided_foreign_and_read_only_arrays(tmp_path):
     path = tmp_path / "file.safetensors"
     tensors = {

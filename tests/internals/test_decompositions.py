@@ -1,0 +1,43 @@
+"""A matrix is decomposed once, whatever is asked of it."""
+
+import numpy as np
+
+from lowrank_core import (
+    LowRankUpdate,
+    error_sweep,
+    learning_sweep,
+    rank_for_variance,
+    spectrum,
+    truncate,
+    update_with_spectrum,
+)
+from lowrank_core._linalg.kernels import gram, small
+
+UPDATE = update_with_spectrum([4.0, 3.0, 2.0, 1.0], (6, 5), rng=0)
+
+
+def test_nothing_is_decomposed_twice(monkeypatch):
+    calls = []
+    for module, name in ((small, "small_values"), (gram, "tridiagonals")):
+        compiled = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _f=compiled, _n=name: calls.append((_n, a[0].shape)) or _f(*a))
+    for name in ("svd", "eigh", "eigvalsh", "eigvals", "svdvals", "qr"):
+        plain = getattr(np.linalg, name)
+        monkeypatch.setattr(
+            np.linalg, name, lambda *a, _f=plain, _n=name, **k: calls.append((_n, a[0].shape)) or _f(*a, **k)
+        )
+
+    def count(function, *args, **kwargs):
+        calls.clear()
+        function(*args, **kwargs)
+        return sum(int(np.prod(shape[:-2])) for name, shape in calls if name != "qr")
+
+    stack = np.stack([UPDATE] * 3)
+    of = spectrum(stack)
+    for update in (stack, stack.astype(np.float32), LowRankUpdate(stack, np.eye(5, 4))):
+        assert count(spectrum, update) == 3
+        assert count(truncate, update, 2) == 3
+        assert count(truncate, update, lambda s: rank_for_variance(s, 0.9).max()) == 3
+    assert count(learning_sweep, stack, [1, 2, 3], steps=2) == 3
+    assert count(learning_sweep, of, [1, 2, 3], steps=2) == 0
+    assert count(error_sweep, of, None) == 0
