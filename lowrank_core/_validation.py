@@ -1,59 +1,60 @@
-"""What comes in at the door: updates, ranks, alphas and fractions, checked once and explained when wrong."""
+"""Checks of the public API's arguments, and the messages about those that are refused."""
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from lowrank_core._dtypes import FLOATS
 
 __all__ = [
     "all_finite",
     "as_alpha",
+    "as_dtype_name",
     "as_factor",
+    "as_finite",
     "as_fraction",
     "as_matrices",
+    "as_noise",
+    "as_positive",
+    "as_rank",
     "as_ranks",
+    "as_ratio",
+    "as_real",
+    "as_shape",
     "as_stack",
     "as_whole_numbers",
+    "as_workers",
+    "check_choice",
     "check_finite",
-    "coarsest_dtype",
+    "check_one_axis",
+    "check_scalar",
 ]
 
-STORED_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_ACCEPTED = f"accepted are {', '.join(FLOATS)}, integers and booleans"
 
 
 def as_matrices(update: Any, name: str = "update") -> tuple[NDArray[Any], str]:
-    """View an update as a NumPy array of shape (..., m, n) in a real dtype, without copying where NumPy can.
+    """Return an update as an array (..., m, n), not copied where NumPy can view it, and the dtype it is stored in."""
+    matrices, dtype = _as_real(update, name)
+    _check_matrices(matrices, name)
+    return matrices, dtype
 
-    Parameters
-    ----------
-    update : array_like or torch.Tensor
-        Real, integer or boolean, at least two-dimensional, no empty matrices. A tensor is recognised by its methods.
-    name : str
-        What the messages call it.
 
-    Returns
-    -------
-    matrices : ndarray
-        The same numbers; a bfloat16 tensor comes back as float32, which holds each of its values exactly.
-    dtype : str
-        The name of the dtype that the update was stored in; integers and booleans are taken as ``"float64"``.
+def as_factor(factor: Any, name: str) -> tuple[NDArray[Any], str]:
+    """Return a factor as :func:`as_matrices` returns an update; its rank may be 0."""
+    matrices, dtype = _as_real(factor, name)
+    if matrices.ndim < 2 or max(matrices.shape[-2:]) == 0 or min(matrices.shape[-2:]) > 0:
+        _check_matrices(matrices, name)
+    return matrices, dtype
 
-    Raises
-    ------
-    ValueError
-        If the dtype is not one of those accepted, there are fewer than two dimensions, or a matrix is empty.
-    """
-    matrices, dtype = _as_array(update, name)
-    if matrices.dtype.kind in "iub":
-        matrices, dtype = matrices.astype(np.float64), "float64"
-    if dtype not in STORED_DTYPES:
-        raise ValueError(
-            f"{name} has dtype {dtype}; accepted are {', '.join(STORED_DTYPES)}, integers and booleans. "
-            "Convert it first, for example with .astype('float64')."
-        )
+
+def _check_matrices(matrices: NDArray[Any], name: str) -> None:
     if matrices.ndim < 2:
         raise ValueError(
             f"{name} has shape {matrices.shape}; a matrix (m, n) or a stack (..., m, n) is needed. "
@@ -61,39 +62,59 @@ def as_matrices(update: Any, name: str = "update") -> tuple[NDArray[Any], str]:
         )
     if 0 in matrices.shape[-2:]:
         raise ValueError(f"{name} has shape {matrices.shape}: its matrices are empty; m and n must be at least 1.")
-    return matrices, dtype
 
 
-def _as_array(update: Any, name: str) -> tuple[NDArray[Any], str]:
-    if not (hasattr(update, "detach") and hasattr(update, "device")):
-        array = np.asarray(update)
+def as_real(numbers: Any, name: str) -> NDArray[np.float64]:
+    """Return real numbers of any shape as float64."""
+    return _as_real(numbers, name)[0].astype(np.float64, copy=False)
+
+
+def _as_real(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
+    """Return an array of a dtype in the table, and its name; a bfloat16 tensor as float32, integers as float64."""
+    array, dtype = _as_array(numbers, name)
+    if array.dtype.kind in "iub":
+        return array.astype(np.float64), "float64"
+    if dtype not in FLOATS:
+        advice = "Pass its .real or its .imag" if array.dtype.kind == "c" else "Convert it with .astype('float64')"
+        raise ValueError(f"{name} has unsupported dtype {dtype}; {_ACCEPTED}. {advice}.")
+    return array, dtype
+
+
+def _as_array(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
+    # Masked and sparse arrays and tensors are known by their methods, without importing what defines them.
+    if hasattr(numbers, "mask") and hasattr(numbers, "filled"):
+        raise ValueError(f"{name} is a masked array; plain arrays are accepted. Fill it, for example with .filled(0).")
+    if hasattr(numbers, "nnz"):
+        raise ValueError(f"{name} is a sparse array; dense ones are accepted. Convert it, for example with .toarray().")
+    if not (hasattr(numbers, "detach") and hasattr(numbers, "device")):
+        array = np.asarray(numbers)
         return array, array.dtype.name
-    tensor = update.detach()
+    tensor = numbers.detach()
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} is a tensor on {tensor.device}; only CPU tensors are accepted. Pass {name}.cpu().")
     if str(tensor.dtype) == "torch.bfloat16":
+        # NumPy has no bfloat16; float32 holds each of its values exactly.
         return tensor.float().numpy(), "bfloat16"
     try:
         array = tensor.numpy()
     except TypeError as error:
         raise ValueError(
             f"{name} is a tensor of dtype {tensor.dtype} and layout {tensor.layout}, which NumPy cannot read "
-            f"({error}); accepted are {', '.join(STORED_DTYPES)}, integers and booleans, dense. "
-            f"Pass {name}.to_dense() or {name}.float()."
+            f"({error}); {_ACCEPTED}, dense. Pass {name}.to_dense() or {name}.float()."
         ) from None
     return array, array.dtype.name
 
 
-def _first_bad_index(finite: NDArray[np.bool_]) -> str:
-    """Words for the first batch item whose flag is False: `` at batch index (0, 3)``, or nothing for a lone matrix."""
-    if finite.ndim == 0:
-        return ""
-    position = np.unravel_index(int(np.argmin(finite)), finite.shape)
-    return f" at batch index {tuple(int(i) for i in position)}"
+def as_dtype_name(dtype: DTypeLike) -> str:
+    """Return the name of a dtype that updates may be stored in; a name, because NumPy alone has no bfloat16."""
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in FLOATS:
+        raise ValueError(f"unsupported dtype {name}; accepted are {', '.join(FLOATS)}.")
+    return name
 
 
 def as_whole_numbers(numbers: ArrayLike, name: str) -> NDArray[np.int64]:
-    """Take non-negative whole numbers (of any numeric dtype but bool) as int64; anything else is a ValueError."""
+    """Return non-negative whole numbers, of any numeric dtype but bool, as int64."""
     given = np.asarray(numbers)
     if given.size == 0 and given.ndim > 0:
         return np.zeros(given.shape, dtype=np.int64)
@@ -108,19 +129,49 @@ def as_whole_numbers(numbers: ArrayLike, name: str) -> NDArray[np.int64]:
     return given.astype(np.int64)
 
 
-def as_ranks(ranks: ArrayLike, largest: int | None = None) -> NDArray[np.int64]:
-    """Take ranks as int64, each within 0 … `largest` (that is min(m, n)); anything else is a ValueError."""
+def as_ranks(ranks: ArrayLike, largest: int | None = None, known: int | None = None) -> NDArray[np.int64]:
+    """Return ranks as int64: at most `largest`, that is min(m, n), and at most the `known` number of values."""
     whole = as_whole_numbers(ranks, "rank")
     if largest is not None and whole.size and whole.max() > largest:
         raise ValueError(
             f"rank {whole.max()} is beyond min(m, n) = {largest}; accepted are 0 to {largest}. "
             f"Clamp it first, for example with numpy.minimum(ranks, {largest})."
         )
+    if known is not None and whole.size and whole.max() > known:
+        raise ValueError(
+            f"rank {whole.max()} is beyond the {known} leading values that this spectrum holds; "
+            f"ask for them with spectrum(update, rank={whole.max()})."
+        )
     return whole
 
 
+def as_rank(rank: ArrayLike, largest: int) -> int:
+    """Return one rank from 0 to `largest`, that is min(m, n)."""
+    ranks = as_ranks(rank, largest)
+    check_scalar(ranks, "one rank is needed, for example the largest", rank)
+    return int(ranks)
+
+
+def as_shape(rows: int, columns: int) -> tuple[int, int]:
+    """Return the shape of one matrix, of at least one row and one column."""
+    m, n = (int(size) for size in as_whole_numbers([rows, columns], "a size"))
+    if m < 1 or n < 1:
+        raise ValueError(f"an update needs at least one row and one column; got {m} × {n}.")
+    return m, n
+
+
+def as_workers(workers: int | None) -> int:
+    """Return the number of workers, the caller included; None is every core that this process may use."""
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = int(as_whole_numbers(workers, "workers"))
+    if count < 1:
+        raise ValueError(f"workers must be at least 1, or None for all cores; got {workers}.")
+    return count
+
+
 def as_alpha(alpha: ArrayLike) -> NDArray[np.float64]:
-    """Take alpha as float64, finite and positive; anything else is a ValueError."""
+    """Return alpha as float64, finite and positive."""
     given = np.asarray(alpha)
     if given.dtype.kind not in "iuf" or not ((given > 0) & (given < np.inf)).all():
         raise ValueError(
@@ -130,41 +181,73 @@ def as_alpha(alpha: ArrayLike) -> NDArray[np.float64]:
 
 
 def as_fraction(fraction: ArrayLike, name: str) -> NDArray[np.float64]:
-    """Take a fraction as float64 within 0 … 1; anything else is a ValueError."""
+    """Return fractions as float64, between 0 and 1."""
     given = np.asarray(fraction)
     if given.dtype.kind not in "iuf" or not np.all((given >= 0) & (given <= 1)):
         raise ValueError(f"{name} must lie between 0 and 1; got {fraction!r}. Write 95 % as 0.95.")
     return given.astype(np.float64)
 
 
-def as_factor(factor: Any, name: str) -> tuple[NDArray[Any], str]:
-    """Take a factor as :func:`as_matrices` takes an update, except that its rank may be 0."""
-    array, dtype = _as_array(factor, name)
-    if array.ndim >= 2 and 0 in array.shape[-2:] and max(array.shape[-2:]) > 0 and dtype in STORED_DTYPES:
-        return array, dtype
-    return as_matrices(factor, name)
+def as_noise(noise: ArrayLike) -> NDArray[np.float64]:
+    """Return standard deviations as float64, finite and at least 0."""
+    given = np.asarray(noise)
+    if given.dtype.kind not in "iuf" or not np.all(np.isfinite(given) & (given >= 0)):
+        raise ValueError(
+            f"noise must be finite and at least 0; got {noise!r}. "
+            "It is the standard deviation of each entry, 0 where there is none."
+        )
+    return given.astype(np.float64)
 
 
-def coarsest_dtype(*dtypes: str) -> str:
-    """Name the dtype with the largest rounding error among `dtypes`."""
-    return max(dtypes, key=STORED_DTYPES.index)
+def as_finite(numbers: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Return finite numbers as float64."""
+    given = np.asarray(numbers, dtype=np.float64)
+    if not np.all(np.isfinite(given)):
+        raise ValueError(f"{name} must be finite; got {numbers!r}.")
+    return given
 
 
-def as_stack(array: NDArray[Any], core: int) -> NDArray[Any]:
-    """Flatten the leading axes to one, keeping the last `core`; with sizes of 0 too, where -1 would be ambiguous."""
-    split = array.ndim - core
-    return array.reshape(math.prod(array.shape[:split]), *array.shape[split:])
+def as_positive(number: float, name: str) -> float:
+    """Return one finite, positive number."""
+    if not (np.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be finite and positive; got {number}.")
+    return float(number)
+
+
+def as_ratio(beta: float) -> float:
+    """Return a ratio of the sides of a matrix, 0 < β ≤ 1."""
+    if not 0 < beta <= 1:
+        raise ValueError(f"beta must lie in 0 < beta <= 1; got {beta!r}. It is min(m, n) / max(m, n).")
+    return float(beta)
+
+
+def check_choice(choice: str, name: str, accepted: Iterable[str]) -> None:
+    """Check that a choice is among the accepted ones."""
+    if choice not in accepted:
+        raise ValueError(f"unknown {name} {choice!r}; accepted are {', '.join(accepted)}.")
+
+
+def check_scalar(numbers: NDArray[Any], requirement: str, given: Any) -> None:
+    """Check that there is one number and no axis."""
+    if numbers.ndim:
+        raise ValueError(f"{requirement}; got {given!r}.")
+
+
+def check_one_axis(numbers: NDArray[Any], name: str) -> None:
+    """Check that there is exactly one axis."""
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, such as [2, 4, 8]; got shape {numbers.shape}.")
 
 
 def all_finite(matrices: NDArray[Any]) -> bool:
-    """Tell whether no entry of a stack that is not empty is NaN or infinite."""
+    """Whether no entry of a stack that is not empty is NaN or infinite."""
     # Extremes rather than a mask: no array of the update's size is made, and NaN passes through both.
     with np.errstate(invalid="ignore"):  # ml_dtypes warns of the very NaN that is looked for
         return bool(np.isfinite(matrices.max()) and np.isfinite(matrices.min()))
 
 
 def check_finite(matrices: NDArray[Any], name: str = "the update") -> None:
-    """Raise a ValueError that names the first matrix with an entry that is NaN or infinite, and the entry."""
+    """Check that every entry is finite; the message names the first matrix with one that is not, and the entry."""
     # Over everything first: an extreme of each matrix alone takes ten times as long where they are small.
     if not matrices.size or all_finite(matrices):
         return
@@ -177,3 +260,17 @@ def check_finite(matrices: NDArray[Any], name: str = "the update") -> None:
         f"{name}{_first_bad_index(np.asarray(finite))} holds {bad[row, column]} at row {row}, column {column}; "
         "every entry must be finite. Look for a diverged layer or an overflow of the stored dtype."
     )
+
+
+def _first_bad_index(finite: NDArray[np.bool_]) -> str:
+    """Return `` at batch index (0, 3)`` for the first flag that is False, or nothing without batch axes."""
+    if finite.ndim == 0:
+        return ""
+    position = np.unravel_index(int(np.argmin(finite)), finite.shape)
+    return f" at batch index {tuple(int(i) for i in position)}"
+
+
+def as_stack(array: NDArray[Any], core: int) -> NDArray[Any]:
+    """Flatten the leading axes to one, keeping the last `core`; with sizes of 0 too, where -1 would be ambiguous."""
+    split = array.ndim - core
+    return array.reshape(math.prod(array.shape[:split]), *array.shape[split:])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._validation import as_fraction, as_whole_numbers
+from lowrank_core._validation import as_fraction, as_whole_numbers, check_choice, check_scalar
 from lowrank_core.spectra import Spectrum, energy_fractions
 
 __all__ = ["RankAllocation", "allocate_ranks"]
@@ -124,7 +124,7 @@ def allocate_ranks(
     """
     if (parameters is None) == (variance is None):
         raise ValueError(
-            "give either parameters, the budget, or variance, the share to keep, and not both; "
+            "give either parameters, the budget, or variance, the fraction to keep, and not both; "
             f"got parameters={parameters!r}, variance={variance!r}."
         )
     items = _items(spectra, max_rank, objective)
@@ -187,8 +187,7 @@ class _Items:
 
 
 def _items(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] | None, objective: str) -> _Items:
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}.")
+    check_choice(objective, "objective", OBJECTIVES)
     if not spectra:
         raise ValueError("there is no layer to give ranks to: spectra must hold at least one.")
     for name, of in spectra.items():
@@ -227,8 +226,7 @@ def _limits(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] |
 
 def _as_cap(cap: int) -> int:
     given = as_whole_numbers(cap, "max_rank")
-    if given.ndim:
-        raise ValueError(f"max_rank is one whole number for all layers, or a mapping of names to such; got {cap!r}.")
+    check_scalar(given, "max_rank is one whole number for all layers, or a mapping of names to such", cap)
     return int(given)
 
 
@@ -254,15 +252,13 @@ def _as_budget(parameters: int, items: _Items) -> int:
                 f"{items.names[cheapest]!r}, costs m + n = {least}."
             )
     budget = as_whole_numbers(parameters, "parameters")
-    if budget.ndim:
-        raise ValueError(f"parameters is one budget for all layers together; got {parameters!r}.")
+    check_scalar(budget, "parameters is one budget for all layers together", parameters)
     return int(budget)
 
 
 def _as_target(variance: float | None, items: _Items) -> float:
     given = as_fraction(variance, "variance")  # type: ignore[arg-type]  # None is refused there
-    if given.ndim:
-        raise ValueError(f"variance is one share for all layers together; got {variance!r}.")
+    check_scalar(given, "variance is one fraction for all layers together", variance)
     target = float(given)
     if not np.any(items.weights):
         return 0.0

@@ -11,10 +11,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core._linalg import scaled_to_unit
-from lowrank_core._linalg.threads import as_workers, in_threads
-from lowrank_core._validation import as_alpha, as_matrices, as_stack, as_whole_numbers
+from lowrank_core._linalg.threads import in_threads
+from lowrank_core._validation import (
+    as_alpha,
+    as_matrices,
+    as_positive,
+    as_stack,
+    as_whole_numbers,
+    as_workers,
+    check_choice,
+    check_one_axis,
+    check_scalar,
+)
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
-from lowrank_core.spectra import Spectrum, known_ranks, spectrum
+from lowrank_core.spectra import Spectrum, check_complete, known_ranks, spectrum
 from lowrank_core.sweeps import reconstruction_error
 from lowrank_core.updates import LowRankUpdate
 
@@ -132,22 +142,19 @@ def learning_sweep(
     >>> bool(standard[1] > standard[0]), bool(rslora[1] < rslora[0])
     (True, True)
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; accepted are {', '.join(OPTIMIZERS)}.")
+    check_choice(optimizer, "optimizer", OPTIMIZERS)
     known = _known_spectrum(update, optimizer)
     asked = known_ranks(known, ranks)
     alphas = as_alpha(alpha)
-    if asked.ndim != 1 or alphas.ndim:
-        raise ValueError(
-            f"ranks must be one-dimensional and alpha one number; got shapes {asked.shape} and {alphas.shape}."
-        )
+    check_one_axis(asked, "ranks")
+    check_scalar(alphas, "alpha is one number for the whole sweep", alpha)
     table = scalings(rules, alphas, asked)
     step_count, repeat_count = int(as_whole_numbers(steps, "steps")), int(as_whole_numbers(repeats, "repeats"))
     if repeat_count < 1:
         raise ValueError("repeats must be at least 1; got 0.")
-    rate = _positive(learning_rate, "learning_rate")
+    rate = as_positive(learning_rate, "learning_rate")
     columns = known.shape[1]
-    variance = 1.0 / columns if init_variance is None else _positive(init_variance, "init_variance")
+    variance = 1.0 / columns if init_variance is None else as_positive(init_variance, "init_variance")
     initial = _initial(rng, repeat_count, columns, int(asked.max(initial=0)), variance)
 
     target = _dense_target(update) if optimizer == "adam" else _diagonal_target(known)
@@ -192,11 +199,7 @@ def _known_spectrum(update: Any, optimizer: str) -> Spectrum:
         return spectrum(update)
     if optimizer == "adam":
         raise ValueError("Adam is not rotation-invariant: it needs the update itself, not its spectrum.")
-    if not update.complete:
-        raise ValueError(
-            f"learning needs every singular value, and this spectrum holds the leading "
-            f"{update.values.shape[-1]}; ask for all with spectrum(update)."
-        )
+    check_complete(update, "learning")
     return update
 
 
@@ -210,12 +213,6 @@ def _dense_target(update: Any) -> _Target:
     dense = update.to_dense() if isinstance(update, LowRankUpdate) else as_matrices(update)[0]
     scaled, exponents = scaled_to_unit(as_stack(dense, 2))
     return _Target(np.empty((len(scaled), 0)), scaled, exponents)
-
-
-def _positive(number: float, name: str) -> float:
-    if not (np.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be finite and positive; got {number}.")
-    return float(number)
 
 
 def _initial(rng: Any, repeats: int, columns: int, rank: int, variance: float) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.threads import blas_threads
+from lowrank_core._validation import as_ratio
 
 __all__ = ["marchenko_pastur_median", "noise_edge", "optimal_threshold"]
 
@@ -61,7 +62,7 @@ def marchenko_pastur_median(beta: float) -> float:
     >>> round(marchenko_pastur_median(1.0), 6)
     0.652776
     """
-    root = math.sqrt(checked_ratio(beta))
+    root = math.sqrt(as_ratio(beta))
     low, high = 0.0, math.pi
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -109,7 +110,7 @@ def optimal_threshold(beta: float) -> float:
     >>> round(optimal_threshold(1.0) * 3**0.5, 12)
     4.0
     """
-    ratio = checked_ratio(beta)
+    ratio = as_ratio(beta)
     return math.sqrt(2 * (ratio + 1) + 8 * ratio / (ratio + 1 + math.sqrt(ratio**2 + 14 * ratio + 1)))
 
 
@@ -186,10 +187,3 @@ def _products(variances: NDArray[Any], x: Any, y: Any) -> tuple[NDArray[np.float
     """S y and Sᵀ x, in the precision of S, of which no copy is made."""
     dtype = variances.dtype
     return (variances @ y.astype(dtype)).astype(np.float64), (x.astype(dtype) @ variances).astype(np.float64)
-
-
-def checked_ratio(beta: float) -> float:
-    """Take a ratio of sides with 0 < β ≤ 1; anything else is a ValueError."""
-    if not 0 < beta <= 1:
-        raise ValueError(f"beta must lie in 0 < beta <= 1; got {beta!r}. It is min(m, n) / max(m, n).")
-    return float(beta)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._validation import as_fraction
+from lowrank_core._dtypes import FLOATS
+from lowrank_core._validation import as_fraction, as_noise
 from lowrank_core.noise import marchenko_pastur_median, optimal_threshold
-from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks, largest_of
+from lowrank_core.spectra import Spectrum, check_complete, energy_fractions, known_ranks, largest_of
 
 __all__ = [
     "effective_rank",
@@ -20,8 +21,6 @@ __all__ = [
     "rank_for_variance",
     "stable_rank",
 ]
-
-EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def rank_for_variance(spectrum: Spectrum, fraction: ArrayLike) -> Any:
@@ -203,10 +202,10 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     np.int64(1)
     """
     values, norm = _unit_values(spectrum)
-    relative = max(spectrum.shape) * EPS["float64"]
+    relative = max(spectrum.shape) * FLOATS["float64"].eps
     if spectrum.dtype != "float64":
-        relative = max(relative, 10 * EPS["float32"])
-    threshold = np.maximum(relative * largest_of(values), EPS[spectrum.dtype] / 2 * norm)
+        relative = max(relative, 10 * FLOATS["float32"].eps)
+    threshold = np.maximum(relative * largest_of(values), FLOATS[spectrum.dtype].eps / 2 * norm)
     count = _count_at_least(spectrum, values, threshold, "the rounding threshold")
     return np.where(spectrum.norm == 0, 0, np.maximum(count, 1))[()]
 
@@ -260,11 +259,7 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
     """
     beta = min(spectrum.shape) / max(spectrum.shape)
     if noise is None:
-        if not spectrum.complete:
-            raise ValueError(
-                f"unknown noise is taken from the median of every singular value, and this spectrum holds the leading "
-                f"{spectrum.values.shape[-1]}; ask for all with spectrum(update), or give the noise."
-            )
+        check_complete(spectrum, "an estimate of unknown noise", ", or give the noise")
         values, norm = _unit_values(spectrum)
         middle = _median(values, min(spectrum.shape))
         if np.any((middle == 0) & (norm > 0)):
@@ -274,7 +269,7 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
             )
         threshold = optimal_threshold(beta) / np.sqrt(marchenko_pastur_median(beta)) * middle
     else:
-        given = _as_noise(noise)
+        given = as_noise(noise)
         values, _ = _unit_values(spectrum)
         # Divided by the same power of two as the values; what overflows is above all of them.
         with np.errstate(over="ignore", under="ignore"):
@@ -282,16 +277,6 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
             threshold = optimal_threshold(beta) * np.sqrt(max(spectrum.shape)) * unit
     # Strictly above, so that no noise at all leaves the values that are not 0.
     return _count(spectrum, values > threshold[..., np.newaxis], f"a noise of {noise!r}")[()]
-
-
-def _as_noise(noise: ArrayLike) -> NDArray[np.float64]:
-    given = np.asarray(noise)
-    if given.dtype.kind not in "iuf" or not np.all(np.isfinite(given) & (given >= 0)):
-        raise ValueError(
-            f"noise must be finite and at least 0, a standard deviation per entry; got {noise!r}. "
-            "0 counts every value that is not zero; leave it out where the noise is unknown."
-        )
-    return given.astype(np.float64)
 
 
 def _median(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -365,11 +350,7 @@ def effective_rank(spectrum: Spectrum) -> Any:
     >>> effective_rank(spectrum(np.eye(3))).round(12)
     np.float64(3.0)
     """
-    if not spectrum.complete:
-        raise ValueError(
-            f"the effective rank needs every singular value, and this spectrum holds the leading "
-            f"{spectrum.values.shape[-1]}; ask for all with spectrum(update)."
-        )
+    check_complete(spectrum, "the effective rank")
     relative, norm = _unit_values(spectrum)
     zero = norm == 0
     total = np.sum(relative, axis=-1)

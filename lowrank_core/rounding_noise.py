@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core._dtypes import FLOATS
 from lowrank_core._validation import as_matrices, check_finite
 from lowrank_core.noise import noise_edge
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 
 __all__ = ["Rounding", "StorageNoise", "storage_noise"]
 
-# Bits of the significand, the leading one included, and the exponent of the smallest step.
-_FORMATS = {"float64": (53, -1074), "float32": (24, -149), "float16": (11, -24), "bfloat16": (8, -133)}
 # Steps 2^-31 of the largest and less add less than 1e-9 to the edge, and their squares would vanish in float32.
 _NEGLIGIBLE = 31
 # With more than half of the entries unchanged, rounding is no longer independent of the update: in simulated bfloat16
@@ -193,7 +192,7 @@ def _changed(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _steps(matrix: NDArray[Any], dtype: str) -> NDArray[np.int16]:
     """Exponent of each entry's step: ulp(w) = 2^(e − bits) for |w| in [2^(e−1), 2^e), and the smallest one below."""
-    bits, smallest = _FORMATS[dtype]
+    bits, smallest = FLOATS[dtype].significand_bits, FLOATS[dtype].subnormal_exponent
     steps = np.empty(matrix.shape, dtype=np.int16)
     for block in _blocks(matrix.shape):
         mantissa, exponents = np.frexp(matrix[block].astype(np.float64))

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from lowrank_core._linalg.products import product_values
 from lowrank_core._linalg.routes import choose_route, singular_values
-from lowrank_core._linalg.threads import as_workers
-from lowrank_core._validation import STORED_DTYPES, as_matrices, as_ranks, as_stack
+from lowrank_core._validation import as_dtype_name, as_matrices, as_rank, as_ranks, as_stack, as_workers
 from lowrank_core.updates import LowRankUpdate
 
-__all__ = ["Spectrum", "as_rank", "energy_fractions", "known_ranks", "largest_of", "spectrum"]
+__all__ = ["Spectrum", "check_complete", "energy_fractions", "known_ranks", "largest_of", "spectrum"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +70,8 @@ class Spectrum:
             norm[largest_of(values) == 0.0] = 0.0
         values.flags.writeable = norm.flags.writeable = False
         fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete)}
-        for name, value in (fields | {"dtype": _dtype_name(self.dtype)}).items():
+        for name, value in (fields | {"dtype": as_dtype_name(self.dtype)}).items():
             object.__setattr__(self, name, value)
-
-
-def _dtype_name(dtype: DTypeLike) -> str:
-    # A name, because NumPy alone has no bfloat16.
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-    if name not in STORED_DTYPES:
-        raise ValueError(f"dtype {name} is none that updates are stored in; accepted are {', '.join(STORED_DTYPES)}.")
-    return name
 
 
 def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, complete: bool) -> None:
@@ -157,44 +148,33 @@ def spectrum(
     count = as_workers(workers)
     if isinstance(update, LowRankUpdate):
         shape = (update.shape[-2], update.shape[-1])
-        wanted = None if rank is None else as_rank(rank, shape)
+        wanted = None if rank is None else as_rank(rank, min(shape))
         values, norm = product_values(update, method, count)
         kept = values if wanted is None else values[..., :wanted]
         return Spectrum(kept, norm, shape, kept.shape == values.shape, update.dtype)
     matrices, dtype = as_matrices(update)
     shape = (matrices.shape[-2], matrices.shape[-1])
-    wanted = None if rank is None else as_rank(rank, shape)
+    wanted = None if rank is None else as_rank(rank, min(shape))
     route = choose_route(method, dtype, shape, wanted)
     values, norm = singular_values(matrices, route, wanted, count, rng)
     return Spectrum(values, norm, shape, values.shape[-1] == min(shape), dtype)
 
 
-def as_rank(rank: Any, shape: tuple[int, int]) -> int:
-    """Take one rank from 0 to min(m, n); anything else is a ValueError."""
-    ranks = as_ranks(rank, min(shape))
-    if ranks.ndim:
-        raise ValueError(f"one rank per call: got {rank!r}; take for example its largest.")
-    return int(ranks)
-
-
 def known_ranks(spectrum: Spectrum, ranks: Any) -> NDArray[np.int64]:
-    """Take ranks that the spectrum can answer for; None means 0 … p.
-
-    Raises
-    ------
-    ValueError
-        If a rank is beyond min(m, n), or beyond the values of a spectrum that is not complete.
-    """
+    """Return ranks that the spectrum has values for; None means 0 … p."""
     p = spectrum.values.shape[-1]
     if ranks is None:
         return np.arange(p + 1)
-    asked = as_ranks(ranks, min(spectrum.shape))
-    if not spectrum.complete and asked.size and asked.max() > p:
+    return as_ranks(ranks, min(spectrum.shape), known=None if spectrum.complete else p)
+
+
+def check_complete(spectrum: Spectrum, use: str, alternative: str = "") -> None:
+    """Check that a spectrum has every singular value, which `use` needs."""
+    if not spectrum.complete:
         raise ValueError(
-            f"rank {asked.max()} is beyond the {p} leading values that this spectrum holds; "
-            f"ask for them with spectrum(update, rank={asked.max()})."
+            f"{use} needs every singular value, and this spectrum holds the leading {spectrum.values.shape[-1]}; "
+            f"ask for all with spectrum(update){alternative}."
         )
-    return asked
 
 
 def energy_fractions(spectrum: Spectrum, ranks: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._linalg.threads import as_workers, in_threads
-from lowrank_core._validation import as_alpha, as_stack
+from lowrank_core._linalg.threads import in_threads
+from lowrank_core._validation import as_alpha, as_finite, as_stack, as_workers, check_one_axis
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 
@@ -91,9 +91,7 @@ def reconstruction_error(spectrum: Spectrum, ranks: ArrayLike | None = None, sca
     >>> reconstruction_error(spectrum(np.diag([4.0, 3.0])), 1)
     np.float64(0.6)
     """
-    factor = np.asarray(scaling, dtype=np.float64)
-    if not np.all(np.isfinite(factor)):
-        raise ValueError(f"scaling must be finite; got {scaling!r}.")
+    factor = as_finite(scaling, "scaling")
     asked = known_ranks(spectrum, ranks)
     heads, tails = energy_fractions(spectrum, asked)
     # hypot, because a scaling of 1e200 has no square.
@@ -168,9 +166,10 @@ def error_sweep(
     """
     from lowrank_core._linalg.kernels import energies as kernels
 
-    asked, alphas = _one_axis(known_ranks(spectrum, ranks), "ranks"), as_alpha(alpha)
-    if alphas.ndim > 1:
-        raise ValueError(f"alpha must be a number or one-dimensional; got shape {alphas.shape}.")
+    asked, alphas = known_ranks(spectrum, ranks), as_alpha(alpha)
+    check_one_axis(asked, "ranks")
+    if alphas.ndim:
+        check_one_axis(alphas, "alpha")
     table = scalings(rules, alphas, asked)
     batch = spectrum.values.shape[:-1]
     values, norms, flat_table = as_stack(spectrum.values, 1), as_stack(spectrum.norm, 0), as_stack(table, 1)
@@ -192,9 +191,3 @@ def error_sweep(
         tuple(rule_name(rule) for rule in rules),
         alphas[()],
     )
-
-
-def _one_axis(ranks: NDArray[np.int64], name: str) -> NDArray[np.int64]:
-    if ranks.ndim != 1:
-        raise ValueError(f"{name} must be one-dimensional, such as [2, 4, 8]; got shape {ranks.shape}.")
-    return ranks

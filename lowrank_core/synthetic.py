@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._validation import as_ranks, as_whole_numbers
+from lowrank_core._validation import as_noise, as_rank, as_real, as_shape, check_scalar
 
 __all__ = ["facts_update", "style_update", "update_with_spectrum"]
 
@@ -42,8 +42,8 @@ def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng
     >>> spectrum(style_update(64, 64, rng=np.random.RandomState(42))).values[:5].round(2)
     array([4.99, 3.5 , 2.01, 0.52, 0.14])
     """
-    rows, columns = _shape(d, k)
-    rank = int(as_ranks(true_rank, min(rows, columns)))
+    rows, columns = as_shape(d, k)
+    rank = as_rank(true_rank, min(rows, columns))
     return _noisy(np.linspace(5.0, 0.5, rank), (rows, columns), noise, rng)
 
 
@@ -58,7 +58,7 @@ def facts_update(d: int, k: int, *, noise: float = 0.01, rng: Any) -> NDArray[np
     >>> int(rank_for_variance(spectrum(facts_update(64, 64, rng=0)), 0.9))
     41
     """
-    rows, columns = _shape(d, k)
+    rows, columns = as_shape(d, k)
     return _noisy(np.linspace(3.0, 0.5, min(rows, columns)), (rows, columns), noise, rng)
 
 
@@ -89,8 +89,8 @@ def update_with_spectrum(values: ArrayLike, shape: tuple[int, int], *, rng: Any)
     >>> spectrum(update_with_spectrum([3.0, 1.0], (5, 4), rng=0)).values.round(12) + 0.0
     array([3., 1., 0., 0.])
     """
-    rows, columns = _shape(*shape)
-    sizes = np.asarray(values, dtype=np.float64)
+    rows, columns = as_shape(*shape)
+    sizes = as_real(values, "values")
     if sizes.ndim == 0 or sizes.shape[-1] > min(rows, columns):
         raise ValueError(
             f"values of shape {sizes.shape} do not fit an update of {rows} × {columns}: at most min(m, n)."
@@ -100,24 +100,17 @@ def update_with_spectrum(values: ArrayLike, shape: tuple[int, int], *, rng: Any)
     return _in_random_bases(sizes, (rows, columns), _generator(rng))
 
 
-def _shape(rows: int, columns: int) -> tuple[int, int]:
-    m, n = (int(size) for size in as_whole_numbers([rows, columns], "a size"))
-    if m < 1 or n < 1:
-        raise ValueError(f"an update needs at least one row and one column; got {m} × {n}.")
-    return m, n
-
-
 def _generator(rng: Any) -> Any:
     # default_rng would take a RandomState's bits for draws of its own: not the article's figures.
     return rng if isinstance(rng, np.random.RandomState) else np.random.default_rng(rng)
 
 
 def _noisy(values: NDArray[np.float64], shape: tuple[int, int], noise: float, rng: Any) -> NDArray[np.float64]:
-    if not (np.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise must be finite and not negative; got {noise}. It is a standard deviation per entry.")
+    deviation = as_noise(noise)
+    check_scalar(deviation, "noise is one standard deviation for all entries", noise)
     generator = _generator(rng)
     update = _in_random_bases(values, shape, generator)
-    noisy: NDArray[np.float64] = update + noise * generator.standard_normal(shape)
+    noisy: NDArray[np.float64] = update + float(deviation) * generator.standard_normal(shape)
     return noisy
 
 

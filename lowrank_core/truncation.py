@@ -11,9 +11,8 @@ import numpy as np
 from lowrank_core._linalg.dense import Decomposition, map_batch
 from lowrank_core._linalg.products import check_product, decompose_product
 from lowrank_core._linalg.routes import choose_route, decompose, holds_its_blas, krylov_seed
-from lowrank_core._linalg.threads import as_workers
-from lowrank_core._validation import as_matrices, as_stack, check_finite
-from lowrank_core.spectra import Spectrum, as_rank
+from lowrank_core._validation import as_matrices, as_rank, as_stack, as_workers, check_finite
+from lowrank_core.spectra import Spectrum
 from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["truncate"]
@@ -72,7 +71,7 @@ def truncate(
         return _truncate(lambda i: decompose_product(B[i], A[i], update.scaling), work, rank)
     matrices, dtype = as_matrices(update)
     shape = (matrices.shape[-2], matrices.shape[-1])
-    wanted = None if callable(rank) else as_rank(rank, shape)
+    wanted = None if callable(rank) else as_rank(rank, min(shape))
     route = choose_route(method, dtype, shape, wanted, factors=True)
     check_finite(matrices)
     flat = as_stack(matrices, 2)
@@ -109,10 +108,10 @@ def _truncate(
     if callable(rank):
         held = stack.map(decomposed)
         # Outside the map, where BLAS is free again: the function may well call this library.
-        kept = as_rank(rank(_spectrum_of(held, stack)), stack.shape)
+        kept = as_rank(rank(_spectrum_of(held, stack)), min(stack.shape))
         parts = stack.map(lambda i: held[i].factors(kept))
     else:
-        kept = as_rank(rank, stack.shape)
+        kept = as_rank(rank, min(stack.shape))
         parts = stack.map(lambda i: decomposed(i).factors(kept))
     (m, n), batch = stack.shape, stack.batch
     width = parts[0][0].shape[-1] if parts else kept

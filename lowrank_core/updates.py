@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lowrank_core._dtypes import coarsest
 from lowrank_core._linalg import scaled_to_unit
-from lowrank_core._validation import as_factor, coarsest_dtype
+from lowrank_core._validation import as_factor, as_finite, as_real, check_scalar
 
 __all__ = ["LowRankUpdate"]
 
@@ -78,11 +79,10 @@ class LowRankUpdate:
             raise ValueError(
                 f"the batch axes of B {B.shape[:-2]} and A {A.shape[:-2]} do not broadcast; give both the same."
             ) from None
-        scaling = float(self.scaling)
-        if not np.isfinite(scaling):
-            raise ValueError(f"scaling must be finite; got {scaling}.")
-        shape, dtype = (*batch, B.shape[-2], A.shape[-1]), coarsest_dtype(B_dtype, A_dtype)
-        for name, value in (("B", B), ("A", A), ("scaling", scaling), ("shape", shape), ("dtype", dtype)):
+        scaling = as_finite(self.scaling, "scaling")
+        check_scalar(scaling, "scaling is one number for all updates of the stack", self.scaling)
+        shape, dtype = (*batch, B.shape[-2], A.shape[-1]), coarsest(B_dtype, A_dtype)
+        for name, value in (("B", B), ("A", A), ("scaling", float(scaling)), ("shape", shape), ("dtype", dtype)):
             object.__setattr__(self, name, value)
 
     @property
@@ -111,7 +111,7 @@ class LowRankUpdate:
         ValueError
             If the last axis of `x` is not n.
         """
-        vectors = np.asarray(x, dtype=np.float64)
+        vectors = as_real(x, "x")
         if vectors.ndim == 0 or vectors.shape[-1] != self.A.shape[-1]:
             raise ValueError(f"x has shape {vectors.shape}; its last axis must be n = {self.A.shape[-1]}.")
         A_t = np.swapaxes(self.A.astype(np.float64), -1, -2)

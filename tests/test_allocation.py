@@ -223,12 +223,12 @@ def test_an_incomplete_spectrum_answers_as_far_as_its_values_go():
         ({"parameters": [100, 200]}, "one budget for all layers"),
         ({"variance": 1.5}, "between 0 and 1.*95 % as 0.95"),
         ({"variance": -0.1}, "between 0 and 1"),
-        ({"variance": [0.5, 0.6]}, "one share for all layers"),
+        ({"variance": [0.5, 0.6]}, "one fraction for all layers"),
         ({"variance": 0.9, "max_rank": 1}, r"0\.9 cannot be kept: with the largest ranks allowed, 0\.655665 is"),
         ({"variance": 0.5, "max_rank": -1}, "max_rank must be a whole number"),
         ({"variance": 0.5, "max_rank": [1, 2, 3]}, "or a mapping"),
         ({"variance": 0.5, "max_rank": {"k": 3}}, "max_rank names 'k', which is none of the 3 layers"),
-        ({"variance": 0.5, "objective": "nuclear"}, "objective must be one of relative, absolute; got 'nuclear'"),
+        ({"variance": 0.5, "objective": "nuclear"}, "unknown objective 'nuclear'; accepted are relative"),
     ],
 )
 def test_bad_input_is_told_the_nearest_figure(options, message):

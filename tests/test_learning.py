@@ -183,8 +183,8 @@ def test_a_spectrum_with_fewer_values_than_min_m_n():
     [
         ({"optimizer": "sgdm"}, r"unknown optimizer 'sgdm'; accepted are sgd, adam"),
         ({"optimizer": "adam"}, r"Adam is not rotation-invariant: it needs the update itself"),
-        ({"ranks": [[1]]}, r"ranks must be one-dimensional and alpha one number; got shapes \(1, 1\)"),
-        ({"alpha": [1.0, 2.0]}, r"ranks must be one-dimensional and alpha one number; got .*\(2,\)"),
+        ({"ranks": [[1]]}, r"ranks must be one-dimensional.*shape \(1, 1\)"),
+        ({"alpha": [1.0, 2.0]}, "alpha is one number"),
         ({"ranks": [5]}, r"rank 5 is beyond min\(m, n\) = 4"),
         ({"steps": -1}, r"steps must be a whole number of at least 0; got -1"),
         ({"steps": 1.5}, r"steps must be a whole number"),

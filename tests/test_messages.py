@@ -62,9 +62,9 @@ MESSAGES = {
     "values must be finite, not negative, and descending along the last axis.":
         lambda: Spectrum([4.0, 1.0, 2.0], 9.0, (3, 3), complete=False),
     NORM: lambda: Spectrum([4.0, 3.0], 6.0, (2, 2), complete=True),
-    "dtype int32 is none that updates are stored in; accepted are float64, float32, float16, bfloat16.":
+    "unsupported dtype int32; accepted are float64, float32, float16, bfloat16.":
         lambda: Spectrum([1.0], 1.0, (1, 1), complete=True, dtype="int32"),
-    "one rank per call: got [1, 2]; take for example its largest.": lambda: spectrum(np.eye(3), rank=[1, 2]),
+    "one rank is needed, for example the largest; got [1, 2].": lambda: spectrum(np.eye(3), rank=[1, 2]),
     "workers must be at least 1, or None for all cores; got 0.": lambda: spectrum(np.eye(3), workers=0),
     "rank 3 is beyond the 2 leading values that this spectrum holds; ask for them with spectrum(update, rank=3).":
         lambda: variance_captured(PART, [3, 1]),
@@ -80,15 +80,15 @@ MESSAGES = {
     "this spectrum holds no values; ask for them with spectrum(update, rank=1) or more.": lambda: stable_rank(NONE),
     "the effective rank needs every singular value, and this spectrum holds the leading 2; "
     "ask for all with spectrum(update).": lambda: effective_rank(PART),
-    "unknown noise is taken from the median of every singular value, and this spectrum holds the leading 2; "
+    "an estimate of unknown noise needs every singular value, and this spectrum holds the leading 2; "
     "ask for all with spectrum(update), or give the noise.": lambda: rank_above_noise(PART),
     "the median singular value is 0, so there is no noise to estimate: this update is exactly of a rank "
     "under half of min(m, n). Count its rank with numerical_rank, or give the noise.":
         lambda: rank_above_noise(spectrum(np.ones((3, 4)))),
     f"a noise of 0.1 is passed by all 2 leading values that this spectrum holds; {MORE}":
         lambda: rank_above_noise(PART, 0.1),
-    "noise must be finite and at least 0, a standard deviation per entry; got -1.0. "
-    "0 counts every value that is not zero; leave it out where the noise is unknown.":
+    "noise must be finite and at least 0; got -1.0. "
+    "It is the standard deviation of each entry, 0 where there is none.":
         lambda: rank_above_noise(OF, -1.0),
     # scaling
     "power must be finite; got inf. -1 is alpha/r and -0.5 is alpha/sqrt(r).": lambda: power_rule(np.inf),
@@ -105,11 +105,11 @@ MESSAGES = {
     # sweeps
     "scaling must be finite; got inf.": lambda: reconstruction_error(OF, [1], np.inf),
     "ranks must be one-dimensional, such as [2, 4, 8]; got shape (1, 1).": lambda: error_sweep(OF, [[1]]),
-    "alpha must be a number or one-dimensional; got shape (1, 1).": lambda: error_sweep(OF, [1], alpha=[[16.0]]),
+    "alpha must be one-dimensional, such as [2, 4, 8]; got shape (1, 1).": lambda: error_sweep(OF, [1], alpha=[[16.0]]),
     # allocation
-    "give either parameters, the budget, or variance, the share to keep, and not both; "
+    "give either parameters, the budget, or variance, the fraction to keep, and not both; "
     "got parameters=3, variance=0.5.": lambda: allocate_ranks(LAYERS, parameters=3, variance=0.5),
-    "objective must be one of relative, absolute; got 'nuclear'.":
+    "unknown objective 'nuclear'; accepted are relative, absolute.":
         lambda: allocate_ranks(LAYERS, variance=0.5, objective="nuclear"),
     "there is no layer to give ranks to: spectra must hold at least one.": lambda: allocate_ranks({}, variance=0.5),
     "layer 'q' has a batch of spectra, of shape (2, 3); give each a name of its own.":
@@ -126,7 +126,7 @@ MESSAGES = {
     "parameters must be a whole number of at least 0; got 12.5.": lambda: allocate_ranks(LAYERS, parameters=12.5),
     "max_rank must be a whole number of at least 0; got -1.":
         lambda: allocate_ranks(LAYERS, variance=0.5, max_rank=-1),
-    "variance is one share for all layers together; got [0.5, 0.6].":
+    "variance is one fraction for all layers together; got [0.5, 0.6].":
         lambda: allocate_ranks(LAYERS, variance=[0.5, 0.6]),
     "a variance of 0.9 cannot be kept: with the largest ranks allowed, 0.64 is. "
     "Raise max_rank, give more of each spectrum's values, or ask for less.":
@@ -140,8 +140,8 @@ MESSAGES = {
     "Ask for the matrices of a stack one by one.": lambda: storage_noise(np.ones((2, 3)), np.ones((3, 2))),
     # learning
     "unknown optimizer 'lion'; accepted are sgd, adam.": lambda: learning_sweep(OF, [1], optimizer="lion"),
-    "ranks must be one-dimensional and alpha one number; got shapes () and ().": lambda: learning_sweep(OF, 1),
-    "ranks must be one-dimensional and alpha one number; got shapes (1,) and (1,).":
+    "ranks must be one-dimensional, such as [2, 4, 8]; got shape ().": lambda: learning_sweep(OF, 1),
+    "alpha is one number for the whole sweep; got [1.0].":
         lambda: learning_sweep(OF, [1], alpha=[1.0]),
     "repeats must be at least 1; got 0.": lambda: learning_sweep(OF, [1], repeats=0),
     "steps must be a whole number of at least 0; got -1.": lambda: learning_sweep(OF, [1], steps=-1),

@@ -208,8 +208,8 @@ def test_rank_and_variance_below_the_edge():
         (np.ones((2, 2, 3)), np.ones((2, 2, 3)), "matrices of a stack one by one"),
         (np.ones((2, 3)), np.full((2, 3), np.nan), "^tuned holds nan at row 0, column 0"),
         (np.full((2, 3), np.inf), np.ones((2, 3)), "^base holds inf at row 0, column 0"),
-        (np.ones((2, 3), dtype=complex), np.ones((2, 3)), "^base has dtype complex128"),
-        (np.ones((2, 3)), np.ones((2, 3), dtype=complex), "^tuned has dtype complex128"),
+        (np.ones((2, 3), dtype=complex), np.ones((2, 3)), "^base has unsupported dtype complex128"),
+        (np.ones((2, 3)), np.ones((2, 3), dtype=complex), "^tuned has unsupported dtype complex128"),
     ],
 )
 def test_bad_input(base, tuned, message):

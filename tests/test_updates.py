@@ -106,7 +106,7 @@ def test_factors_that_do_not_fit_are_refused():
         LowRankUpdate(np.ones((0, 2)), A)
     with pytest.raises(ValueError, match=r"empty"):
         LowRankUpdate(B, np.ones((2, 0)))
-    with pytest.raises(ValueError, match=r"A has dtype complex128; accepted are"):
+    with pytest.raises(ValueError, match=r"A has unsupported dtype complex128; accepted are"):
         LowRankUpdate(B, A.astype(complex))
     for scaling in (np.nan, np.inf):
         with pytest.raises(ValueError, match=r"scaling must be finite; got"):

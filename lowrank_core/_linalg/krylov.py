@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.dense import Decomposition, from_projection, row_factors
 from lowrank_core._linalg.powers_of_two import scaled_to_unit, unscaled_by
-from lowrank_core._linalg.threads import Team, as_workers, blas_threads
+from lowrank_core._linalg.threads import Team, blas_threads
+from lowrank_core._validation import as_workers
 
 __all__ = ["krylov"]
 

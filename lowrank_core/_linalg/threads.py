@@ -8,22 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Self, TypeVar
 
-from lowrank_core._validation import as_whole_numbers
-
-__all__ = ["Team", "as_workers", "blas_threads", "in_threads"]
+__all__ = ["Team", "blas_threads", "in_threads"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-
-
-def as_workers(workers: int | None) -> int:
-    """Give the number of workers: None means every core this process may use, 1 means none beside the caller."""
-    if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = int(as_whole_numbers(workers, "workers"))
-    if count < 1:
-        raise ValueError(f"workers must be at least 1, or None for all cores; got {workers}.")
-    return count
 
 
 class Team:

@@ -16,6 +16,7 @@ try:
 except ImportError as error:
     raise ImportError('lowrank_core.testing needs Hypothesis: pip install "lowrank_core[testing]"') from error
 
+from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.spectra import Spectrum
 from lowrank_core.updates import LowRankUpdate
 
@@ -44,31 +45,14 @@ LAYOUTS = ("C", "F", "strided", "read-only")
 FACTOR_KINDS = ("ordinary", "unbalanced", "deficient", "padded", "cancelled")
 
 #: Dtypes of matrices; bfloat16 is drawn where ml_dtypes is installed.
-DTYPES = ("float64", "float32", "float16", *(["bfloat16"] if importlib.util.find_spec("ml_dtypes") else []))
-
-# Exponents of the least normal and the largest power of two, and the bits of the fraction.
-_RANGES = {
-    "float64": (-1022, 1023, 52),
-    "float32": (-126, 127, 23),
-    "float16": (-14, 15, 10),
-    "bfloat16": (-126, 127, 7),
-}
-
-
-def _dtype(name: Any) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    dtype: np.dtype[Any] = np.dtype(name)
-    return dtype
+DTYPES = tuple(name for name in FLOATS if name != "bfloat16" or importlib.util.find_spec("ml_dtypes"))
 
 
 @st.composite
 def _singular_values(draw: st.DrawFn, count: int, kinds: Sequence[str], dtype: str) -> tuple[Floats, int]:
     """Descending values within 0 … 1, and the power of two to multiply them with."""
     kind = draw(st.sampled_from(kinds))
-    lowest, highest, bits = _RANGES[dtype]
+    lowest, highest = FLOATS[dtype].min_exponent, FLOATS[dtype].max_exponent
     drawn = draw(st.lists(st.floats(2.0**-10, 1.0), min_size=count, max_size=count))
     values = np.sort(np.array(drawn))[::-1]
     exponent = 0
@@ -85,7 +69,7 @@ def _singular_values(draw: st.DrawFn, count: int, kinds: Sequence[str], dtype: s
         values = np.exp2(-fall * np.arange(count) / max(count - 1, 1))
         exponent = draw(st.integers(lowest + fall, highest - 3)) if lowest + fall < highest - 3 else 0
     elif kind == "subnormal":
-        exponent = lowest - draw(st.integers(0, bits))
+        exponent = lowest - draw(st.integers(0, lowest - FLOATS[dtype].subnormal_exponent))
     elif kind == "huge":
         # The norm, at most √count·σ₁, must still fit.
         exponent = highest - count.bit_length()
@@ -113,7 +97,7 @@ def _basis(draw: st.DrawFn, side: int, count: int) -> Floats:
 def _matrix(draw: st.DrawFn, shape: tuple[int, int], kinds: Sequence[str], dtype: str) -> NDArray[Any]:
     values, exponent = draw(_singular_values(min(shape), kinds, dtype))
     U, V = (draw(_basis(side, min(shape))) for side in shape)
-    matrix: NDArray[Any] = np.ldexp((U * values) @ V.T, exponent).astype(_dtype(dtype))
+    matrix: NDArray[Any] = np.ldexp((U * values) @ V.T, exponent).astype(as_dtype(dtype))
     return matrix
 
 
@@ -320,7 +304,7 @@ def low_rank_updates(
         B[..., half:] = B[..., : rank - half]
         A[..., half:, :] = -A[..., : rank - half, :] * (1.0 + 2.0 ** -draw(st.integers(1, 20)))
     stored = [
-        _laid_out(factor.astype(_dtype(name)), draw(st.sampled_from(layouts)))
+        _laid_out(factor.astype(as_dtype(name)), draw(st.sampled_from(layouts)))
         for factor, name in zip((B, A), names, strict=True)
     ]
     return LowRankUpdate(stored[0], stored[1], draw(st.sampled_from([1.0, 0.25, -2.0, 1e-3, 16.0])))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core._dtypes import FLOATS
 from lowrank_core._linalg import Scaled, scaled_to_unit
 from lowrank_core._validation import as_matrices
 from lowrank_core.spectra import Spectrum
@@ -15,7 +16,7 @@ from lowrank_core.updates import LowRankUpdate
 __all__ = ["assert_eckart_young", "assert_same_update", "assert_spectrum"]
 
 Floats = NDArray[np.float64]
-_EPS64 = 2.0**-52
+_EPS64 = FLOATS["float64"].eps
 
 
 def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _EPS64) -> None:

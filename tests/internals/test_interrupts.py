@@ -13,7 +13,8 @@ import lowrank_core as lc
 from lowrank_core._linalg import threads, thresholds
 from lowrank_core._linalg.kernels import band
 from lowrank_core._linalg.kernels import learning as kernels
-from lowrank_core._linalg.threads import as_workers, blas_threads
+from lowrank_core._linalg.threads import blas_threads
+from lowrank_core._validation import as_workers
 from tests.blas import blas_now
 
 RNG = np.random.default_rng(5)

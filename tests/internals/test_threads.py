@@ -23,7 +23,8 @@ from lowrank_core import (
     variance_captured,
 )
 from lowrank_core._linalg import threads, thresholds
-from lowrank_core._linalg.threads import Team, as_workers, blas_threads, in_threads
+from lowrank_core._linalg.threads import Team, blas_threads, in_threads
+from lowrank_core._validation import as_workers
 from tests.blas import blas_now
 
 RNG = np.random.default_rng(0)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowrank_core._dtypes import FLOATS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SINGLE_PRECISION = ("float32", "float16", "bfloat16")
+_SINGLE_PRECISION = tuple(name for name in FLOATS if name != "float64")
 # As float64 a megabyte, which fits a core's own cache.
 _BLOCK_ENTRIES = 1 << 17
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_core._dtypes import FLOATS, INTEGERS
 from lowrank_core.models.files.blocks import frobenius_norm
 
 if TYPE_CHECKING:
@@ -15,18 +16,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATING = {name.upper().replace("FLOAT", "F"): name for name in FLOATS}
 """The stored types that hold weights: safetensors' own name, and NumPy's."""
 
-INTEGER = {
-    "BOOL": "bool",
-    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
-}
+INTEGER = {name.upper().replace("INT", "I").replace("UI", "U"): name for name in INTEGERS}
 """The stored types of counters, masks and quantised weights."""
 
-PLAIN_WEIGHTS = (
-    "float64, float32, float16 and bfloat16 hold plain weights; a quantised model has to be dequantised first"
-)
+PLAIN_WEIGHTS = f"{', '.join(FLOATS)} hold plain weights; a quantised model has to be dequantised first"
 """What to tell the owner of any other type."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lowrank_core import scaling_rule
+from lowrank_core._dtypes import as_dtype
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.peft import check_peft_config, open_peft
-from lowrank_core.models.operations.factoring import Factored, Form, as_dtype
+from lowrank_core.models.operations.factoring import Factored, Form
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

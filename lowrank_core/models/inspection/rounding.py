@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lowrank_core._dtypes import FLOATS
 from lowrank_core.rounding_noise import Rounding, StorageNoise
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from lowrank_core import Spectrum
 
-COARSE = ("float16", "bfloat16")
+COARSE = tuple(name for name, dtype in FLOATS.items() if dtype.eps > FLOATS["float32"].eps)
 """The stored dtypes whose steps are of the size of fine-tuning updates."""
 
 

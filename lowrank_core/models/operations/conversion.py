@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_core import LowRankUpdate
+from lowrank_core._dtypes import FLOATS
 from lowrank_core.models.files.checkpoints import module_name, open_checkpoint
 from lowrank_core.models.formats.placements import (
     DEFAULT_KOHYA_PREFIX,
@@ -18,7 +19,6 @@ from lowrank_core.models.formats.placements import (
     peft_placement,
     same_placement,
 )
-from lowrank_core.models.operations.factoring import STORED_DTYPES
 from lowrank_core.models.operations.norms import product_norm
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def finest_dtype(layers: Iterable[AdapterLayer]) -> str:
     str
         "float32" where there are none.
     """
-    stored = {tensor.dtype for layer in layers for tensor in (layer.A, layer.B)} & STORED_DTYPES.keys()
-    return min(stored, key=STORED_DTYPES.__getitem__, default="float32")
+    stored = {tensor.dtype for layer in layers for tensor in (layer.A, layer.B)} & FLOATS.keys()
+    return min(stored, key=lambda name: FLOATS[name].eps, default="float32")
 
 
 def check_base(adapter: Adapter, *, restored: bool) -> None:

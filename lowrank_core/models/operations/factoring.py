@@ -11,6 +11,7 @@ import numpy as np
 
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, truncate
 from lowrank_core import variance_captured as captured_at
+from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.inspection.rounding import AboveNoise
 from lowrank_core.models.operations.budgets import Budget
@@ -29,9 +30,6 @@ LayerRank: TypeAlias = int | Callable[[Spectrum], Any]
 
 Rank: TypeAlias = LayerRank | Mapping[str, int] | Budget | AboveNoise
 """The same for all layers; a number for each by its name; a budget for all together; or what stands above rounding."""
-
-STORED_DTYPES = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-"""What factors can be stored in, finest first, and the distance from 1 to the next number of each."""
 
 PEFT_RULES = ("rslora", "standard")
 DEFAULT_ALPHA = 16.0
@@ -68,8 +66,8 @@ class Form:
     kohya: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in STORED_DTYPES:
-            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(STORED_DTYPES)}")
+        if self.dtype not in FLOATS:
+            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(FLOATS)}")
         if self.rule not in PEFT_RULES:
             raise ValueError(
                 f"rule {self.rule!r} is none that an adapter can name: {', '.join(PEFT_RULES)} (α/√r and α/r) are"
@@ -284,28 +282,7 @@ def everything(found: Spectrum) -> int:
         and repeated components are no components.
     """
     largest = np.max(found.values, initial=0.0)
-    return int(np.count_nonzero(found.values > max(found.shape) * STORED_DTYPES["float64"] * largest))
-
-
-def as_dtype(name: str) -> np.dtype[Any]:
-    """
-    Find the NumPy dtype of a name.
-
-    Parameters
-    ----------
-    name : str
-        That of a type which NumPy or ml_dtypes has, as "bfloat16".
-
-    Returns
-    -------
-    numpy.dtype
-        The type.
-    """
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    return np.dtype(name)
+    return int(np.count_nonzero(found.values > max(found.shape) * FLOATS["float64"].eps * largest))
 
 
 def wider_than(dtype: str) -> str:
@@ -315,7 +292,7 @@ def wider_than(dtype: str) -> str:
     Parameters
     ----------
     dtype : str
-        One of :data:`STORED_DTYPES`.
+        One of the table's.
 
     Returns
     -------
@@ -388,7 +365,7 @@ def _rounding(update: LowRankUpdate) -> float:
     itself, as it does in the difference of two adapters: such values are no components.
     """
     (B, B_exponent), (A, A_exponent) = _column_norms(update.B), _column_norms(update.A.T)
-    size = float(np.dot(B, A)) * abs(update.scaling) * max(update.shape) * STORED_DTYPES["float64"]
+    size = float(np.dot(B, A)) * abs(update.scaling) * max(update.shape) * FLOATS["float64"].eps
     with np.errstate(over="ignore"):
         return float(np.ldexp(size, B_exponent + A_exponent))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.executors import map_in_order
 from lowrank_core.models.files.atomic import check_replaceable, replacing
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
@@ -24,12 +25,10 @@ from lowrank_core.models.inspection.rounding import AboveNoise
 from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.factoring import (
-    STORED_DTYPES,
     Factored,
     Form,
     LayerRank,
     Rank,
-    as_dtype,
     check_rank,
     factor,
     rank_of,
@@ -428,7 +427,7 @@ def _storage_warnings(layers: Sequence[LayerCompression], form: Form) -> tuple[s
     # Rounding each entry within u = eps/2 moves the product by 2u·√(σ₁·Σσ) at most, which is within
     # eps·r^¼·‖Δ_r‖. More than that is a factor with entries below the smallest normal number of its dtype.
     # Twice that, and no less than what the float64 of the measurement itself loses.
-    bound = 2 * max(STORED_DTYPES[form.dtype], 1e-14)
+    bound = 2 * max(FLOATS[form.dtype].eps, 1e-14)
     narrow = [layer for layer in layers if layer.storage_error > bound * layer.rank**0.25]
     if not narrow:
         return ()
