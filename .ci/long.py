@@ -1,46 +1,49 @@
-"""The long profile: 10,000 examples a property, and how long that took.
+"""The long profile: 10,000 examples a property, and how long they took.
 
     python .ci/long.py [FILE ...]
 
-Runs tests/properties, or some files of it by their names (``test_ranks``), and writes docs/numbers/long.json.
-A night's work on one core; interrupt it as you like, since each file is written when it is done.
+Runs tests/properties, or some files of it by their names (``test_ranks``), and writes docs/numbers/long.json, without
+the files that no longer exist. A night's work on one core; it may be interrupted, since each file is written when
+it is done.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "numbers" / "long.json"
+import records
+
 GENERATED = re.compile(r"during generate phase \(([\d.]+) seconds\).*?- (\d+) passing", re.DOTALL)
 
 
-def main(files: list[str]) -> int:
-    """Run the files named, or all."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+def main(names: list[str]) -> int:
+    """Run the files named, or all; the exit code says whether one failed."""
+    files = {path.stem: path for path in sorted((records.ROOT / "tests" / "properties").glob("test_*.py"))}
+    results = {name: result for name, result in records.read("long").items() if name in files}
     failed = False
-    for path in sorted((ROOT / "tests" / "properties").glob("test_*.py")):
-        if files and path.stem not in files:
-            continue
-        command = ["-m", "pytest", "-q", "--hypothesis-profile=long", "--hypothesis-show-statistics", str(path)]
-        run = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
-        found = GENERATED.findall(run.stdout)
+    for name in names or files:
+        command = ["-m", "pytest", "-q", "--hypothesis-profile=long", "--hypothesis-show-statistics", str(files[name])]
+        run = subprocess.run([sys.executable, *command], cwd=records.ROOT, capture_output=True, text=True, check=False)
         if run.returncode:
             failed = True
             print(run.stdout)
-        elif found:
-            results[path.stem] = {
-                "properties": len(found),
-                "examples": sum(int(examples) for _, examples in found),
-                "minutes": round(sum(float(seconds) for seconds, _ in found) / 60, 1),
-            }
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"{path.stem}: {results.get(path.stem, 'no properties')}", flush=True)
+        elif found := GENERATED.findall(run.stdout):
+            results[name] = summary(found)
+            records.write("long", results)
+        print(f"{name}: {results.get(name, 'no properties')}", flush=True)
     return failed
+
+
+def summary(found: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return the sums over a file's properties, each given as (seconds, examples)."""
+    return {
+        "properties": len(found),
+        "examples": sum(int(examples) for _, examples in found),
+        "minutes": round(sum(float(seconds) for seconds, _ in found) / 60, 1),
+    }
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Break a module in every way that mutmut knows, one at a time, and write as JSON what its tests make of each.
+"""Change a module in ways that mutmut knows, one at a time, and print as JSON what its tests make of each.
 
-    python .ci/mutants.py MODULE TESTS [ONLY]
+    python .ci/mutants.py MODULE TESTS <PLACES
 
-TESTS is what pytest is given; ONLY a file of the mutants that are tried, as [was, became]. Run by mutation.py in a
-clone, whose file of the module it overwrites. A mutant meets the tests in a fork of this process, which has imported
-what tests need beside the package: a new process would take longer over that than the tests over most mutants. Each
-test has a limit of processor time, which does not depend on what else runs: many times what it takes itself.
+TESTS is what pytest is given; PLACES a JSON list of the mutants to try, by their numbers. Run by mutation.py in a
+clone, whose file of the module it overwrites. Tests of a mutant run in a fork of this process, which has imported what
+tests need beside the package: a new process would take longer over that than the tests over most mutants. Each test has
+a limit of processor time, which does not depend on what else runs: many times what it takes without a mutant.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ import scipy.optimize  # noqa: F401
 
 SURVIVED, KILLED, HUNG = "survived", "killed", "hung"
 
-# Of each test of a module that is as it should be, beside the clone's own files.
+# The processor time of each test without a mutant, in seconds; among the clone's own files.
 SECONDS = Path("seconds.json")
 
-# A mutant may ask for any array. More than any test needs.
+# A mutant may ask for an array of any size; tests need less than this many bytes.
 MEMORY = 8 << 30
 
-# An example that fails is not made smaller, which takes longer than to find it.
+# Examples that fail are not shrunk, which takes longer than finding them.
 hypothesis.settings.register_profile(
     "mutants",
     max_examples=100,
@@ -51,54 +51,47 @@ hypothesis.settings.register_profile(
 )
 
 
-def main(module: str, tests: list[str], only: list[list[str]] | None) -> int:
-    """Write how many mutants there are, how many were killed, and those that were not."""
+def main(module: str, tests: list[str], places: set[int]) -> int:
+    """Print which mutants survive, and how many hang."""
     path = Path("lowrank_core", f"{module}.py")
     source = path.read_text(encoding="utf-8")
     # Twice, since kernels may have to be compiled the first time.
     for _ in range(2):
-        if met(tests, None) != SURVIVED:
+        if run_tests(tests, None) != SURVIVED:
             raise RuntimeError(f"the tests of {module} fail before anything is changed.")
     usual = json.loads(SECONDS.read_text(encoding="utf-8"))
     outcomes, survivors = [], []
-    found = list(mutants_of(source))
-    for lines, mutant in found:
-        if only is not None and lines not in only:
+    for place, (lines, mutant) in enumerate(mutants_of(source)):
+        if place not in places:
             continue
         path.write_text(mutant, encoding="utf-8")
-        outcome = met(tests, usual)
-        outcomes.append(outcome)
+        outcomes.append(run_tests(tests, usual))
         if len(outcomes) % 50 == 0:
-            print(f"{module}: {len(outcomes)} of {len(found)} tried", file=sys.stderr, flush=True)
-        if outcome == SURVIVED:
-            survivors.append({"was": lines[0], "became": lines[1]})
+            print(f"{module}: {len(outcomes)} of {len(places)} tried", file=sys.stderr, flush=True)
+        if outcomes[-1] == SURVIVED:
+            survivors.append(lines)
             print(f"{module}: {lines[0]}  ->  {lines[1]}", file=sys.stderr, flush=True)
-    counts = {
-        "mutants": len(outcomes),
-        "killed": len(outcomes) - len(survivors),
-        "hung": outcomes.count(HUNG),
-    }
-    print(json.dumps(counts | {"survivors": survivors}))
+    print(json.dumps({"survivors": survivors, "hung": outcomes.count(HUNG)}))
     return 0
 
 
-def met(tests: list[str], usual: dict[str, float] | None) -> str:
-    """Run tests in a fork, and tell what became of the mutant; without the `usual` seconds of each test, write them."""
+def run_tests(tests: list[str], usual: dict[str, float] | None) -> str:
+    """Run tests in a fork, and return the outcome; without the `usual` seconds of each test, write these."""
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        # No more than a guard: one that waits takes no processor time.
+        # For a test that waits, which takes no processor time.
         signal.alarm(3600)
-        nowhere = os.open(os.devnull, os.O_RDWR)
+        null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
-            os.dup2(nowhere, stream)
+            os.dup2(null, stream)
         # No bytecode: a mutant written within a second of the last one would be taken for it.
         sys.dont_write_bytecode = True
         sys.path.insert(0, str(Path.cwd()))
         clock = Clock(usual)
-        clock.set(2 + 5 * sum((usual or {}).values()))
-        given = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
-        code = pytest.main([*given, *tests], [clock])
+        clock.limit(2 + 5 * sum((usual or {}).values()))
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
+        code = pytest.main([*options, *tests], [clock])
         if usual is None:
             SECONDS.write_text(json.dumps(clock.seconds), encoding="utf-8")
         os._exit(int(code))
@@ -109,35 +102,34 @@ def met(tests: list[str], usual: dict[str, float] | None) -> str:
 
 
 class Clock:
-    """The seconds of processor time of each test; ends the process where they are many times the usual."""
+    """The seconds of processor time of each test; ends the process where a test takes many times the usual."""
 
     def __init__(self, usual: dict[str, float] | None) -> None:
         self.usual = usual
         self.seconds: dict[str, float] = {}
 
-    def set(self, seconds: float) -> None:
-        """End the process after so many seconds, if at all."""
+    def limit(self, seconds: float) -> None:
+        """End the process after so many seconds from now, where the usual ones are known."""
         signal.setitimer(signal.ITIMER_VIRTUAL, 0.0 if self.usual is None else seconds)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Measure a test."""
-        self.set(2 + 5 * (self.usual or {}).get(item.nodeid, 0.0))
+        self.limit(2 + 5 * (self.usual or {}).get(item.nodeid, 0.0))
         began = time.process_time()
         result = yield
         self.seconds[item.nodeid] = time.process_time() - began
         return result
 
 
-def mutants_of(source: str) -> Iterator[tuple[list[str], str]]:
-    """Give the line that was, the line that it became, and the module that this makes, for every mutant."""
+def mutants_of(source: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield the line that was and the line that it became, and the changed module, for every mutant."""
     for identifier in mutmut.list_mutations(mutmut.Context(source=source)):
         mutant, _ = mutmut.mutate(mutmut.Context(source=source, mutation_id=identifier))
         pairs = zip_longest(source.splitlines(), mutant.splitlines(), fillvalue="")
-        yield next([was.strip(), became.strip()] for was, became in pairs if was != became), mutant
+        yield next((was.strip(), became.strip()) for was, became in pairs if was != became), mutant
 
 
 if __name__ == "__main__":
-    module, tests, *only = sys.argv[1:]
-    chosen = json.loads(Path(only[0]).read_text(encoding="utf-8")) if only else None
-    sys.exit(main(module, shlex.split(tests), chosen))
+    module, tests = sys.argv[1:]
+    sys.exit(main(module, shlex.split(tests), set(json.load(sys.stdin))))
