@@ -139,7 +139,7 @@ def as_ranks(ranks: ArrayLike, largest: int | None = None, known: int | None = N
         )
     if known is not None and whole.size and whole.max() > known:
         raise ValueError(
-            f"rank {whole.max()} is beyond the {known} leading values that this spectrum holds; "
+            f"rank {whole.max()} is beyond the {known} leading values of this spectrum; "
             f"ask for them with spectrum(update, rank={whole.max()})."
         )
     return whole
@@ -257,7 +257,7 @@ def check_finite(matrices: NDArray[Any], name: str = "the update") -> None:
     bad = as_stack(matrices, 2)[int(np.argmin(finite))]
     row, column = (int(i) for i in np.argwhere(~np.isfinite(bad))[0])
     raise ValueError(
-        f"{name}{_first_bad_index(np.asarray(finite))} holds {bad[row, column]} at row {row}, column {column}; "
+        f"{name}{_first_bad_index(np.asarray(finite))} contains {bad[row, column]} at row {row}, column {column}; "
         "every entry must be finite. Look for a diverged layer or an overflow of the stored dtype."
     )
 

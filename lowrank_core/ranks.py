@@ -1,4 +1,4 @@
-"""How many ranks an update has, and how many it needs."""
+"""Ranks that an update has, and ranks that it needs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lowrank_core.noise import marchenko_pastur_median, optimal_threshold
 from lowrank_core.spectra import Spectrum, check_complete, energy_fractions, known_ranks, largest_of
 
 __all__ = [
+    "count_passing",
     "effective_rank",
     "numerical_rank",
     "rank_above_noise",
@@ -24,11 +25,12 @@ __all__ = [
 
 
 def rank_for_variance(spectrum: Spectrum, fraction: ArrayLike) -> Any:
-    r"""Least rank that holds a fraction t of the variance: the least r with :math:`H_r \ge t N^2`.
+    r"""Return the least rank that captures a fraction t of the variance: the least r with :math:`H_r \ge t N^2`.
 
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
     fraction : array_like
         Between 0 and 1; broadcast against the batch axes.
 
@@ -42,6 +44,12 @@ def rank_for_variance(spectrum: Spectrum, fraction: ArrayLike) -> Any:
     ValueError
         If the fraction is outside 0 … 1, or an incomplete spectrum does not reach it.
 
+    See Also
+    --------
+    variance_captured : the fraction at each rank.
+    rank_for_error : by error instead.
+    allocate_ranks : for many layers with one budget.
+
     References
     ----------
     The energy rule of PEFT's ``convert_to_lora``.
@@ -53,17 +61,18 @@ def rank_for_variance(spectrum: Spectrum, fraction: ArrayLike) -> Any:
     >>> rank_for_variance(spectrum(np.diag([4.0, 3.0, 0.1])), 0.99)
     np.int64(2)
     """
-    wanted = as_fraction(fraction, "fraction")
+    target = as_fraction(fraction, "fraction")
     heads, _ = energy_fractions(spectrum, known_ranks(spectrum, None))
-    return _least_rank(spectrum, heads < wanted[..., np.newaxis], f"a variance of {fraction!r}")
+    return _least_rank(spectrum, heads < target[..., np.newaxis], f"a variance of {fraction!r}")
 
 
 def rank_for_error(spectrum: Spectrum, error: ArrayLike) -> Any:
-    r"""Least rank whose best relative error is at most e: the least r with :math:`T_r \le e^2 N^2`.
+    r"""Return the least rank whose best relative error is at most e: the least r with :math:`T_r \le e^2 N^2`.
 
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
     error : array_like
         Between 0 and 1, relative, in the Frobenius norm; broadcast against the batch axes.
 
@@ -77,9 +86,14 @@ def rank_for_error(spectrum: Spectrum, error: ArrayLike) -> Any:
     ValueError
         If the error is outside 0 … 1, or an incomplete spectrum does not reach it.
 
+    See Also
+    --------
+    reconstruction_error : the error at each rank.
+    rank_for_variance : by variance instead.
+
     References
     ----------
-    Eckart and Young, Psychometrika 1 (1936) 211.
+    Eckart and Young, Psychometrika 1 (1936) 211; Mirsky, Quart. J. Math. 11 (1960) 50, theorem 3.
 
     Examples
     --------
@@ -88,30 +102,33 @@ def rank_for_error(spectrum: Spectrum, error: ArrayLike) -> Any:
     >>> rank_for_error(spectrum(np.diag([4.0, 3.0, 0.1])), 0.1)
     np.int64(2)
     """
-    wanted = as_fraction(error, "error")
+    target = as_fraction(error, "error")
     _, tails = energy_fractions(spectrum, known_ranks(spectrum, None))
     # Roots are compared, so that the answer agrees with reconstruction_error to the last bit.
-    return _least_rank(spectrum, np.sqrt(tails) > wanted[..., np.newaxis], f"an error of {error!r}")
+    return _least_rank(spectrum, np.sqrt(tails) > target[..., np.newaxis], f"an error of {error!r}")
 
 
-def _least_rank(spectrum: Spectrum, short: NDArray[np.bool_], what: str) -> Any:
+def _least_rank(spectrum: Spectrum, insufficient: NDArray[np.bool_], criterion: str) -> Any:
+    """Return the first rank that is sufficient, at least 1; 0 for a zero update."""
     zero = spectrum.norm == 0
-    needed = np.maximum(np.sum(short, axis=-1), 1)
-    held = spectrum.values.shape[-1]
-    if not spectrum.complete and np.any((needed > held) & ~zero):
-        raise ValueError(
-            f"{what} needs more than the {held} leading values that this spectrum holds; "
-            f"ask for more with spectrum(update, rank=...), up to {min(spectrum.shape)}, or for all of them."
-        )
+    needed = np.maximum(np.sum(insufficient, axis=-1), 1)
+    p = spectrum.values.shape[-1]
+    if not spectrum.complete and np.any((needed > p) & ~zero):
+        raise ValueError(f"{criterion} needs more than the {p} leading values of this spectrum; {_more(spectrum)}")
     return np.where(zero, 0, needed)[()]
 
 
+def _more(spectrum: Spectrum) -> str:
+    return f"ask for more with spectrum(update, rank=...), up to {min(spectrum.shape)}, or for all of them."
+
+
 def rank_for_ratio(spectrum: Spectrum, ratio: ArrayLike) -> Any:
-    r"""Count the singular values of at least ρ times the largest: :math:`\#\{\sigma_i \ge \rho\,\sigma_1\}`.
+    r"""Return the number of singular values of at least ρ times the largest: :math:`\#\{\sigma_i \ge \rho\,\sigma_1\}`.
 
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
     ratio : array_like
         Between 0 and 1; broadcast against the batch axes.
 
@@ -125,9 +142,13 @@ def rank_for_ratio(spectrum: Spectrum, ratio: ArrayLike) -> Any:
     ValueError
         If the ratio is outside 0 … 1, or every value of an incomplete spectrum passes.
 
+    See Also
+    --------
+    numerical_rank : with the ratio that rounding implies.
+
     References
     ----------
-    kohya's ``sv_ratio`` with ratio 1/t, without its extra rank.
+    kohya's ``sv_ratio`` with ratio 1/ρ, without its extra rank.
 
     Examples
     --------
@@ -136,41 +157,35 @@ def rank_for_ratio(spectrum: Spectrum, ratio: ArrayLike) -> Any:
     >>> rank_for_ratio(spectrum(np.diag([4.0, 3.0, 0.1])), 0.5)
     np.int64(2)
     """
-    wanted = as_fraction(ratio, "ratio")
+    fraction = as_fraction(ratio, "ratio")
     values, _ = _unit_values(spectrum)
     # A threshold that underflows is still above a value of 0.
-    threshold = np.maximum(wanted * largest_of(values), np.where(wanted > 0, 5e-324, 0.0))
-    count = _count_at_least(spectrum, values, threshold, f"a ratio of {ratio!r}")
-    # Every value, the zeros beyond those held included, is at least nothing.
-    everything = np.where(wanted == 0, min(spectrum.shape), count)
-    return np.where(spectrum.norm == 0, 0, np.maximum(everything, 1))[()]
+    threshold = np.maximum(fraction * largest_of(values), np.where(fraction > 0, 5e-324, 0.0))
+    count = count_passing(spectrum, values >= threshold[..., np.newaxis], f"a ratio of {ratio!r}")
+    # At ratio 0 every value passes, including the zeros that a product's spectrum leaves out.
+    count = np.where(fraction == 0, min(spectrum.shape), count)
+    return np.where(spectrum.norm == 0, 0, np.maximum(count, 1))[()]
 
 
 def _unit_values(spectrum: Spectrum) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Values and norm over a power of two near the norm, where squares and thresholds neither vanish nor overflow."""
+    """Return values and norm over a power of two near the norm, so that no square and no threshold overflows."""
     if spectrum.values.shape[-1] == 0 and not spectrum.complete:
-        raise ValueError("this spectrum holds no values; ask for them with spectrum(update, rank=1) or more.")
+        raise ValueError("this spectrum has no values; ask for them with spectrum(update, rank=1) or more.")
     exponents = np.frexp(spectrum.norm)[1]
     return np.ldexp(spectrum.values, -exponents[..., np.newaxis]), np.ldexp(spectrum.norm, -exponents)
 
 
-def _count_at_least(spectrum: Spectrum, values: NDArray[np.float64], threshold: NDArray[np.float64], what: str) -> Any:
-    return _count(spectrum, values >= threshold[..., np.newaxis], what)
-
-
-def _count(spectrum: Spectrum, passed: NDArray[np.bool_], what: str) -> Any:
-    count = np.sum(passed, axis=-1)
-    held = spectrum.values.shape[-1]
-    if not spectrum.complete and np.any((count == held) & (spectrum.norm > 0)):
-        raise ValueError(
-            f"{what} is passed by all {held} leading values that this spectrum holds; "
-            f"ask for more with spectrum(update, rank=...), up to {min(spectrum.shape)}, or for all of them."
-        )
+def count_passing(spectrum: Spectrum, passing: NDArray[np.bool_], criterion: str) -> NDArray[np.int64]:
+    """Return the number of values that pass; a ValueError where all values of an incomplete spectrum do."""
+    count: NDArray[np.int64] = np.sum(passing, axis=-1)
+    p = spectrum.values.shape[-1]
+    if not spectrum.complete and np.any((count == p) & (spectrum.norm > 0)):
+        raise ValueError(f"{criterion} is passed by all {p} leading values of this spectrum; {_more(spectrum)}")
     return count
 
 
 def numerical_rank(spectrum: Spectrum) -> Any:
-    r"""Count the singular values that stand above rounding.
+    r"""Return the number of singular values above rounding.
 
     The threshold is the largest of :math:`\max(m, n)\,\epsilon_{64}\,\sigma_1`, for float32 and below
     :math:`10\,\epsilon_{32}\,\sigma_1` (the error of the decomposition), and :math:`\frac12 \epsilon_{dtype} N` (the
@@ -179,6 +194,7 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
 
     Returns
     -------
@@ -188,7 +204,11 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     Raises
     ------
     ValueError
-        If every value of an incomplete spectrum passes.
+        If every value of an incomplete spectrum is above the threshold.
+
+    See Also
+    --------
+    rank_above_noise : for noise larger than rounding.
 
     References
     ----------
@@ -206,16 +226,16 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     if spectrum.dtype != "float64":
         relative = max(relative, 10 * FLOATS["float32"].eps)
     threshold = np.maximum(relative * largest_of(values), FLOATS[spectrum.dtype].eps / 2 * norm)
-    count = _count_at_least(spectrum, values, threshold, "the rounding threshold")
+    count = count_passing(spectrum, values >= threshold[..., np.newaxis], "the rounding threshold")
     return np.where(spectrum.norm == 0, 0, np.maximum(count, 1))[()]
 
 
 def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
-    r"""Count the singular values that stand above noise: those worth keeping when each entry has an error of its own.
+    r"""Return the number of singular values above noise: those worth keeping when every entry has a random error.
 
-    The threshold is optimal for the mean squared error of what is kept. With :math:`\beta = \min(m, n) / \max(m, n)`,
+    The threshold minimises the asymptotic mean squared error of the truncation:
 
-    .. math:: \tau = \lambda_*(\beta)\, s \sqrt{\max(m, n)}
+    .. math:: \tau = \lambda_*(\beta)\, s \sqrt{\max(m, n)}, \qquad \beta = \min(m, n) / \max(m, n),
 
     for noise of standard deviation s per entry. For unknown noise, s is taken from the median singular value:
     :math:`\tau = \lambda_*(\beta) / \sqrt{\mu_\beta} \cdot \mathrm{median}\,\sigma`, where :math:`\mu_\beta` is the
@@ -224,25 +244,31 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
     Parameters
     ----------
     spectrum : Spectrum
-        Complete, for unknown noise.
+        Of shape (...); complete, for unknown noise.
     noise : array_like, optional
-        Standard deviation per entry, at least 0, broadcast against the batch axes. None: unknown.
+        Standard deviation of each entry, at least 0; broadcast against the batch axes. None: unknown.
 
     Returns
     -------
     int64 or ndarray of int64, shape (...)
-        0 where nothing stands above the noise, and for a zero update.
+        0 where no value is above the noise, and for a zero update.
 
     Raises
     ------
     ValueError
-        If the noise is negative or not finite; if every value of an incomplete spectrum passes; for unknown noise, if
-        the spectrum is not complete, or the median of an update that is not zero is zero.
+        If the noise is negative or not finite; if every value of an incomplete spectrum is above it; for unknown noise,
+        if the spectrum is not complete, or the median singular value of a nonzero update is zero.
+
+    See Also
+    --------
+    numerical_rank : for an update without noise, which is exactly of low rank.
+    lowrank_core.rounding_noise.rounding_noise : for the rounding of stored weights.
+    lowrank_core.noise : the threshold and the law.
 
     Notes
     -----
-    Unknown noise is told from the signal by the smaller half of the values, so the rank of the signal must be under
-    half of min(m, n). An update that is exactly of low rank has no noise to estimate: `numerical_rank` counts it.
+    Unknown noise is estimated from the smaller half of the values, so the rank of the signal must be under half of
+    min(m, n).
 
     References
     ----------
@@ -261,48 +287,54 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
     if noise is None:
         check_complete(spectrum, "an estimate of unknown noise", ", or give the noise")
         values, norm = _unit_values(spectrum)
-        middle = _median(values, min(spectrum.shape))
-        if np.any((middle == 0) & (norm > 0)):
+        median = _median(values, min(spectrum.shape))
+        if np.any((median == 0) & (norm > 0)):
             raise ValueError(
                 "the median singular value is 0, so there is no noise to estimate: this update is exactly of a rank "
                 "under half of min(m, n). Count its rank with numerical_rank, or give the noise."
             )
-        threshold = optimal_threshold(beta) / np.sqrt(marchenko_pastur_median(beta)) * middle
+        threshold = optimal_threshold(beta) / np.sqrt(marchenko_pastur_median(beta)) * median
     else:
-        given = as_noise(noise)
+        std = as_noise(noise)
         values, _ = _unit_values(spectrum)
-        # Divided by the same power of two as the values; what overflows is above all of them.
+        # Divided by the same power of two as the values; a threshold that overflows is above all of them.
         with np.errstate(over="ignore", under="ignore"):
-            unit = np.ldexp(given, -np.frexp(spectrum.norm)[1])
-            threshold = optimal_threshold(beta) * np.sqrt(max(spectrum.shape)) * unit
-    # Strictly above, so that no noise at all leaves the values that are not 0.
-    return _count(spectrum, values > threshold[..., np.newaxis], f"a noise of {noise!r}")[()]
+            unit_std = np.ldexp(std, -np.frexp(spectrum.norm)[1])
+            threshold = optimal_threshold(beta) * np.sqrt(max(spectrum.shape)) * unit_std
+    # Strictly above, so that a noise of 0 counts the values that are not 0.
+    return count_passing(spectrum, values > threshold[..., np.newaxis], f"a noise of {noise!r}")[()]
 
 
 def _median(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Median of `count` descending values, of which those beyond the ones held are zero."""
-    held = values.shape[-1]
-    middle = [(count - 1) // 2, count // 2]
-    two = [values[..., i] if i < held else np.zeros(values.shape[:-1]) for i in middle]
-    median: NDArray[np.float64] = (two[0] + two[1]) / 2
+    """Return the median of `count` descending values, of which those that are left out are zero."""
+    lower, upper = (
+        values[..., i] if i < values.shape[-1] else np.zeros(values.shape[:-1]) for i in ((count - 1) // 2, count // 2)
+    )
+    median: NDArray[np.float64] = (lower + upper) / 2
     return median
 
 
 def stable_rank(spectrum: Spectrum) -> Any:
-    r"""Ratio of the squared norms: :math:`N^2 / \sigma_1^2`, between 1 and the rank; 0 for a zero update.
+    r"""Return the ratio of the squared Frobenius and spectral norms: :math:`N^2 / \sigma_1^2`.
 
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
 
     Returns
     -------
     float64 or ndarray, shape (...)
+        Between 1 and the rank; 0 for a zero update.
 
     Raises
     ------
     ValueError
-        If an incomplete spectrum holds no value.
+        If an incomplete spectrum has no value.
+
+    See Also
+    --------
+    effective_rank : by the entropy of all values.
 
     References
     ----------
@@ -322,12 +354,12 @@ def stable_rank(spectrum: Spectrum) -> Any:
 
 
 def effective_rank(spectrum: Spectrum) -> Any:
-    r"""Exponential of the spectrum's entropy: :math:`\exp(-\sum_i p_i \ln p_i)`, :math:`p_i = \sigma_i / \sum\sigma`.
+    r"""Return the exponential of the entropy: :math:`\exp(-\sum_i p_i \ln p_i)`, :math:`p_i = \sigma_i / \sum \sigma`.
 
     Parameters
     ----------
     spectrum : Spectrum
-        Complete.
+        Of shape (...), complete.
 
     Returns
     -------
@@ -338,6 +370,10 @@ def effective_rank(spectrum: Spectrum) -> Any:
     ------
     ValueError
         If the spectrum is not complete.
+
+    See Also
+    --------
+    stable_rank : needs the largest value and the norm alone.
 
     References
     ----------
@@ -351,10 +387,9 @@ def effective_rank(spectrum: Spectrum) -> Any:
     np.float64(3.0)
     """
     check_complete(spectrum, "the effective rank")
-    relative, norm = _unit_values(spectrum)
+    values, norm = _unit_values(spectrum)
     zero = norm == 0
-    total = np.sum(relative, axis=-1)
-    # ln Σσ − Σσ ln σ / Σσ, with σ ln σ → 0: no logarithm of a vanishing share.
-    weighted = np.sum(relative * np.log(np.where(relative > 0, relative, 1.0)), axis=-1)
-    safe = np.where(zero, 1.0, total)
-    return np.where(zero, 0.0, np.exp(np.log(safe) - weighted / safe))[()]
+    total = np.where(zero, 1.0, np.sum(values, axis=-1))
+    # ln Σσ − Σσ ln σ / Σσ, with σ ln σ → 0: no logarithm of a vanishing p.
+    weighted = np.sum(values * np.log(np.where(values > 0, values, 1.0)), axis=-1)
+    return np.where(zero, 0.0, np.exp(np.log(total) - weighted / total))[()]

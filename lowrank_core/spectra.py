@@ -172,7 +172,7 @@ def check_complete(spectrum: Spectrum, use: str, alternative: str = "") -> None:
     """Check that a spectrum has every singular value, which `use` needs."""
     if not spectrum.complete:
         raise ValueError(
-            f"{use} needs every singular value, and this spectrum holds the leading {spectrum.values.shape[-1]}; "
+            f"{use} needs every singular value, and this spectrum has the leading {spectrum.values.shape[-1]}; "
             f"ask for all with spectrum(update){alternative}."
         )
 

@@ -82,7 +82,7 @@ def test_testing_stands_on_the_core():
 
 @pytest.mark.parametrize("face", ["models", "cli"])
 def test_upper_floors_use_the_door(face):
-    # Storage noise is no question to an update alone, and so not at the door: whoever has both matrices imports it.
+    # Rounding noise is no question to an update alone, and so not at the door: whoever has both matrices imports it.
     below = {"models": {"__init__", "models", "storage"}, "cli": {"__init__", "models", "cli"}}[face]
     for path in sorted((PACKAGE / face).glob("*.py")):
         assert rooms_imported(path) <= below, path.name

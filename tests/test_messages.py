@@ -23,7 +23,7 @@ from lowrank_core import (
     stable_rank,
     variance_captured,
 )
-from lowrank_core.rounding_noise import Rounding, storage_noise
+from lowrank_core.rounding_noise import NoiseLevel, rounding_noise
 
 OF = Spectrum([4.0, 3.0], 5.0, (10, 2), complete=True)
 PART = spectrum(np.diag([4.0, 3.0, 2.0, 1.0]), rank=2)
@@ -66,26 +66,26 @@ MESSAGES = {
         lambda: Spectrum([1.0], 1.0, (1, 1), complete=True, dtype="int32"),
     "one rank is needed, for example the largest; got [1, 2].": lambda: spectrum(np.eye(3), rank=[1, 2]),
     "workers must be at least 1, or None for all cores; got 0.": lambda: spectrum(np.eye(3), workers=0),
-    "rank 3 is beyond the 2 leading values that this spectrum holds; ask for them with spectrum(update, rank=3).":
+    "rank 3 is beyond the 2 leading values of this spectrum; ask for them with spectrum(update, rank=3).":
         lambda: variance_captured(PART, [3, 1]),
     # ranks
-    f"a variance of 0.99 needs more than the 2 leading values that this spectrum holds; {MORE}":
+    f"a variance of 0.99 needs more than the 2 leading values of this spectrum; {MORE}":
         lambda: rank_for_variance(PART, 0.99),
-    f"an error of 0.1 needs more than the 2 leading values that this spectrum holds; {MORE}":
+    f"an error of 0.1 needs more than the 2 leading values of this spectrum; {MORE}":
         lambda: rank_for_error(PART, 0.1),
-    f"a ratio of 0.1 is passed by all 2 leading values that this spectrum holds; {MORE}":
+    f"a ratio of 0.1 is passed by all 2 leading values of this spectrum; {MORE}":
         lambda: rank_for_ratio(PART, 0.1),
-    f"the rounding threshold is passed by all 2 leading values that this spectrum holds; {MORE}":
+    f"the rounding threshold is passed by all 2 leading values of this spectrum; {MORE}":
         lambda: numerical_rank(PART),
-    "this spectrum holds no values; ask for them with spectrum(update, rank=1) or more.": lambda: stable_rank(NONE),
-    "the effective rank needs every singular value, and this spectrum holds the leading 2; "
+    "this spectrum has no values; ask for them with spectrum(update, rank=1) or more.": lambda: stable_rank(NONE),
+    "the effective rank needs every singular value, and this spectrum has the leading 2; "
     "ask for all with spectrum(update).": lambda: effective_rank(PART),
-    "an estimate of unknown noise needs every singular value, and this spectrum holds the leading 2; "
+    "an estimate of unknown noise needs every singular value, and this spectrum has the leading 2; "
     "ask for all with spectrum(update), or give the noise.": lambda: rank_above_noise(PART),
     "the median singular value is 0, so there is no noise to estimate: this update is exactly of a rank "
     "under half of min(m, n). Count its rank with numerical_rank, or give the noise.":
         lambda: rank_above_noise(spectrum(np.ones((3, 4)))),
-    f"a noise of 0.1 is passed by all 2 leading values that this spectrum holds; {MORE}":
+    f"a noise of 0.1 is passed by all 2 leading values of this spectrum; {MORE}":
         lambda: rank_above_noise(PART, 0.1),
     "noise must be finite and at least 0; got -1.0. "
     "It is the standard deviation of each entry, 0 where there is none.":
@@ -134,10 +134,10 @@ MESSAGES = {
     "layer 'q' is given all 2 leading values that its spectrum holds; ask for more with spectrum(update, rank=...), "
     "or set max_rank to 2 for it.": lambda: allocate_ranks({"q": PART}, parameters=100),
     # storage
-    f"all 2 leading values that this spectrum holds are above the edge 0.25; {MORE}":
-        lambda: Rounding(0.1, 0.25).rank(PART),
+    f"the edge 0.25 is passed by all 2 leading values of this spectrum; {MORE}":
+        lambda: NoiseLevel(0.1, 0.25).rank(PART),
     "base has shape (2, 3) and tuned (3, 2); two matrices of one shape (m, n) are needed. "
-    "Ask for the matrices of a stack one by one.": lambda: storage_noise(np.ones((2, 3)), np.ones((3, 2))),
+    "Pass the matrices of a stack one by one.": lambda: rounding_noise(np.ones((2, 3)), np.ones((3, 2))),
     # learning
     "unknown optimizer 'lion'; accepted are sgd, adam.": lambda: learning_sweep(OF, [1], optimizer="lion"),
     "ranks must be one-dimensional, such as [2, 4, 8]; got shape ().": lambda: learning_sweep(OF, 1),
@@ -150,7 +150,7 @@ MESSAGES = {
     "init_variance must be finite and positive; got inf.": lambda: learning_sweep(OF, [1], init_variance=np.inf),
     "Adam is not rotation-invariant: it needs the update itself, not its spectrum.":
         lambda: learning_sweep(OF, [1], optimizer="adam"),
-    "learning needs every singular value, and this spectrum holds the leading 2; ask for all with spectrum(update).":
+    "learning needs every singular value, and this spectrum has the leading 2; ask for all with spectrum(update).":
         lambda: learning_sweep(PART, [1]),
 }
 # fmt: on

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import Spectrum, spectrum
-from lowrank_core.rounding_noise import Rounding, storage_noise
+from lowrank_core.rounding_noise import NoiseLevel, rounding_noise
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 STORED = [np.float64, np.float32, np.float16, BFLOAT16]
@@ -43,27 +43,27 @@ def difference(base, tuned):
 def test_noise_is_the_mean_of_the_squared_steps():
     base = np.array([[1.0, 3.0], [0.5, 100.0]], dtype=np.float16)
     tuned = np.array([[1.5, 2.5], [0.75, 100.5]], dtype=np.float16)
-    noise = storage_noise(base, tuned)
+    noise = rounding_noise(base, tuned)
     squares = np.array([1.0, 2.0, 0.5, 64.0]) ** 2 * 2.0**-20
-    assert noise.one_side.noise == pytest.approx(np.sqrt(squares.mean() / 12), rel=1e-12)
-    assert noise.two_sides.noise == pytest.approx(np.sqrt(2 * squares.mean() / 12), rel=1e-12)
+    assert noise.one_side.std == pytest.approx(np.sqrt(squares.mean() / 12), rel=1e-12)
+    assert noise.two_sides.std == pytest.approx(np.sqrt(2 * squares.mean() / 12), rel=1e-12)
     assert noise.unchanged == 0.0
 
 
 def test_steps_far_below_the_largest_add_nothing():
     base = np.array([[1.0, 1e-20], [1e-20, 1.0]], dtype=np.float32)
-    noise = storage_noise(base, 1.5 * base)
-    assert noise.one_side.noise == pytest.approx(2.0**-23 * np.sqrt(0.5 / 12), rel=1e-12)
+    noise = rounding_noise(base, 1.5 * base)
+    assert noise.one_side.std == pytest.approx(2.0**-23 * np.sqrt(0.5 / 12), rel=1e-12)
 
 
 @pytest.mark.parametrize(("m", "n"), [(200, 100), (60, 300)])
 def test_edge_of_weights_in_one_binade_is_the_formula(m, n):
     rng = np.random.default_rng(0)
     base, tuned = rng.uniform(1.0, 1.99, (2, m, n)).astype(BFLOAT16)
-    noise = storage_noise(base, tuned)
+    noise = rounding_noise(base, tuned)
     s, a, b = 2.0**-7 / np.sqrt(12), np.sqrt(m), np.sqrt(n)
     edge = s * np.sqrt((a + b) ** 2 + 2.02 * (a + b) * (1 / a + 1 / b) ** (1 / 3))
-    assert noise.one_side.noise == pytest.approx(s, rel=1e-12)
+    assert noise.one_side.std == pytest.approx(s, rel=1e-12)
     assert noise.one_side.edge == pytest.approx(edge, rel=1e-6)
     assert noise.two_sides.edge == pytest.approx(np.sqrt(2) * edge, rel=1e-6)
 
@@ -75,10 +75,10 @@ def test_no_rank_is_claimed_where_rounding_is_all_there_is(kind, dtype):
     none = exceeded_by_the_mean = 0
     for _ in range(100):
         base = weights(rng, (100, 80), kind).astype(np.float32)
-        noise, of = storage_noise(base, base.astype(dtype)), difference(base, base.astype(dtype))
-        assert noise.holds
+        noise, of = rounding_noise(base, base.astype(dtype)), difference(base, base.astype(dtype))
+        assert noise.applies
         none += noise.one_side.rank(of) == 0
-        mean = noise.one_side.noise * (np.sqrt(100) + np.sqrt(80)) * 1.05
+        mean = noise.one_side.std * (np.sqrt(100) + np.sqrt(80)) * 1.05
         exceeded_by_the_mean += of.values[0] > mean
     assert none >= 95
     # The edge of equal variances does not hold for such weights: it would call rounding an update.
@@ -94,8 +94,8 @@ def test_an_update_of_an_ulp_or_more_is_recovered(kind, strength):
         base = weights(rng, (240, 160), kind).astype(BFLOAT16)
         update = strength * step_sizes(base) * low_rank(rng, base.shape, 3)
         tuned = (base.astype(np.float64) + update).astype(BFLOAT16)
-        noise = storage_noise(base, tuned)
-        assert noise.holds
+        noise = rounding_noise(base, tuned)
+        assert noise.applies
         found += noise.one_side.rank(difference(base, tuned)) == 3
     assert found >= 0.95 * 30
 
@@ -110,7 +110,7 @@ def test_two_roundings_are_told_by_two_sides(kind):
         # The base in float16 was rounded too, about 8 times finer; and both in bfloat16 for the update.
         base = fine.astype(np.float16 if case % 2 else BFLOAT16)
         tuned = (fine + update).astype(BFLOAT16)
-        rank = storage_noise(base, tuned).two_sides.rank(difference(base, tuned))
+        rank = rounding_noise(base, tuned).two_sides.rank(difference(base, tuned))
         none += case % 2 and rank == 0
         found += not case % 2 and rank == 2
     assert none >= 19
@@ -123,8 +123,8 @@ def test_far_under_an_ulp_the_model_does_not_hold(kind):
     for _ in range(20):
         base = weights(rng, (120, 90), kind).astype(BFLOAT16)
         tuned = (base.astype(np.float64) + 0.05 * step_sizes(base) * low_rank(rng, base.shape, 3)).astype(BFLOAT16)
-        noise = storage_noise(base, tuned)
-        assert not noise.holds
+        noise = rounding_noise(base, tuned)
+        assert not noise.applies
         assert noise.unchanged > 0.6
 
 
@@ -135,10 +135,10 @@ def test_rounding_passes_the_edge_only_where_the_model_does_not_hold():
         base = (0.02 * rng.standard_normal((240, 160))).astype(BFLOAT16)
         update = strength * step_sizes(base) * low_rank(rng, base.shape, 4)
         tuned = (base.astype(np.float64) + update).astype(BFLOAT16)
-        noise = storage_noise(base, tuned)
+        noise = rounding_noise(base, tuned)
         rounding = spectrum(tuned.astype(np.float64) - base.astype(np.float64) - update).values[0]
-        assert noise.holds == (strength >= 0.7)
-        assert not noise.holds or rounding < noise.one_side.edge
+        assert noise.applies == (strength >= 0.7)
+        assert not noise.applies or rounding < noise.one_side.edge
 
 
 @pytest.mark.parametrize(("first_row", "first_column"), [(200, 10), (200, 0), (0, 40)])
@@ -151,19 +151,19 @@ def test_untouched_rows_and_columns_are_set_aside(first_row, first_column):
     tuned, touched = base.copy(), np.s_[first_row:, first_column:]
     update = 0.05 * low_rank(rng, base[touched].shape, 2)
     tuned[touched] = (base[touched].astype(np.float64) + update).astype(BFLOAT16)
-    noise, part = storage_noise(base, tuned), storage_noise(base[touched], tuned[touched])
+    noise, part = rounding_noise(base, tuned), rounding_noise(base[touched], tuned[touched])
     assert noise.unchanged > part.unchanged
-    assert noise.holds
-    assert part.holds
+    assert noise.applies
+    assert part.applies
     assert noise.one_side.edge == pytest.approx(part.one_side.edge, rel=1e-6)
     assert noise.one_side.rank(difference(base, tuned)) == 2
 
 
 def test_equal_matrices_differ_by_nothing():
     base = np.random.default_rng(7).standard_normal((30, 20)).astype(np.float16)
-    noise = storage_noise(base, base)
+    noise = rounding_noise(base, base)
     of = difference(base, base)
-    assert (noise.unchanged, noise.holds) == (1.0, True)
+    assert (noise.unchanged, noise.applies) == (1.0, True)
     assert (noise.one_side.rank(of), noise.one_side.variance_below(of)) == (0, 0.0)
     assert noise.one_side.edge > 0
 
@@ -171,34 +171,34 @@ def test_equal_matrices_differ_by_nothing():
 @pytest.mark.parametrize("power", [-600, 600])
 def test_any_size_of_weight(power):
     base, tuned = np.random.default_rng(8).standard_normal((2, 20, 30))
-    plain = storage_noise(base, tuned).one_side
-    scaled = storage_noise(np.ldexp(base, power), np.ldexp(tuned, power)).one_side
-    assert np.ldexp(scaled.noise, -power) == plain.noise
+    plain = rounding_noise(base, tuned).one_side
+    scaled = rounding_noise(np.ldexp(base, power), np.ldexp(tuned, power)).one_side
+    assert np.ldexp(scaled.std, -power) == plain.std
     assert np.ldexp(scaled.edge, -power) == plain.edge
 
 
 def test_zeros_and_single_entries():
-    noise = storage_noise(np.zeros((3, 4), dtype=np.float16), np.zeros((3, 4), dtype=np.float16))
-    assert noise.one_side.noise == pytest.approx(2.0**-24 / np.sqrt(12), rel=1e-12)
-    one = storage_noise(np.ones((1, 1), dtype=BFLOAT16), np.full((1, 1), 1.5, dtype=BFLOAT16))
+    noise = rounding_noise(np.zeros((3, 4), dtype=np.float16), np.zeros((3, 4), dtype=np.float16))
+    assert noise.one_side.std == pytest.approx(2.0**-24 / np.sqrt(12), rel=1e-12)
+    one = rounding_noise(np.ones((1, 1), dtype=BFLOAT16), np.full((1, 1), 1.5, dtype=BFLOAT16))
     assert one.one_side.edge > 2.0**-8
 
 
 def test_what_was_found_cannot_be_changed():
-    noise = storage_noise(np.eye(3), np.ones((3, 3)))
-    for held, name in ((noise, "holds"), (noise.one_side, "edge")):
+    noise = rounding_noise(np.eye(3), np.ones((3, 3)))
+    for held, name in ((noise, "applies"), (noise.one_side, "edge")):
         with pytest.raises(FrozenInstanceError):
             setattr(held, name, 0.0)
 
 
 def test_rank_and_variance_below_the_edge():
     of = Spectrum([4.0, 2.0, 1.0], np.sqrt(21.0), (9, 3), complete=True)
-    assert Rounding(0.1, 2.0).rank(of) == 1
-    assert Rounding(0.1, 2.0).variance_below(of) == pytest.approx(5 / 21, rel=1e-15)
+    assert NoiseLevel(0.1, 2.0).rank(of) == 1
+    assert NoiseLevel(0.1, 2.0).variance_below(of) == pytest.approx(5 / 21, rel=1e-15)
     part = Spectrum([4.0, 2.0], np.sqrt(21.0), (9, 3), complete=False)
-    assert Rounding(0.1, 2.0).rank(part) == 1
-    with pytest.raises(ValueError, match=r"all 2 leading values.*edge 1\.5.*spectrum\(update, rank=\.\.\.\), up to 3"):
-        Rounding(0.1, 1.5).variance_below(part)
+    assert NoiseLevel(0.1, 2.0).rank(part) == 1
+    with pytest.raises(ValueError, match=r"edge 1\.5.*all 2 leading values.*spectrum\(update, rank=\.\.\.\), up to 3"):
+        NoiseLevel(0.1, 1.5).variance_below(part)
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,12 @@ def test_rank_and_variance_below_the_edge():
     [
         (np.ones((2, 3)), np.ones((3, 2)), r"^base has shape \(2, 3\) and tuned \(3, 2\)"),
         (np.ones((2, 2, 3)), np.ones((2, 2, 3)), "matrices of a stack one by one"),
-        (np.ones((2, 3)), np.full((2, 3), np.nan), "^tuned holds nan at row 0, column 0"),
-        (np.full((2, 3), np.inf), np.ones((2, 3)), "^base holds inf at row 0, column 0"),
+        (np.ones((2, 3)), np.full((2, 3), np.nan), "^tuned contains nan at row 0, column 0"),
+        (np.full((2, 3), np.inf), np.ones((2, 3)), "^base contains inf at row 0, column 0"),
         (np.ones((2, 3), dtype=complex), np.ones((2, 3)), "^base has unsupported dtype complex128"),
         (np.ones((2, 3)), np.ones((2, 3), dtype=complex), "^tuned has unsupported dtype complex128"),
     ],
 )
 def test_bad_input(base, tuned, message):
     with pytest.raises(ValueError, match=message):
-        storage_noise(base, tuned)
+        rounding_noise(base, tuned)

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core import rounding_noise
-from lowrank_core.rounding_noise import _steps, storage_noise
+from lowrank_core import rounding_noise as module
+from lowrank_core.rounding_noise import _blocks, _steps, rounding_noise
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
@@ -20,13 +20,13 @@ def test_steps_are_distances_to_the_next_number(dtype):
 
 
 def test_blocks_hold_a_mebi_of_entries_or_one_row():
-    assert rounding_noise._blocks((3000, 1024)) == [slice(0, 1024), slice(1024, 2048), slice(2048, 3072)]
-    assert rounding_noise._blocks((2, 2**21)) == [slice(0, 1), slice(1, 2)]
+    assert _blocks((3000, 1024)) == [slice(0, 1024), slice(1024, 2048), slice(2048, 3072)]
+    assert _blocks((2, 2**21)) == [slice(0, 1), slice(1, 2)]
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (3, 40), (16, 16)])
 def test_matrices_of_many_blocks_are_what_one_block_is(shape, monkeypatch):
     base, tuned = np.random.default_rng(9).standard_normal((2, *shape)).astype(np.float16)
-    whole = storage_noise(base, tuned)
-    monkeypatch.setattr(rounding_noise, "_BLOCK", 32)
-    assert storage_noise(base, tuned) == whole
+    whole = rounding_noise(base, tuned)
+    monkeypatch.setattr(module, "_BLOCK", 32)
+    assert rounding_noise(base, tuned) == whole

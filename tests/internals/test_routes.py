@@ -316,7 +316,7 @@ def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
 def test_narrow_factors_are_looked_at_through_their_gram_matrices(side):
     factors = {"B": np.ones((5, 2), np.float32), "A": np.ones((2, 6), np.float32)}
     factors[side][1, 1] = np.nan
-    with pytest.raises(ValueError, match=f"^{side} holds nan at row 1, column 1"):
+    with pytest.raises(ValueError, match=f"^{side} contains nan at row 1, column 1"):
         spectrum(LowRankUpdate(**factors))
 
 

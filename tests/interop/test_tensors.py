@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from lowrank_core import LowRankUpdate, spectrum, truncate, variance_captured
 from lowrank_core._validation import as_matrices
-from lowrank_core.rounding_noise import storage_noise
+from lowrank_core.rounding_noise import rounding_noise
 from lowrank_core.testing import assert_eckart_young, assert_same_update, assert_spectrum, updates
 from tests import bounds
 from tests.internals.test_validation import MATRIX, means_its_numbers, refused, takers
@@ -92,7 +92,7 @@ def test_stored_weights_are_read_in_their_own_dtype():
     base = np.random.default_rng(9).standard_normal((20, 10)).astype(np.float32)
     tuned = base + np.float32(0.1)
     tensors = [torch.from_numpy(array).to(torch.bfloat16) for array in (base, tuned)]
-    assert storage_noise(*tensors) == storage_noise(base.astype(ml_dtypes.bfloat16), tuned.astype(ml_dtypes.bfloat16))
+    assert rounding_noise(*tensors) == rounding_noise(base.astype(ml_dtypes.bfloat16), tuned.astype(ml_dtypes.bfloat16))
 
 
 def test_the_strategies_find_a_randomised_routine_out():

@@ -117,9 +117,9 @@ def test_small_components_of_a_graded_product_are_kept(rng):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite(bad):
-    with pytest.raises(ValueError, match=r"holds (nan|inf) at row 0"):
+    with pytest.raises(ValueError, match=r"contains (nan|inf) at row 0"):
         factor(np.array([[1.0, bad]]), 1, Form())
-    with pytest.raises(ValueError, match=r"holds (nan|inf) at row 0"):
+    with pytest.raises(ValueError, match=r"contains (nan|inf) at row 0"):
         factor(LowRankUpdate(np.array([[bad]]), np.ones((1, 2))), 1, Form())
 
 

@@ -1,4 +1,4 @@
-"""Storage noise of whole checkpoints: reported by layer, and used to choose ranks."""
+"""Rounding noise of whole checkpoints: reported by layer, and used to choose ranks."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from lowrank_core import spectrum, update_with_spectrum
 from lowrank_core.models.inspection.layers import inspect, to_json, to_rows
 from lowrank_core.models.inspection.rounding import AboveNoise
 from lowrank_core.models.operations.extraction import extract
-from lowrank_core.rounding_noise import storage_noise
+from lowrank_core.rounding_noise import rounding_noise
 
 BFLOAT16 = ml_dtypes.bfloat16
 # Sizes of an update of rank 3: many steps of the stored weights, about one, far under one, and none.
@@ -42,12 +42,12 @@ def test_inspect_reports_what_is_rounding(pair):
     found = inspect(pair[1], pair[0])
     rounding = {name: layer.rounding for name, layer in by_layer(found.layers).items()}
     assert [rounding[name].rank_above[0] for name in SIZES] == [3, 3, 0, 0]
-    assert [rounding[name].noise.holds for name in SIZES] == [True, True, False, True]
+    assert [rounding[name].noise.applies for name in SIZES] == [True, True, False, True]
     assert rounding["none"].noise.unchanged == 1.0
     assert rounding["large"].variance_below[0] < 0.001
     assert 0.01 < rounding["step"].variance_below[0] < 0.1
     before, after = (load_file(path)["step.proj.weight"] for path in pair)
-    noise = storage_noise(before, after)
+    noise = rounding_noise(before, after)
     assert rounding["step"].noise == noise
     of = spectrum(after.astype(np.float32) - before.astype(np.float32))
     assert rounding["step"].rank_above == (noise.one_side.rank(of), noise.two_sides.rank(of))

@@ -42,7 +42,7 @@ def rounding(layers: Mapping[str, LayerRounding]) -> Iterator[RenderableType]:
         "Edge: rounding alone has no larger singular value in 99 of 100 draws. Below it, update and rounding cannot be "
         "told apart. Both sides: where the tuning started from a finer copy of the base than is stored."
     )
-    vague = sum(not found.noise.holds for found in layers.values())
+    vague = sum(not found.noise.applies for found in layers.values())
     if vague:
         yield Text(
             f"? in {count(vague, 'layer')}: most entries that could have changed did not, for the update is under a "
@@ -51,7 +51,7 @@ def rounding(layers: Mapping[str, LayerRounding]) -> Iterator[RenderableType]:
 
 
 def _figures(found: LayerRounding) -> list[str]:
-    mark = "" if found.noise.holds else " ?"
+    mark = "" if found.noise.applies else " ?"
     sides = zip((found.noise.one_side, found.noise.two_sides), found.rank_above, found.variance_below, strict=True)
     return [
         f"{100 * found.noise.unchanged:.1f} %{mark}",

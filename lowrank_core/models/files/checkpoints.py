@@ -19,7 +19,7 @@ from lowrank_core.models.files.tensors import (
     open_file,
     refuse_pickle,
 )
-from lowrank_core.rounding_noise import StorageNoise, storage_noise
+from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,15 +95,15 @@ class WeightPair:
         """
         return difference(self.base.read(), self.tuned.read()).reshape(self.shape)
 
-    def update_and_noise(self) -> tuple[NDArray[Any], StorageNoise]:
+    def update_and_noise(self) -> tuple[NDArray[Any], RoundingNoise]:
         """Read both weights once, and return their difference and the rounding noise in it.
 
         Returns
         -------
         update : ndarray, shape (m, n)
             As :meth:`update` returns it.
-        noise : StorageNoise
-            As :func:`lowrank_core.rounding_noise.storage_noise` estimates it from the two stored weights.
+        noise : RoundingNoise
+            As :func:`lowrank_core.rounding_noise.rounding_noise` estimates it from the two stored weights.
 
         Raises
         ------
@@ -111,7 +111,7 @@ class WeightPair:
             As :meth:`update`.
         """
         base, tuned = self.base.read().reshape(self.shape), self.tuned.read().reshape(self.shape)
-        return difference(base, tuned), storage_noise(base, tuned)
+        return difference(base, tuned), rounding_noise(base, tuned)
 
 
 @dataclass(frozen=True)

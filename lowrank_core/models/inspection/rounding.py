@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core._dtypes import FLOATS
-from lowrank_core.rounding_noise import Rounding, StorageNoise
+from lowrank_core.rounding_noise import NoiseLevel, RoundingNoise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,13 +43,13 @@ class AboveNoise:
         if self.sides not in {1, 2}:
             raise ValueError(f"one side was rounded, the tuned one, or two, both of them; got {self.sides!r}")
 
-    def rule(self, noise: StorageNoise) -> Callable[[Spectrum], int]:
+    def rule(self, noise: RoundingNoise) -> Callable[[Spectrum], int]:
         """
         Make the rule that gives one layer's rank.
 
         Parameters
         ----------
-        noise : StorageNoise
+        noise : RoundingNoise
             The layer's.
 
         Returns
@@ -67,7 +67,7 @@ class LayerRounding:
 
     Attributes
     ----------
-    noise : StorageNoise
+    noise : RoundingNoise
         The noise, its edge, and whether its model holds.
     rank_above : tuple of int
         The number of singular values above the edge, where one side was rounded and where both were.
@@ -75,18 +75,18 @@ class LayerRounding:
         The share of the update's variance in the others, for each of the two.
     """
 
-    noise: StorageNoise
+    noise: RoundingNoise
     rank_above: tuple[int, int]
     variance_below: tuple[float, float]
 
 
-def layer_rounding(noise: StorageNoise, found: Spectrum) -> LayerRounding:
+def layer_rounding(noise: RoundingNoise, found: Spectrum) -> LayerRounding:
     """
-    Hold a layer's spectrum against its storage noise.
+    Hold a layer's spectrum against its rounding noise.
 
     Parameters
     ----------
-    noise : StorageNoise
+    noise : RoundingNoise
         Of its two stored weights.
     found : Spectrum
         Of their difference.
@@ -119,10 +119,10 @@ def rounding_json(rounding: LayerRounding) -> dict[str, Any]:
         Every figure, flat.
     """
     noise = rounding.noise
-    figures: dict[str, Any] = {"rounding_holds": noise.holds, "unchanged": noise.unchanged}
+    figures: dict[str, Any] = {"rounding_holds": noise.applies, "unchanged": noise.unchanged}
     for place, (sides, side) in enumerate((("one_side", noise.one_side), ("two_sides", noise.two_sides))):
         figures |= {
-            f"rounding_noise_{sides}": side.noise,
+            f"rounding_noise_{sides}": side.std,
             f"rounding_edge_{sides}": side.edge,
             f"rank_above_rounding_{sides}": rounding.rank_above[place],
             f"variance_below_rounding_{sides}": rounding.variance_below[place],
@@ -130,6 +130,6 @@ def rounding_json(rounding: LayerRounding) -> dict[str, Any]:
     return figures
 
 
-def _rank_above(rounding: Rounding, max_rank: int | None, found: Spectrum) -> int:
-    rank = rounding.rank(found)
+def _rank_above(level: NoiseLevel, max_rank: int | None, found: Spectrum) -> int:
+    rank = level.rank(found)
     return rank if max_rank is None else min(rank, max_rank)

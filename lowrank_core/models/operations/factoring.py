@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowrank_core.models.files.tensors import StoredTensor
-    from lowrank_core.rounding_noise import StorageNoise
+    from lowrank_core.rounding_noise import RoundingNoise
 
 LayerRank: TypeAlias = int | Callable[[Spectrum], Any]
 """How many components of a layer to keep: a number, or a function that gives it from the layer's spectrum."""
@@ -145,7 +145,7 @@ class Factored:
         Relative error of what is stored, measured after rounding: ‖Δ − γBA‖ / ‖Δ‖.
     storage_error : float
         What rounding moved: ‖γBA − Δ_r‖ / ‖Δ‖, with Δ_r the best update of this rank before it was rounded.
-    noise : StorageNoise or None
+    noise : RoundingNoise or None
         What the rounding of the stored weights had added to the update, where the rank was chosen by it.
     """
 
@@ -159,7 +159,7 @@ class Factored:
     best_error: float
     error: float
     storage_error: float
-    noise: StorageNoise | None = None
+    noise: RoundingNoise | None = None
 
 
 def factor(update: NDArray[Any] | LowRankUpdate, rank: LayerRank, form: Form, *, at_least: int = 0) -> Factored:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from lowrank_core import LowRankUpdate
     from lowrank_core.models.formats.adapter import OtherTensor
-    from lowrank_core.rounding_noise import StorageNoise
+    from lowrank_core.rounding_noise import RoundingNoise
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,7 +71,7 @@ class Task:
     at_least : int
         The least rank: 1 where other tensors of the adapter need the layer to be there.
     update_and_noise : callable or None
-        Reads the update with its storage noise, where there are two stored weights.
+        Reads the update with its rounding noise, where there are two stored weights.
     """
 
     placement: Placement
@@ -82,7 +82,7 @@ class Task:
     update: Callable[[], NDArray[Any] | LowRankUpdate]
     biases: tuple[OtherTensor, ...] = ()
     at_least: int = 0
-    update_and_noise: Callable[[], tuple[NDArray[Any], StorageNoise]] | None = None
+    update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def _factor_or_reason(job: _Job) -> Factored | str:
         return f"needs more memory than there is ({error})"
 
 
-def _with_noise(task: Task) -> tuple[NDArray[Any], StorageNoise]:
+def _with_noise(task: Task) -> tuple[NDArray[Any], RoundingNoise]:
     if task.update_and_noise is None:
         raise ValueError("what storing has added is known of the difference of two checkpoints, and not of an adapter")
     return task.update_and_noise()
@@ -441,7 +441,7 @@ def _storage_warnings(layers: Sequence[LayerCompression], form: Form) -> tuple[s
 
 
 def _noise_warnings(done: Sequence[tuple[Task, Factored]]) -> tuple[str, ...]:
-    vague = [(task, factored.noise) for task, factored in done if factored.noise and not factored.noise.holds]
+    vague = [(task, factored.noise) for task, factored in done if factored.noise and not factored.noise.applies]
     if not vague:
         return ()
     task, noise = max(vague, key=lambda one: one[1].unchanged)
