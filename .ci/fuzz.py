@@ -180,8 +180,10 @@ def readers() -> Callable[[bytes, Path], None]:
     """Import the readers, and give what tries them on one input."""
     from lowrank_core.models.files.checkpoints import open_checkpoint
     from lowrank_core.models.formats import open_adapter
-    from lowrank_core.models.inspection.census import adapter_row, read_census, row_to_json
-    from lowrank_core.models.inspection.layers import inspect, to_json, to_rows
+    from lowrank_core.models.inspection.census import adapter_row
+    from lowrank_core.models.inspection.census_rows import read_census, row_to_json
+    from lowrank_core.models.inspection.layers import inspect
+    from lowrank_core.models.inspection.report import to_json, to_rows
 
     def read(kind: str, folder: Path) -> Any:
         if kind == "adapter":

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance
-from lowrank_core.models.inspection.rounding import AboveNoise
+from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.budgets import Budget
 
 __all__ = ["choose_rank"]

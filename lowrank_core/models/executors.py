@@ -1,4 +1,4 @@
-"""Where the work over many layers and many adapters runs, beyond the caller's own thread: local processes, or Dask."""
+"""Executors for the work on many layers and many adapters: local processes, or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from os import PathLike
 
 CONNECT_SECONDS = 15
-# Enough to keep the workers of a cluster busy; and what waits for its turn to be taken are results, not layers.
-IN_FLIGHT = 64
+# Layers under way, and results that wait for an earlier one: enough to keep the workers of a cluster busy.
+LAYERS_IN_FLIGHT = 64
+# Adapters under way: a hundred thousand are not submitted at once.
+ADAPTERS_IN_FLIGHT = 1024
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,8 +34,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def local_processes(workers: int) -> Iterator[Executor]:
-    """
-    Start processes of this machine, and end them afterwards.
+    """Start processes on this machine, and end them afterwards.
 
     Parameters
     ----------
@@ -42,8 +44,8 @@ def local_processes(workers: int) -> Iterator[Executor]:
     Yields
     ------
     concurrent.futures.Executor
-        Each of its processes is a fresh interpreter, holds BLAS to one thread, leaves Ctrl-C to its parent, and ends
-        with it however that ends.
+        Each of its processes is a fresh interpreter with one BLAS thread, leaves Ctrl-C to its parent, and ends when
+        the parent ends, however that ends.
 
     Raises
     ------
@@ -51,6 +53,10 @@ def local_processes(workers: int) -> Iterator[Executor]:
         If there is to be no worker.
     ChildProcessError
         If a process died.
+
+    See Also
+    --------
+    dask_cluster : Workers on other machines.
 
     Notes
     -----
@@ -81,13 +87,12 @@ def local_processes(workers: int) -> Iterator[Executor]:
 
 @contextmanager
 def dask_cluster(address: str) -> Iterator[Executor]:
-    """
-    Connect to a Dask cluster, and leave it afterwards.
+    """Connect to a Dask cluster, and disconnect afterwards.
 
     Parameters
     ----------
     address : str
-        Its scheduler's, as "tcp://10.0.0.1:8786".
+        That of its scheduler, as "tcp://10.0.0.1:8786".
 
     Yields
     ------
@@ -99,9 +104,13 @@ def dask_cluster(address: str) -> Iterator[Executor]:
     ImportError
         If `distributed` is not installed.
     OSError
-        If there is no scheduler at that address, or the cluster is lost on the way.
+        If there is no scheduler at that address, or the connection to the cluster is lost.
     ValueError
-        If it is no address.
+        If it is not an address.
+
+    See Also
+    --------
+    local_processes : Workers on this machine.
     """
     try:
         distributed: Any = import_module("distributed")
@@ -114,10 +123,12 @@ def dask_cluster(address: str) -> Iterator[Executor]:
         distributed.comm.resolve_address(address)
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except ValueError as error:
-        raise ValueError(f"{address!r} is no address of a scheduler, as tcp://10.0.0.1:8786 is ({error})") from error
+        raise ValueError(
+            f"{address!r} is not the address of a scheduler, as tcp://10.0.0.1:8786 is ({error})"
+        ) from error
     with client:
         try:
-            # Not pure: files change, so that the same question may have another answer later.
+            # Not pure: files change, so that the same call may have another result later.
             yield client.get_executor(pure=False)
         except (CancelledError, distributed.KilledWorker) as error:
             raise ConnectionError(f"the Dask cluster at {address} lost its work: {error or 'no connection'}") from error
@@ -126,82 +137,71 @@ def dask_cluster(address: str) -> Iterator[Executor]:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], executor: Executor | None
 ) -> Generator[Result, None, None]:
-    """
-    Map a function over items, and give the results in the order of the items.
+    """Yield a function's results in the order of the items, or compute each when asked for it without an executor.
 
-    Parameters
-    ----------
-    function : callable
-        Picklable, and its results too, where the executor has processes.
-    items : iterable
-        Taken as they are needed.
-    executor : concurrent.futures.Executor or None
-        Where the function runs. None: here, each when its result is asked for.
-
-    Yields
-    ------
-    Result
-        One for each item. At most :data:`IN_FLIGHT` items are with the executor, or done and not yet asked for:
-        ``Executor.map`` would take all of them at once.
-
-    Notes
-    -----
-    Closing the iterator cancels what has not begun.
-
-    Examples
-    --------
-    >>> from concurrent.futures import ThreadPoolExecutor
-    >>> from lowrank_core.models.executors import map_in_order
-    >>> with ThreadPoolExecutor(2) as executor:
-    ...     list(map_in_order(abs, [-2, 1, -3], executor))
-    [2, 1, 3]
+    ``Executor.map`` would submit all items at once; here at most :data:`LAYERS_IN_FLIGHT` are submitted and not yet
+    asked for. Closing the generator cancels those that have not begun.
     """
     if executor is None:
         yield from map(function, items)
         return
-    following = iter(items)
-    under_way: deque[Future[Result]] = deque()
+    remaining = iter(items)
+    pending: deque[Future[Result]] = deque()
     try:
-        under_way.extend(executor.submit(function, item) for item in islice(following, IN_FLIGHT))
-        while under_way:
-            result = under_way.popleft().result()
-            under_way.extend(executor.submit(function, item) for item in islice(following, 1))
+        pending.extend(executor.submit(function, item) for item in islice(remaining, LAYERS_IN_FLIGHT))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(executor.submit(function, item) for item in islice(remaining, 1))
             yield result
     finally:
-        for future in under_way:
+        for future in pending:
+            future.cancel()
+
+
+def map_as_completed(
+    function: Callable[[Item], Result], items: Iterable[Item], executor: Executor | None
+) -> Generator[tuple[Item, Result], None, None]:
+    """Yield items with a function's results, the first to be complete first; closing it cancels what has not begun."""
+    if executor is None:
+        yield from ((item, function(item)) for item in items)
+        return
+    completed: SimpleQueue[Future[Result]] = SimpleQueue()
+    pending: dict[Future[Result], Item] = {}
+    remaining = iter(items)
+
+    def submit(count: int) -> None:
+        for item in islice(remaining, count):
+            future = executor.submit(function, item)
+            pending[future] = item
+            future.add_done_callback(completed.put)
+
+    try:
+        submit(ADAPTERS_IN_FLIGHT)
+        while pending:
+            future = completed.get()
+            yield pending.pop(future), future.result()
+            submit(1)
+    finally:
+        for future in pending:
             future.cancel()
 
 
 def path_for(path: str | PathLike[str], executor: Executor | None) -> Path:
-    """
-    Give the path by which an executor's workers find a file: one of them may have another current folder.
-
-    Parameters
-    ----------
-    path : path-like
-        As the caller sees it.
-    executor : concurrent.futures.Executor or None
-        Where it will be read; None: here.
-
-    Returns
-    -------
-    Path
-        Absolute where there is an executor.
-    """
+    """Return a path by which an executor's workers find a file: absolute, because their current folder may differ."""
     return Path(path) if executor is None else Path(path).absolute()
 
 
 def _become_worker() -> None:
     from threadpoolctl import threadpool_limits
 
-    # As many processes as cores, each with as many BLAS threads as cores, would stand in each other's way.
+    # As many processes as cores, each with as many BLAS threads as cores, would compete for them.
     threadpool_limits(limits=1, user_api="blas")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # A worker waits for tasks on a pipe whose other end it holds itself: it would never notice that its parent is gone.
+    # A worker waits for tasks on a pipe whose other end is open in itself too: it would not notice its parent's end.
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

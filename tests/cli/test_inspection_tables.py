@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from lowrank_core.cli.reports.inspection_tables import FEW_LAYERS, inspection
-from lowrank_core.models.inspection.layers import Inspection, inspect
+from lowrank_core.models.inspection.layers import inspect
+from lowrank_core.models.inspection.report import Inspection
 
 from .conftest import write_adapter
 

@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance, spectrum
 from lowrank_core.cli.rank_choice import choose_rank
-from lowrank_core.models.inspection.rounding import AboveNoise
+from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.budgets import Budget
 
 NAMES = ("rank", "max_rank", "parameters", "objective", "above_noise", "sides", "variance", "error", "ratio")

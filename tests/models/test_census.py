@@ -14,14 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lowrank_core.models.executors import local_processes
-from lowrank_core.models.inspection.census import (
-    adapter_row,
-    census,
-    find_adapters,
-    read_census,
-    row_to_json,
-    to_table,
-)
+from lowrank_core.models.inspection.census import adapter_row, census, find_adapters
+from lowrank_core.models.inspection.census_rows import read_census, row_to_json, to_table
 
 RANKS = (1, 2, 4)
 # Takes its time over each adapter, so that a kill falls between the first and the last.
@@ -165,7 +159,7 @@ def test_a_file_of_another_census_is_refused_and_left_alone(tmp_path):
     notes = tmp_path / "notes.txt"
     for content in (b"my notes\n", b"my notes", b'{"path": "x"}\n', b"[]\n", b"\xff\n"):
         notes.write_bytes(content)
-        with pytest.raises(ValueError, match=r"line 1 of .* is no row of a census"):
+        with pytest.raises(ValueError, match=r"line 1 of .* is not a row of a census"):
             census(tmp_path, ranks=RANKS, jsonl=notes)
         assert notes.read_bytes() == content
 
@@ -194,7 +188,7 @@ def test_an_interrupt_keeps_the_rows_made_and_hands_over_no_more(tmp_path):
 
 def test_what_is_no_folder_or_no_rank_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
         census(tmp_path / "file")
     with pytest.raises(ValueError, match="rank"):
         census(tmp_path, ranks=[])

@@ -41,7 +41,7 @@ def test_a_bounded_number_is_under_way():
     with Counting() as executor:
         for taken, result in enumerate(map_in_order(abs, range(1000), executor), 1):
             assert result == taken - 1
-            assert executor.handed_over <= taken + executors.IN_FLIGHT
+            assert executor.handed_over <= taken + executors.LAYERS_IN_FLIGHT
 
 
 def test_without_an_executor_each_is_made_when_it_is_asked_for():
@@ -183,5 +183,5 @@ def test_no_workers_and_no_scheduler(tmp_path):
         pass
     pytest.importorskip("distributed")
     for address in ("nowhere://x", "no-port"):
-        with pytest.raises(ValueError, match="is no address of a scheduler"), dask_cluster(address):
+        with pytest.raises(ValueError, match="is not the address of a scheduler"), dask_cluster(address):
             pass

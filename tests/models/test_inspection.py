@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import lowrank_core.models.inspection.layers as room
-from lowrank_core.models.inspection.layers import LayerFailure, inspect, layer_reports, open_updates, to_json, to_rows
+from lowrank_core.models.inspection.layers import inspect
+from lowrank_core.models.inspection.report import to_json, to_rows
 
 RANKS = (0, 1, 3, 50)
 
@@ -154,15 +155,11 @@ def test_totals_hold_with_an_alpha_beyond_the_root_of_the_largest_number(write_p
     json.dumps(to_json(found), allow_nan=False)
 
 
-def test_each_layer_is_decomposed_once_and_read_when_its_turn_comes(write_file, rng, monkeypatch):
+def test_each_layer_is_decomposed_once(write_file, rng, monkeypatch):
     paths, _ = write_pair(write_file, rng)
     calls = []
     monkeypatch.setattr(room, "spectrum", lambda update, _=room.spectrum: calls.append(update.shape) or _(update))
-    reports = layer_reports(open_updates(*paths), ranks=[1, 2, 3], rules=["standard", "rslora", "unscaled"])
-    assert not calls
-    next(reports)
-    assert calls == [(12, 8)]
-    list(reports)
+    inspect(*paths, ranks=[1, 2, 3], rules=["standard", "rslora", "unscaled"])
     assert calls == [(12, 8), (5, 20)]
 
 
@@ -201,9 +198,11 @@ def test_progress_is_told_after_each_layer(write_file, rng):
     ],
 )
 def test_questions_that_are_none_are_refused_before_anything_is_read(write_file, rng, arguments, message):
-    source = open_updates(*write_pair(write_file, rng)[0])
+    paths, _ = write_pair(write_file, rng)
+    read = []
     with pytest.raises((ValueError, TypeError), match=message):
-        layer_reports(source, **arguments)
+        inspect(*paths, progress=lambda *call: read.append(call), **arguments)
+    assert not read
 
 
 def test_json_is_plain_and_whole(write_peft, write_file, rng):
@@ -233,7 +232,3 @@ def test_rows_have_one_set_of_columns_and_failures_are_among_them(write_file):
     assert bad["name"] == "b"
     assert "NaN" in bad["failure"]
     assert bad["norm"] is None
-
-
-def test_a_failure_is_a_value_with_a_reason():
-    assert LayerFailure("a", "why") == LayerFailure("a", "why")

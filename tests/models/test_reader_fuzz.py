@@ -15,7 +15,8 @@ from lowrank_core.cli.app import main
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.files.tensors import FLOATING, INTEGER, open_file
 from lowrank_core.models.inspection.census import census
-from lowrank_core.models.inspection.layers import Inspection, inspect
+from lowrank_core.models.inspection.layers import inspect
+from lowrank_core.models.inspection.report import Inspection
 
 from .mutants import CONFIG, hostile_files, join, kohya_file, lying_values, mutants, peft_file, split, swelling_files
 

@@ -146,9 +146,9 @@ def _errors(report: Inspection, prefix: str, *, each: bool) -> Iterator[Renderab
 
 def _totals(report: Inspection) -> Iterator[RenderableType]:
     totals = report.totals
-    for start in range(0, len(totals.ranks), RANKS_A_TABLE):
+    for start in range(0, len(report.ranks), RANKS_A_TABLE):
         chosen = slice(start, start + RANKS_A_TABLE)
-        found = table("", *(f"r = {rank}" for rank in totals.ranks[chosen]), names=1)
+        found = table("", *(f"r = {rank}" for rank in report.ranks[chosen]), names=1)
         found.add_row("variance", *(f"{100 * share:.2f} %" for share in totals.variance_captured[chosen]))
         found.add_row("best error", *map(error_text, totals.best_error[chosen]))
         for rule, errors in totals.errors.items():

@@ -8,17 +8,17 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.tables import add_by_block, count, note, table
-from lowrank_core.models.inspection.rounding import LayerRounding
+from lowrank_core.models.inspection.layer_noise import LayerNoise
 
 __all__ = ["rounding"]
 
 
-def rounding(layers: Mapping[str, LayerRounding]) -> Iterator[RenderableType]:
+def rounding(layers: Mapping[str, LayerNoise]) -> Iterator[RenderableType]:
     """Lay out what stands above the rounding of each layer's stored weights, and what is lost in it.
 
     Parameters
     ----------
-    layers : mapping of str to LayerRounding
+    layers : mapping of str to LayerNoise
         By the layers' names.
 
     Yields
@@ -50,7 +50,7 @@ def rounding(layers: Mapping[str, LayerRounding]) -> Iterator[RenderableType]:
         )
 
 
-def _figures(found: LayerRounding) -> list[str]:
+def _figures(found: LayerNoise) -> list[str]:
     mark = "" if found.noise.applies else " ?"
     sides = zip((found.noise.one_side, found.noise.two_sides), found.rank_above, found.variance_below, strict=True)
     return [

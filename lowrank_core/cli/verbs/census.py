@@ -9,7 +9,8 @@ from lowrank_core.cli import output
 from lowrank_core.cli.reports import census_tables
 from lowrank_core.cli.workers import check_workers
 from lowrank_core.models.executors import dask_cluster, local_processes
-from lowrank_core.models.inspection.census import census, row_to_json, to_table
+from lowrank_core.models.inspection.census import census
+from lowrank_core.models.inspection.census_rows import row_to_json, to_table
 
 __all__ = ["check_options", "run"]
 

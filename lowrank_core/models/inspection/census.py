@@ -1,35 +1,31 @@
-"""A census of adapters: a row for every one under a folder, made on any executor, streamed to a file and resumed."""
+"""A census of adapters: a row for each one under a folder, made on any executor, written to a file and resumed."""
 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from lowrank_core.models.executors import map_as_completed
 from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.kohya import is_kohya, other_kind
 from lowrank_core.models.formats.peft import PEFT_CONFIG, PEFT_WEIGHTS, is_peft
-from lowrank_core.models.inspection.census_rows import AdapterRow, appending, read_census, resume, row_to_json, to_table
-from lowrank_core.models.inspection.layers import DEFAULT_RANKS, checked_ranks, layer_reports
-from lowrank_core.models.inspection.report import LayerFailure, LayerReport, total
+from lowrank_core.models.inspection.census_rows import AdapterRow, appending, resume
+from lowrank_core.models.inspection.layers import DEFAULT_RANKS, check_ranks, layer_reports
+from lowrank_core.models.inspection.report import LayerReport, total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from concurrent.futures import Executor, Future
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
     from os import PathLike
 
     from lowrank_core.models.formats.adapter import Adapter
-
-__all__ = ["AdapterRow", "adapter_row", "census", "find_adapters", "read_census", "row_to_json", "to_table"]
-
-# Enough to keep a large cluster busy, few enough that a hundred thousand adapters are not all handed over at once.
-_IN_FLIGHT = 1024
+    from lowrank_core.models.layerwise import Progress
 
 
 def census(
@@ -38,10 +34,9 @@ def census(
     ranks: Sequence[int] = DEFAULT_RANKS,
     executor: Executor | None = None,
     jsonl: str | PathLike[str] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[AdapterRow, ...]:
-    """
-    Report every adapter under a folder, one row each.
+    """Report every adapter under a folder, one row each.
 
     Parameters
     ----------
@@ -54,7 +49,7 @@ def census(
         ``Client.get_executor()``. Its workers have to see the folder under the same absolute path. None: here, one
         adapter after the other.
     jsonl : path-like, optional
-        A file that each row is added to as soon as it is there, one JSON object a line. Where it exists already, its
+        A file that each row is added to as soon as it is made, one JSON object a line. Where it exists already, its
         rows are taken as they are, unless an adapter has changed since, and only the others are made. Rows of adapters
         elsewhere are left in it.
     progress : callable, optional
@@ -69,9 +64,14 @@ def census(
     Raises
     ------
     NotADirectoryError
-        If `folder` is no folder.
+        If `folder` is not a folder.
     ValueError
-        If the ranks are none, or `jsonl` is not the file of a census with these ranks.
+        If the ranks are not ranks, or `jsonl` is not the file of a census with these ranks.
+
+    See Also
+    --------
+    lowrank_core.models.inspection.layers.inspect : Every layer of one adapter.
+    lowrank_core.models.inspection.census_rows.read_census : Read the rows of `jsonl`.
 
     Examples
     --------
@@ -87,112 +87,64 @@ def census(
     >>> [(pathlib.Path(row.path).stem, row.norm, row.best_error) for row in rows]
     [('first', 5.0, (0.6,)), ('second', 10.0, (0.6,))]
     """
-    asked = checked_ranks(ranks)
-    candidates = find_adapters(folder)
-    here = {str(path): path for path in candidates}
-    kept = {} if jsonl is None else resume(Path(jsonl), asked, partial(_stands, here=here))
-    rows = [kept[str(path)] for path in candidates if str(path) in kept]
-    missing = [path for path in candidates if str(path) not in kept]
-    done = len(rows)
-    with appending(jsonl) as add:
-        for path, row in _as_they_come(partial(adapter_row, ranks=asked), missing, executor):
+    requested = check_ranks(ranks)
+    candidates = {str(path): path for path in find_adapters(folder)}
+    known = {} if jsonl is None else resume(Path(jsonl), requested, partial(_is_current, candidates=candidates))
+    rows = [row for path, row in known.items() if path in candidates]
+    missing = [path for name, path in candidates.items() if name not in known]
+    done = len(candidates) - len(missing)
+    with (
+        appending(jsonl) as append,
+        closing(map_as_completed(partial(adapter_row, ranks=requested), missing, executor)) as results,
+    ):
+        for path, row in results:
             done += 1
             if row is not None:
                 rows.append(row)
-                add(row)
+                append(row)
             if progress is not None:
                 progress(str(path), done, len(candidates))
     return tuple(sorted(rows, key=lambda row: row.path))
 
 
 def find_adapters(folder: str | PathLike[str]) -> tuple[Path, ...]:
-    """
-    Find what may be an adapter: only reading it tells a kohya file from a checkpoint.
+    """Return what may be an adapter, absolute and in alphabetical order: only its content tells it from a checkpoint.
 
-    Parameters
-    ----------
-    folder : path-like
-        Where to look, in all its subfolders too.
-
-    Returns
-    -------
-    tuple of Path
-        Absolute and in alphabetical order: folders with PEFT's files in them, all other safetensors files, and folders
-        that may not be listed. Links to files are followed, links to folders are not.
-
-    Raises
-    ------
-    NotADirectoryError
-        If it is no folder.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> from lowrank_core.models.inspection.census import find_adapters
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     for name in ("one/adapter_config.json", "two.safetensors", "notes.txt"):
-    ...         file = pathlib.Path(folder, name)
-    ...         file.parent.mkdir(exist_ok=True)
-    ...         file.touch()
-    ...     [path.name for path in find_adapters(folder)]
-    ['one', 'two.safetensors']
+    These are folders with PEFT's files in them, all other safetensors files, and folders that may not be listed. Links
+    to files are followed, links to folders are not.
     """
     root = Path(folder).absolute()
     if not root.is_dir():
-        raise NotADirectoryError(f"{str(folder)!r} is no folder: a census is taken of the adapters under one")
-    closed: list[Path] = []
-    found: list[Path] = []
-    for place, _, names in os.walk(root, onerror=lambda error: closed.append(Path(error.filename))):
+        raise NotADirectoryError(f"{str(folder)!r} is not a folder: a census is taken of the adapters under one")
+    unlisted: list[Path] = []
+    candidates: list[Path] = []
+    for parent, _, names in os.walk(root, onerror=lambda error: unlisted.append(Path(error.filename))):
         if not {PEFT_CONFIG, PEFT_WEIGHTS}.isdisjoint(names):
-            found.append(Path(place))
-        found.extend(Path(place, name) for name in names if name.endswith(".safetensors") and name != PEFT_WEIGHTS)
-    return tuple(sorted(found + closed))
+            candidates.append(Path(parent))
+        candidates += (Path(parent, name) for name in names if name.endswith(".safetensors") and name != PEFT_WEIGHTS)
+    return tuple(sorted(candidates + unlisted))
 
 
 def adapter_row(path: str | PathLike[str], *, ranks: Sequence[int] = DEFAULT_RANKS) -> AdapterRow | None:
-    """
-    Report one adapter: what a census does for each.
-
-    Parameters
-    ----------
-    path : path-like
-        A PEFT folder, or a safetensors file.
-    ranks : sequence of int
-        Ranks to give variances and errors at.
-
-    Returns
-    -------
-    AdapterRow or None
-        None for a safetensors file without any LoRA factors. One layer was in memory at a time.
-
-    Raises
-    ------
-    ValueError
-        If the ranks are none.
-    """
-    asked = checked_ranks(ranks)
-    where = Path(path).absolute()
-    stamp = _stamp(where)
+    """Report one adapter, with one layer in memory at a time; None for a file without any LoRA factors."""
+    requested = check_ranks(ranks)
+    location = Path(path).absolute()
+    stamp = _stamp(location)
     try:
-        if not (where.is_dir() or _holds_factors(where)):
+        if not (location.is_dir() or _holds_factors(location)):
             return None
-        adapter = open_adapter(where)
+        adapter = open_adapter(location)
     except (ValueError, OSError) as error:
-        return AdapterRow(str(where), "" if _may_pass(error) else stamp, ranks=asked, failure=str(error))
-    return _row(adapter, where, stamp, asked)
+        stamp = "" if _is_systems_fault(error) else stamp
+        return AdapterRow(str(location), stamp, ranks=requested, failure=str(error))
+    return _row(adapter, location, stamp, requested)
 
 
-def _row(adapter: Adapter, where: Path, stamp: str, ranks: tuple[int, ...]) -> AdapterRow:
-    layers: list[LayerReport] = []
-    failures: dict[str, str] = {}
-    for report in layer_reports(adapter, ranks=ranks, rules=()):
-        if isinstance(report, LayerFailure):
-            failures[report.name] = report.reason
-        else:
-            layers.append(report)
+def _row(adapter: Adapter, location: Path, stamp: str, ranks: tuple[int, ...]) -> AdapterRow:
+    layers, failures = layer_reports(adapter, ranks=ranks, rules=())
     failures |= adapter.unsupported
     row = AdapterRow(
-        path=str(where),
+        path=str(location),
         stamp=stamp,
         kind=adapter.kind,
         layers=len(layers),
@@ -206,22 +158,22 @@ def _row(adapter: Adapter, where: Path, stamp: str, ranks: tuple[int, ...]) -> A
 
 
 def _figures(layers: Sequence[LayerReport], ranks: tuple[int, ...]) -> dict[str, Any]:
-    together = total(layers, 0, ranks, ())
+    totals = total(layers, 0, ranks, ())
     scalings = [layer.scaling for layer in layers if layer.scaling is not None]
     effective, stable = [layer.effective_rank for layer in layers], [layer.stable_rank for layer in layers]
     return {
-        "parameters": together.adapter_parameters,
+        "parameters": totals.adapter_parameters,
         "adapter_ranks": tuple(sorted({layer.rank for layer in layers if layer.rank is not None})),
         "smallest_scaling": min(scalings),
         "largest_scaling": max(scalings),
-        "norm": together.norm,
+        "norm": totals.norm,
         "effective_rank": median(effective),
         "largest_effective_rank": max(effective),
         "stable_rank": median(stable),
         "largest_stable_rank": max(stable),
-        "rank_for_variance": together.rank_for_variance,
-        "variance_captured": together.variance_captured,
-        "best_error": together.best_error,
+        "rank_for_variance": totals.rank_for_variance,
+        "variance_captured": totals.variance_captured,
+        "best_error": totals.best_error,
     }
 
 
@@ -230,52 +182,25 @@ def _holds_factors(file: Path) -> bool:
     return is_kohya(tensors) or is_peft(tensors) or other_kind(tensors) is not None
 
 
-def _stands(row: AdapterRow, here: dict[str, Path]) -> bool:
-    # What lies elsewhere is another census's to judge.
-    return row.path not in here or row.stamp == _stamp(here[row.path])
+def _is_current(row: AdapterRow, candidates: Mapping[str, Path]) -> bool:
+    # A row of another folder belongs to another census.
+    return row.path not in candidates or row.stamp == _stamp(candidates[row.path])
 
 
-def _stamp(where: Path) -> str:
-    folder, weights = (where, where / PEFT_WEIGHTS) if where.is_dir() else (where.parent, where)
+def _stamp(location: Path) -> str:
+    folder, weights = (location, location / PEFT_WEIGHTS) if location.is_dir() else (location.parent, location)
     return " ".join(_file_stamp(file) for file in (weights, folder / PEFT_CONFIG))
 
 
 def _file_stamp(file: Path) -> str:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return "absent"
-    return f"{found.st_size}@{found.st_mtime_ns}"
+    return f"{status.st_size}@{status.st_mtime_ns}"
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_systems_fault(error: Exception) -> bool:
     """Whether the system, and not the file, is to blame; an absent file has a stamp that says so."""
     causes = (error, error.__cause__)
     return any(isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError) for cause in causes)
-
-
-def _as_they_come(
-    function: Callable[[Path], AdapterRow | None], tasks: Iterable[Path], executor: Executor | None
-) -> Iterator[tuple[Path, AdapterRow | None]]:
-    if executor is None:
-        yield from ((task, function(task)) for task in tasks)
-        return
-    finished: SimpleQueue[Future[AdapterRow | None]] = SimpleQueue()
-    under_way: dict[Future[AdapterRow | None], Path] = {}
-    following = iter(tasks)
-
-    def hand_over(count: int) -> None:
-        for task in islice(following, count):
-            future = executor.submit(function, task)
-            under_way[future] = task
-            future.add_done_callback(finished.put)
-
-    try:
-        hand_over(_IN_FLIGHT)
-        while under_way:
-            future = finished.get()
-            yield under_way.pop(future), future.result()
-            hand_over(1)
-    finally:
-        for future in under_way:
-            future.cancel()

@@ -1,19 +1,19 @@
-"""The rows of a census: as values, as JSON and a table, and in the file that a later run goes on from."""
+"""The rows of a census: as values, as JSON and as a table, and in the file from which a later run goes on."""
 
 from __future__ import annotations
 
 import json
-import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from itertools import zip_longest
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS, variance_column
+from lowrank_core.models.files.atomic import replacing
+from lowrank_core.models.files.json_file import to_plain
+from lowrank_core.models.inspection.report import rank_columns, variance_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from os import PathLike
 
 # What every row in a file begins with; it tells a row cut short from another file's content.
@@ -22,8 +22,7 @@ _ROW_START = b'{"path": "'
 
 @dataclass(frozen=True)
 class AdapterRow:
-    """
-    One adapter in a census.
+    """One adapter in a census.
 
     What cannot be known is None, as the norm of an adapter that could not be read.
 
@@ -32,14 +31,14 @@ class AdapterRow:
     path : str
         The PEFT folder or kohya file, absolute.
     stamp : str
-        Sizes and modification times of its files: a row stands for as long as they do. Empty where the system did not
-        let the files be read, which another time may be different.
+        Sizes and modification times of its files: a row is valid while they are unchanged. Empty where the system did
+        not let the files be read, which another time may be different.
     kind : str or None
         "peft" or "kohya".
     layers, failed_layers : int
-        How many layers are in the figures, and how many could not be read or are no product γBA.
+        How many layers are in the figures, and how many could not be read or are not a product γBA.
     not_low_rank : int
-        Tensors that no low-rank update carries.
+        Tensors that are not in any low-rank update.
     warnings : int
         How many warnings :func:`~lowrank_core.models.inspection.layers.inspect` has about it.
     parameters : int
@@ -55,7 +54,7 @@ class AdapterRow:
     rank_for_variance : dict of float to int
         The least rank that, given to every layer alike, holds 90, 95 and 99 % of the variance.
     ranks : tuple of int
-        The ranks asked for; every layer is taken at its own largest where that is less.
+        The requested ranks; every layer is taken at its own largest where that is less.
     variance_captured, best_error : tuple of float
         Of all layers together, at each of these ranks.
     failure : str or None
@@ -85,80 +84,13 @@ class AdapterRow:
     failure: str | None = None
 
 
-def resume(jsonl: Path, ranks: tuple[int, ...], stands: Callable[[AdapterRow], bool]) -> dict[str, AdapterRow]:
-    """
-    Take the rows of an earlier run from its file, and drop those from it that no longer stand.
-
-    Parameters
-    ----------
-    jsonl : Path
-        The file; it need not exist.
-    ranks : tuple of int
-        The ranks that this census is asked for.
-    stands : callable
-        Whether an adapter still is what its row says.
-
-    Returns
-    -------
-    dict of str to AdapterRow
-        By path. A line cut short, and all rows of a path but its last, are gone from the file too.
-
-    Raises
-    ------
-    ValueError
-        If it is no census, or one with other ranks.
-    """
-    if not jsonl.is_file():
-        return {}
-    rows, whole = _read_rows(jsonl)
-    other = next((row for row in rows if row.ranks != ranks), None)
-    if other is not None:
-        raise ValueError(
-            f"{str(jsonl)!r} is a census with the ranks {_commas(other.ranks)}, and not {_commas(ranks)}: ask for "
-            "its own, or give another file"
-        )
-    latest = {row.path: row for row in rows}
-    kept = {path: row for path, row in latest.items() if stands(row)}
-    if not whole or len(kept) < len(rows):
-        _rewrite(jsonl.resolve(), kept.values())
-    return kept
-
-
-@contextmanager
-def appending(jsonl: str | PathLike[str] | None) -> Iterator[Callable[[AdapterRow], None]]:
-    """
-    Open a census's file to go on with it.
-
-    Parameters
-    ----------
-    jsonl : path-like or None
-        The file; None: there is none.
-
-    Yields
-    ------
-    callable
-        Adds one row, which is in the file when it returns.
-    """
-    if jsonl is None:
-        yield lambda _row: None
-        return
-    with Path(jsonl).open("ab") as file:
-
-        def add(row: AdapterRow) -> None:
-            file.write(_line(row))
-            file.flush()
-
-        yield add
-
-
 def read_census(jsonl: str | PathLike[str]) -> tuple[AdapterRow, ...]:
-    """
-    Read the rows of a census from its file, finished or not.
+    """Read the rows of a census from its file, finished or not.
 
     Parameters
     ----------
     jsonl : path-like
-        The file; a last line that was cut short is left out.
+        The file; a last line that was cut short is skipped.
 
     Returns
     -------
@@ -170,34 +102,34 @@ def read_census(jsonl: str | PathLike[str]) -> tuple[AdapterRow, ...]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a line is no row of a census.
+        If a line is not a row of a census.
+
+    See Also
+    --------
+    lowrank_core.models.inspection.census.census : What writes it.
     """
     return _read_rows(Path(jsonl))[0]
 
 
 def row_to_json(row: AdapterRow) -> dict[str, Any]:
-    """
-    Turn a row into plain JSON: dicts, lists, strings, finite numbers and None.
+    """Convert a row to plain JSON: dicts, lists, strings, finite numbers and None.
 
     Parameters
     ----------
     row : AdapterRow
-        As :func:`~lowrank_core.models.inspection.census.census` gives it.
+        As :func:`~lowrank_core.models.inspection.census.census` returns it.
 
     Returns
     -------
     dict
         All of it, under the names of its attributes.
     """
-    values = asdict(row)
-    if row.rank_for_variance is not None:
-        values["rank_for_variance"] = {f"{fraction:g}": rank for fraction, rank in row.rank_for_variance.items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    plain: dict[str, Any] = to_plain(row)
+    return plain
 
 
 def to_table(rows: Sequence[AdapterRow]) -> list[dict[str, Any]]:
-    """
-    Turn rows into those of a flat table, one column a figure.
+    """Convert rows to those of a flat table, one column a figure.
 
     Parameters
     ----------
@@ -207,20 +139,53 @@ def to_table(rows: Sequence[AdapterRow]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        All with the same keys in the same order; what a row does not have is None. Columns are named by the rank asked
-        for, as "best_error_8"; several ranks of one adapter are one text, as "8 16".
+        All with the same keys in the same order; what a row does not have is None. Columns are named by the requested
+        rank, as "best_error_8"; several ranks of one adapter are one text, as "8 16".
     """
     return [_flat(row) for row in rows]
 
 
+def resume(jsonl: Path, ranks: tuple[int, ...], is_current: Callable[[AdapterRow], bool]) -> dict[str, AdapterRow]:
+    """Read an earlier run's rows by path, and remove from the file those that are cut short, repeated or outdated."""
+    if not jsonl.is_file():
+        return {}
+    rows, complete = _read_rows(jsonl)
+    other = next((row for row in rows if row.ranks != ranks), None)
+    if other is not None:
+        raise ValueError(
+            f"{str(jsonl)!r} is a census with the ranks {_commas(other.ranks)}, and not {_commas(ranks)}: ask for "
+            "those, or give another file"
+        )
+    latest = {row.path: row for row in rows}
+    kept = {path: row for path, row in latest.items() if is_current(row)}
+    if not complete or len(kept) < len(rows):
+        with replacing(jsonl, folder=False) as temporary:
+            temporary.write_bytes(b"".join(map(_line, kept.values())))
+    return kept
+
+
+@contextmanager
+def appending(jsonl: str | PathLike[str] | None) -> Iterator[Callable[[AdapterRow], None]]:
+    """Yield a function that adds a row to a census's file, where there is one, and has written it when it returns."""
+    if jsonl is None:
+        yield lambda _row: None
+        return
+    with Path(jsonl).open("ab") as file:
+
+        def append(row: AdapterRow) -> None:
+            file.write(_line(row))
+            file.flush()
+
+        yield append
+
+
 def _flat(row: AdapterRow) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in row_to_json(row).items():
+    for name, value in vars(row).items():
         if name == "rank_for_variance":
-            needed = row.rank_for_variance or {}
-            flat |= {variance_column(fraction): needed.get(fraction) for fraction in VARIANCE_FRACTIONS}
+            flat |= variance_columns(value or {})
         elif name in {"variance_captured", "best_error"}:
-            flat |= {f"{name}_{rank}": figure for rank, figure in zip_longest(row.ranks, value)}
+            flat |= rank_columns(name, row.ranks, value)
         elif name == "adapter_ranks":
             flat[name] = " ".join(map(str, value))
         elif name != "ranks":
@@ -229,6 +194,7 @@ def _flat(row: AdapterRow) -> dict[str, Any]:
 
 
 def _read_rows(jsonl: Path) -> tuple[tuple[AdapterRow, ...], bool]:
+    """Return the rows of a file, and whether the last one is complete."""
     rows: list[AdapterRow] = []
     with jsonl.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -238,7 +204,7 @@ def _read_rows(jsonl: Path) -> tuple[tuple[AdapterRow, ...], bool]:
                 rows.append(_row_from_json(line))
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"line {number} of {str(jsonl)!r} is no row of a census: give the file of one, or a new name"
+                    f"line {number} of {str(jsonl)!r} is not a row of a census: give the file of one, or a new name"
                 ) from error
     return tuple(rows), True
 
@@ -255,16 +221,6 @@ def _row_from_json(line: bytes) -> AdapterRow:
 
 def _line(row: AdapterRow) -> bytes:
     return json.dumps(row_to_json(row), allow_nan=False).encode() + b"\n"
-
-
-def _rewrite(jsonl: Path, rows: Iterable[AdapterRow]) -> None:
-    temporary = jsonl.with_name(f".{jsonl.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.writelines(map(_line, rows))
-        temporary.replace(jsonl)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _commas(ranks: tuple[int, ...]) -> str:

@@ -1,28 +1,29 @@
-"""The report of an inspection, as values: each layer's figures, all of them added up, and both as JSON and rows."""
+"""The report of an inspection, as values: each layer's figures, their totals, and both as JSON and as rows."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
-from lowrank_core.models.inspection.rounding import LayerRounding, rounding_json
+from lowrank_core.models.files.json_file import to_plain
+from lowrank_core.models.inspection.layer_noise import LayerNoise, noise_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
 VARIANCE_FRACTIONS = (0.90, 0.95, 0.99)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerReport:
-    """
-    What one layer's update holds.
+    """What one layer's update holds.
 
     Attributes
     ----------
@@ -34,42 +35,42 @@ class LayerReport:
         What it is stored in.
     parameters : int
         Number of entries of the dense update, m·n.
+    adapter_parameters : int or None
+        Number of entries of the stored factors; None for a difference of checkpoints.
     rank, alpha, scaling : int, float, float or None
         The adapter's rank, alpha and effective scale γ in this layer; None for a difference of checkpoints.
     scaling_source : str
-        Where γ came from, in plain words.
+        Where γ came from, in words.
     norm : float
         Frobenius norm of the update, its scale included.
-    singular_values : ndarray
-        All that are not zero for certain, descending: as many as the adapter's rank, or min(m, n).
     effective_rank, stable_rank, numerical_rank : float, float, int
         As the functions of the same names define them.
     rank_for_variance : dict of float to int
         The least rank that holds 90, 95 and 99 % of the variance.
     ranks : tuple of int
-        The ranks asked for, each clamped to min(m, n).
+        The requested ranks, each clamped to min(m, n).
     best_error : tuple of float
         The best possible relative error at each of them.
     errors : dict of str to tuple of float
-        For each rule, the relative error at each of them, as
-        :func:`~lowrank_core.models.inspection.layers.layer_reports` defines it.
-    adapter_parameters : int or None
-        Number of entries of the stored factors; None for a difference of checkpoints.
-    rounding : LayerRounding or None
+        For each rule, the relative error at each of them, as :func:`~lowrank_core.models.inspection.layers.inspect`
+        defines it.
+    rounding : LayerNoise or None
         What of the update cannot be told from the rounding of two checkpoints of which one is stored in float16 or
         bfloat16.
+    singular_values : ndarray
+        Those that can differ from zero, descending: as many as the adapter's rank, or min(m, n).
     """
 
     name: str
     shape: tuple[int, int]
     dtype: str
     parameters: int
-    rank: int | None
-    alpha: float | None
-    scaling: float | None
+    adapter_parameters: int | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    scaling: float | None = None
     scaling_source: str
     norm: float
-    singular_values: NDArray[np.float64]
     effective_rank: float
     stable_rank: float
     numerical_rank: int
@@ -77,31 +78,13 @@ class LayerReport:
     ranks: tuple[int, ...]
     best_error: tuple[float, ...]
     errors: dict[str, tuple[float, ...]]
-    adapter_parameters: int | None = None
-    rounding: LayerRounding | None = None
+    rounding: LayerNoise | None = None
+    singular_values: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class LayerFailure:
-    """
-    A layer that could not be reported, and why; the others go on.
-
-    Attributes
-    ----------
-    name : str
-        The module's name.
-    reason : str
-        What is wrong with it.
-    """
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Totals:
-    """
-    What all reported layers hold together, as if they were the diagonal blocks of one update.
+    """What all reported layers hold together, as if they were the diagonal blocks of one update.
 
     Attributes
     ----------
@@ -115,12 +98,11 @@ class Totals:
         √ΣN² over the layers.
     rank_for_variance : dict of float to int
         The least rank that, given to every layer alike, holds 90, 95 and 99 % of the variance: Σ heads ≥ t·Σ N².
-    ranks : tuple of int
-        The ranks asked for; every layer is taken at its own largest rank where that is less.
     variance_captured, best_error : tuple of float
-        Σ heads / Σ N² and √(Σ tails / Σ N²) at each of them.
+        Σ heads / Σ N² and √(Σ tails / Σ N²) at each requested rank; every layer is taken at its own largest rank where
+        that is less.
     errors : dict of str to tuple of float
-        For each rule, the relative error of all layers together at each of them.
+        For each rule, the relative error of all layers together at each requested rank.
     """
 
     layers: int
@@ -129,16 +111,14 @@ class Totals:
     adapter_parameters: int | None
     norm: float
     rank_for_variance: dict[float, int]
-    ranks: tuple[int, ...]
     variance_captured: tuple[float, ...]
     best_error: tuple[float, ...]
     errors: dict[str, tuple[float, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """
-    What an adapter, or the difference of two checkpoints, holds.
+    """What an adapter, or the difference of two checkpoints, holds.
 
     Attributes
     ----------
@@ -146,55 +126,37 @@ class Inspection:
         What was inspected, and the checkpoint that it was tuned from.
     kind : str
         "peft", "kohya" or "checkpoints".
+    ranks, rules : tuple
+        The requested ranks and rules.
+    alpha : float or None
+        The alpha of the errors; None where each layer's own was taken.
+    totals : Totals
+        All reported layers together.
     layers : tuple of LayerReport
         Every layer that could be read.
     failures : dict of str to str
         Layers that could not, and why.
     not_low_rank : dict of str to str
-        Tensors that no low-rank update carries, described with their norms.
+        Tensors that are not in any low-rank update, described with their norms.
     warnings : tuple of str
         What a user of it should know.
-    totals : Totals
-        All reported layers together.
-    ranks, rules : tuple
-        The ranks and rules asked for.
-    alpha : float or None
-        The alpha of the errors; None where each layer's own was taken.
     """
 
     path: str
     base: str | None
     kind: str
+    ranks: tuple[int, ...]
+    rules: tuple[str, ...]
+    alpha: float | None
+    totals: Totals
     layers: tuple[LayerReport, ...]
     failures: dict[str, str]
     not_low_rank: dict[str, str]
     warnings: tuple[str, ...]
-    totals: Totals
-    ranks: tuple[int, ...]
-    rules: tuple[str, ...]
-    alpha: float | None
 
 
 def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], rules: Sequence[str]) -> Totals:
-    """
-    Add up layers as if they were the diagonal blocks of one update.
-
-    Parameters
-    ----------
-    layers : sequence of LayerReport
-        What was reported.
-    failures : int
-        How many layers were not.
-    ranks : sequence of int
-        The ranks asked for, of which each layer has its own clamped ones.
-    rules : sequence of str
-        The rules of their errors.
-
-    Returns
-    -------
-    Totals
-        No decomposition is made: the layers' spectra have all that is needed.
-    """
+    """Compute the totals of layers as the diagonal blocks of one update, from their spectra alone."""
     largest = max((min(layer.shape) for layer in layers), default=1)
     scale = max((layer.norm for layer in layers), default=0.0) or 1.0
     # The i-th singular values of all layers, in quadrature: the head of rank r is then the sum of all layers' heads.
@@ -202,9 +164,9 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
     for layer in layers:
         energy[: layer.singular_values.size] += (layer.singular_values / scale) ** 2
     whole = math.fsum((layer.norm / scale) ** 2 for layer in layers)
-    together = Spectrum(np.sqrt(energy), np.array(math.sqrt(whole)), (largest, largest), complete=True)
+    combined = Spectrum(np.sqrt(energy), np.array(math.sqrt(whole)), (largest, largest), complete=True)
     clamped = np.minimum(np.asarray(ranks, dtype=np.int64), largest)
-    shares = np.array([layer.norm / scale / math.sqrt(whole) if whole else 0.0 for layer in layers])
+    weights = np.array([layer.norm / scale / math.sqrt(whole) if whole else 0.0 for layer in layers])
     adapter_parameters = [layer.adapter_parameters for layer in layers if layer.adapter_parameters is not None]
     return Totals(
         layers=len(layers),
@@ -212,109 +174,71 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
         parameters=sum(layer.parameters for layer in layers),
         adapter_parameters=sum(adapter_parameters) if adapter_parameters else None,
         norm=scale * math.sqrt(whole),
-        rank_for_variance=ranks_for_variance(together),
-        ranks=tuple(int(rank) for rank in ranks),
-        variance_captured=floats(variance_captured(together, clamped)),
-        best_error=floats(reconstruction_error(together, clamped)),
-        errors={rule: _combined_error([layer.errors[rule] for layer in layers], shares, len(ranks)) for rule in rules},
+        rank_for_variance=ranks_for_variance(combined),
+        variance_captured=to_floats(variance_captured(combined, clamped)),
+        best_error=to_floats(reconstruction_error(combined, clamped)),
+        errors={rule: _combined_error([layer.errors[rule] for layer in layers], weights, len(ranks)) for rule in rules},
     )
 
 
-def ranks_for_variance(found: Spectrum) -> dict[float, int]:
-    """
-    Find the least ranks that hold the shares of the variance that reports give.
-
-    Parameters
-    ----------
-    found : Spectrum
-        Of one update.
-
-    Returns
-    -------
-    dict of float to int
-        A rank for each of :data:`VARIANCE_FRACTIONS`.
-    """
-    needed = rank_for_variance(found, np.array(VARIANCE_FRACTIONS))
-    return {fraction: int(rank) for fraction, rank in zip(VARIANCE_FRACTIONS, needed, strict=True)}
+def ranks_for_variance(spectrum: Spectrum) -> dict[float, int]:
+    """Return the least rank that holds each of :data:`VARIANCE_FRACTIONS`."""
+    ranks = rank_for_variance(spectrum, np.array(VARIANCE_FRACTIONS))
+    return {fraction: int(rank) for fraction, rank in zip(VARIANCE_FRACTIONS, ranks, strict=True)}
 
 
-def floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
-    """
-    Turn an array into numbers of Python, as reports hold them.
-
-    Parameters
-    ----------
-    numbers : ndarray of shape (k,)
-
-    Returns
-    -------
-    tuple of float
-    """
+def to_floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
+    """Convert an array to a tuple of Python's own numbers."""
     return tuple(float(number) for number in numbers)
 
 
 def to_json(inspection: Inspection) -> dict[str, Any]:
-    """
-    Turn an inspection into plain JSON: dicts, lists, strings, finite numbers and None.
+    """Convert an inspection to plain JSON: dicts, lists, strings, finite numbers and None.
 
     Parameters
     ----------
     inspection : Inspection
-        As :func:`~lowrank_core.models.inspection.layers.inspect` gives it.
+        As :func:`~lowrank_core.models.inspection.layers.inspect` returns it.
 
     Returns
     -------
     dict
         Every figure of it, singular values included.
+
+    See Also
+    --------
+    to_rows : The same for a table.
     """
-    totals = inspection.totals
-    return {
-        "path": inspection.path,
-        "base": inspection.base,
-        "kind": inspection.kind,
-        "ranks": list(inspection.ranks),
-        "rules": list(inspection.rules),
-        "alpha": inspection.alpha,
-        "totals": {
-            "layers": totals.layers,
-            "failures": totals.failures,
-            "parameters": totals.parameters,
-            "adapter_parameters": totals.adapter_parameters,
-            "norm": totals.norm,
-            "rank_for_variance": _by_text(totals.rank_for_variance),
-            "variance_captured": list(totals.variance_captured),
-            "best_error": list(totals.best_error),
-            "errors": {rule: list(errors) for rule, errors in totals.errors.items()},
-        },
-        "layers": [_layer_json(layer) for layer in inspection.layers],
-        "failures": dict(inspection.failures),
-        "not_low_rank": dict(inspection.not_low_rank),
-        "warnings": list(inspection.warnings),
-    }
+    plain: dict[str, Any] = to_plain(inspection)
+    for layer, described in zip(inspection.layers, plain["layers"], strict=True):
+        described["rounding"] = noise_columns(layer.rounding) or None
+    return plain
 
 
 def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
-    """
-    Turn an inspection into rows of a table, one for each layer, failed ones too.
+    """Convert an inspection to rows of a table, one for each layer, failed ones too.
 
     Parameters
     ----------
     inspection : Inspection
-        As :func:`~lowrank_core.models.inspection.layers.inspect` gives it.
+        As :func:`~lowrank_core.models.inspection.layers.inspect` returns it.
 
     Returns
     -------
     list of dict
         All with the same keys in the same order; what a row does not have is None. Columns of errors are named by the
-        rank asked for: "best_error_8", "standard_8".
+        requested rank: "best_error_8", "standard_8".
+
+    See Also
+    --------
+    to_json : Every figure, singular values included.
     """
     columns = dict.fromkeys(
         (
             *("name", "rows", "columns", "dtype", "parameters", "adapter_parameters", "rank", "alpha", "scaling"),
-            *("scaling_source", "norm", "effective_rank", "stable_rank", "numerical_rank"),
-            *(variance_column(fraction) for fraction in VARIANCE_FRACTIONS),
+            *("scaling_source", "norm", "effective_rank", "stable_rank", "numerical_rank", *variance_columns({})),
             *(f"{rule}_{rank}" for rank in inspection.ranks for rule in ("best_error", *inspection.rules)),
-            *(name for layer in inspection.layers if layer.rounding for name in rounding_json(layer.rounding)),
+            *(name for layer in inspection.layers for name in noise_columns(layer.rounding)),
             "failure",
         )
     )
@@ -322,62 +246,25 @@ def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
     return reported + [columns | {"name": name, "failure": reason} for name, reason in inspection.failures.items()]
 
 
-def variance_column(fraction: float) -> str:
-    """
-    Name the column of a rank for a share of the variance.
-
-    Parameters
-    ----------
-    fraction : float
-        The share.
-
-    Returns
-    -------
-    str
-        As "rank_for_90_percent".
-    """
-    return f"rank_for_{round(100 * fraction)}_percent"
+def variance_columns(ranks: Mapping[float, int]) -> dict[str, int | None]:
+    """Return the ranks for fractions of the variance by the names of their columns, "rank_for_90_percent"."""
+    return {f"rank_for_{round(100 * fraction)}_percent": ranks.get(fraction) for fraction in VARIANCE_FRACTIONS}
 
 
-def _combined_error(errors: Sequence[tuple[float, ...]], shares: NDArray[np.float64], ranks: int) -> tuple[float, ...]:
-    absolute = shares[:, np.newaxis] * np.asarray(errors, dtype=np.float64).reshape(len(errors), ranks)
+def rank_columns(name: str, ranks: Sequence[int], figures: Sequence[float]) -> dict[str, float | None]:
+    """Return the figures of ranks by the names of their columns, "best_error_8"; None where there are none."""
+    return {f"{name}_{rank}": figure for rank, figure in zip_longest(ranks, figures)}
+
+
+def _combined_error(errors: Sequence[tuple[float, ...]], weights: NDArray[np.float64], ranks: int) -> tuple[float, ...]:
+    weighted = weights[:, np.newaxis] * np.asarray(errors, dtype=np.float64).reshape(len(errors), ranks)
     # hypot, because an error may be as large as the alpha that a file gives, and its square beyond float64.
-    return tuple(math.hypot(*of_rank) for of_rank in absolute.T)
-
-
-def _by_text(ranks: dict[float, int]) -> dict[str, int]:
-    return {f"{fraction:g}": rank for fraction, rank in ranks.items()}
-
-
-def _layer_json(layer: LayerReport) -> dict[str, Any]:
-    return {
-        "name": layer.name,
-        "shape": list(layer.shape),
-        "dtype": layer.dtype,
-        "parameters": layer.parameters,
-        "adapter_parameters": layer.adapter_parameters,
-        "rank": layer.rank,
-        "alpha": layer.alpha,
-        "scaling": layer.scaling,
-        "scaling_source": layer.scaling_source,
-        "norm": layer.norm,
-        "effective_rank": layer.effective_rank,
-        "stable_rank": layer.stable_rank,
-        "numerical_rank": layer.numerical_rank,
-        "rank_for_variance": _by_text(layer.rank_for_variance),
-        "ranks": list(layer.ranks),
-        "best_error": list(layer.best_error),
-        "errors": {rule: list(errors) for rule, errors in layer.errors.items()},
-        "rounding": None if layer.rounding is None else rounding_json(layer.rounding),
-        "singular_values": layer.singular_values.tolist(),
-    }
+    return tuple(math.hypot(*column) for column in weighted.T)
 
 
 def _layer_row(layer: LayerReport, ranks: tuple[int, ...]) -> dict[str, Any]:
-    described = _layer_json(layer)
-    row = {key: described[key] for key in described if isinstance(described[key], str | int | float)}
-    row |= {"rows": layer.shape[0], "columns": layer.shape[1]}
-    row |= {variance_column(fraction): rank for fraction, rank in layer.rank_for_variance.items()}
+    row: dict[str, Any] = {name: value for name, value in vars(layer).items() if isinstance(value, str | int | float)}
+    row |= {"rows": layer.shape[0], "columns": layer.shape[1]} | variance_columns(layer.rank_for_variance)
     for name, errors in {"best_error": layer.best_error, **layer.errors}.items():
-        row |= {f"{name}_{rank}": error for rank, error in zip(ranks, errors, strict=True)}
-    return row | (rounding_json(layer.rounding) if layer.rounding else {})
+        row |= rank_columns(name, ranks, errors)
+    return row | noise_columns(layer.rounding)

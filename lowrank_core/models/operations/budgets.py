@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lowrank_core import RankAllocation, Spectrum, allocate_ranks, spectrum
-from lowrank_core.models.executors import map_in_order
+from lowrank_core.models.layerwise import Progress, collect_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +86,7 @@ def layer_spectra(
     sources: Sequence[Source],
     *,
     executor: Executor | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Spectrum], dict[str, str]]:
     """
     Find the spectrum of every layer, with one of them in memory at a time.
@@ -107,22 +107,9 @@ def layer_spectra(
     failures : dict of str to str
         Those that could not, and why.
     """
-    spectra: dict[str, Spectrum] = {}
-    failures: dict[str, str] = {}
-    for source, found in zip(sources, map_in_order(_spectrum_or_reason, sources, executor), strict=True):
-        if isinstance(found, str):
-            failures[source.name] = found
-        else:
-            spectra[source.name] = found
-        if progress is not None:
-            progress(source.name, len(spectra) + len(failures), len(sources))
-    return spectra, failures
+    spectra, failures = collect_layers(_spectrum, sources, executor, progress)
+    return dict(spectra), failures
 
 
-def _spectrum_or_reason(source: Source) -> Spectrum | str:
-    try:
-        return spectrum(source.update())
-    except ValueError as error:
-        return str(error)
-    except MemoryError as error:
-        return f"needs more memory than there is ({error})"
+def _spectrum(source: Source) -> Spectrum:
+    return spectrum(source.update())

@@ -74,7 +74,7 @@ def extract(
         How many components to keep in each layer, clamped to min(m, n); or a function that gives it from the layer's
         Spectrum, as ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
         :class:`~lowrank_core.models.operations.budgets.Budget` is shared among the layers, whose spectra are read
-        first; with :class:`~lowrank_core.models.inspection.rounding.AboveNoise` each keeps what stands above the
+        first; with :class:`~lowrank_core.models.operations.above_noise.AboveNoise` each keeps what stands above the
         rounding of its weights.
     include, exclude : sequence of str
         Patterns on module names (``*``, ``?``, ``[...]``), each holding for a whole name or its end after a dot.

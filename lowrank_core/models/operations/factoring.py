@@ -13,7 +13,7 @@ from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_
 from lowrank_core import variance_captured as captured_at
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.files.blocks import frobenius_norm
-from lowrank_core.models.inspection.rounding import AboveNoise
+from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.budgets import Budget
 from lowrank_core.models.operations.norms import product_norm, residual_norm
 

@@ -21,7 +21,7 @@ from lowrank_core.models.formats.headers import Header, check_headers, described
 from lowrank_core.models.formats.peft import PEFT_CONFIG, PEFT_WEIGHTS
 from lowrank_core.models.formats.peft_configuration import peft_config
 from lowrank_core.models.formats.placements import Placement, check_distinct, pad_rank
-from lowrank_core.models.inspection.rounding import AboveNoise
+from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.factoring import (
