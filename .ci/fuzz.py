@@ -181,9 +181,10 @@ def readers() -> Callable[[bytes, Path], None]:
     from lowrank_core.models.files.checkpoints import open_checkpoint
     from lowrank_core.models.formats import open_adapter
     from lowrank_core.models.inspection.census import adapter_row
-    from lowrank_core.models.inspection.census_rows import read_census, row_to_json
+    from lowrank_core.models.inspection.census_rows import read_census
     from lowrank_core.models.inspection.layers import inspect
-    from lowrank_core.models.inspection.report import to_json, to_rows
+    from lowrank_core.models.inspection.report import to_rows
+    from lowrank_core.models.results import to_json
 
     def read(kind: str, folder: Path) -> Any:
         if kind == "adapter":
@@ -209,7 +210,7 @@ def readers() -> Callable[[bytes, Path], None]:
                 raise RuntimeError("a refusal that says nothing") from error
         else:
             # What was read can be written: no NaN, no infinity.
-            json.dumps(row and row_to_json(row), allow_nan=kind == "census")
+            json.dumps(row and to_json(row), allow_nan=kind == "census")
             json.dumps(found and [to_json(found), to_rows(found)], allow_nan=False)
         finally:
             for file in folder.iterdir():

@@ -11,7 +11,7 @@ LINEAR = ("layers.0.q_proj", "layers.0.up", "layers.1.q_proj")
 
 
 def checkpoint_pair(folder, rng, *, shapes=None, dtype=np.float32, size=0.01, others=()):
-    """Write base.safetensors and tuned.safetensors; give their paths, and each weight's update by module."""
+    """Write base.safetensors and tuned.safetensors; return their paths, and each weight's update by module."""
     shapes = shapes or {LINEAR[0]: (12, 8), LINEAR[1]: (20, 8), LINEAR[2]: (12, 8)}
     base = {f"{name}.weight": rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
     changes = {key: size * rng.standard_normal(weight.shape) for key, weight in base.items()}
@@ -32,20 +32,20 @@ def written_updates(path, transposed=()):
     path = Path(path)
     if path.is_dir():
         return _peft_updates(path, transposed)
-    tensors, found = load_file(path), {}
+    tensors, updates = load_file(path), {}
     for key in tensors:
         if key.endswith(".lora_down.weight"):
             name = key.removesuffix(".lora_down.weight")
             down, up = (tensors[f"{name}.lora_{part}.weight"].astype(np.float64) for part in ("down", "up"))
             scaling = float(tensors[f"{name}.alpha"]) / len(down)
-            found[name] = scaling * up.reshape(len(up), -1) @ down.reshape(len(down), -1)
-    return found
+            updates[name] = scaling * up.reshape(len(up), -1) @ down.reshape(len(down), -1)
+    return updates
 
 
 def _peft_updates(folder, transposed):
     tensors = load_file(folder / "adapter_model.safetensors")
     config = json.loads((folder / "adapter_config.json").read_text())
-    found = {}
+    updates = {}
     for key in tensors:
         for a, b in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")):
             if key.endswith(a):
@@ -57,8 +57,8 @@ def _peft_updates(folder, transposed):
                 assert rank == len(A)
                 scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
                 update = scaling * B.reshape(len(B), -1) @ A.reshape(rank, -1)
-                found[name] = update.T if name in transposed or "embedding" in a else update
-    return found
+                updates[name] = update.T if name in transposed or "embedding" in a else update
+    return updates
 
 
 def naive_figures(update, written, rank):
@@ -75,7 +75,7 @@ def naive_figures(update, written, rank):
 
 
 def assert_figures(layer, update, written):
-    """Hold a layer's report against the naive figures, and the written product against the best one."""
+    """Compare a layer's report with the naive figures, and the written product with the best one."""
     expected = naive_figures(update, written, layer.rank)
     # The update is rounded once, to float32: no figure moves by more than 2⁻²⁴ of the norm, best_error's square root
     # of a rounded difference aside, which is zero where the rank is full.

@@ -1,4 +1,4 @@
-"""Adapter files as they should not be: sound ones with bytes flipped, cut or swapped, or with a header that lies."""
+"""Adapter files as they should not be: sound ones with bytes flipped, cut or swapped, or with a false header."""
 
 import json
 import pickle
@@ -154,14 +154,14 @@ MUTATIONS = (flip, cut, swap, lie_about_length, lie_about_a_tensor, lie_about_na
 
 
 def lying_values() -> tuple:
-    """Give values that no entry of a configuration should have."""
+    """Return values that no entry of a configuration should have."""
     wrong = (None, True, 0, -1, 3, 0.5, 1e308, 5e-324, float("nan"), float("inf"), 2**64, 10**400, "", "q", "\ud800")
     nested = ([], [[]], [None], ["("], {}, {"q": None}, {"q": 10**400}, {"(": 3}, {"a{99999999999999999999}": 3})
     return (*wrong, *nested, {"\ud800": 4}, {"(" * 5000: 4})
 
 
 def swelling_files():
-    """Give small files that say, or would make of themselves, something large: name, content, configuration."""
+    """Yield small files that claim, or expand to, something large: name, content, configuration."""
     A, B = (f"base_model.model.q.lora_{factor}.weight" for factor in "AB")
     long, rank = 1 << 13, 1 << 15
     column = np.ones((long, 1), np.float16)
@@ -178,7 +178,7 @@ def swelling_files():
 
 
 def hostile_files():
-    """Give files that no writer makes, of which there is nothing to read: name, content."""
+    """Yield files that no writer makes and no reader can read: name, content."""
     data = np.arange(8, dtype=np.float32).tobytes()
     first, second = ("base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight")
 

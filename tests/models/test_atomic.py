@@ -15,7 +15,7 @@ from tests.models.models_on_disk import checkpoint_pair, fingerprint
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("exchange", [True, False])
-def test_what_was_there_is_replaced_at_the_end_alone(tmp_path, monkeypatch, folder, exchange):
+def test_the_old_output_is_replaced_at_the_end(tmp_path, monkeypatch, folder, exchange):
     if not exchange:
         monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     path = tmp_path / "out"
@@ -28,7 +28,7 @@ def test_what_was_there_is_replaced_at_the_end_alone(tmp_path, monkeypatch, fold
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_an_error_leaves_the_old_and_no_trace_of_the_new(tmp_path, folder):
+def test_an_error_leaves_the_old_output_and_nothing_of_the_new(tmp_path, folder):
     path = tmp_path / "out"
     with replacing(path, folder=folder) as temporary:
         (temporary / "file" if folder else temporary).write_text("old")
@@ -45,7 +45,7 @@ def test_an_error_leaves_the_old_and_no_trace_of_the_new(tmp_path, folder):
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_move_that_fails_between_the_two_puts_the_old_folder_back(tmp_path, monkeypatch):
+def test_a_failed_move_restores_the_old_folder(tmp_path, monkeypatch):
     path = tmp_path / "out"
     path.mkdir()
     (path / "file").write_text("old")
@@ -72,7 +72,7 @@ def test_a_link_is_followed(tmp_path):
     assert (tmp_path / "store" / "real").read_text() == "new"
 
 
-def test_what_may_be_replaced(tmp_path):
+def test_only_files_and_folders_of_their_own_kind_are_replaced(tmp_path):
     own = ("config", "weights")
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
@@ -106,7 +106,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on this system")
 @pytest.mark.parametrize("out", ["out", "out.safetensors"])
 @pytest.mark.parametrize("stage", ["layers", "padding", "renaming"])
-def test_a_kill_in_the_middle_leaves_the_old_adapter_whole(tmp_path, rng, out, stage):
+def test_a_killed_process_leaves_the_old_adapter_whole(tmp_path, rng, out, stage):
     paths, _ = checkpoint_pair(tmp_path, rng)
     script = textwrap.dedent(
         """

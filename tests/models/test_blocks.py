@@ -25,7 +25,7 @@ def test_row_blocks_cover_every_row_once():
     assert len(row_blocks((3, 100), entries=10)) == 3
 
 
-def test_a_signalling_nan_is_a_nan_and_warns_of_nothing():
+def test_the_norm_of_a_signalling_nan_is_nan_without_a_warning():
     assert math.isnan(frobenius_norm(np.array([[0x7FA00000, 0]], dtype=np.uint32).view(np.float32)))
 
 
@@ -42,14 +42,14 @@ def test_the_difference_is_that_of_the_numbers_and_not_of_the_stored_dtype(rng, 
         assert np.any(np.abs(stored - exact) > 1e-4 * np.abs(exact))
 
 
-def test_the_difference_of_double_precision_stays_in_it(rng):
+def test_the_difference_of_double_precision_is_in_double_precision(rng):
     base, tuned = rng.standard_normal((2, 3, 4))
     delta = difference(base, tuned.astype(np.float32))
     assert delta.dtype == np.float64
     assert np.array_equal(delta, tuned.astype(np.float32) - base)
 
 
-def test_the_difference_is_taken_in_blocks_that_do_not_show(rng):
+def test_the_difference_does_not_depend_on_its_blocks(rng):
     base, tuned = rng.standard_normal((2, 1100, 1024)).astype(np.float32)
     assert np.array_equal(difference(base, tuned), (tuned.astype(float) - base.astype(float)).astype(np.float32))
 

@@ -15,10 +15,11 @@ from safetensors.numpy import save_file
 
 from lowrank_core.models.executors import local_processes
 from lowrank_core.models.inspection.census import adapter_row, census, find_adapters
-from lowrank_core.models.inspection.census_rows import read_census, row_to_json, to_table
+from lowrank_core.models.inspection.census_rows import read_census, to_table
+from lowrank_core.models.results import to_json
 
 RANKS = (1, 2, 4)
-# Takes its time over each adapter, so that a kill falls between the first and the last.
+# Slow enough that a kill falls between the first adapter and the last.
 SLOW_RUN = """
 import sys, time
 from lowrank_core.models.inspection.census import census
@@ -38,20 +39,20 @@ def kohya(seed: int, layers: int = 2) -> dict[str, np.ndarray]:
 
 def make_adapters(folder: Path, count: int) -> None:
     """Make kohya files and PEFT folders by turns, a damaged one and a checkpoint among them."""
-    for place in range(count):
-        if place % 2:
-            home = folder / f"peft{place:03}"
-            home.mkdir(parents=True)
-            rng = np.random.default_rng(place)
+    for index in range(count):
+        if index % 2:
+            peft = folder / f"peft{index:03}"
+            peft.mkdir(parents=True)
+            rng = np.random.default_rng(index)
             factors = {
                 "base_model.model.q.lora_A.weight": rng.standard_normal((3, 8)).astype(np.float32),
                 "base_model.model.q.lora_B.weight": rng.standard_normal((6, 3)).astype(np.float32),
             }
-            save_file(factors, home / "adapter_model.safetensors")
-            (home / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 6}')
+            save_file(factors, peft / "adapter_model.safetensors")
+            (peft / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 6}')
         else:
             folder.mkdir(exist_ok=True)
-            save_file(kohya(place), folder / f"kohya{place:03}.safetensors")
+            save_file(kohya(index), folder / f"kohya{index:03}.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "kohya000.safetensors").read_bytes()[:200])
     save_file({"model.weight": np.eye(3, dtype=np.float32)}, folder / "checkpoint.safetensors")
 
@@ -120,7 +121,7 @@ def test_a_run_killed_half_way_goes_on_where_it_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("left", [1, 9, 10, 200, -1])
-def test_a_torn_last_line_is_made_again(left, tmp_path):
+def test_a_last_line_cut_short_is_made_again(left, tmp_path):
     adapters, jsonl = tmp_path / "adapters", tmp_path / "census.jsonl"
     make_adapters(adapters, 4)
     rows = census(adapters, ranks=RANKS, jsonl=jsonl)
@@ -131,7 +132,7 @@ def test_a_torn_last_line_is_made_again(left, tmp_path):
     assert sorted(jsonl.read_bytes().splitlines()) == sorted(line.rstrip(b"\n") for line in (*whole, last))
 
 
-def test_an_adapter_that_changed_is_read_again_and_one_that_went_keeps_its_row(tmp_path):
+def test_an_adapter_that_changed_is_read_again_and_a_deleted_one_keeps_its_row(tmp_path):
     adapters, jsonl = tmp_path / "adapters", tmp_path / "census.jsonl"
     make_adapters(adapters, 4)
     first = census(adapters, ranks=RANKS, jsonl=jsonl)
@@ -164,18 +165,18 @@ def test_a_file_of_another_census_is_refused_and_left_alone(tmp_path):
         assert notes.read_bytes() == content
 
 
-def test_rows_pass_through_json_and_make_a_table_with_one_set_of_columns(tmp_path):
+def test_rows_are_the_same_through_json_and_make_a_table_with_one_set_of_columns(tmp_path):
     make_adapters(tmp_path, 3)
     rows = census(tmp_path, ranks=RANKS, jsonl=tmp_path / "c.jsonl")
     assert read_census(tmp_path / "c.jsonl") == rows
-    assert all(json.loads(json.dumps(row_to_json(row), allow_nan=False))["path"] == row.path for row in rows)
+    assert all(json.loads(json.dumps(to_json(row), allow_nan=False))["path"] == row.path for row in rows)
     table = to_table(rows)
     assert len({tuple(line) for line in table}) == 1
     assert table[1]["best_error_1"] == rows[1].best_error[0]
     assert table[0]["best_error_1"] is None
 
 
-def test_an_interrupt_keeps_the_rows_made_and_hands_over_no_more(tmp_path):
+def test_an_interrupt_keeps_the_rows_made_and_submits_no_more(tmp_path):
     make_adapters(tmp_path / "adapters", 4)
 
     def interrupt(*_):
@@ -186,7 +187,7 @@ def test_an_interrupt_keeps_the_rows_made_and_hands_over_no_more(tmp_path):
     assert len(read_census(tmp_path / "c.jsonl")) <= 1
 
 
-def test_what_is_no_folder_or_no_rank_is_refused(tmp_path):
+def test_a_path_that_is_not_a_folder_and_empty_ranks_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is not a folder"):
         census(tmp_path / "file")

@@ -13,13 +13,13 @@ def write_sharded(folder, shards, weight_map=None):
     folder.mkdir()
     for name, tensors in shards.items():
         save_file(tensors, folder / name)
-    found = {key: name for name, tensors in shards.items() for key in tensors}
+    shard_of = {key: name for name, tensors in shards.items() for key in tensors}
     index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": found if weight_map is None else weight_map}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shard_of if weight_map is None else weight_map}))
     return index
 
 
-def pair(write_file, base, tuned):
+def open_pair(write_file, base, tuned):
     paths = write_file(base, "base.safetensors"), write_file(tuned, "tuned.safetensors")
     return pair_checkpoints(*map(open_checkpoint, paths))
 
@@ -71,7 +71,7 @@ def test_a_folder_with_several_checkpoints_is_ambiguous(write_file):
         open_checkpoint(write_file({"a": np.ones(1)}, "two.safetensors").parent)
 
 
-def test_a_folder_with_a_pickle_alone_is_refused_and_an_empty_one_explained(tmp_path):
+def test_an_empty_folder_and_one_with_a_pickle_alone_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model.safetensors and no model.safetensors.index.json"):
         open_checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -82,17 +82,19 @@ def test_a_folder_with_a_pickle_alone_is_refused_and_an_empty_one_explained(tmp_
 def test_layers_are_the_matrices_that_both_hold(write_file, rng):
     weights = {"a.weight": rng.standard_normal((4, 3)), "conv.weight": rng.standard_normal((4, 3, 2, 2))}
     changed = {name: weight + 1 for name, weight in weights.items()}
-    found = pair(write_file, weights | {"gone.weight": np.ones((2, 2))}, changed | {"norm.weight": np.ones(3)})
-    assert [(layer.name, layer.shape) for layer in found.layers] == [("a", (4, 3)), ("conv", (4, 12))]
-    for layer in found.layers:
+    checkpoints = open_pair(
+        write_file, weights | {"gone.weight": np.ones((2, 2))}, changed | {"norm.weight": np.ones(3)}
+    )
+    assert [(layer.name, layer.shape) for layer in checkpoints.layers] == [("a", (4, 3)), ("conv", (4, 12))]
+    for layer in checkpoints.layers:
         expected = changed[f"{layer.name}.weight"] - weights[f"{layer.name}.weight"]
         assert np.array_equal(layer.update(), expected.reshape(layer.shape))
-    others = dict(found.other_changes())
+    others = dict(checkpoints.other_changes())
     assert others["gone.weight"] == "only in the base checkpoint: 2 × 2, float64, norm 2"
     assert others["norm.weight"].startswith("only in the tuned checkpoint: 3, float64, norm 1.732")
 
 
-def test_what_is_no_matrix_is_listed_only_if_it_changed(write_file):
+def test_a_tensor_that_is_not_a_matrix_is_listed_only_if_it_changed(write_file):
     base = {
         "w.weight": np.ones((2, 2), np.float32),
         "norm.weight": np.ones(4, np.float32),
@@ -108,10 +110,10 @@ def test_what_is_no_matrix_is_listed_only_if_it_changed(write_file):
         "experts": np.zeros((2, 3, 4), np.float32),
         "mask": np.zeros((1, 1, 4, 4), bool),
     }
-    found = pair(write_file, base, tuned)
-    assert [layer.name for layer in found.layers] == ["w"]
-    assert not found.mismatched
-    others = dict(found.other_changes())
+    checkpoints = open_pair(write_file, base, tuned)
+    assert [layer.name for layer in checkpoints.layers] == ["w"]
+    assert not checkpoints.mismatched
+    others = dict(checkpoints.other_changes())
     assert others["norm.weight"] == "changed by norm 1 (its own 2): 4, float32"
     assert others["scale"] == "changed by norm 3 (its own 2): scalar, float32"
     assert others["experts"].startswith("changed by norm 4.899 (its own 4.899): 2 × 3 × 4")
@@ -119,36 +121,38 @@ def test_what_is_no_matrix_is_listed_only_if_it_changed(write_file):
     assert sorted(others) == ["experts", "mask", "norm.weight", "scale"]
 
 
-def test_a_quantised_weight_is_never_passed_over(write_file):
+def test_a_quantised_weight_is_listed_as_not_compared(write_file):
     eight_bits = {"q": np.zeros((2, 2), ml_dtypes.float8_e4m3fn), "w": np.ones((2, 2))}
-    found = pair(write_file, eight_bits, eight_bits)
-    assert dict(found.other_changes())["q"].startswith("not compared: 2 × 2, F8_E4M3")
+    checkpoints = open_pair(write_file, eight_bits, eight_bits)
+    assert dict(checkpoints.other_changes())["q"].startswith("not compared: 2 × 2, F8_E4M3")
 
 
-def test_shapes_that_differ_are_reported_by_name_and_the_others_go_on(write_file):
+def test_weights_of_different_shapes_are_reported_by_name_beside_the_others(write_file):
     base = {"embed.weight": np.ones((4, 2)), "a.weight": np.ones((2, 2))}
-    found = pair(write_file, base, base | {"embed.weight": np.ones((5, 2))})
-    assert list(found.mismatched) == ["embed"]
-    assert "4 × 2 in the base, 5 × 2 in the tuned checkpoint" in found.mismatched["embed"]
-    assert [layer.name for layer in found.layers] == ["a"]
-    assert not dict(found.other_changes())
+    checkpoints = open_pair(write_file, base, base | {"embed.weight": np.ones((5, 2))})
+    assert list(checkpoints.mismatched) == ["embed"]
+    assert "4 × 2 in the base, 5 × 2 in the tuned checkpoint" in checkpoints.mismatched["embed"]
+    assert [layer.name for layer in checkpoints.layers] == ["a"]
+    assert not dict(checkpoints.other_changes())
 
 
 def test_nothing_in_common_is_refused_with_an_example_of_each(write_file):
     with pytest.raises(
         ValueError, match=r"no 2-D weight in common: the first has 1, as 'a.weight' \(float64\), the second"
     ):
-        pair(write_file, {"a.weight": np.ones((2, 2))}, {"b.weight": np.ones((2, 2))})
+        open_pair(write_file, {"a.weight": np.ones((2, 2))}, {"b.weight": np.ones((2, 2))})
 
 
 def test_a_weight_stored_once_is_one_layer(write_file, rng):
     embed = rng.standard_normal((6, 4)).astype(np.float32)
-    found = pair(write_file, {"embed.weight": embed}, {"embed.weight": embed + 1, "lm_head.weight": embed + 1})
-    assert [layer.name for layer in found.layers] == ["embed"]
-    assert dict(found.other_changes())["lm_head.weight"].startswith("only in the tuned checkpoint")
+    checkpoints = open_pair(
+        write_file, {"embed.weight": embed}, {"embed.weight": embed + 1, "lm_head.weight": embed + 1}
+    )
+    assert [layer.name for layer in checkpoints.layers] == ["embed"]
+    assert dict(checkpoints.other_changes())["lm_head.weight"].startswith("only in the tuned checkpoint")
 
 
-def test_dtypes_that_differ_are_both_said(write_file):
-    found = pair(write_file, {"a": np.ones((2, 2), ml_dtypes.bfloat16)}, {"a": np.ones((2, 2), np.float32)})
-    assert found.layers[0].dtype == "bfloat16 → float32"
-    assert found.layers[0].update().dtype == np.float32
+def test_dtypes_that_differ_are_both_named(write_file):
+    checkpoints = open_pair(write_file, {"a": np.ones((2, 2), ml_dtypes.bfloat16)}, {"a": np.ones((2, 2), np.float32)})
+    assert checkpoints.layers[0].dtype == "bfloat16 → float32"
+    assert checkpoints.layers[0].update().dtype == np.float32

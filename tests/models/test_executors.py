@@ -20,14 +20,14 @@ NINETY_PERCENT = partial(rank_for_variance, fraction=0.9)
 
 
 class Counting(ThreadPoolExecutor):
-    """Threads that note how many tasks were handed over and not yet taken."""
+    """Threads that note how many tasks were submitted."""
 
     def __init__(self):
         super().__init__(3)
-        self.handed_over = 0
+        self.submitted = 0
 
     def submit(self, function, /, *arguments, **keywords):
-        self.handed_over += 1
+        self.submitted += 1
         return super().submit(function, *arguments, **keywords)
 
 
@@ -41,7 +41,7 @@ def test_a_bounded_number_is_under_way():
     with Counting() as executor:
         for taken, result in enumerate(map_in_order(abs, range(1000), executor), 1):
             assert result == taken - 1
-            assert executor.handed_over <= taken + executors.LAYERS_IN_FLIGHT
+            assert executor.submitted <= taken + executors.LAYERS_IN_FLIGHT
 
 
 def test_without_an_executor_each_is_made_when_it_is_asked_for():
@@ -68,7 +68,7 @@ def test_closing_cancels_what_has_not_begun():
     assert len(started) <= 2
 
 
-def test_an_error_of_a_task_is_raised_in_its_place():
+def test_an_error_of_a_task_is_raised_in_its_turn():
     with ThreadPoolExecutor(2) as executor:
         results = map_in_order(lambda i: 1 // (2 - i), range(4), executor)
         assert [next(results), next(results)] == [0, 1]
@@ -76,7 +76,7 @@ def test_an_error_of_a_task_is_raised_in_its_place():
             next(results)
 
 
-def test_paths_are_absolute_where_someone_else_reads_them(tmp_path, monkeypatch):
+def test_paths_are_absolute_for_workers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(path_for("file", None)) == "file"
     assert path_for("file", ThreadPoolExecutor(1)) == tmp_path / "file"
@@ -95,20 +95,20 @@ def written_with(tmp_path, rng, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(executor, name):
-        seen = []
+        calls = []
         reports = [
             extract(
                 *(path.name for path in paths),
                 f"{name}-extracted",
                 rank=NINETY_PERCENT,
                 executor=executor,
-                progress=lambda *told: seen.append(told),
+                progress=lambda *call: calls.append(call),
             ),
             resize(f"{name}-extracted", f"{name}-resized.safetensors", rank=2, executor=executor),
             merge([f"{name}-extracted"] * 2, f"{name}-merged", weights=[1, -2], executor=executor),
         ]
         assert reports[0].failures.keys() == {"bad"}
-        assert [told[1:] for told in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert [call[1:] for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
         tensors = [load_file(f"{name}-resized.safetensors")]
         tensors += [load_file(f"{name}-{verb}/adapter_model.safetensors") for verb in ("extracted", "merged")]
         return [report.totals for report in reports], tensors
@@ -155,18 +155,18 @@ def test_a_function_that_cannot_be_sent_leaves_nothing_behind(tmp_path, rng, pro
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
 
 
-def test_a_worker_that_dies_is_named_and_nothing_is_written(tmp_path, rng):
+def test_a_worker_that_dies_is_an_error_and_nothing_is_written(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng)
     with pytest.raises(ChildProcessError, match="one of 1 worker processes died"), local_processes(1) as executor:
         extract(*paths, tmp_path / "out", rank=_die, executor=executor)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
 
 
-def _die(found):
+def _die(spectrum):
     os._exit(1)
 
 
-def test_workers_hold_blas_to_one_thread(processes):
+def test_workers_use_one_blas_thread(processes):
     assert processes.submit(_blas_threads).result() == {1}
 
 
@@ -174,11 +174,11 @@ def _blas_threads():
     """Threads of NumPy's own BLAS: SciPy, if something imports it later, brings another."""
     from threadpoolctl import threadpool_info
 
-    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    return {library["num_threads"] for library in found if "scipy.libs" not in library["filepath"]}
+    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return {library["num_threads"] for library in libraries if "scipy.libs" not in library["filepath"]}
 
 
-def test_no_workers_and_no_scheduler(tmp_path):
+def test_invalid_numbers_of_workers_and_addresses_are_refused(tmp_path):
     with pytest.raises(ValueError, match="workers must be at least 1; got 0"), local_processes(0):
         pass
     pytest.importorskip("distributed")

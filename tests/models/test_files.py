@@ -11,7 +11,7 @@ from lowrank_core.models.files.tensors import open_file, read_tensors
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "int8", "uint8", "bool"])
-def test_a_tensor_comes_back_to_the_bit_in_its_own_dtype(write_file, rng, dtype):
+def test_a_tensor_is_read_to_the_bit_in_its_own_dtype(write_file, rng, dtype):
     values = (4 * rng.standard_normal((3, 5))).astype(np.dtype(dtype))
     tensors, _ = open_file(write_file({"x": values}))
     read = tensors["x"].read()
@@ -19,19 +19,19 @@ def test_a_tensor_comes_back_to_the_bit_in_its_own_dtype(write_file, rng, dtype)
     assert read.tobytes() == values.tobytes()
 
 
-def test_a_type_that_numpy_has_not_is_refused_by_name(write_file):
+def test_a_type_that_numpy_does_not_have_is_refused_by_name(write_file):
     tensors, _ = open_file(write_file({"x": np.zeros((2, 2), ml_dtypes.float8_e4m3fn)}))
     with pytest.raises(ValueError, match=r"'x' is stored as F8_E4M3: .* dequantised first"):
         tensors["x"].read()
 
 
-def test_several_tensors_come_in_the_order_asked_for(write_file):
+def test_several_tensors_are_read_in_the_order_given(write_file):
     one, _ = open_file(write_file({"a": np.array([1.0]), "b": np.array([2.0])}, "one.safetensors"))
     two, _ = open_file(write_file({"c": np.array([3.0])}, "two.safetensors"))
     assert [array[0] for array in read_tensors([one["b"], two["c"], one["a"]])] == [2.0, 3.0, 1.0]
 
 
-def test_tensors_are_values_that_survive_pickling(write_file):
+def test_stored_tensors_can_be_pickled(write_file):
     tensors, _ = open_file(write_file({"a": np.array([1.0])}))
     assert pickle.loads(pickle.dumps(tensors["a"])).read() == [1.0]
 
@@ -44,7 +44,7 @@ def test_a_file_cut_short_is_refused(write_file, keep):
         open_file(path)
 
 
-def test_a_header_that_lies_about_offsets_is_refused(write_file):
+def test_a_header_with_wrong_offsets_is_refused(write_file):
     path = write_file({"a": np.arange(100.0)})
     path.write_bytes(path.read_bytes().replace(b"[0,800]", b"[0,999]"))
     with pytest.raises(ValueError, match="is not a valid safetensors file"):

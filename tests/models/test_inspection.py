@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import lowrank_core.models.inspection.layers as room
+from lowrank_core.models.inspection import layers
 from lowrank_core.models.inspection.layers import inspect
-from lowrank_core.models.inspection.report import to_json, to_rows
+from lowrank_core.models.inspection.report import to_rows
+from lowrank_core.models.results import to_json
 
 RANKS = (0, 1, 3, 50)
 
@@ -33,18 +34,18 @@ def dense_error(update, rank, scaling):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 def test_every_figure_of_a_layer_is_that_of_its_dense_update(write_file, rng, dtype):
     paths, updates = write_pair(write_file, rng, dtype)
-    found = inspect(*paths, ranks=RANKS, alpha=4)
-    assert [layer.name for layer in found.layers] == ["a", "b"]
-    for layer in found.layers:
+    report = inspect(*paths, ranks=RANKS, alpha=4)
+    assert [layer.name for layer in report.layers] == ["a", "b"]
+    for layer in report.layers:
         update = updates[layer.name]
         values = np.linalg.svd(update, compute_uv=False)
         variance = np.cumsum(values**2) / np.sum(values**2)
-        share = values / values.sum()
+        weights = values / values.sum()
         assert np.max(np.abs(layer.singular_values - values)) < 1e-6 * values[0]
         assert layer.shape == update.shape
         assert layer.parameters == update.size
         assert layer.norm == pytest.approx(np.linalg.norm(update), rel=1e-6)
-        assert layer.effective_rank == pytest.approx(math.exp(-np.sum(share * np.log(share))), rel=1e-5)
+        assert layer.effective_rank == pytest.approx(math.exp(-np.sum(weights * np.log(weights))), rel=1e-5)
         assert layer.stable_rank == pytest.approx(np.sum(values**2) / values[0] ** 2, rel=1e-5)
         assert layer.numerical_rank == min(update.shape)
         assert layer.rank_for_variance == {t: int(np.argmax(variance >= t)) + 1 for t in (0.90, 0.95, 0.99)}
@@ -82,60 +83,60 @@ def test_totals_are_those_of_the_block_diagonal_update(write_file, rng):
         assert kept[0] < fraction <= kept[1]
 
 
-def test_an_adapters_own_scale_and_alpha_are_in_its_figures(write_peft, rng):
+def test_the_figures_of_an_adapter_include_its_scale_and_alpha(write_peft, rng):
     A, B = rng.standard_normal((2, 6)).astype(np.float32), rng.standard_normal((4, 2)).astype(np.float32)
     tensors = {"proj.lora_A.weight": A, "proj.lora_B.weight": B, "head.weight": np.ones((2, 2), np.float32)}
     path = write_peft(tensors, use_rslora=True, modules_to_save=["head"])
-    found = inspect(path, ranks=[1, 2])
-    (layer,) = found.layers
+    report = inspect(path, ranks=[1, 2])
+    (layer,) = report.layers
     update = 8 / math.sqrt(2) * (B.astype(float) @ A.astype(float))
-    assert (found.kind, found.base, found.alpha) == ("peft", None, None)
+    assert (report.kind, report.base, report.alpha) == ("peft", None, None)
     assert (layer.rank, layer.alpha, layer.dtype, layer.adapter_parameters) == (2, 8.0, "float32", 20)
     assert layer.scaling == pytest.approx(8 / math.sqrt(2))
     assert layer.singular_values == pytest.approx(np.linalg.svd(update, compute_uv=False)[:2], rel=1e-6)
     assert layer.errors["standard"] == pytest.approx(
         [dense_error(update, 1, 8.0), dense_error(update, 2, 4.0)], rel=1e-5
     )
-    assert list(found.not_low_rank) == ["head.weight"]
-    assert found.warnings
-    assert found.totals.adapter_parameters == 20
+    assert list(report.not_low_rank) == ["head.weight"]
+    assert report.warnings
+    assert report.totals.adapter_parameters == 20
     other = inspect(path, ranks=[1, 2], alpha=2.0)
     assert other.alpha == 2.0
     assert other.layers[0].alpha == 8.0
     assert other.layers[0].errors["standard"][1] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_bad_layer_is_reported_by_name_and_the_others_go_on(write_file, write_peft, rng):
+def test_a_bad_layer_is_a_failure_beside_the_reports_of_the_others(write_file, write_peft, rng):
     base = {f"{name}.weight": np.ones((3, 2), np.float32) for name in "abc"}
     tuned = base | {"a.weight": np.full((3, 2), np.nan, np.float32), "b.weight": np.ones((4, 2), np.float32)}
-    found = inspect(write_file(tuned, "t.safetensors"), write_file(base, "b.safetensors"))
-    assert [layer.name for layer in found.layers] == ["c"]
-    assert "tuned checkpoint holds NaN" in found.failures["a"]
-    assert "shapes differ" in found.failures["b"]
-    assert (found.totals.layers, found.totals.failures) == (1, 2)
+    report = inspect(write_file(tuned, "t.safetensors"), write_file(base, "b.safetensors"))
+    assert [layer.name for layer in report.layers] == ["c"]
+    assert "tuned checkpoint holds NaN" in report.failures["a"]
+    assert "shapes differ" in report.failures["b"]
+    assert (report.totals.layers, report.totals.failures) == (1, 2)
     bad = {
         "x.lora_A.weight": np.full((2, 6), np.inf, np.float32),
         "x.lora_B.weight": np.ones((4, 2), np.float32),
     }
-    found = inspect(write_peft(bad))
-    assert not found.layers
-    assert "'base_model.model.x.lora_A.weight' holds NaN or infinity" in found.failures["x"]
-    assert found.totals.norm == 0.0
-    json.dumps(to_json(found), allow_nan=False)
+    report = inspect(write_peft(bad))
+    assert not report.layers
+    assert "'base_model.model.x.lora_A.weight' holds NaN or infinity" in report.failures["x"]
+    assert report.totals.norm == 0.0
+    json.dumps(to_json(report), allow_nan=False)
 
 
 def test_a_layer_that_did_not_change_has_nothing_to_lose(write_file):
     weights = {"a.weight": np.ones((3, 2), np.float32)}
-    found = inspect(write_file(weights, "t.safetensors"), write_file(weights, "b.safetensors"), ranks=[0, 1])
-    (layer,) = found.layers
+    report = inspect(write_file(weights, "t.safetensors"), write_file(weights, "b.safetensors"), ranks=[0, 1])
+    (layer,) = report.layers
     assert (layer.norm, layer.effective_rank, layer.stable_rank, layer.numerical_rank) == (0.0, 0.0, 0.0, 0)
     assert layer.best_error == (0.0, 0.0)
     assert layer.rank_for_variance == {0.90: 0, 0.95: 0, 0.99: 0}
-    assert found.totals.variance_captured == (1.0, 1.0)
-    assert found.totals.errors["rslora"] == (0.0, 0.0)
+    assert report.totals.variance_captured == (1.0, 1.0)
+    assert report.totals.errors["rslora"] == (0.0, 0.0)
 
 
-def test_totals_hold_at_extreme_magnitudes(write_file, rng):
+def test_totals_at_extreme_magnitudes(write_file, rng):
     update = rng.standard_normal((4, 4))
     paths = [
         (write_file({"a": scale * update}, f"t{i}.safetensors"), write_file({"a": 0 * update}, f"b{i}.safetensors"))
@@ -147,23 +148,24 @@ def test_totals_hold_at_extreme_magnitudes(write_file, rng):
     assert others[1].norm == pytest.approx(1e200 * one.norm, rel=1e-14)
 
 
-def test_totals_hold_with_an_alpha_beyond_the_root_of_the_largest_number(write_peft):
+def test_totals_with_an_alpha_whose_square_overflows(write_peft):
     factors = {"q.lora_A.weight": np.diag([3.0, 0.0]), "q.lora_B.weight": np.eye(2)}
     zero = {"z.lora_A.weight": np.ones((2, 2)), "z.lora_B.weight": np.zeros((2, 2))}
-    found = inspect(write_peft(factors | zero, lora_alpha=1e200), ranks=[1])
-    assert found.totals.errors["standard"] == pytest.approx([1e200], rel=1e-12)
-    json.dumps(to_json(found), allow_nan=False)
+    report = inspect(write_peft(factors | zero, lora_alpha=1e200), ranks=[1])
+    assert report.totals.errors["standard"] == pytest.approx([1e200], rel=1e-12)
+    json.dumps(to_json(report), allow_nan=False)
 
 
 def test_each_layer_is_decomposed_once(write_file, rng, monkeypatch):
     paths, _ = write_pair(write_file, rng)
     calls = []
-    monkeypatch.setattr(room, "spectrum", lambda update, _=room.spectrum: calls.append(update.shape) or _(update))
+    spectrum = layers.spectrum
+    monkeypatch.setattr(layers, "spectrum", lambda update: calls.append(update.shape) or spectrum(update))
     inspect(*paths, ranks=[1, 2, 3], rules=["standard", "rslora", "unscaled"])
     assert calls == [(12, 8), (5, 20)]
 
 
-def test_memory_holds_one_layer_at_a_time(write_file):
+def test_one_layer_is_in_memory_at_a_time(write_file):
     size, layers = 256, 12
     for name in ("base", "tuned"):
         fill = np.float32(name == "tuned")
@@ -179,11 +181,11 @@ def test_memory_holds_one_layer_at_a_time(write_file):
     assert peak < 10 * size * size * 4 < 2 * layers * size * size * 4
 
 
-def test_progress_is_told_after_each_layer(write_file, rng):
+def test_progress_is_called_after_each_layer(write_file, rng):
     paths, _ = write_pair(write_file, rng)
-    told = []
-    inspect(*paths, progress=lambda *call: told.append(call))
-    assert told == [("a", 1, 2), ("b", 2, 2)]
+    calls = []
+    inspect(*paths, progress=lambda *call: calls.append(call))
+    assert calls == [("a", 1, 2), ("b", 2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_progress_is_told_after_each_layer(write_file, rng):
         ({"alpha": math.nan}, "alpha must be finite and positive"),
     ],
 )
-def test_questions_that_are_none_are_refused_before_anything_is_read(write_file, rng, arguments, message):
+def test_invalid_ranks_rules_and_alphas_are_refused_before_any_layer_is_read(write_file, rng, arguments, message):
     paths, _ = write_pair(write_file, rng)
     read = []
     with pytest.raises((ValueError, TypeError), match=message):
@@ -205,30 +207,30 @@ def test_questions_that_are_none_are_refused_before_anything_is_read(write_file,
     assert not read
 
 
-def test_json_is_plain_and_whole(write_peft, write_file, rng):
+def test_json_holds_every_figure_in_plain_values(write_peft, write_file, rng):
     paths, _ = write_pair(write_file, rng)
     adapter = write_peft(
         {"p.lora_A.weight": np.ones((2, 6), np.float32), "p.lora_B.weight": np.ones((4, 2), np.float32)}
     )
-    for found in (inspect(*paths), inspect(adapter)):
-        plain = json.loads(json.dumps(to_json(found), allow_nan=False))
-        assert plain == to_json(found)
-        for layer, described in zip(found.layers, plain["layers"], strict=True):
+    for report in (inspect(*paths), inspect(adapter)):
+        plain = json.loads(json.dumps(to_json(report), allow_nan=False))
+        assert plain == to_json(report)
+        for layer, described in zip(report.layers, plain["layers"], strict=True):
             assert described["singular_values"] == layer.singular_values.tolist()
             assert described["rank_for_variance"] == {str(t): k for t, k in layer.rank_for_variance.items()}
             assert described["scaling"] == layer.scaling
-        assert plain["totals"]["best_error"] == list(found.totals.best_error)
+        assert plain["totals"]["best_error"] == list(report.totals.best_error)
 
 
-def test_rows_have_one_set_of_columns_and_failures_are_among_them(write_file):
+def test_rows_have_one_set_of_columns_and_include_failures(write_file):
     base = {"a": np.zeros((3, 2), np.float32), "b": np.zeros((3, 2), np.float32)}
     tuned = {"a": np.eye(3, 2, dtype=np.float32), "b": np.full((3, 2), np.nan, np.float32)}
-    found = inspect(write_file(tuned, "t.safetensors"), write_file(base, "b.safetensors"), ranks=[1, 8])
-    good, bad = to_rows(found)
+    report = inspect(write_file(tuned, "t.safetensors"), write_file(base, "b.safetensors"), ranks=[1, 8])
+    good, bad = to_rows(report)
     assert list(good) == list(bad)
     assert (good["rows"], good["columns"], good["rank_for_90_percent"], good["failure"]) == (3, 2, 2, None)
     assert (good["best_error_1"], good["best_error_8"]) == pytest.approx((math.sqrt(0.5), 0.0))
-    assert good["standard_8"] == found.layers[0].errors["standard"][1]
+    assert good["standard_8"] == report.layers[0].errors["standard"][1]
     assert bad["name"] == "b"
     assert "NaN" in bad["failure"]
     assert bad["norm"] is None

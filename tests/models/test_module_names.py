@@ -24,7 +24,7 @@ def test_patterns_match_whole_names_or_their_ends(pattern, chosen):
     assert [name for name in NAMES if matches(name, [pattern])] == chosen
 
 
-def test_included_less_excluded_in_their_order():
+def test_included_names_less_excluded_ones_in_their_order():
     assert select(NAMES, [], []) == NAMES
     assert select(NAMES, ["q_proj", "up"], ["layers.1.*"]) == ["layers.0.q_proj", "layers.11.q_proj"]
     assert select([], [], []) == []
@@ -39,7 +39,7 @@ def test_a_pattern_that_matches_nothing_is_a_mistake():
         check_patterns("rank", ["x"], [])
 
 
-def test_what_names_tell():
+def test_embeddings_and_conv1d_weights_are_recognised_by_name():
     assert is_embedding("model.embed_tokens")
     assert is_embedding("transformer.wte")
     assert not is_embedding("model.embed_tokens.proj")

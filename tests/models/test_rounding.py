@@ -10,9 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from lowrank_core import spectrum, update_with_spectrum
 from lowrank_core.models.inspection.layers import inspect
-from lowrank_core.models.inspection.report import to_json, to_rows
+from lowrank_core.models.inspection.report import to_rows
 from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.results import to_json
 from lowrank_core.rounding_noise import rounding_noise
 
 BFLOAT16 = ml_dtypes.bfloat16
@@ -40,8 +41,8 @@ def by_layer(layers):
 
 
 def test_inspect_reports_what_is_rounding(pair):
-    found = inspect(pair[1], pair[0])
-    rounding = {name: layer.rounding for name, layer in by_layer(found.layers).items()}
+    report = inspect(pair[1], pair[0])
+    rounding = {name: layer.rounding for name, layer in by_layer(report.layers).items()}
     assert [rounding[name].rank_above[0] for name in SIZES] == [3, 3, 0, 0]
     assert [rounding[name].noise.applies for name in SIZES] == [True, True, False, True]
     assert rounding["none"].noise.unchanged == 1.0
@@ -50,8 +51,8 @@ def test_inspect_reports_what_is_rounding(pair):
     before, after = (load_file(path)["step.proj.weight"] for path in pair)
     noise = rounding_noise(before, after)
     assert rounding["step"].noise == noise
-    of = spectrum(after.astype(np.float32) - before.astype(np.float32))
-    assert rounding["step"].rank_above == (noise.one_side.rank(of), noise.two_sides.rank(of))
+    update = spectrum(after.astype(np.float32) - before.astype(np.float32))
+    assert rounding["step"].rank_above == (noise.one_side.rank(update), noise.two_sides.rank(update))
 
 
 def test_each_weight_is_read_once(pair, monkeypatch):
@@ -65,24 +66,24 @@ def test_each_weight_is_read_once(pair, monkeypatch):
 
 
 def test_json_and_rows_hold_the_same_figures(pair):
-    found = inspect(pair[1], pair[0])
-    described = json.loads(json.dumps(to_json(found), allow_nan=False))
-    for layer, row in zip(described["layers"], to_rows(found), strict=True):
+    report = inspect(pair[1], pair[0])
+    described = json.loads(json.dumps(to_json(report), allow_nan=False))
+    for layer, row in zip(described["layers"], to_rows(report), strict=True):
         assert layer["rounding"].items() <= row.items()
         assert row["rounding_edge_one_side"] > row["rounding_noise_one_side"]
 
 
-def test_fine_weights_have_nothing_to_report(tmp_path, rng):
+def test_float32_weights_have_no_rounding_to_report(tmp_path, rng):
     for name in ("base", "tuned"):
         save_file({"proj.weight": rng.standard_normal((6, 5)).astype(np.float32)}, tmp_path / f"{name}.safetensors")
-    found = inspect(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors")
-    assert found.layers[0].rounding is None
-    assert to_json(found)["layers"][0]["rounding"] is None
-    assert "unchanged" not in to_rows(found)[0]
+    report = inspect(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors")
+    assert report.layers[0].rounding is None
+    assert to_json(report)["layers"][0]["rounding"] is None
+    assert "unchanged" not in to_rows(report)[0]
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_extract_above_noise_keeps_the_update_and_says_where_it_cannot_tell(pair, tmp_path, workers):
+def test_extract_above_noise_keeps_the_update_and_warns_where_the_model_does_not_apply(pair, tmp_path, workers):
     executor = ThreadPoolExecutor(workers) if workers else None
     report = extract(*pair, tmp_path / "out", rank=AboveNoise(), executor=executor)
     assert {name: layer.rank for name, layer in by_layer(report.layers).items()} == {"large": 3, "step": 3, "small": 0}
@@ -91,7 +92,7 @@ def test_extract_above_noise_keeps_the_update_and_says_where_it_cannot_tell(pair
     assert any("'small.proj'" in warning for warning in report.warnings)
 
 
-def test_above_noise_is_bounded_and_knows_one_side_and_two(pair, tmp_path):
+def test_above_noise_clamps_to_the_largest_rank_and_counts_one_side_or_two(pair, tmp_path):
     report = extract(*pair, tmp_path / "out", rank=AboveNoise(sides=2, max_rank=2), dry_run=True)
     assert by_layer(report.layers)["large"].rank == 2
     with pytest.raises(ValueError, match="one side was rounded, the tuned one, or two"):

@@ -26,17 +26,17 @@ def write(path, tensors, keys=None, metadata=None):
 def test_safetensors_itself_reads_what_was_streamed(tmp_path):
     path = tmp_path / "file.safetensors"
     write(path, TENSORS, [*TENSORS, "never added"], {"format": "pt"})
-    found = load_file(path)
-    assert found.keys() == TENSORS.keys()
+    loaded = load_file(path)
+    assert loaded.keys() == TENSORS.keys()
     for key, tensor in TENSORS.items():
-        assert found[key].dtype == tensor.dtype
-        assert found[key].shape == tensor.shape
-        assert found[key].tobytes() == tensor.tobytes()
+        assert loaded[key].dtype == tensor.dtype
+        assert loaded[key].shape == tensor.shape
+        assert loaded[key].tobytes() == tensor.tobytes()
     with safetensors.safe_open(path, framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_strided_foreign_and_read_only_arrays(tmp_path):
+def test_strided_big_endian_and_read_only_arrays_are_written(tmp_path):
     path = tmp_path / "file.safetensors"
     tensors = {
         "transposed": np.arange(6.0).reshape(2, 3).T,
@@ -65,7 +65,7 @@ def test_names_of_any_script_and_length(tmp_path):
     assert load_file(path).keys() == tensors.keys()
 
 
-def test_two_layers_of_one_name_and_tensors_out_of_order(tmp_path):
+def test_two_layers_of_one_name_and_unaligned_tensors_are_refused(tmp_path):
     with stream_tensors(tmp_path / "file", ["a", "b"], {}) as stream:
         stream.add("a", TENSORS["half"])
         with pytest.raises(ValueError, match="'a' would be written twice"):
@@ -74,7 +74,7 @@ def test_two_layers_of_one_name_and_tensors_out_of_order(tmp_path):
             stream.add("b", TENSORS["single"])
 
 
-def test_a_header_beyond_its_room(tmp_path):
+def test_a_header_larger_than_the_space_reserved_for_it_is_refused(tmp_path):
     with (
         pytest.raises(ValueError, match="the header takes"),
         stream_tensors(tmp_path / "file", [], {}) as stream,

@@ -10,7 +10,8 @@ from lowrank_core.cli.reports import census_tables
 from lowrank_core.cli.workers import check_workers
 from lowrank_core.models.executors import dask_cluster, local_processes
 from lowrank_core.models.inspection.census import census
-from lowrank_core.models.inspection.census_rows import row_to_json, to_table
+from lowrank_core.models.inspection.census_rows import to_table
+from lowrank_core.models.results import to_json
 
 __all__ = ["check_options", "run"]
 
@@ -94,7 +95,7 @@ def run(
     output.write_report(
         lambda: census_tables.census(folder, rows, full=full),
         [
-            (json, lambda: output.json_text({"adapters": [row_to_json(row) for row in rows]})),
+            (json, lambda: output.json_text({"adapters": [to_json(row) for row in rows]})),
             (csv, lambda: output.csv_text(to_table(rows))),
         ],
     )

@@ -17,7 +17,8 @@ from lowrank_core.cli.verbs import compression as compression_verbs
 from lowrank_core.cli.verbs import plan as plan_verb
 from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS, DEFAULT_RULES, inspect
-from lowrank_core.models.inspection.report import Inspection, to_json, to_rows
+from lowrank_core.models.inspection.report import Inspection, to_rows
+from lowrank_core.models.results import to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,13 +1,9 @@
-"""JSON: objects read from files, and results as plain values."""
+"""JSON files that hold an object."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,14 +19,3 @@ def read_json(path: Path) -> dict[str, Any]:
         message = f"{str(path)!r} holds a JSON {type(content).__name__}, but an object {{...}} is needed"
         raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument
     return content
-
-
-def to_plain(value: Any) -> Any:
-    """Convert dataclasses, mappings, tuples and arrays, nested in any way, to dicts with text keys and lists."""
-    if is_dataclass(value):
-        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else f"{key:g}": to_plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,4 +1,4 @@
-"""The rows of a census: as values, as JSON and as a table, and in the file from which a later run goes on."""
+"""The rows of a census: as values and as a table, and in the file from which a later run goes on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.files.atomic import replacing
-from lowrank_core.models.files.json_file import to_plain
 from lowrank_core.models.inspection.report import rank_columns, variance_columns
+from lowrank_core.models.results import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -111,37 +111,8 @@ def read_census(jsonl: str | PathLike[str]) -> tuple[AdapterRow, ...]:
     return _read_rows(Path(jsonl))[0]
 
 
-def row_to_json(row: AdapterRow) -> dict[str, Any]:
-    """Convert a row to plain JSON: dicts, lists, strings, finite numbers and None.
-
-    Parameters
-    ----------
-    row : AdapterRow
-        As :func:`~lowrank_core.models.inspection.census.census` returns it.
-
-    Returns
-    -------
-    dict
-        All of it, under the names of its attributes.
-    """
-    plain: dict[str, Any] = to_plain(row)
-    return plain
-
-
 def to_table(rows: Sequence[AdapterRow]) -> list[dict[str, Any]]:
-    """Convert rows to those of a flat table, one column a figure.
-
-    Parameters
-    ----------
-    rows : sequence of AdapterRow
-        Of one census.
-
-    Returns
-    -------
-    list of dict
-        All with the same keys in the same order; what a row does not have is None. Columns are named by the requested
-        rank, as "best_error_8"; several ranks of one adapter are one text, as "8 16".
-    """
+    """Convert rows to those of a flat table with a column for each figure and requested rank, as "best_error_8"."""
     return [_flat(row) for row in rows]
 
 
@@ -220,7 +191,7 @@ def _row_from_json(line: bytes) -> AdapterRow:
 
 
 def _line(row: AdapterRow) -> bytes:
-    return json.dumps(row_to_json(row), allow_nan=False).encode() + b"\n"
+    return json.dumps(to_json(row), allow_nan=False).encode() + b"\n"
 
 
 def _commas(ranks: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core._dtypes import FLOATS
+from lowrank_core.models.results import to_json
 
 if TYPE_CHECKING:
     from lowrank_core import Spectrum
@@ -44,10 +45,9 @@ def layer_noise(noise: RoundingNoise, spectrum: Spectrum) -> LayerNoise:
     )
 
 
-def noise_columns(layer: LayerNoise | None) -> dict[str, Any]:
-    """Return the figures by the names of their columns; none where there are none."""
-    if layer is None:
-        return {}
+@to_json.register(LayerNoise)
+def noise_columns(layer: LayerNoise) -> dict[str, Any]:
+    """Return the figures by the names of their columns."""
     noise = layer.noise
     columns: dict[str, Any] = {"rounding_applies": noise.applies, "unchanged": noise.unchanged}
     for index, (sides, side) in enumerate((("one_side", noise.one_side), ("two_sides", noise.two_sides))):

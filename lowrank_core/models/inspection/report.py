@@ -1,4 +1,4 @@
-"""The report of an inspection, as values: each layer's figures, their totals, and both as JSON and as rows."""
+"""The report of an inspection, as values: each layer's figures, their totals, and both as rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
-from lowrank_core.models.files.json_file import to_plain
 from lowrank_core.models.inspection.layer_noise import LayerNoise, noise_columns
 
 if TYPE_CHECKING:
@@ -192,29 +191,6 @@ def to_floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(number) for number in numbers)
 
 
-def to_json(inspection: Inspection) -> dict[str, Any]:
-    """Convert an inspection to plain JSON: dicts, lists, strings, finite numbers and None.
-
-    Parameters
-    ----------
-    inspection : Inspection
-        As :func:`~lowrank_core.models.inspection.layers.inspect` returns it.
-
-    Returns
-    -------
-    dict
-        Every figure of it, singular values included.
-
-    See Also
-    --------
-    to_rows : The same for a table.
-    """
-    plain: dict[str, Any] = to_plain(inspection)
-    for layer, described in zip(inspection.layers, plain["layers"], strict=True):
-        described["rounding"] = noise_columns(layer.rounding) or None
-    return plain
-
-
 def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
     """Convert an inspection to rows of a table, one for each layer, failed ones too.
 
@@ -231,14 +207,14 @@ def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
 
     See Also
     --------
-    to_json : Every figure, singular values included.
+    lowrank_core.models.results.to_json : Every figure, singular values included.
     """
     columns = dict.fromkeys(
         (
             *("name", "rows", "columns", "dtype", "parameters", "adapter_parameters", "rank", "alpha", "scaling"),
             *("scaling_source", "norm", "effective_rank", "stable_rank", "numerical_rank", *variance_columns({})),
             *(f"{rule}_{rank}" for rank in inspection.ranks for rule in ("best_error", *inspection.rules)),
-            *(name for layer in inspection.layers for name in noise_columns(layer.rounding)),
+            *(name for layer in inspection.layers if layer.rounding for name in noise_columns(layer.rounding)),
             "failure",
         )
     )
@@ -267,4 +243,4 @@ def _layer_row(layer: LayerReport, ranks: tuple[int, ...]) -> dict[str, Any]:
     row |= {"rows": layer.shape[0], "columns": layer.shape[1]} | variance_columns(layer.rank_for_variance)
     for name, errors in {"best_error": layer.best_error, **layer.errors}.items():
         row |= rank_columns(name, ranks, errors)
-    return row | noise_columns(layer.rounding)
+    return row | (noise_columns(layer.rounding) if layer.rounding else {})

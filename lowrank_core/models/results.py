@@ -1,0 +1,45 @@
+"""Results as plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+
+@singledispatch
+def to_json(result: Any) -> Any:
+    """Convert a result to plain JSON: dicts, lists, strings, finite numbers and None.
+
+    Parameters
+    ----------
+    result : Inspection, AdapterRow or any value in one of them
+        As :func:`~lowrank_core.models.inspection.layers.inspect` and
+        :func:`~lowrank_core.models.inspection.census.census` return it.
+
+    Returns
+    -------
+    dict
+        All of it under the names of its attributes, singular values included.
+
+    See Also
+    --------
+    lowrank_core.models.inspection.report.to_rows : An inspection as the rows of a table.
+
+    Examples
+    --------
+    >>> from lowrank_core.models.inspection.census_rows import AdapterRow
+    >>> from lowrank_core.models.results import to_json
+    >>> to_json(AdapterRow("/adapters/one", "12@34 56@78", ranks=(4, 8)))["ranks"]
+    [4, 8]
+    """
+    if is_dataclass(result):
+        return {field.name: to_json(getattr(result, field.name)) for field in fields(result)}
+    if isinstance(result, Mapping):
+        return {key if isinstance(key, str) else f"{key:g}": to_json(value) for key, value in result.items()}
+    if isinstance(result, np.ndarray):
+        return result.tolist()
+    return [to_json(item) for item in result] if isinstance(result, tuple | list) else result
