@@ -261,7 +261,7 @@ def test_a_bad_layer_is_reported_and_the_others_done(tmp_path, rng, bad):
     broken[1, 2] = bad
     paths, updates = checkpoint_pair(tmp_path, rng, others=[("bad.weight", weight, broken)])
     report = extract(*paths, tmp_path / "out", rank=2)
-    assert report.failures == {"bad": "the tuned checkpoint holds NaN or infinity in 1 of its 16 entries"}
+    assert report.failures == {"bad": "the tuned checkpoint contains NaN or infinity in 1 of its 16 entries"}
     assert report.totals.failures == 1
     assert_written(report, updates)
 
@@ -272,7 +272,7 @@ def test_nothing_to_write(tmp_path, rng):
     save_file({"a.weight": weight * np.nan}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"none of the 1 layers .* keeps a component"):
         extract(tmp_path / "a.safetensors", tmp_path / "a.safetensors", tmp_path / "out", rank=2)
-    with pytest.raises(ValueError, match="the first of 1, a: the tuned checkpoint holds NaN"):
+    with pytest.raises(ValueError, match="the first of 1, a: the tuned checkpoint contains NaN"):
         extract(tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "out", rank=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
 

@@ -111,7 +111,7 @@ def test_a_bad_layer_is_a_failure_beside_the_reports_of_the_others(write_file, w
     tuned = base | {"a.weight": np.full((3, 2), np.nan, np.float32), "b.weight": np.ones((4, 2), np.float32)}
     report = inspect(write_file(tuned, "t.safetensors"), write_file(base, "b.safetensors"))
     assert [layer.name for layer in report.layers] == ["c"]
-    assert "tuned checkpoint holds NaN" in report.failures["a"]
+    assert "tuned checkpoint contains NaN" in report.failures["a"]
     assert "shapes differ" in report.failures["b"]
     assert (report.totals.layers, report.totals.failures) == (1, 2)
     bad = {

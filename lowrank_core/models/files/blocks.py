@@ -24,7 +24,7 @@ def row_blocks(shape: tuple[int, ...], entries: int = _BLOCK_ENTRIES) -> list[sl
 
 
 def frobenius_norm(array: NDArray[Any]) -> float:
-    """Compute √Σ|x|² of an array of any shape in float64, without overflow or underflow; NaN where it holds NaN."""
+    """Compute √Σ|x|² of an array of any shape in float64, without overflow or underflow; NaN where it contains NaN."""
     rows = np.atleast_1d(array)
     with np.errstate(invalid="ignore"):  # the conversion of a signalling NaN warns, and the norm says it already
         return math.hypot(*(_vector_norm(rows[block].astype(np.float64).ravel()) for block in row_blocks(rows.shape)))
@@ -64,5 +64,5 @@ def _why_not_finite(base: NDArray[Any], tuned: NDArray[Any], delta: NDArray[Any]
     for name, array in (("base", base), ("tuned", tuned)):
         bad = array.size - np.count_nonzero(np.isfinite(array))
         if bad:
-            return f"the {name} checkpoint holds NaN or infinity in {bad} of its {array.size} entries"
-    return f"the difference is beyond what {delta.dtype} can hold"
+            return f"the {name} checkpoint contains NaN or infinity in {bad} of its {array.size} entries"
+    return f"the difference does not fit {delta.dtype}"

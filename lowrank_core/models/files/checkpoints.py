@@ -84,11 +84,11 @@ class WeightPair:
         Raises
         ------
         ValueError
-            If a weight holds NaN or infinity, or a file cannot be read.
+            If a weight contains NaN or infinity, or a file cannot be read.
 
         Notes
         -----
-        The subtraction is made in float64, which holds the difference of two float32, float16 or bfloat16 numbers
+        The subtraction is made in float64, which represents the difference of two float32, float16 or bfloat16 numbers
         exactly up to 29 binary orders between them, and is then rounded once: each entry of the result is within
         2⁻²⁴ of the true *difference*, relatively, however close the two weights are. That moves no singular value by
         more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice.
@@ -123,9 +123,9 @@ class CheckpointPair:
     base, tuned : Checkpoint
         Before and after training.
     layers : tuple of WeightPair
-        The weights that both hold as floating-point matrices (two axes, or four for a convolution) of one shape.
+        The weights that are floating-point matrices (two axes, or four for a convolution) of one shape in both.
     mismatched : dict of str to str
-        Weights of which the two hold matrices of different shapes: name, and the two shapes.
+        Weights that are matrices of different shapes in the two: name, and the two shapes.
     """
 
     base: Checkpoint
@@ -157,8 +157,8 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : path-like
-        A safetensors file, the index of a sharded checkpoint ("model.safetensors.index.json"), or a folder that holds
-        one of the two.
+        A safetensors file, the index of a sharded checkpoint ("model.safetensors.index.json"), or a folder with one
+        of the two.
 
     Returns
     -------
@@ -205,7 +205,7 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
     Returns
     -------
     CheckpointPair
-        Its layers are the weights that both hold as matrices of one shape.
+        Its layers are the weights that are matrices of one shape in both.
 
     Raises
     ------
@@ -265,12 +265,12 @@ def _find_weights(folder: Path) -> Path:
         return candidates[0]
     if candidates:
         names = ", ".join(file.name for file in candidates)
-        raise ValueError(f"{str(folder)!r} holds several checkpoints ({names}): give the path of one of them")
+        raise ValueError(f"{str(folder)!r} has several checkpoints ({names}): give the path of one of them")
     for file in sorted(folder.iterdir()):
         refuse_pickle(file)
     raise FileNotFoundError(
         f"no model.safetensors and no model{_INDEX_SUFFIX} in {str(folder)!r}: give a safetensors file, its index, or "
-        "the folder that holds one"
+        "its folder"
     )
 
 

@@ -1,4 +1,4 @@
-"""JSON files that hold an object."""
+"""JSON files whose top level is an object."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        message = f"{str(path)!r} holds a JSON {type(content).__name__}, but an object {{...}} is needed"
+        message = f"{str(path)!r} contains a JSON {type(content).__name__}, but an object {{...}} is needed"
         raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument
     return content

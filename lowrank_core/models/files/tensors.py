@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOATING = {name.upper().replace("FLOAT", "F"): name for name in FLOATS}
-"""The stored types that hold weights: safetensors' own name, and NumPy's."""
+"""The stored types of weights: safetensors' own name, and NumPy's."""
 
 INTEGER = {name.upper().replace("INT", "I").replace("UI", "U"): name for name in INTEGERS}
 """The stored types of counters, masks and quantised weights."""
 
-PLAIN_WEIGHTS = f"{', '.join(FLOATS)} hold plain weights; a quantised model has to be dequantised first"
+PLAIN_WEIGHTS = f"plain weights are {', '.join(FLOATS)}; a quantised model has to be dequantised first"
 """What to tell the owner of any other type."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -58,7 +58,7 @@ class StoredTensor:
 
     @property
     def is_floating(self) -> bool:
-        """Whether the type holds weights: float64, float32, float16 or bfloat16."""
+        """Whether the type is one of weights: float64, float32, float16 or bfloat16."""
         return self.dtype in FLOATING.values()
 
     @property

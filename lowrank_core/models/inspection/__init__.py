@@ -1,1 +1,1 @@
-"""Reports of what adapters and checkpoints hold."""
+"""Reports of what is in adapters and checkpoints."""

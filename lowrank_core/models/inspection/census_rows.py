@@ -52,7 +52,7 @@ class AdapterRow:
     effective_rank, largest_effective_rank, stable_rank, largest_stable_rank : float or None
         Median and largest over the layers.
     rank_for_variance : dict of float to int
-        The least rank that, given to every layer alike, holds 90, 95 and 99 % of the variance.
+        The least rank that, given to every layer alike, captures 90, 95 and 99 % of the variance.
     ranks : tuple of int
         The requested ranks; every layer is taken at its own largest where that is less.
     variance_captured, best_error : tuple of float

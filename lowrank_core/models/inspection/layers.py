@@ -1,4 +1,4 @@
-"""What an adapter, or a pair of checkpoints, holds: every layer's spectrum, ranks and errors, and the totals."""
+"""What is in an adapter, or in a pair of checkpoints: every layer's spectrum, ranks and errors, and the totals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def inspect(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
-    r"""Report what an adapter, or the difference of two checkpoints, holds.
+    r"""Report what is in an adapter, or in the difference of two checkpoints.
 
     Parameters
     ----------

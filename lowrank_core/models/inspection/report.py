@@ -22,7 +22,7 @@ VARIANCE_FRACTIONS = (0.90, 0.95, 0.99)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerReport:
-    """What one layer's update holds.
+    """The figures of one layer's update.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class LayerReport:
     effective_rank, stable_rank, numerical_rank : float, float, int
         As the functions of the same names define them.
     rank_for_variance : dict of float to int
-        The least rank that holds 90, 95 and 99 % of the variance.
+        The least rank that captures 90, 95 and 99 % of the variance.
     ranks : tuple of int
         The requested ranks, each clamped to min(m, n).
     best_error : tuple of float
@@ -83,7 +83,7 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """What all reported layers hold together, as if they were the diagonal blocks of one update.
+    """The figures of all reported layers together, as the diagonal blocks of one update.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Totals:
     norm : float
         √ΣN² over the layers.
     rank_for_variance : dict of float to int
-        The least rank that, given to every layer alike, holds 90, 95 and 99 % of the variance: Σ heads ≥ t·Σ N².
+        The least rank that, given to every layer alike, captures 90, 95 and 99 % of the variance: Σ heads ≥ t·Σ N².
     variance_captured, best_error : tuple of float
         Σ heads / Σ N² and √(Σ tails / Σ N²) at each requested rank; every layer is taken at its own largest rank where
         that is less.
@@ -117,7 +117,7 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What an adapter, or the difference of two checkpoints, holds.
+    """What is in an adapter, or in the difference of two checkpoints.
 
     Attributes
     ----------
@@ -181,7 +181,7 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
 
 
 def ranks_for_variance(spectrum: Spectrum) -> dict[float, int]:
-    """Return the least rank that holds each of :data:`VARIANCE_FRACTIONS`."""
+    """Return the least rank that captures each of :data:`VARIANCE_FRACTIONS`."""
     ranks = rank_for_variance(spectrum, np.array(VARIANCE_FRACTIONS))
     return {fraction: int(rank) for fraction, rank in zip(VARIANCE_FRACTIONS, ranks, strict=True)}
 
