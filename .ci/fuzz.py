@@ -1,10 +1,10 @@
-"""Fuzz the readers of files: bytes that are no adapter, checkpoint or census are refused in words, whatever they are.
+"""Fuzz the readers of files: whatever the bytes, a reader answers or raises an error with a message.
 
     python .ci/fuzz.py [MINUTES]
 
 atheris (`pip install -e '.[fuzz]'`) guides the bytes by the branches of lowrank_core.models that they reach; half of
-its changes are to the JSON within, so that it stays JSON. Any outcome but an answer, a ValueError or a
-FileNotFoundError is a fault, and so is a warning, or an answer that JSON cannot hold: its bytes are kept, and
+its changes are to entries of the JSON within, which remains valid. Any outcome but an answer, a ValueError or a
+FileNotFoundError is a fault, and so is a warning, or an answer that cannot be written as JSON: its bytes are kept, and
 `python .ci/fuzz.py FILE` runs them again. How many inputs were tried is written to docs/numbers/fuzz.json.
 """
 
@@ -24,12 +24,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "numbers" / "fuzz.json"
-# Between the parts of an input. The first byte tells what they are.
+import records
+
+# Between the parts of an input; the first byte says which kind of input they are.
 CUT = b"\xff\xfe"
 KINDS = ("adapter", "file", "checkpoints", "shards", "census")
-# Names that a reader looks for and that bytes would rarely come upon.
+# Names that a reader looks for, which random bytes would rarely contain.
 WORDS = (
     "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B", ".lora_bias",
     "lora_magnitude_vector", ".base_layer.", ".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".alpha",
@@ -45,7 +45,7 @@ VALUES = (
 
 
 def main(minutes: float) -> int:
-    """Run the fuzzer for so long in a process of its own, and write down what it did."""
+    """Run the fuzzer for some minutes in a process of its own, and write its record."""
     with tempfile.TemporaryDirectory() as folder:
         corpus, words = Path(folder, "corpus"), Path(folder, "words")
         corpus.mkdir()
@@ -55,7 +55,7 @@ def main(minutes: float) -> int:
         options = [f"-max_total_time={minutes * 60:.0f}", "-max_len=4096", "-print_final_stats=1", f"-dict={words}"]
         # The first input compiles the kernels, so only one that takes minutes is at fault for its time.
         options += ["-timeout=300", "-report_slow_units=300"]
-        command = [sys.executable, __file__, "--fuzz", str(corpus), *options, f"-artifact_prefix={ROOT}/fault-"]
+        command = [sys.executable, __file__, "--fuzz", str(corpus), *options, f"-artifact_prefix={records.ROOT}/fault-"]
         begun = time.monotonic()
         run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         taken = (time.monotonic() - begun) / 60
@@ -71,19 +71,19 @@ def main(minutes: float) -> int:
         "branches reached": int(reached[-1]),
         "atheris": version("atheris"),
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    records.write("fuzz", result)
     print(result)
     return 0
 
 
 def seeds() -> list[bytes]:
-    """One sound input of each kind, as its parts."""
+    """Return a valid input of each kind."""
     import numpy as np
     from ml_dtypes import bfloat16
     from safetensors.numpy import save
 
     def stored(tensors: dict[str, np.ndarray]) -> bytes:
-        """Write a header without its length, and the data: what the fuzzer changes."""
+        """Return the header without its length, and the data."""
         whole = save(tensors)
         end = 8 + int.from_bytes(whole[:8], "little")
         return whole[8:end] + CUT + whole[end:]
@@ -113,16 +113,16 @@ def seeds() -> list[bytes]:
         (3, [index, stored(before)]),
         (4, [row]),
     ]
-    return [bytes([kind]) + CUT.join(found) for kind, found in parts]
+    return [bytes([kind]) + CUT.join(content) for kind, content in parts]
 
 
 def fuzz(arguments: list[str]) -> None:
-    """Hand over to atheris, which leaves the process itself."""
+    """Run atheris, which ends the process itself."""
     import atheris
 
     with atheris.instrument_imports(include=["lowrank_core.models"]):
         try_readers = readers()
-    # Beside what is raised, what is warned of: a reader that says nothing of a bad number is at fault.
+    # A warning of NumPy is a number that the reader did not check.
     warnings.simplefilter("error")
     in_memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
@@ -135,49 +135,49 @@ def fuzz(arguments: list[str]) -> None:
 
 
 def changed(data: bytes, most: int, seed: int, bytewise: Callable[[bytes, int], bytes]) -> bytes:
-    """Change an input in one place: a byte, or an entry of one of the JSON objects in it."""
-    drawn = random.Random(seed)
+    """Return an input changed in one place: a byte, or an entry of one of its JSON objects."""
+    rng = random.Random(seed)
     parts = data[1:].split(CUT)
     objects = [number for number, part in enumerate(parts) if part.lstrip()[:1] == b"{"]
-    if not objects or drawn.random() < 0.5:
+    if not objects or rng.random() < 0.5:
         return bytewise(data, most)
-    number = drawn.choice(objects)
+    number = rng.choice(objects)
     try:
         tree = json.loads(parts[number])
     except ValueError:
         return bytewise(data, most)
-    change_entry(tree, drawn)
+    change_entry(tree, rng)
     parts[number] = json.dumps(tree).encode()
     return (data[:1] + CUT.join(parts))[:most]
 
 
-def change_entry(tree: dict[str, Any], drawn: random.Random) -> None:
+def change_entry(tree: dict[str, Any], rng: random.Random) -> None:
     """Rename, drop, replace or exchange entries of an object, or of one within it."""
     keys = list(tree)
     if not keys:
         return
-    key, other = drawn.choice(keys), drawn.choice(keys)
-    if isinstance(tree[key], dict) and drawn.random() < 0.6:
-        change_entry(tree[key], drawn)
+    key, other = rng.choice(keys), rng.choice(keys)
+    if isinstance(tree[key], dict) and rng.random() < 0.6:
+        change_entry(tree[key], rng)
         return
-    word = drawn.choice(WORDS)
-    change = drawn.randrange(6)
+    word = rng.choice(WORDS)
+    change = rng.randrange(6)
     if change == 0:
         tree[key], tree[other] = tree[other], tree[key]
     elif change == 1:
-        tree[drawn.choice([word, key + word, word + key, key.replace("lora_A", "lora_B")])] = tree.pop(key)
+        tree[rng.choice([word, key + word, word + key, key.replace("lora_A", "lora_B")])] = tree.pop(key)
     elif change == 2:
         del tree[key]
     elif change == 3:
         tree[word] = tree[key]
     elif change == 4 and isinstance(tree[key], list):
-        tree[key] = drawn.choice([tree[key][::-1], tree[key][1:], [*tree[key], 1], [drawn.choice(VALUES), *tree[key]]])
+        tree[key] = rng.choice([tree[key][::-1], tree[key][1:], [*tree[key], 1], [rng.choice(VALUES), *tree[key]]])
     else:
-        tree[key] = drawn.choice([*VALUES, word])
+        tree[key] = rng.choice([*VALUES, word])
 
 
 def readers() -> Callable[[bytes, Path], None]:
-    """Import the readers, and give what tries them on one input."""
+    """Import the readers, and return a function that tries one input on them."""
     from lowrank_core.models.files.checkpoints import open_checkpoint
     from lowrank_core.models.formats import open_adapter
     from lowrank_core.models.inspection.census import adapter_row
@@ -204,14 +204,14 @@ def readers() -> Callable[[bytes, Path], None]:
         for name, content in written(kind, data[1:]).items():
             (folder / name).write_bytes(content)
         try:
-            row, found = read(kind, folder)
+            row, report = read(kind, folder)
         except (ValueError, FileNotFoundError) as error:
             if not str(error):
-                raise RuntimeError("a refusal that says nothing") from error
+                raise RuntimeError("an error without a message") from error
         else:
-            # What was read can be written: no NaN, no infinity.
+            # JSON has neither NaN nor infinity.
             json.dumps(row and to_json(row), allow_nan=kind == "census")
-            json.dumps(found and [to_json(found), to_rows(found)], allow_nan=False)
+            json.dumps(report and [to_json(report), to_rows(report)], allow_nan=False)
         finally:
             for file in folder.iterdir():
                 file.unlink()
@@ -220,7 +220,7 @@ def readers() -> Callable[[bytes, Path], None]:
 
 
 def written(kind: str, data: bytes) -> dict[str, bytes]:
-    """Lay the parts of an input out as the files of its kind."""
+    """Return the files that an input consists of, by name."""
     parts = [*data.split(CUT), b"", b"", b"", b""]
 
     def file(first: int) -> bytes:
@@ -229,7 +229,7 @@ def written(kind: str, data: bytes) -> dict[str, bytes]:
 
     return {
         "adapter": lambda: {"adapter_config.json": parts[0], "adapter_model.safetensors": file(1)},
-        # As it is: a length that is none, a file cut short.
+        # Unchanged where there is one part alone: a wrong length, a truncated file.
         "file": lambda: {"adapter_model.safetensors": file(0) if parts[1] else data},
         "checkpoints": lambda: {"base.safetensors": file(0), "tuned.safetensors": file(2)},
         "shards": lambda: {

@@ -106,14 +106,16 @@ def run_module(module: str, before: dict[str, Any] | None, part: str | None) -> 
     mutants = mutants_at(path)
     due, kept = split(mutants, before, part)
     outcome = try_mutants(module, due)
+    # Lines that have changed since are not tried with the survivors, and so not counted either.
+    count = before["mutants"] if part == "survivors" else len(mutants)
     survivors = [*map(tuple, outcome["survivors"]), *kept]
     hung = outcome["hung"]
     if part:
         # The earliest records did not count them.
         hung = None if before["hung"] is None else before["hung"] + hung
     return {
-        "mutants": len(mutants),
-        "killed": len(mutants) - len(survivors),
+        "mutants": count,
+        "killed": count - len(survivors),
         "hung": hung,
         "survivors": [
             {"was": was, "became": became, "reason": before["survivors"][place]["reason"] if place is not None else ""}
@@ -194,8 +196,10 @@ def try_mutants(module: str, places: list[int]) -> dict[str, Any]:
             input=json.dumps(places),
             stdout=subprocess.PIPE,
             text=True,
-            check=True,
+            check=False,
         )
+    if run.returncode:
+        sys.exit(run.returncode)
     outcome: dict[str, Any] = json.loads(run.stdout)
     return outcome
 
