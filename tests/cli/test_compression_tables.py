@@ -152,8 +152,8 @@ def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
     full = dataclasses.replace(
         report,
         unchanged=tuple(f"still.{number}" for number in range(OTHERS_SHOWN + 3)),
-        left_out={f"norm.{number}": f"changed by norm {number}" for number in range(OTHERS_SHOWN + 2)},
-        carried={"head": "a module saved in full"},
+        skipped={f"norm.{number}": f"changed by norm {number}" for number in range(OTHERS_SHOWN + 2)},
+        copied={"head": "a module saved in full"},
         failures={f"bad.{number}": "it holds NaN" for number in range(OTHERS_SHOWN + 1)},
         warnings=("a reader would apply another scale",),
     )
@@ -170,7 +170,7 @@ def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
         assert told in text
     assert f"still.{OTHERS_SHOWN}" not in text
     everything = printed(full, full=True)
-    assert all(f" {name}" in everything for name in (*full.unchanged, *full.left_out))
+    assert all(f" {name}" in everything for name in (*full.unchanged, *full.skipped))
     assert text.index("Failed, and not in the adapter") < text.index("bad.0") < text.index("Warnings")
 
 

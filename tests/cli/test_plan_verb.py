@@ -48,7 +48,7 @@ def test_plan_of_two_checkpoints(tuning: tuple[Path, Path], tmp_path: Path, caps
     assert report["variance"] <= report["upper_bound"]
     assert f"{parameters} parameters in" in printed
     assert f"keep {100 * mean:.2f} % of the variance" in printed
-    assert report["left_out"] == {"embed_tokens": "an embedding, which is planned for only when asked for (--include)"}
+    assert report["skipped"] == {"embed_tokens": "an embedding, which is planned for only when asked for (--include)"}
     assert json.loads((tmp_path / "p.json").read_text()) == report["config"]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lowrank_core.models.formats import open_adapter
-from lowrank_core.models.formats.peft import pattern_key
+from lowrank_core.models.formats.peft_config import pattern_key
 from lowrank_core.models.inspection.layers import inspect
 from tests.interop.models import Transformer, lora_layers
 

@@ -13,19 +13,19 @@ KOHYA = {"lora_te_x.lora_down.weight": np.ones((2, 6)), "lora_te_x.lora_up.weigh
 def test_an_adapter_is_found_by_folder_file_configuration_or_the_folder_above(write_peft):
     path = write_peft(PEFT, "outer/inner")
     opened = open_adapter(path)
-    assert opened.kind == "peft"
+    assert opened.format == "peft"
     for other in (path / "adapter_model.safetensors", path / "adapter_config.json", path.parent, str(path)):
         assert open_adapter(other) == opened
 
 
 def test_a_kohya_file_is_recognised_by_its_content_and_found_in_its_folder(write_file):
     path = write_file(KOHYA, "some/name.safetensors")
-    assert open_adapter(path).kind == "kohya"
+    assert open_adapter(path).format == "kohya"
     assert open_adapter(path.parent) == open_adapter(path)
 
 
 def test_a_kohya_file_that_bears_pefts_name_is_still_kohya(write_file):
-    assert open_adapter(write_file(KOHYA, "adapter_model.safetensors")).kind == "kohya"
+    assert open_adapter(write_file(KOHYA, "adapter_model.safetensors")).format == "kohya"
 
 
 def test_several_adapters_in_a_folder_have_to_be_chosen_from(write_peft):

@@ -114,7 +114,7 @@ def test_a_killed_process_leaves_the_old_adapter_whole(tmp_path, rng, out, stage
         from pathlib import Path
 
         from lowrank_core.models.files import atomic
-        from lowrank_core.models.operations import pipeline as layerwise
+        from lowrank_core.models.operations import storing
         from lowrank_core.models.operations.extraction import extract
 
         def die(*_):
@@ -124,7 +124,7 @@ def test_a_killed_process_leaves_the_old_adapter_whole(tmp_path, rng, out, stage
         extract(base, tuned, out, rank=2)
         print("written", flush=True)
         if stage == "padding":
-            layerwise.pad_rank = die
+            storing._padded = die
         if stage == "renaming":
             atomic._exchange = Path.replace = die
         ranks = {"layers.0.q_proj": 1, "layers.0.up": 2, "layers.1.q_proj": 3}

@@ -9,8 +9,9 @@ from lowrank_core import allocate_ranks, spectrum
 from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
-from lowrank_core.models.operations.planning import plan, to_json
+from lowrank_core.models.operations.planning import plan
 from lowrank_core.models.operations.resizing import resize
+from lowrank_core.models.results import to_json
 from tests.models.models_on_disk import checkpoint_pair
 
 
@@ -76,7 +77,7 @@ def test_a_module_that_ends_as_another_does_not_reach_it(tmp_path, rng):
 def test_embeddings_take_part_when_asked_for(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, shapes={"q_proj": (8, 8), "embed_tokens": (20, 8)})
     planned = plan(paths[1], paths[0], budget=Budget(parameters=100))
-    assert list(planned.left_out) == ["embed_tokens"]
+    assert list(planned.skipped) == ["embed_tokens"]
     asked = plan(paths[1], paths[0], budget=Budget(parameters=100), include=["q_proj", "embed_tokens"])
     assert {layer.name for layer in asked.layers} == {"q_proj", "embed_tokens"}
 

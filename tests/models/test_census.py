@@ -71,7 +71,7 @@ def test_a_row_says_what_numpy_says_of_the_product(tmp_path):
     captured = [sum(values[:rank].sum() for values in squares) / energy for rank in RANKS]
     assert row.variance_captured == pytest.approx(captured, rel=1e-6)
     assert row.best_error[:2] == pytest.approx(np.sqrt(1 - np.array(captured[:2])), rel=1e-5)
-    assert (row.kind, row.layers, row.failed_layers, row.adapter_ranks) == ("kohya", 2, 0, (4,))
+    assert (row.format, row.layers, row.failed_layers, row.adapter_ranks) == ("kohya", 2, 0, (4,))
     assert (row.smallest_scaling, row.largest_scaling) == (0.5, 0.5)
     assert row.parameters == 2 * 4 * (12 + 10)
 

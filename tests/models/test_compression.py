@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core.models.operations.compression import to_json, to_rows, totals_of
+from lowrank_core.models.operations.compression import to_rows, totals_of
 from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.results import to_json
 from tests.models.models_on_disk import checkpoint_pair
 
 

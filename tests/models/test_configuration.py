@@ -1,9 +1,9 @@
+import json
 import re
 
 import pytest
 
-from lowrank_core.models.formats.peft import PeftConfig, pattern_key
-from lowrank_core.models.formats.peft_configuration import peft_config
+from lowrank_core.models.formats.peft_config import PeftConfig, lora_config, pattern_key, read_peft_config
 
 NAMES = ["layers.1.q_proj", "layers.11.q_proj", "layers.1.q_proj.inner", "q_proj", "a+b.(c)"]
 
@@ -20,34 +20,34 @@ def resolved(config, name):
 def test_every_layer_gets_its_own_rank_and_alpha():
     ranks = {name: 1 + i for i, name in enumerate(NAMES)}
     alphas = {name: 0.5 * i + 1 for i, name in enumerate(NAMES)}
-    config = peft_config(ranks, alphas)
+    config = lora_config(ranks, alphas)
     for name in NAMES:
         assert resolved(config, name) == (ranks[name], alphas[name])
 
 
 def test_a_pattern_reaches_no_other_layer():
-    config = peft_config({name: 9 if name == NAMES[0] else 2 for name in NAMES}, dict.fromkeys(NAMES, 1.0))
+    config = lora_config({name: 9 if name == NAMES[0] else 2 for name in NAMES}, dict.fromkeys(NAMES, 1.0))
     assert config["rank_pattern"] == {"^" + re.escape(NAMES[0]): 9}
     for other in ("layers.11.q_proj", "layersX1.q_proj", "model.layers.1.q_proj", "layers.1.q_proj.inner"):
         assert resolved(config, other)[0] == 2
 
 
 def test_the_commonest_values_need_no_pattern():
-    config = peft_config({"a": 4, "b": 4, "c": 8}, {"a": 16.0, "b": 8.0, "c": 8.0})
+    config = lora_config({"a": 4, "b": 4, "c": 8}, {"a": 16.0, "b": 8.0, "c": 8.0})
     assert (config["r"], config["lora_alpha"]) == (4, 8)
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({"^c": 8}, {"^a": 16})
     assert isinstance(config["lora_alpha"], int)
-    assert peft_config({"a": 4}, {"a": 2.5})["lora_alpha"] == 2.5
+    assert lora_config({"a": 4}, {"a": 2.5})["lora_alpha"] == 2.5
 
 
 def test_a_list_of_targets_where_no_name_is_the_end_of_another():
-    config = peft_config({"a.q": 2, "a.k": 2}, {"a.q": 1, "a.k": 1}, others=["b.v"])
+    config = lora_config({"a.q": 2, "a.k": 2}, {"a.q": 1, "a.k": 1}, others=["b.v"])
     assert config["target_modules"] == ["a.k", "a.q"]
 
 
 @pytest.mark.parametrize("other", ["block.proj", "deep.block.proj"])
 def test_one_expression_where_one_is(other):
-    targets = peft_config({"proj": 2}, {"proj": 1}, others=[other, "proj"])["target_modules"]
+    targets = lora_config({"proj": 2}, {"proj": 1}, others=[other, "proj"])["target_modules"]
     assert isinstance(targets, str)
     assert re.fullmatch(targets, "proj")
     assert not re.fullmatch(targets, other)
@@ -66,7 +66,7 @@ def test_settings_are_kept_but_for_what_they_say_of_layers_and_factors():
         "exclude_modules": "q",
         "inference_mode": False,
     }
-    config = peft_config({"a": 4}, {"a": 8.0}, settings=settings)
+    config = lora_config({"a": 4}, {"a": 8.0}, settings=settings)
     assert {key: config[key] for key in ("task_type", "modules_to_save", "use_dora")} == {
         key: settings[key] for key in ("task_type", "modules_to_save", "use_dora")
     }
@@ -75,12 +75,8 @@ def test_settings_are_kept_but_for_what_they_say_of_layers_and_factors():
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
-    import json
-
-    from lowrank_core.models.formats.peft import read_peft_config
-
     path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(peft_config({"a": 4, "b": 2}, {"a": 8.0, "b": 1.5}, use_rslora=True)))
+    path.write_text(json.dumps(lora_config({"a": 4, "b": 2}, {"a": 8.0, "b": 1.5}, use_rslora=True)))
     config = read_peft_config(path)
     assert isinstance(config, PeftConfig)
     assert [(config.rank_of(name), config.alpha_of(name)[0]) for name in "ab"] == [(4, 8.0), (2, 1.5)]

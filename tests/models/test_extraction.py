@@ -85,7 +85,10 @@ def test_a_rank_beyond_a_layers_own_is_clamped_and_said(tmp_path, rng):
     paths, updates = checkpoint_pair(tmp_path, rng, shapes={"wide": (3, 30), "tall": (9, 5)})
     report = extract(*paths, tmp_path / "out", rank=4)
     assert_written(report, updates)
-    assert {layer.name: (layer.rank, layer.asked) for layer in report.layers} == {"wide": (3, 4), "tall": (4, 4)}
+    assert {layer.name: (layer.rank, layer.requested_rank) for layer in report.layers} == {
+        "wide": (3, 4),
+        "tall": (4, 4),
+    }
     assert report.layers[1].error < 1e-6
 
 
@@ -201,13 +204,13 @@ def test_embeddings_when_asked_for(tmp_path, rng):
     left = extract(*paths, tmp_path / "left", rank=2)
     assert [layer.name for layer in left.layers] == ["model.up"]
     norm = np.linalg.norm(updates["model.embed_tokens"])
-    assert f"changed by norm {norm:.4g}" in left.left_out["model.embed_tokens"]
+    assert f"changed by norm {norm:.4g}" in left.skipped["model.embed_tokens"]
     report = extract(*paths, tmp_path / "out", rank=2, embeddings=["embed_tokens"])
     assert_written(report, updates)
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert stored["base_model.model.model.embed_tokens.lora_embedding_A"].shape == (2, 30)
     in_kohya = extract(*paths, tmp_path / "out.safetensors", rank=2, embeddings=["embed_tokens"])
-    assert "kohya's format does not have" in in_kohya.left_out["model.embed_tokens"]
+    assert "kohya's format does not have" in in_kohya.skipped["model.embed_tokens"]
 
 
 def test_what_an_adapter_cannot_carry_is_listed_with_its_norm(tmp_path, rng):
@@ -222,10 +225,10 @@ def test_what_an_adapter_cannot_carry_is_listed_with_its_norm(tmp_path, rng):
     ]
     paths, _ = checkpoint_pair(tmp_path, rng, others=others)
     report = extract(*paths, tmp_path / "out", rank=2)
-    assert report.left_out.keys() == {"layers.0.q_proj.bias", "norm.weight", "experts.down", "table"}
+    assert report.skipped.keys() == {"layers.0.q_proj.bias", "norm.weight", "experts.down", "table"}
     for key, norm in {"layers.0.q_proj.bias": 3 * 12**0.5, "norm.weight": 0.5 * 8**0.5, "table": 8.0}.items():
-        assert f"changed by norm {norm:.4g}" in report.left_out[key]
-    assert "no module's weight" in report.left_out["table"]
+        assert f"changed by norm {norm:.4g}" in report.skipped[key]
+    assert "no module's weight" in report.skipped["table"]
 
 
 def test_what_only_one_checkpoint_holds_and_other_shapes(tmp_path, rng):
@@ -233,7 +236,7 @@ def test_what_only_one_checkpoint_holds_and_other_shapes(tmp_path, rng):
     tensors = load_file(paths[1])
     save_file(tensors | {"score.weight": np.ones((1, 8), np.float32)}, paths[1])
     report = extract(*paths, tmp_path / "out", rank=2)
-    assert "only in the tuned checkpoint" in report.left_out["score.weight"]
+    assert "only in the tuned checkpoint" in report.skipped["score.weight"]
     assert "shapes differ: 4 × 2 in the base, 5 × 2" in report.failures["lm_head"]
     assert extract(*paths, tmp_path / "out2", rank=2, exclude=["lm_head"]).failures == {}
 
@@ -242,7 +245,7 @@ def test_a_resized_vocabulary_that_was_not_asked_for_is_left_out(tmp_path, rng):
     others = [("embed_tokens.weight", np.ones((4, 2), np.float32), np.ones((5, 2), np.float32))]
     paths, _ = checkpoint_pair(tmp_path, rng, others=others)
     report = extract(*paths, tmp_path / "out", rank=2)
-    assert "shapes differ" in report.left_out["embed_tokens"]
+    assert "shapes differ" in report.skipped["embed_tokens"]
     assert report.failures == {}
 
 
@@ -307,7 +310,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path, rng):
     assert sorted(tmp_path.rglob("*")) == before
     wet = extract(*paths, tmp_path / "out", **options)
     assert (dry.written, wet.written) == (False, True)
-    assert (dry.totals, dry.config, dry.left_out) == (wet.totals, wet.config, wet.left_out)
+    assert (dry.totals, dry.config, dry.skipped) == (wet.totals, wet.config, wet.skipped)
     assert dry.warnings == wet.warnings == open_adapter(tmp_path / "out").warnings
     assert any("llama.cpp" in warning for warning in dry.warnings)
 

@@ -90,7 +90,7 @@ def test_the_figures_of_an_adapter_include_its_scale_and_alpha(write_peft, rng):
     report = inspect(path, ranks=[1, 2])
     (layer,) = report.layers
     update = 8 / math.sqrt(2) * (B.astype(float) @ A.astype(float))
-    assert (report.kind, report.base, report.alpha) == ("peft", None, None)
+    assert (report.format, report.base, report.alpha) == ("peft", None, None)
     assert (layer.rank, layer.alpha, layer.dtype, layer.adapter_parameters) == (2, 8.0, "float32", 20)
     assert layer.scaling == pytest.approx(8 / math.sqrt(2))
     assert layer.singular_values == pytest.approx(np.linalg.svd(update, compute_uv=False)[:2], rel=1e-6)

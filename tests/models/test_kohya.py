@@ -28,7 +28,7 @@ def factors(name=NAME, rank=2, alpha=None, m=4, n=6):
 def test_the_scale_and_its_reason(write_file, alpha, effective, scaling, source):
     adapter = open_adapter(write_file(factors(alpha=alpha), "lora.safetensors"))
     (layer,) = adapter.layers
-    assert (adapter.kind, layer.name, layer.dtype) == ("kohya", NAME, "float16")
+    assert (adapter.format, layer.name, layer.dtype) == ("kohya", NAME, "float16")
     assert (layer.alpha, layer.scaling, layer.scaling_source) == (effective, scaling, source)
 
 

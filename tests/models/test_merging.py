@@ -101,7 +101,7 @@ def test_a_kohya_layer_that_no_peft_adapter_has(adapters, tmp_path):
     tensors = load_file(kohya)
     extra = {key.replace("a_q", "b_only"): tensor for key, tensor in tensors.items() if "a_q" in key}
     save_file(tensors | extra, kohya)
-    with pytest.raises(ValueError, match="'lora_unet_b_only', have underscores for dots"):
+    with pytest.raises(ValueError, match="'lora_unet_b_only' have underscores for dots"):
         merge([peft, kohya], tmp_path / "out")
     base = {
         "a.q.weight": np.zeros((20, 12)),
@@ -200,7 +200,7 @@ def test_what_is_no_layer_is_left_out_by_name(write_peft, tmp_path, rng):
     tensors = {"q.lora_A.weight": np.ones((2, 4), "f4"), "q.lora_B.weight": np.ones((4, 2), "f4")}
     path = write_peft(tensors | {"head.weight": np.ones((2, 2), "f4")}, modules_to_save=["head"])
     report = merge([path], tmp_path / "out")
-    ((name, description),) = report.left_out.items()
+    ((name, description),) = report.skipped.items()
     assert name == f"head.weight ({path})"
     assert "modules_to_save" in description
     assert "modules_to_save" not in report.config

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.operations.factoring import Form, factor
+from lowrank_core.models.operations.encoding import FactorEncoding
+from lowrank_core.models.operations.factoring import factor
 from lowrank_core.models.operations.norms import product_norm
 
 
@@ -40,8 +41,8 @@ def test_factors_of_any_size(left, right):
 def test_the_error_by_storage_is_what_rounding_moved(dtype):
     B, A = product()
     update = LowRankUpdate(B.astype(np.float32), A.astype(np.float32), 0.5)
-    found = factor(update, 3, Form(dtype=dtype))
+    factored = factor(update, 3, FactorEncoding(dtype=dtype))
     dense = update.to_dense().astype(np.float64)
     U, values, Vt = np.linalg.svd(dense, full_matrices=False)
-    moved = found.update.to_dense().astype(np.float64) - (U[:, :3] * values[:3]) @ Vt[:3]
-    assert found.storage_error == pytest.approx(np.linalg.norm(moved) / np.linalg.norm(dense), rel=1e-5)
+    moved = factored.update.to_dense().astype(np.float64) - (U[:, :3] * values[:3]) @ Vt[:3]
+    assert factored.storage_error == pytest.approx(np.linalg.norm(moved) / np.linalg.norm(dense), rel=1e-5)

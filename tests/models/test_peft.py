@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from lowrank_core.models.formats import open_adapter
-from lowrank_core.models.formats.peft import pattern_key, read_peft_config
+from lowrank_core.models.formats.adapter import GroupedProduct
+from lowrank_core.models.formats.peft_config import pattern_key, read_peft_config
 
 MODULE = "model.layers.11.self_attn.q_proj"
 
@@ -212,7 +213,7 @@ def test_a_convolution_whose_ranks_disagree_is_not_taken_for_a_grouped_one(write
         "conv.lora_A.weight": np.ones((4, 3, 2, 2), np.float32),
         "conv.lora_B.weight": np.ones((6, 2, 1, 1), np.float32),
     }
-    assert only_layer(write_peft(tensors, "grouped", r=4)).groups == 2
+    assert only_layer(write_peft(tensors, "grouped", r=4)).build == GroupedProduct(2)
     with pytest.raises(ValueError, match="'conv' disagree"):
         open_adapter(write_peft(tensors, "mistaken", r=2))
 

@@ -113,7 +113,7 @@ def test_ranks_by_variance_and_clamped(adapter, tmp_path):
         energy = np.cumsum(np.linalg.svd(updates[layer.name])[1] ** 2)
         assert layer.rank == 1 + np.count_nonzero(energy < 0.9 * energy[-1])
     clamped = resize(adapter, tmp_path / "out", rank=5, dry_run=True)
-    assert {layer.name: (layer.rank, layer.asked) for layer in clamped.layers} == {
+    assert {layer.name: (layer.rank, layer.requested_rank) for layer in clamped.layers} == {
         "a.q": (5, 5),
         "a.conv": (4, 5),
         "embed": (3, 5),
@@ -169,9 +169,9 @@ def test_kohya_to_kohya(kohya, tmp_path, uniform):
 
 def test_peft_to_kohya(adapter, tmp_path):
     report = resize(adapter, tmp_path / "out.safetensors", rank=2, prefix="lora_te")
-    assert report.kind == "kohya"
+    assert report.format == "kohya"
     assert_resized(adapter, report, names=lambda name: f"lora_te_{name.replace('.', '_')}")
-    assert "kohya's format does not have: norm" in report.left_out["embed"]
+    assert "kohya's format does not have: norm" in report.skipped["embed"]
 
 
 def test_kohya_to_peft_needs_the_names_of_the_base(kohya, tmp_path):
@@ -240,7 +240,7 @@ def test_other_tensors_are_carried_within_one_format(with_others, tmp_path):
     # A reader multiplies the bias by the layer's scale, which was 9/6 and is 16/2.
     bias = new["base_model.model.a.q.lora_B.bias"]
     assert bias * 8 == pytest.approx(old["base_model.model.a.q.lora_B.bias"] * 1.5)
-    assert "DoRA magnitudes" in report.carried["a.q.lora_magnitude_vector"]
+    assert "DoRA magnitudes" in report.copied["a.q.lora_magnitude_vector"]
     assert any("use_dora" in warning for warning in report.warnings)
     assert report.config["use_dora"] is True
     assert report.config["modules_to_save"] == ["head"]
@@ -254,7 +254,7 @@ def test_a_layer_that_others_hang_on_is_not_dropped(with_others, tmp_path):
 def test_tensors_of_a_layer_that_was_not_chosen_go_with_it(with_others, tmp_path):
     report = resize(with_others, tmp_path / "out", rank=2, exclude=["q"])
     assert not any(".a.q." in key for key in load_file(tmp_path / "out" / "adapter_model.safetensors"))
-    assert report.left_out.keys() == {"a.q.lora_magnitude_vector", "a.q.lora_B.bias"}
+    assert report.skipped.keys() == {"a.q.lora_magnitude_vector", "a.q.lora_B.bias"}
 
 
 def test_dora_does_not_change_its_format(with_others, tmp_path):

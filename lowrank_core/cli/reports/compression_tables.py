@@ -44,10 +44,10 @@ def compression(report: Compression, *, full: bool) -> Iterator[RenderableType]:
     yield section("Size" if each else "Size, by kind of layer", *_sizes(report, prefix, each=each))
     if report.unchanged:
         yield section("Without an update, and not in the adapter", *_names(report.unchanged, all_of_them=full))
-    if report.left_out:
-        yield section("Not in the adapter", *_listed(report.left_out, all_of_them=full))
-    if report.carried:
-        yield section("Copied as they are", *_listed(report.carried, all_of_them=full))
+    if report.skipped:
+        yield section("Not in the adapter", *_listed(report.skipped, all_of_them=full))
+    if report.copied:
+        yield section("Copied as they are", *_listed(report.copied, all_of_them=full))
     if report.failures:
         yield section("Failed, and not in the adapter", *_listed(report.failures, all_of_them=True))
     if report.warnings:
@@ -61,10 +61,9 @@ def _heading(report: Compression, prefix: str) -> Text:
     ranks = _span([layer.rank for layer in kept])
     totals = report.totals
     share = totals.parameters / totals.source_parameters
-    # Readers of kohya's format know α/r alone: the α in the file stands for the other rule too.
-    scale = f"α = {alphas} under {RULE_LABELS['standard' if report.kind == 'kohya' else report.rule]}"
+    scale = f"α = {alphas} under {RULE_LABELS[report.reader_rule]}"
     lines = [
-        f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.kind})",
+        f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.format})",
         f"{_percent(totals.variance_captured)} of the variance in {_percent(share)} of the parameters",
     ]
     if prefix:
@@ -90,7 +89,7 @@ def _layers(report: Compression, prefix: str) -> Iterator[RenderableType]:
     def figures(name: str) -> list[str]:
         layer = by_name[name]
         stored = [str(layer.stored_rank)] if padded else []
-        mark = CLAMPED if layer.asked > layer.rank else ""
+        mark = CLAMPED if layer.requested_rank > layer.rank else ""
         return [f"{layer.shape[0]} × {layer.shape[1]}", f"{layer.rank}{mark}", *stored, *_losses(layer)]
 
     add_by_block(found, by_name, figures)
@@ -101,7 +100,7 @@ def _layers(report: Compression, prefix: str) -> Iterator[RenderableType]:
         "Error: ‖Δ − γBA‖/‖Δ‖ of what is stored; best: the least that any update of rank r has; storage: what rounding "
         f"to {report.dtype} moved."
     )
-    clamped = [layer.asked for layer in report.layers if layer.asked > layer.rank]
+    clamped = [layer.requested_rank for layer in report.layers if layer.requested_rank > layer.rank]
     if clamped:
         yield note(f"{CLAMPED} all that the layer has, where rank {_span(clamped)} was asked for.")
     if any(layer.rank == 0 for layer in report.layers):

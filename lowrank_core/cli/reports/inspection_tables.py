@@ -57,7 +57,7 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
 
 def _heading(report: Inspection, prefix: str) -> Text:
     totals = report.totals
-    what = f"{report.path} − {report.base}" if report.base is not None else f"{report.path} ({report.kind} adapter)"
+    what = f"{report.path} − {report.base}" if report.base is not None else f"{report.path} ({report.format} adapter)"
     held = f", {totals.adapter_parameters:,} in the factors" if totals.adapter_parameters is not None else ""
     lines = [f"{count(totals.layers, 'layer')}, {totals.parameters:,} entries{held}; norm {totals.norm:.4g}"]
     if prefix:

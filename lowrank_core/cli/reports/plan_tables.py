@@ -35,8 +35,8 @@ def plan(found: Plan, *, full: bool) -> Iterator[RenderableType]:
     each = full or len(found.layers) <= FEW_LAYERS
     yield section("Layers" if each else "Kinds of layers", *(_layers(found) if each else _kinds(found)))
     yield section("One rank for all layers instead", *_uniform(found))
-    if found.left_out:
-        yield section("Not planned for", *_listed(found.left_out, shown=OTHERS_SHOWN))
+    if found.skipped:
+        yield section("Not planned for", *_listed(found.skipped, shown=OTHERS_SHOWN))
     if found.failures:
         yield section("Failed", *_listed(found.failures, shown=len(found.failures)))
 

@@ -11,10 +11,11 @@ from lowrank_core.cli import options, output
 from lowrank_core.cli.rank_choice import choose_rank
 from lowrank_core.cli.reports import compression_tables
 from lowrank_core.cli.workers import workers_for_layers
-from lowrank_core.models.operations.compression import Compression, to_json, to_rows
+from lowrank_core.models.operations.compression import Compression, to_rows
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
 from lowrank_core.models.operations.resizing import resize
+from lowrank_core.models.results import to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

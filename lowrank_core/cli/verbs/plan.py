@@ -11,7 +11,8 @@ from lowrank_core.cli import options, output
 from lowrank_core.cli.reports import plan_tables
 from lowrank_core.cli.workers import workers_for_layers
 from lowrank_core.models.operations.budgets import Budget
-from lowrank_core.models.operations.planning import plan, to_json
+from lowrank_core.models.operations.planning import plan
+from lowrank_core.models.results import to_json
 
 __all__ = ["add_to"]
 

@@ -1,4 +1,4 @@
-"""LoRA adapters as files, PEFT's and kohya's: which of them it is, and where its parts are."""
+"""Adapters as files: which format a file is of, and which an output will be."""
 
 from __future__ import annotations
 
@@ -6,25 +6,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_core.models.files.tensors import open_file, refuse_pickle
-from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor
-from lowrank_core.models.formats.kohya import is_kohya, open_kohya, other_kind
-from lowrank_core.models.formats.peft import PEFT_CONFIG, PEFT_WEIGHTS, is_peft, open_peft, read_peft_config
+from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
+from lowrank_core.models.formats.format import SINGLE_FILE, AdapterFile, Format
+from lowrank_core.models.formats.kohya import KOHYA
+from lowrank_core.models.formats.peft import PEFT
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from os import PathLike
 
-__all__ = ["Adapter", "AdapterLayer", "OtherTensor", "open_adapter"]
+__all__ = [
+    "FORMATS",
+    "Adapter",
+    "AdapterLayer",
+    "Format",
+    "OtherTensor",
+    "Placement",
+    "adapter_files",
+    "format_named",
+    "format_of_output",
+    "holds_adapter",
+    "is_adapter_folder",
+    "open_adapter",
+]
+
+# kohya's first, whose tensors tell it whatever the file is called; PEFT's then takes every adapter_model.safetensors
+# with a configuration beside it, to say of another type of adapter what the configuration says.
+FORMATS: tuple[Format, ...] = (KOHYA, PEFT)
 
 
 def open_adapter(path: str | PathLike[str]) -> Adapter:
-    """
-    Open a LoRA adapter: read its configuration and what its file holds, but no factor yet.
+    """Open a LoRA adapter: read its configuration and what its file holds, but no factor yet.
 
     Parameters
     ----------
     path : path-like
         A PEFT adapter's folder (or the folder above, if it holds one adapter alone), its adapter_model.safetensors,
-        or a kohya safetensors file. Which of them it is, is recognised from the content.
+        or a kohya safetensors file. The format is recognised from the content.
 
     Returns
     -------
@@ -39,12 +57,16 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
         If the adapter is of an unknown type, or damaged: a factor without its partner, ranks that disagree, an invalid
         configuration, a pickle.
 
+    See Also
+    --------
+    lowrank_core.models.inspect : Report what an adapter holds.
+
     Examples
     --------
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.formats import open_adapter
+    >>> from lowrank_core.models import open_adapter
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     factors = {"base_model.model.proj.lora_A.weight": np.ones((2, 6), np.float32),
     ...                "base_model.model.proj.lora_B.weight": np.ones((4, 2), np.float32)}
@@ -56,50 +78,78 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
     ('proj', (4, 6), 4.0, 'alpha 8 (lora_alpha) / rank 2 (lora_A)')
     """
     where = Path(path)
-    if where.name == PEFT_CONFIG:
+    if any(where.name in each.files[1:] for each in FORMATS):
         where = where.parent
     if where.is_dir():
         where = _find_adapter(where)
-    config = where.parent / PEFT_CONFIG
-    # The configuration first: an adapter of another type should be told from its configuration, not from its tensors.
-    settings = read_peft_config(config) if config.is_file() else None
-    tensors, _ = open_file(where)
-    if is_kohya(tensors):
-        return open_kohya(where, tensors)
-    if settings is not None:
-        return open_peft(where, tensors, settings)
-    if is_peft(tensors):
-        raise FileNotFoundError(
-            f"no {PEFT_CONFIG} beside {str(where)!r}: alpha and the scaling rule are in it, and without them the scale "
-            "of the update is unknown"
-        )
-    other = other_kind(tensors)
-    if other is not None:
-        raise ValueError(
-            f"{str(where)!r} is a LyCORIS adapter of another kind than LoRA ({other!r}): its update is no product of "
-            "two factors"
-        )
-    example = f"its first tensor is {next(iter(tensors))!r}" if tensors else "it is empty"
+    file = AdapterFile(where, *open_file(where))
+    for each in FORMATS:
+        if each.recognises(file):
+            return each.read(file)
+    example = f"its first tensor is {next(iter(file.tensors))!r}" if file.tensors else "it is empty"
     raise ValueError(
-        f"{str(where)!r} holds no LoRA factors ({example}): neither PEFT's lora_A and lora_B nor kohya's lora_down and "
-        "lora_up. To inspect a checkpoint, give the one that it was tuned from as its base"
+        f"{str(where)!r} holds no LoRA factors ({example}): neither "
+        f"{', nor '.join(each.factors for each in FORMATS)}. To inspect a checkpoint, give the one that it was "
+        "tuned from as its base"
     )
 
 
+def format_named(name: str) -> Format:
+    """Return one of the formats."""
+    return next(each for each in FORMATS if each.name == name)
+
+
+def format_of_output(path: Path, source: str | None = None) -> Format:
+    """Return the format that an output's name asks for: one of single files, or one of folders.
+
+    That of the source where it is among these, else the first of them that is written.
+    """
+    single = path.suffix == SINGLE_FILE
+    formats = [each for each in FORMATS if bool(each.files) != single]
+    own = [each for each in formats if each.name == source]
+    fitting = next((each for each in own or formats if each.is_written), None)
+    if fitting is None:
+        title = own[0].title if own else "what such a name asks for"
+        written = " and ".join(each.output for each in FORMATS if each.is_written)
+        raise ValueError(f"{title} is read but not written, so that {str(path)!r} cannot be: written are {written}")
+    return fitting
+
+
+def is_adapter_folder(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names is that of an adapter."""
+    return any(name in names for each in FORMATS for name in each.files)
+
+
+def adapter_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that an adapter may consist of: those of its folder, there or not, or the one file."""
+    if not path.is_dir():
+        return (path,)
+    return tuple(path / name for each in FORMATS for name in each.files)
+
+
+def holds_adapter(path: Path) -> bool:
+    """Whether a safetensors file is an adapter's."""
+    file = AdapterFile(path, *open_file(path))
+    return any(each.recognises(file) for each in FORMATS)
+
+
 def _find_adapter(folder: Path) -> Path:
-    if (folder / PEFT_CONFIG).is_file() or (folder / PEFT_WEIGHTS).is_file():
-        return _peft_weights(folder)
-    held = sorted(file.parent.name for file in folder.glob(f"*/{PEFT_CONFIG}"))
-    if len(held) == 1:
-        return _peft_weights(folder / held[0])
-    if held:
-        raise ValueError(f"{str(folder)!r} holds several adapters ({', '.join(held)}): give the folder of one of them")
+    formats = [each for each in FORMATS if each.files]
+    for each in formats:
+        if any((folder / name).is_file() for name in each.files):
+            return _tensors_in(folder, each.files[0])
+    inner = {file.parent: each.files[0] for each in formats for file in folder.glob(f"*/{each.files[-1]}")}
+    if len(inner) == 1:
+        return _tensors_in(*inner.popitem())
+    if inner:
+        names = ", ".join(sorted(adapter.name for adapter in inner))
+        raise ValueError(f"{str(folder)!r} holds several adapters ({names}): give the folder of one of them")
     if (folder / "model.safetensors").is_file() or any(folder.glob("*.safetensors.index.json")):
         raise ValueError(
             f"{str(folder)!r} is a model checkpoint, not an adapter: its update is its difference from the checkpoint "
             "that it was tuned from, so give that one as its base"
         )
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob(f"*{SINGLE_FILE}"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise ValueError(f"{str(folder)!r} holds several files ({names}): give one of them")
@@ -107,11 +157,13 @@ def _find_adapter(folder: Path) -> Path:
         return files[0]
     for file in sorted(folder.iterdir()):
         refuse_pickle(file)
-    raise FileNotFoundError(f"no adapter in {str(folder)!r}: it has neither {PEFT_CONFIG} nor any safetensors file")
+    configured = " or ".join(each.files[-1] for each in formats)
+    raise FileNotFoundError(f"no adapter in {str(folder)!r}: it has neither {configured} nor any safetensors file")
 
 
-def _peft_weights(folder: Path) -> Path:
-    weights, pickled = folder / PEFT_WEIGHTS, folder / "adapter_model.bin"
-    if not weights.is_file() and pickled.is_file():
+def _tensors_in(folder: Path, name: str) -> Path:
+    tensors = folder / name
+    pickled = tensors.with_suffix(".bin")
+    if not tensors.is_file() and pickled.is_file():
         refuse_pickle(pickled)
-    return weights
+    return tensors

@@ -1,8 +1,9 @@
-"""What an adapter is made of, whatever its format: layers with their factors and scales, and all other tensors."""
+"""What an adapter is made of, whatever its format: layers with their updates and scales, and all other tensors."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,34 +11,97 @@ import numpy as np
 
 from lowrank_core import LowRankUpdate
 from lowrank_core.models.files.blocks import frobenius_norm
-from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, describe, describe_shape, read_tensors
+from lowrank_core.models.files.tensors import (
+    PLAIN_WEIGHTS,
+    StoredTensor,
+    as_matrix,
+    describe,
+    describe_shape,
+    read_tensors,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
 _SPREAD_LIMIT = 1 << 27
+_GROUPED = "a grouped convolution, whose truncation is not one: leave it out, or keep the adapter as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a format stores one layer.
+
+    Attributes
+    ----------
+    format : str
+        The format's name.
+    name : str
+        The layer's name in reports.
+    module : str
+        The name by which the file's configuration tells layers apart.
+    keys : tuple of str
+        The names of its tensors in the file, in the order of the format's ``arrange``.
+    dims : tuple of int
+        (out, in), or (out, in, kh, kw) of a convolution: the module as a map, whichever way its weight is stored.
+    embedding : bool
+        Whether the module looks rows up.
+    """
+
+    format: str
+    name: str
+    module: str
+    keys: tuple[str, ...]
+    dims: tuple[int, ...]
+    embedding: bool = False
+
+
+def product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> LowRankUpdate:
+    """Return γBA of two factors as stored; those of a convolution as matrices."""
+    return LowRankUpdate(B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1), scaling)
+
+
+def transposed(update: LowRankUpdate) -> LowRankUpdate:
+    """Return the transpose of an update."""
+    return LowRankUpdate(update.A.T, update.B.T, update.scaling)
+
+
+@dataclass(frozen=True)
+class GroupedProduct:
+    """The product of a convolution in groups, whose B holds the blocks of a block-diagonal matrix."""
+
+    groups: int
+
+    def __call__(self, B: NDArray[Any], A: NDArray[Any], scaling: float) -> LowRankUpdate:
+        """Return γBA with B as the block-diagonal matrix."""
+        if B.size * self.groups > _SPREAD_LIMIT:
+            raise ValueError(
+                f"B of {describe_shape(B.shape[:2])} in {self.groups} groups spreads to {B.size * self.groups:,} "
+                f"entries, beyond the {_SPREAD_LIMIT:,} that are read"
+            )
+        rows, columns = B.shape[0] // self.groups, B.shape[1]
+        spread = np.zeros((B.shape[0], columns * self.groups), B.dtype)
+        for group in range(self.groups):
+            block = slice(group * rows, (group + 1) * rows)
+            spread[block, group * columns : (group + 1) * columns] = B[block].reshape(rows, columns)
+        return product(spread, A, scaling)
 
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """
-    One layer of an adapter: its factors on disk, and the scale that they are multiplied with.
+    """One layer of an adapter: its tensors on disk, how they make its update, and the scale of it.
 
     A plain value that can be sent to another process; nothing is read before :meth:`update` is called.
 
     Attributes
     ----------
-    name : str
-        The module's name, as the base model has it (PEFT) or as the file has it (kohya).
-    shape : tuple of int
-        Shape (m, n) of the update as a matrix, in the orientation of the weight that it is added to;
-        a convolution's is (out, in·kh·kw).
+    placement : Placement
+        Its name, the names of its tensors, and the shape of its module.
     rank : int
-        Number of rows of A.
+        Rank of the stored factors.
     alpha : float
         The alpha that applies to this layer.
     rule : str
@@ -46,102 +110,94 @@ class AdapterLayer:
         The effective scale γ.
     scaling_source : str
         Where γ came from, in plain words.
-    A, B : StoredTensor
-        The factors.
+    tensors : tuple of StoredTensor
+        What the update is made from: B and A, as in the product γBA.
+    build : callable
+        ``build(*arrays, scaling)`` makes the update, (out, in), from the content of `tensors`.
     transposed : bool
-        Whether the update is (B A)ᵀ: an embedding's, or a weight stored as (in, out).
-    groups : int
-        Groups of a grouped convolution, whose B holds the blocks of a block-diagonal matrix.
+        Whether the weight is stored as (in, out), as an embedding's is, so that its update is the transpose.
+    fixed : str
+        Why no truncation of the update can be stored in its place; empty where one can.
     """
 
-    name: str
-    shape: tuple[int, int]
+    placement: Placement
     rank: int
     alpha: float
     rule: str
     scaling: float
     scaling_source: str
-    A: StoredTensor
-    B: StoredTensor
+    tensors: tuple[StoredTensor, ...]
+    build: Callable[..., LowRankUpdate] = product
     transposed: bool = False
-    groups: int = 1
+    fixed: str = ""
+
+    @property
+    def name(self) -> str:
+        """The module's name, as the base model has it, or as the file has it where that is all it tells."""
+        return self.placement.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (m, n) of the update as a matrix, oriented as the weight is; a convolution's is (out, in·kh·kw)."""
+        m, n = as_matrix(self.placement.dims)
+        return (n, m) if self.transposed else (m, n)
 
     @property
     def dtype(self) -> str:
-        """What the factors are stored in; both, where they differ."""
-        return self.B.dtype if self.A.dtype == self.B.dtype else f"{self.B.dtype} · {self.A.dtype}"
+        """What the tensors are stored in; all of them, where they differ."""
+        return " · ".join(dict.fromkeys(tensor.dtype for tensor in self.tensors))
 
     @property
     def parameters(self) -> int:
-        """Number of entries in the two factors, as stored."""
-        return self.A.size + self.B.size
+        """Number of entries of the tensors, as stored."""
+        return sum(tensor.size for tensor in self.tensors)
 
-    def update(self) -> LowRankUpdate:
-        """
-        Read the factors.
+    def untransposed_update(self) -> LowRankUpdate:
+        """Read the update of the module as a map, (out, in), whichever way its weight is stored.
 
         Returns
         -------
         LowRankUpdate
-            The factors in their stored dtype and the scale: ``scaling · B @ A`` is the update, in the orientation of
-            the weight that it is added to.
+            The factors in their stored dtype, and the scale.
 
         Raises
         ------
         ValueError
-            If a factor holds NaN or infinity, or the file cannot be read.
+            If a tensor holds NaN or infinity, or the file cannot be read.
+
+        Notes
+        -----
+        The factors of a linear layer mean the same whether its weight is stored as (out, in) or (in, out), and PEFT's
+        configuration has one fan_in_fan_out for all layers, that of whichever was adapted last: where linear layers
+        and Conv1D are mixed, or adapters disagree, only this orientation can be relied on.
         """
-        A, B = read_tensors([self.A, self.B])
-        for tensor, factor in ((self.A, A), (self.B, B)):
-            bad = factor.size - int(np.count_nonzero(np.isfinite(factor)))
+        arrays = read_tensors(self.tensors)
+        for tensor, array in zip(self.tensors, arrays, strict=True):
+            bad = array.size - int(np.count_nonzero(np.isfinite(array)))
             if bad:
-                raise ValueError(f"{tensor.key!r} holds NaN or infinity in {bad} of its {factor.size} entries")
-        A, B = A.reshape(self.rank, -1), _spread_groups(B.reshape(B.shape[0], -1), self.groups)
-        if self.transposed:
-            A, B = B.T, A.T
-        return LowRankUpdate(B, A, scaling=self.scaling)
+                raise ValueError(f"{tensor.key!r} holds NaN or infinity in {bad} of its {array.size} entries")
+        return self.build(*arrays, self.scaling)
 
+    def update(self) -> LowRankUpdate:
+        """Read the update, oriented as the weight that it is added to.
 
-@dataclass(frozen=True)
-class Adapter:
-    """
-    A LoRA adapter on disk: its layers, and all that it holds besides.
+        Returns
+        -------
+        LowRankUpdate
+            The factors in their stored dtype, and the scale: ``scaling · B @ A`` is the update.
 
-    Attributes
-    ----------
-    path : Path
-        The safetensors file.
-    kind : str
-        "peft" or "kohya".
-    layers : tuple of AdapterLayer
-        The low-rank updates, in alphabetical order.
-    unsupported : dict of str to str
-        Modules that the adapter changes in a way that is no product γBA: name, and why.
-    others : tuple of OtherTensor
-        Tensors that no low-rank update carries.
-    warnings : tuple of str
-        What a user of this adapter should know: an altered base, readers that would apply a different scale.
-    initialisation : str or None
-        The PEFT initialisation that altered the base, as "pissa": the factors alone are then not the whole update.
-        None where the base is as it was.
-    doubts : tuple of str
-        Of the warnings, those that put the update itself in doubt, and that whatever is made from it inherits.
-    """
-
-    path: Path
-    kind: str
-    layers: tuple[AdapterLayer, ...]
-    unsupported: dict[str, str] = field(default_factory=dict)
-    others: tuple[OtherTensor, ...] = ()
-    warnings: tuple[str, ...] = ()
-    initialisation: str | None = None
-    doubts: tuple[str, ...] = ()
+        Raises
+        ------
+        ValueError
+            If a tensor holds NaN or infinity, or the file cannot be read.
+        """
+        update = self.untransposed_update()
+        return transposed(update) if self.transposed else update
 
 
 @dataclass(frozen=True)
 class OtherTensor:
-    """
-    A tensor in an adapter that no low-rank update carries.
+    """A tensor of an adapter that no low-rank update holds.
 
     Attributes
     ----------
@@ -151,62 +207,103 @@ class OtherTensor:
         Its name, as the base model has it.
     meaning : str
         What it is, in plain words.
-    scaling : float
-        What it is multiplied with.
+    scaling : float or None
+        The scale of its layer that it is multiplied with; None where it is applied as it is.
+    follows : str
+        The layer without which it means nothing; empty where it stands alone.
+    magnitudes : bool
+        Whether it is DoRA's, so that the update of its layer is not γBA.
     """
 
     tensor: StoredTensor
     name: str
     meaning: str
-    scaling: float = 1.0
+    scaling: float | None = None
+    follows: str = ""
+    magnitudes: bool = False
 
     def describe(self) -> str:
-        """
-        Read the tensor and describe it.
+        """Read the tensor and describe it.
 
         Returns
         -------
         str
             Its meaning, shape, dtype and norm.
         """
-        if self.scaling == 1.0 or not self.tensor.is_floating:
+        if self.scaling in {None, 1.0} or not self.tensor.is_floating:
             return f"{self.meaning}: {describe(self.tensor)}"
-        norm = abs(self.scaling) * frobenius_norm(self.tensor.read())
+        norm = abs(self.scaling or 0.0) * frobenius_norm(self.tensor.read())
         return f"{self.meaning}: {describe_shape(self.tensor.shape)}, {self.tensor.dtype}, norm {norm:.4g}"
 
 
-def both_factors(
-    module: str, found: Mapping[str, StoredTensor], names: tuple[str, str]
-) -> tuple[StoredTensor, StoredTensor]:
-    """
-    Take the two factors of a module, and check that each can be one.
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter on disk: its layers, and all else that it holds.
 
-    Parameters
+    Attributes
     ----------
-    module : str
-        The module's name, for messages.
-    found : mapping of str to StoredTensor
-        Its factors by name.
-    names : tuple of str
-        What the format calls A and B.
-
-    Returns
-    -------
-    A, B : StoredTensor
-        The factors.
-
-    Raises
-    ------
-    ValueError
-        If one is missing, empty, no matrix, or of a type that holds no plain weights.
+    path : Path
+        The file.
+    format : str
+        The name of its format, as "peft".
+    layers : tuple of AdapterLayer
+        The low-rank updates, in alphabetical order.
+    unsupported : dict of str to str
+        Modules that the adapter changes in a way that is not a product γBA: name, and why.
+    others : tuple of OtherTensor
+        All tensors that no low-rank update holds.
+    warnings : tuple of str
+        What a user of this adapter should know: an altered base, readers that would apply a different scale.
+    inherited_warnings : tuple of str
+        Of the warnings, those that put the update itself in doubt, and that apply to whatever is made from it.
+    initialisation : str or None
+        The initialisation that altered the base, as "pissa": the factors alone are then not the whole update.
+        None where the base is as it was.
+    settings : dict
+        The configuration as it was read, in PEFT's terms; empty where the format has none.
+    metadata : dict of str to str
+        The file's remarks about itself.
     """
+
+    path: Path
+    format: str
+    layers: tuple[AdapterLayer, ...]
+    unsupported: dict[str, str] = field(default_factory=dict)
+    others: tuple[OtherTensor, ...] = ()
+    warnings: tuple[str, ...] = ()
+    inherited_warnings: tuple[str, ...] = ()
+    initialisation: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def by_module(
+    tensors: Mapping[str, StoredTensor], endings: Sequence[str]
+) -> tuple[dict[str, dict[str, StoredTensor]], dict[str, StoredTensor]]:
+    """Return the tensors whose names have one of the endings, by module and ending, and all others by name."""
+    modules: dict[str, dict[str, StoredTensor]] = {}
+    rest: dict[str, StoredTensor] = {}
+    for key, tensor in tensors.items():
+        ending = next((ending for ending in endings if key.endswith(ending)), None)
+        if ending:
+            modules.setdefault(key.removesuffix(ending), {})[ending] = tensor
+        else:
+            rest[key] = tensor
+    return modules, rest
+
+
+def both_factors(
+    module: str, tensors: Mapping[str, StoredTensor], names: tuple[str, str]
+) -> tuple[StoredTensor, StoredTensor]:
+    """Return A and B of a module by the names that the format gives them, once each is known to be a factor."""
     for name, partner in (names, names[::-1]):
-        if name not in found:
-            has = f"has {partner} but no {name}" if partner in found else f"has neither {partner} nor {name}"
+        if name not in tensors:
+            wanted, other = (each.strip(".").removesuffix(".weight") for each in (name, partner))
+            has = f"has {other} but no {wanted}" if partner in tensors else f"has neither {other} nor {wanted}"
             raise ValueError(
                 f"{module!r} {has}: half of a product is no update; the file is incomplete, save the adapter again"
             )
-    A, B = found[names[0]], found[names[1]]
+    A, B = tensors[names[0]], tensors[names[1]]
     for factor in (A, B):
         if not factor.is_floating:
             raise ValueError(f"{factor.key!r} is stored as {factor.dtype}: {PLAIN_WEIGHTS}")
@@ -220,52 +317,30 @@ def both_factors(
     return A, B
 
 
-def count_groups(module: str, A: StoredTensor, B: StoredTensor, rank: int | None = None) -> int:
-    """
-    Check that two factors have one rank, and give the number of groups of a grouped convolution.
+def build_of(
+    module: str, A: StoredTensor, B: StoredTensor, rank: int | None = None
+) -> tuple[Callable[..., LowRankUpdate], str]:
+    """Return `build` and `fixed` of a layer with two factors, once they are known to have one rank.
 
-    Parameters
-    ----------
-    module : str
-        The module's name, for messages.
-    A, B : StoredTensor
-        The factors. B of a convolution in g groups has rank / g columns.
-    rank : int, optional
-        The rank that the configuration gives: it tells a grouped convolution from a mistake. None: no groups.
-
-    Returns
-    -------
-    int
-        1 where nothing is grouped.
-
-    Raises
-    ------
-    ValueError
-        If the ranks disagree.
+    B of a convolution in g groups has rank/g columns: the rank of the configuration tells it from a mistake.
     """
     rows, columns = A.shape[0], B.shape[1]
     groups = rows // columns
     if rows == columns:
-        return 1
+        return product, ""
     if len(A.shape) > 2 and rows == rank and rows == groups * columns and B.shape[0] % groups == 0:
-        return groups
+        return GroupedProduct(groups), _GROUPED
     raise ValueError(
         f"the factors of {module!r} disagree: A is {describe_shape(A.shape)}, so its rank is {rows}, but B is "
         f"{describe_shape(B.shape)}, so its rank is {columns}"
     )
 
 
-def _spread_groups(B: NDArray[Any], groups: int) -> NDArray[Any]:
-    if groups == 1:
-        return B
-    rows, columns = B.shape[0] // groups, B.shape[1]
-    if B.size * groups > _SPREAD_LIMIT:
-        raise ValueError(
-            f"B of {describe_shape(B.shape)} in {groups} groups spreads to {B.size * groups:,} entries, beyond the "
-            f"{_SPREAD_LIMIT:,} that are read"
-        )
-    spread = np.zeros((B.shape[0], columns * groups), B.dtype)
-    for group in range(groups):
-        block = slice(group * rows, (group + 1) * rows)
-        spread[block, group * columns : (group + 1) * columns] = B[block]
-    return spread
+def followed_module(name: str, modules: Collection[str], beginnings: tuple[str, ...]) -> str:
+    """Return the module that a tensor's name begins with, if its own part begins so; empty if there is none."""
+    module = name
+    while "." in module:
+        module = module.rpartition(".")[0]
+        if module in modules:
+            return module if name[len(module) + 1 :].startswith(beginnings) else ""
+    return ""

@@ -11,10 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.executors import map_as_completed
-from lowrank_core.models.files.tensors import open_file
-from lowrank_core.models.formats import open_adapter
-from lowrank_core.models.formats.kohya import is_kohya, other_kind
-from lowrank_core.models.formats.peft import PEFT_CONFIG, PEFT_WEIGHTS, is_peft
+from lowrank_core.models.formats import adapter_files, holds_adapter, is_adapter_folder, open_adapter
 from lowrank_core.models.inspection.census_rows import AdapterRow, appending, resume
 from lowrank_core.models.inspection.layers import DEFAULT_RANKS, check_ranks, layer_reports
 from lowrank_core.models.inspection.report import LayerReport, total
@@ -119,9 +116,10 @@ def find_adapters(folder: str | PathLike[str]) -> tuple[Path, ...]:
     unlisted: list[Path] = []
     candidates: list[Path] = []
     for parent, _, names in os.walk(root, onerror=lambda error: unlisted.append(Path(error.filename))):
-        if not {PEFT_CONFIG, PEFT_WEIGHTS}.isdisjoint(names):
+        if is_adapter_folder(names):
             candidates.append(Path(parent))
-        candidates += (Path(parent, name) for name in names if name.endswith(".safetensors") and name != PEFT_WEIGHTS)
+        single = [name for name in names if name.endswith(".safetensors") and not is_adapter_folder([name])]
+        candidates += (Path(parent, name) for name in single)
     return tuple(sorted(candidates + unlisted))
 
 
@@ -131,7 +129,7 @@ def adapter_row(path: str | PathLike[str], *, ranks: Sequence[int] = DEFAULT_RAN
     location = Path(path).absolute()
     stamp = _stamp(location)
     try:
-        if not (location.is_dir() or _holds_factors(location)):
+        if not (location.is_dir() or holds_adapter(location)):
             return None
         adapter = open_adapter(location)
     except (ValueError, OSError) as error:
@@ -146,7 +144,7 @@ def _row(adapter: Adapter, location: Path, stamp: str, ranks: tuple[int, ...]) -
     row = AdapterRow(
         path=str(location),
         stamp=stamp,
-        kind=adapter.kind,
+        format=adapter.format,
         layers=len(layers),
         failed_layers=len(failures),
         not_low_rank=len(adapter.others),
@@ -177,19 +175,13 @@ def _figures(layers: Sequence[LayerReport], ranks: tuple[int, ...]) -> dict[str,
     }
 
 
-def _holds_factors(file: Path) -> bool:
-    tensors, _ = open_file(file)
-    return is_kohya(tensors) or is_peft(tensors) or other_kind(tensors) is not None
-
-
 def _is_current(row: AdapterRow, candidates: Mapping[str, Path]) -> bool:
     # A row of another folder belongs to another census.
     return row.path not in candidates or row.stamp == _stamp(candidates[row.path])
 
 
 def _stamp(location: Path) -> str:
-    folder, weights = (location, location / PEFT_WEIGHTS) if location.is_dir() else (location.parent, location)
-    return " ".join(_file_stamp(file) for file in (weights, folder / PEFT_CONFIG))
+    return " ".join(map(_file_stamp, adapter_files(location)))
 
 
 def _file_stamp(file: Path) -> str:

@@ -33,8 +33,8 @@ class AdapterRow:
     stamp : str
         Sizes and modification times of its files: a row is valid while they are unchanged. Empty where the system did
         not let the files be read, which another time may be different.
-    kind : str or None
-        "peft" or "kohya".
+    format : str or None
+        The name of its format, as "peft".
     layers, failed_layers : int
         How many layers are in the figures, and how many could not be read or are not a product γBA.
     not_low_rank : int
@@ -63,7 +63,7 @@ class AdapterRow:
 
     path: str
     stamp: str
-    kind: str | None = None
+    format: str | None = None
     layers: int = 0
     failed_layers: int = 0
     not_low_rank: int = 0
@@ -106,7 +106,20 @@ def read_census(jsonl: str | PathLike[str]) -> tuple[AdapterRow, ...]:
 
     See Also
     --------
-    lowrank_core.models.inspection.census.census : What writes it.
+    lowrank_core.models.census : What writes it.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> from safetensors.numpy import save_file
+    >>> from lowrank_core.models import census, read_census
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     factors = {"a.lora_down.weight": np.eye(2, 4), "a.lora_up.weight": np.eye(3, 2)}
+    ...     save_file(factors, pathlib.Path(folder, "one.safetensors"))
+    ...     rows = census(folder, jsonl=pathlib.Path(folder, "census.jsonl"))
+    ...     read_census(pathlib.Path(folder, "census.jsonl")) == rows
+    True
     """
     return _read_rows(Path(jsonl))[0]
 

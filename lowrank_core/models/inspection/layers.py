@@ -111,18 +111,18 @@ def inspect(
         source, ranks=ranks, rules=rules, alpha=alpha, executor=executor, progress=progress
     )
     if isinstance(source, Adapter):
-        kind, warnings = source.kind, source.warnings
+        form, warnings = source.format, source.warnings
         failures |= source.unsupported
         others = {other.name: other.describe() for other in source.others}
     else:
-        kind, warnings = "checkpoints", ()
+        form, warnings = "checkpoints", ()
         failures |= source.mismatched
         others = dict(source.other_changes())
         alpha = DEFAULT_ALPHA if alpha is None else alpha
     return Inspection(
         path=str(path),
         base=None if base is None else str(base),
-        kind=kind,
+        format=form,
         ranks=tuple(ranks),
         rules=tuple(rules),
         alpha=alpha,

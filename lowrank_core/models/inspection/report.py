@@ -123,8 +123,8 @@ class Inspection:
     ----------
     path, base : str, str or None
         What was inspected, and the checkpoint that it was tuned from.
-    kind : str
-        "peft", "kohya" or "checkpoints".
+    format : str
+        The name of an adapter's format, as "peft"; "checkpoints" for two of these.
     ranks, rules : tuple
         The requested ranks and rules.
     alpha : float or None
@@ -143,7 +143,7 @@ class Inspection:
 
     path: str
     base: str | None
-    kind: str
+    format: str
     ranks: tuple[int, ...]
     rules: tuple[str, ...]
     alpha: float | None

@@ -1,4 +1,4 @@
-"""What became of updates that were made into an adapter: kept, lost, written, left out; by layer and in total."""
+"""What became of updates that were made into an adapter: kept, lost, written, skipped; by layer and in total."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LayerCompression:
-    """
-    What became of one layer's update.
+    """What became of one layer's update.
 
     Attributes
     ----------
@@ -29,7 +28,7 @@ class LayerCompression:
         What it was stored in before.
     rank : int
         Number of components kept; a layer of rank 0 is not in the adapter.
-    asked : int
+    requested_rank : int
         The rank asked for; more than `rank` where the layer has no more.
     stored_rank : int
         The rank of the written factors: `rank`, or more where they were padded with zeros.
@@ -38,9 +37,9 @@ class LayerCompression:
     norm : float
         Frobenius norm of the update.
     singular_values : ndarray
-        Those found, descending: all, or the leading ones.
+        All, or the leading ones, descending.
     variance_captured, best_error : float
-        What the best update of this rank holds of the variance, and its relative error.
+        The fraction of the variance in the best update of this rank, and its relative error.
     error : float
         Relative error of what was written, measured after rounding to the stored dtype.
     storage_error : float
@@ -55,7 +54,7 @@ class LayerCompression:
     shape: tuple[int, int]
     dtype: str
     rank: int
-    asked: int
+    requested_rank: int
     stored_rank: int
     alpha: float | None
     scaling: float | None
@@ -73,8 +72,7 @@ class LayerCompression:
 
 @dataclass(frozen=True)
 class CompressionTotals:
-    """
-    What became of all layers together, as if they were the diagonal blocks of one update.
+    """What became of all layers together, as if they were the diagonal blocks of one update.
 
     Attributes
     ----------
@@ -83,7 +81,7 @@ class CompressionTotals:
     norm : float
         √ΣN² over the layers.
     variance_captured, best_error, error, storage_error : float
-        As of one layer, weighed by N².
+        As of one layer, weighted by N².
     source_parameters, source_bytes, parameters, bytes : int
         Sums over the layers.
     """
@@ -103,8 +101,7 @@ class CompressionTotals:
 
 @dataclass(frozen=True, eq=False)
 class Compression:
-    """
-    An adapter that was written, or would be, and what it keeps of the updates it came from.
+    """An adapter that was written, or would be, and what it keeps of the updates it came from.
 
     Attributes
     ----------
@@ -114,19 +111,21 @@ class Compression:
         What it came from.
     out : str
         Where it was to be written.
-    kind : str
-        "peft" or "kohya".
+    format : str
+        The name of its format, as "peft".
     written : bool
         False for a dry run.
     dtype, rule : str
         What the factors are stored in, and the rule that their scale follows.
+    reader_rule : str
+        The rule that the format's readers apply to the stored alpha; another where they know only one.
     layers : tuple of LayerCompression
         Every layer that could be read and is not zero.
     unchanged : tuple of str
         Layers without an update, which are not in the adapter.
-    left_out : dict of str to str
-        What the adapter does not carry, with its norm where it changed.
-    carried : dict of str to str
+    skipped : dict of str to str
+        What the adapter does not hold, with its norm where it changed.
+    copied : dict of str to str
         Tensors that were copied as they are.
     failures : dict of str to str
         Layers that could not be read, and why; they are not in the adapter.
@@ -135,7 +134,7 @@ class Compression:
     totals : CompressionTotals
         All layers together.
     config : dict or None
-        PEFT's configuration; None for kohya.
+        The configuration that was written; None where the format has none.
     weights : tuple of float or None
         Of a merge: what each source was multiplied with.
     """
@@ -143,14 +142,15 @@ class Compression:
     verb: str
     sources: tuple[str, ...]
     out: str
-    kind: str
+    format: str
     written: bool
     dtype: str
     rule: str
+    reader_rule: str
     layers: tuple[LayerCompression, ...]
     unchanged: tuple[str, ...]
-    left_out: dict[str, str]
-    carried: dict[str, str]
+    skipped: dict[str, str]
+    copied: dict[str, str]
     failures: dict[str, str]
     warnings: tuple[str, ...]
     totals: CompressionTotals
@@ -158,52 +158,8 @@ class Compression:
     weights: tuple[float, ...] | None = None
 
 
-def to_json(report: Compression) -> dict[str, Any]:
-    """
-    Turn a report into plain JSON: dicts, lists, strings, finite numbers and None.
-
-    Parameters
-    ----------
-    report : Compression
-        As :func:`~lowrank_core.models.operations.extraction.extract` and its kin give it.
-
-    Returns
-    -------
-    dict
-        Every figure of it, singular values included.
-    """
-    plain = {name: getattr(report, name) for name in ("verb", "out", "kind", "written", "dtype", "rule")}
-    return plain | {
-        "sources": list(report.sources),
-        "totals": dict(vars(report.totals)),
-        "layers": [
-            {**vars(layer), "shape": list(layer.shape), "singular_values": layer.singular_values.tolist()}
-            for layer in report.layers
-        ],
-        "unchanged": list(report.unchanged),
-        "left_out": dict(report.left_out),
-        "carried": dict(report.carried),
-        "failures": dict(report.failures),
-        "warnings": list(report.warnings),
-        "config": report.config,
-        "weights": None if report.weights is None else list(report.weights),
-    }
-
-
 def to_rows(report: Compression) -> list[dict[str, Any]]:
-    """
-    Turn a report into rows of a table, one for each layer, failed ones too.
-
-    Parameters
-    ----------
-    report : Compression
-        As :func:`to_json` takes it.
-
-    Returns
-    -------
-    list of dict
-        All with the same keys in the same order; what a row does not have is None.
-    """
+    """Return a report as rows of a table with the same columns, one for each layer; None where there is no figure."""
     fields = [name for name in LayerCompression.__dataclass_fields__ if name not in {"shape", "singular_values"}]
     columns = dict.fromkeys(["name", "rows", "columns", *fields[1:], "failure"])
     done = [
@@ -214,28 +170,14 @@ def to_rows(report: Compression) -> list[dict[str, Any]]:
 
 
 def totals_of(layers: Sequence[LayerCompression], failures: int) -> CompressionTotals:
-    """
-    Add layers up as if they were the diagonal blocks of one update.
-
-    Parameters
-    ----------
-    layers : sequence of LayerCompression
-        Any number.
-    failures : int
-        How many more could not be read.
-
-    Returns
-    -------
-    CompressionTotals
-        Nothing lost where there are no layers.
-    """
+    """Return the totals of layers, as if they were the diagonal blocks of one update, and of failures beside them."""
     norm = math.hypot(*(layer.norm for layer in layers))
-    shares = np.array([layer.norm / (norm or 1.0) for layer in layers])
+    fractions = np.array([layer.norm / (norm or 1.0) for layer in layers])
 
     def together(errors: Iterable[float]) -> float:
-        return float(np.linalg.norm(shares * np.array(list(errors))))
+        return float(np.linalg.norm(fractions * np.array(list(errors))))
 
-    captured = float(np.sum(shares**2 * np.array([layer.variance_captured for layer in layers])))
+    captured = float(np.sum(fractions**2 * np.array([layer.variance_captured for layer in layers])))
     return CompressionTotals(
         layers=len(layers),
         failures=failures,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,33 +10,22 @@ from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
-from lowrank_core.models.formats.placements import (
-    DEFAULT_KOHYA_PREFIX,
-    Placement,
-    kohya_key,
-    kohya_placement,
-    peft_placement,
-)
+from lowrank_core.models.formats import Format, Placement, format_of_output
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
-from lowrank_core.models.operations.conversion import NO_EMBEDDINGS
-from lowrank_core.models.operations.factoring import Form, Rank, stored_bytes
-from lowrank_core.models.operations.pipeline import (
-    Destination,
-    Progress,
-    Task,
-    check_destination,
-    compress,
-    is_kohya_path,
-)
+from lowrank_core.models.operations.encoding import FactorEncoding, stored_bytes
+from lowrank_core.models.operations.pipeline import Destination, Task, check_destination, compress
+from lowrank_core.models.operations.placing import no_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from concurrent.futures import Executor
     from os import PathLike
 
+    from lowrank_core.models.layerwise import Progress
     from lowrank_core.models.operations.compression import Compression
+    from lowrank_core.models.operations.factoring import Rank
 
-_NOT_ASKED = "an embedding, which is extracted only when asked for (--embedding)"
+_NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
 _NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"
 
 
@@ -61,8 +49,7 @@ def extract(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Compression:
-    """
-    Extract a LoRA adapter from the difference of two checkpoints.
+    """Extract a LoRA adapter from the difference of two checkpoints.
 
     Parameters
     ----------
@@ -71,18 +58,17 @@ def extract(
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
     rank : int, callable, mapping, Budget or AboveNoise
-        How many components to keep in each layer, clamped to min(m, n); or a function that gives it from the layer's
-        Spectrum, as ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
-        :class:`~lowrank_core.models.operations.budgets.Budget` is shared among the layers, whose spectra are read
-        first; with :class:`~lowrank_core.models.operations.above_noise.AboveNoise` each keeps what stands above the
-        rounding of its weights.
+        How many components to keep in each layer, clamped to min(m, n); or a function of the layer's Spectrum, as
+        ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
+        :class:`~lowrank_core.models.Budget` is divided among the layers, whose spectra are read first; with
+        :class:`~lowrank_core.models.AboveNoise` each keeps what is above the rounding of its weights.
     include, exclude : sequence of str
-        Patterns on module names (``*``, ``?``, ``[...]``), each holding for a whole name or its end after a dot.
+        Patterns on module names (``*``, ``?``, ``[...]``), each for a whole name or its end after a dot.
     embeddings : sequence of str
         Patterns of modules to extract as embeddings, which are left out otherwise.
     transposed : sequence of str, optional
         Patterns of modules whose weights are stored as (in, out). None: what config.json beside the checkpoint says of
-        its model type (GPT-2 and its kin).
+        its model type (GPT-2 and similar).
     prefix : str, optional
         What module names begin with in the model that the adapter is for, as "transformer" where the checkpoint has
         "h.0.…" and the model "transformer.h.0.…"; in a kohya file what keys begin with, "lora_unet" by default.
@@ -116,25 +102,29 @@ def extract(
     FileNotFoundError, FileExistsError
         If an input is missing, or the output is there.
     ValueError
-        If a checkpoint is damaged, an option is not one, a pattern matches nothing, or no layer keeps anything. A
+        If a checkpoint is damaged, an option is not valid, a pattern matches nothing, or no layer keeps anything. A
         single bad layer is a failure in the result.
+
+    See Also
+    --------
+    resize : Write a smaller adapter of the same update.
+    plan : Choose a rank for each layer within a budget.
 
     Notes
     -----
     One layer is in memory at a time, read, decomposed once (for a budget, once more before), written and measured.
-    Factors share each component's size: √Σ in both.
+    Each component's size is divided equally between the factors: √Σ in both.
 
     References
     ----------
-    Eckart and Young, Psychometrika 1 (1936) 211: no factors of that rank are nearer.
+    Eckart and Young, Psychometrika 1 (1936) 211: no factors of that rank have a smaller error.
 
     Examples
     --------
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.formats import open_adapter
-    >>> from lowrank_core.models.operations.extraction import extract
+    >>> from lowrank_core.models import extract, open_adapter
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     paths = [pathlib.Path(folder, name) for name in ("base.safetensors", "tuned.safetensors", "adapter")]
     ...     save_file({"proj.weight": np.zeros((2, 2))}, paths[0])
@@ -148,43 +138,42 @@ def extract(
            [0., 0.]])
     """
     out = Path(out)
-    kohya = is_kohya_path(out)
-    form = Form(dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, kohya=kohya)
+    target = format_of_output(out)
+    encoding = FactorEncoding(dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, scale=target.scale)
     pair = pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)))
     _check_not_an_input(out, pair.base, pair.tuned)
-    check_destination(out, force=force, dry_run=dry_run)
-    by_name = {layer.name: layer for layer in pair.layers}
-    names = sorted(by_name.keys() | pair.mismatched.keys())
+    check_destination(out, target, force=force, dry_run=dry_run)
+    layers = {layer.name: layer for layer in pair.layers}
+    names = sorted(layers.keys() | pair.mismatched.keys())
     check_patterns("embedding", embeddings, names)
     check_patterns("transposed", transposed or (), names)
     module_names = {module_name(key) for key in pair.base.tensors if key.endswith(".weight")}
     as_conv1d, warnings = _stored_transposed(pair.tuned, pair.base, names, transposed)
     tasks: list[Task] = []
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     failures: dict[str, str] = {}
     for name in select(names, include, exclude):
         embedding = matches(name, embeddings)
-        reason = why_left_out(name, module_names, embedding=embedding, kohya=kohya)
+        reason = skip_reason(name, module_names, embedding=embedding, target=target)
         if name in pair.mismatched:
-            (left_out if reason else failures)[name] = pair.mismatched[name]
+            (skipped if reason else failures)[name] = pair.mismatched[name]
         elif reason:
-            left_out |= _describe_left_out(by_name[name], reason)
+            skipped |= _describe_skipped(layers[name], reason)
         else:
-            layer = by_name[name]
-            turned = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
-            placement = _placement(name, layer, prefix, kohya=kohya, transposed=turned, embedding=embedding)
-            size = layer.tuned.size, stored_bytes([layer.tuned])
-            task = Task(placement, layer.shape, layer.dtype, *size, layer.update)
-            tasks.append(replace(task, update_and_noise=layer.update_and_noise))
-    fan_in_fan_out = any(task.placement.transposed and not task.placement.embedding for task in tasks)
+            is_transposed = embedding or (name in as_conv1d and len(layers[name].tuned.shape) == 2)
+            dims = layers[name].tuned.shape[::-1] if is_transposed else layers[name].tuned.shape
+            tasks.append(_task(layers[name], target.place(name, dims, prefix, embedding), is_transposed=is_transposed))
     destination = Destination(
         path=out,
-        form=form,
+        format=target,
+        encoding=encoding,
         force=force,
         dry_run=dry_run,
-        settings={"base_model_name_or_path": str(base), "fan_in_fan_out": fan_in_fan_out},
-        metadata={},
-        modules=tuple(_prefixed(prefix, module) for module in sorted(module_names)),
+        settings={
+            "base_model_name_or_path": str(base),
+            "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in tasks),
+        },
+        modules=tuple(f"{prefix}.{module}" if prefix else module for module in sorted(module_names)),
     )
     return compress(
         "extract",
@@ -192,7 +181,7 @@ def extract(
         tasks,
         destination,
         rank,
-        left_out=left_out | dict(pair.other_changes()),
+        skipped=skipped | dict(pair.other_changes()),
         failures=failures,
         warnings=warnings,
         executor=executor,
@@ -200,25 +189,23 @@ def extract(
     )
 
 
-def _placement(
-    name: str, layer: WeightPair, prefix: str | None, *, kohya: bool, transposed: bool, embedding: bool
-) -> Placement:
-    kernel = layer.shape[:1] if transposed else layer.tuned.shape[1:]
-    if kohya:
-        key = kohya_key(DEFAULT_KOHYA_PREFIX if prefix is None else prefix, name)
-        return kohya_placement(key, kernel, name, transposed=transposed)
-    placed = peft_placement(_prefixed(prefix, name), kernel, transposed=transposed, embedding=embedding)
-    return replace(placed, name=name)
-
-
-def _prefixed(prefix: str | None, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
+def _task(layer: WeightPair, placement: Placement, *, is_transposed: bool) -> Task:
+    return Task(
+        placement=placement,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        source_parameters=layer.tuned.size,
+        source_bytes=stored_bytes([layer.tuned]),
+        update=layer.update,
+        transposed=is_transposed,
+        update_and_noise=layer.update_and_noise,
+    )
 
 
 def _stored_transposed(
     tuned: Checkpoint, base: Checkpoint, names: Sequence[str], patterns: Sequence[str] | None
 ) -> tuple[set[str], tuple[str, ...]]:
-    """Find the modules whose weights are stored as (in, out), and say where that is only a guess."""
+    """Return the modules whose weights are stored as (in, out), and a warning where that is only a guess."""
     if patterns is not None:
         return {name for name in names if matches(name, patterns)}, ()
     alike = {name for name in names if is_conv1d(name)}
@@ -236,35 +223,19 @@ def _stored_transposed(
     return set(), ()
 
 
-def why_left_out(name: str, module_names: Collection[str], *, embedding: bool = False, kohya: bool = False) -> str:
-    """
-    Say why an adapter leaves a weight out.
-
-    Parameters
-    ----------
-    name : str
-        The weight's name, without ".weight".
-    module_names : collection of str
-        All modules of the model.
-    embedding : bool
-        Whether it was asked for as an embedding.
-    kohya : bool
-        Whether the adapter is a kohya file.
-
-    Returns
-    -------
-    str
-        The reason; empty if it takes part.
-    """
+def skip_reason(
+    name: str, module_names: Collection[str], *, embedding: bool = False, target: Format | None = None
+) -> str:
+    """Return why an adapter skips a weight, asked for as an embedding or not; empty if it takes part."""
     if name not in module_names:
         return _NO_MODULE
     if embedding:
-        return NO_EMBEDDINGS if kohya else ""
-    return _NOT_ASKED if is_embedding(name) else ""
+        return "" if target is None or target.embeddings else no_embeddings(target)
+    return _NOT_REQUESTED if is_embedding(name) else ""
 
 
-def _describe_left_out(layer: WeightPair, reason: str) -> dict[str, str]:
-    """Name a layer that changed and is not extracted, with the norm of its change; nothing if it did not change."""
+def _describe_skipped(layer: WeightPair, reason: str) -> dict[str, str]:
+    """Return a layer that changed and is skipped, with the norm of its change; nothing if it did not change."""
     where = f"{describe_shape(layer.tuned.shape)}, {layer.dtype}"
     try:
         change = frobenius_norm(layer.update())

@@ -8,80 +8,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
-from lowrank_core.models.formats import open_adapter
-from lowrank_core.models.formats.peft import PEFT_CONFIG
-from lowrank_core.models.formats.placements import is_embedding_layer, is_kohya_layer, names_in_base, without_prefix
+from lowrank_core.models.formats import Format, format_named, format_of_output, open_adapter
 from lowrank_core.models.module_names import select
-from lowrank_core.models.operations.conversion import (
-    GROUPED,
-    check_base,
-    check_no_magnitudes,
-    finest_dtype,
-    place_layers,
-    product_of,
-)
-from lowrank_core.models.operations.factoring import Form, Rank, everything, stored_bytes
+from lowrank_core.models.operations.encoding import FactorEncoding, finest_dtype, stored_bytes
+from lowrank_core.models.operations.factoring import Rank, keep_all
 from lowrank_core.models.operations.norms import stacked
-from lowrank_core.models.operations.pipeline import (
-    Destination,
-    Progress,
-    Task,
-    check_destination,
-    compress,
-    is_kohya_path,
-)
+from lowrank_core.models.operations.pipeline import Destination, Task, check_destination, compress
+from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
     from os import PathLike
 
     from lowrank_core import LowRankUpdate
-    from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
+    from lowrank_core.models.files.tensors import StoredTensor
+    from lowrank_core.models.formats import Adapter, AdapterLayer, Placement
+    from lowrank_core.models.layerwise import Progress
     from lowrank_core.models.operations.compression import Compression
 
 
 @dataclass(frozen=True)
 class Sum:
-    """
-    A weighted sum of layers of one shape, not yet read.
-
-    Attributes
-    ----------
-    terms : tuple of (float, AdapterLayer)
-        Weights and layers.
-    """
+    """A weighted sum of layers of one shape, not yet read: weights and layers."""
 
     terms: tuple[tuple[float, AdapterLayer], ...]
 
     @property
-    def dtype(self) -> str:
-        """What the factors are stored in; all, where they differ."""
-        return " · ".join(dict.fromkeys(tensor.dtype for _, layer in self.terms for tensor in (layer.B, layer.A)))
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """The tensors of all layers."""
+        return tuple(tensor for _, layer in self.terms for tensor in layer.tensors)
 
     def update(self) -> LowRankUpdate:
-        """
-        Read all factors and stack them.
-
-        Returns
-        -------
-        LowRankUpdate
-            The exact sum, in the orientation of the factors; its rank is the sum of the layers' ranks.
-
-        Raises
-        ------
-        ValueError
-            If the layers are of different kinds or shapes, one is grouped, or a factor is not finite.
-        """
+        """Read all factors and return the exact sum, (out, in), whose rank is the sum of the layers' ranks."""
         layers = [layer for _, layer in self.terms]
-        if any(layer.groups > 1 for layer in layers):
-            raise ValueError(GROUPED)
-        kinds = dict.fromkeys(map(_describe_kind, layers))
+        fixed = next((layer.fixed for layer in layers if layer.fixed), "")
+        if fixed:
+            raise ValueError(fixed)
+        kinds = dict.fromkeys(_describe_kind(layer.placement) for layer in layers)
         if len(kinds) > 1:
             raise ValueError(f"the adapters disagree: {' and '.join(kinds)}; they are of different models")
-        return stacked([(weight, product_of(layer)) for weight, layer in self.terms])
+        return stacked([(weight, layer.untransposed_update()) for weight, layer in self.terms])
 
 
 def merge(
@@ -104,8 +72,7 @@ def merge(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Compression:
-    r"""
-    Write the weighted sum of several adapters as one, whatever their formats, ranks and scaling rules.
+    r"""Write the weighted sum of several adapters as one, whatever their formats, ranks and scaling rules.
 
     Parameters
     ----------
@@ -116,13 +83,13 @@ def merge(
     weights : sequence of float, optional
         One for each adapter, of either sign; 1 by default.
     rank : int, callable, mapping or Budget, optional
-        As in :func:`~lowrank_core.models.operations.resizing.resize`. None keeps the exact sum, whose rank is the sum
+        As in :func:`~lowrank_core.models.resize`. None keeps the exact sum, whose rank is the sum
         of the adapters' ranks.
     base : path-like, optional
         The base model's checkpoint, whose module names turn kohya's names into PEFT's; the names of a PEFT adapter
         among `adapters` serve too.
     base_restored, include, exclude, prefix, alpha, uniform, force, dry_run, executor, progress
-        As in :func:`~lowrank_core.models.operations.resizing.resize`.
+        As in :func:`~lowrank_core.models.resize`.
     rule : {"standard", "rslora"}
         The rule that the sum's scale follows, whatever those of the adapters.
     dtype : str, optional
@@ -138,8 +105,12 @@ def merge(
     FileNotFoundError, FileExistsError
         If an input is missing, or the output is there.
     ValueError
-        As :func:`~lowrank_core.models.operations.resizing.resize`, and if the weights are not one for each adapter, or
-        an adapter is of DoRA. A layer of which the adapters disagree is a failure in the result.
+        As :func:`~lowrank_core.models.resize`, and if the weights are not one for each adapter, or
+        an adapter is of DoRA. A layer on which the adapters disagree is a failure in the result.
+
+    See Also
+    --------
+    resize : Write a smaller adapter of the same update.
 
     Notes
     -----
@@ -154,8 +125,7 @@ def merge(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.formats import open_adapter
-    >>> from lowrank_core.models.operations.merging import merge
+    >>> from lowrank_core.models import merge, open_adapter
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     paths = [pathlib.Path(folder, f"{name}.safetensors") for name in ("one", "two", "sum")]
     ...     for path, size in zip(paths[:2], (1, 3)):
@@ -168,126 +138,135 @@ def merge(
            [0. , 1. , 0. , 1.5]]))
     """
     out = Path(out)
-    kohya = is_kohya_path(out)
     if not adapters:
         raise ValueError("there is nothing to merge: give at least one adapter")
-    shares = _checked_weights(weights, len(adapters))
+    weights = _checked_weights(weights, len(adapters))
     opened = [open_adapter(path_for(adapter, executor)) for adapter in adapters]
     for adapter in opened:
         check_base(adapter, restored=base_restored)
         check_no_magnitudes(adapter)
-    form = Form(
-        dtype=finest_dtype(layer for adapter in opened for layer in adapter.layers) if dtype is None else dtype,
+    target = format_of_output(out, opened[0].format)
+    stored = (tensor for adapter in opened for layer in adapter.layers for tensor in layer.tensors)
+    encoding = FactorEncoding(
+        dtype=finest_dtype(stored) if dtype is None else dtype,
         alpha=alpha,
         rule=rule,
         uniform=uniform,
-        kohya=kohya,
+        scale=target.scale,
     )
-    check_destination(out, force=force, dry_run=dry_run)
-    sums, incomplete = _by_module(opened, shares, kohya=kohya)
+    check_destination(out, target, force=force, dry_run=dry_run)
+    sums, incomplete = _by_module(opened, weights, target)
     chosen = select(sorted(sums.keys() | incomplete.keys()), include, exclude)
-    first = [replace(sums[name].terms[0][1], name=name) for name in chosen if name in sums]
-    placements, left_out, failures = place_layers(first, kohya=kohya, prefix=prefix, base=base)
+    # The first term decides where the sum goes.
+    layers = [_renamed(sums[name].terms[0][1], name) for name in chosen if name in sums]
+    placed = place_layers(layers, target, prefix=prefix, base=base)
     tasks = [
-        Task(
-            placement=placements[layer.name],
-            shape=layer.shape,
-            dtype=sums[layer.name].dtype,
-            source_parameters=sum(term.parameters for _, term in sums[layer.name].terms),
-            source_bytes=stored_bytes(tensor for _, term in sums[layer.name].terms for tensor in (term.A, term.B)),
-            update=sums[layer.name].update,
-        )
-        for layer in first
-        if layer.name in placements
+        _task(layer, sums[layer.name], placed.placements[layer.name])
+        for layer in layers
+        if layer.name in placed.placements
     ]
-    configs = [read_json(adapter.path.parent / PEFT_CONFIG) for adapter in opened if adapter.kind == "peft"]
+    configs = [adapter.settings for adapter in opened if adapter.settings]
     destination = Destination(
         path=out,
-        form=form,
+        format=target,
+        encoding=encoding,
         force=force,
         dry_run=dry_run,
         settings=_settings(configs, base),
-        metadata={},
         modules=tuple(sums),
     )
     named = list(zip(map(str, adapters), opened, strict=True))
     others = {f"{other.name} ({name})": other.describe() for name, adapter in named for other in adapter.others}
-    doubts = [f"{name}: {doubt}" for name, adapter in named for doubt in adapter.doubts]
+    inherited = [f"{name}: {warning}" for name, adapter in named for warning in adapter.inherited_warnings]
     report = compress(
         "merge",
         [name for name, _ in named],
         tasks,
         destination,
-        everything if rank is None else rank,
-        left_out=left_out | others,
-        failures=failures | {name: incomplete[name] for name in chosen if name in incomplete},
-        warnings=(*_base_warnings(configs), *doubts),
+        keep_all if rank is None else rank,
+        skipped=placed.skipped | others,
+        failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},
+        warnings=(*_base_warnings(configs), *inherited),
         executor=executor,
         progress=progress,
     )
-    return replace(report, weights=tuple(shares))
+    return replace(report, weights=tuple(weights))
 
 
 def _checked_weights(weights: Sequence[float] | None, adapters: int) -> list[float]:
-    shares = [1.0] * adapters if weights is None else [float(weight) for weight in weights]
-    if len(shares) != adapters:
-        raise ValueError(f"{len(shares)} weights for {adapters} adapters: give one for each, or none for 1 each")
-    if not all(map(math.isfinite, shares)):
-        raise ValueError(f"weights are finite numbers; got {shares}")
-    return shares
+    checked = [1.0] * adapters if weights is None else [float(weight) for weight in weights]
+    if len(checked) != adapters:
+        raise ValueError(f"{len(checked)} weights for {adapters} adapters: give one for each, or none for 1 each")
+    if not all(map(math.isfinite, checked)):
+        raise ValueError(f"weights are finite numbers; got {checked}")
+    return checked
 
 
 def _by_module(
-    opened: Sequence[Adapter], shares: Sequence[float], *, kohya: bool
+    opened: Sequence[Adapter], weights: Sequence[float], target: Format
 ) -> tuple[dict[str, Sum], dict[str, str]]:
-    """
-    Gather the layers that are added up, by their module's name: PEFT's, where one of the adapters has it.
+    """Return the layers that are added up, by their module's name: the base model's, where an adapter has it.
 
-    Modules that one of the adapters changes in a way that cannot be added up come apart from them, with the reason:
-    the others' sum alone would be wrong.
+    Modules that one of the adapters changes in a way that cannot be added up are returned apart, with the reason: the
+    others' sum alone would be wrong.
     """
-    known = [layer.name for adapter in opened if adapter.kind == "peft" for layer in adapter.layers]
+    rules = {adapter.format: format_named(adapter.format).lossy_names for adapter in opened}
+    known = [layer.name for adapter in opened if rules[adapter.format] is None for layer in adapter.layers]
     gathered: dict[str, list[tuple[float, AdapterLayer]]] = {}
     incomplete: dict[str, str] = {}
-    for adapter, share in zip(opened, shares, strict=True):
+    for adapter, weight in zip(opened, weights, strict=True):
         names = {name: name for name in (*(layer.name for layer in adapter.layers), *adapter.unsupported)}
-        if adapter.kind == "kohya":
-            names |= names_in_base(_shared(names, known), known)
+        rule = rules[adapter.format]
+        if rule is not None:
+            names |= rule.modules(names, known)
         for layer in adapter.layers:
-            gathered.setdefault(names[layer.name], []).append((share, layer))
+            gathered.setdefault(names[layer.name], []).append((weight, layer))
         for name, reason in adapter.unsupported.items():
             incomplete.setdefault(names[name], f"{reason} (in {str(adapter.path)!r})")
-    # The first term decides where the sum goes: one whose names and shapes are those of the output.
+
+    def distance(term: tuple[float, AdapterLayer]) -> tuple[bool, bool]:
+        name = term[1].placement.format
+        return name != target.name, rules[name] is not None
+
+    # First a term whose names and shapes are those of the output, or else of the base model.
     sums = {
-        name: Sum(tuple(sorted(terms, key=lambda term: is_kohya_layer(term[1]) != kohya)))
+        name: Sum(tuple(sorted(terms, key=distance)))
         for name, terms in sorted(gathered.items())
         if name not in incomplete
     }
     return sums, incomplete
 
 
-def _shared(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Take those of kohya's names that may stand for one of PEFT's modules; their prefix is anything."""
-    flat = {module.replace(".", "_") for module in known}
-    return [name for name in names if without_prefix(name) in flat]
+def _renamed(layer: AdapterLayer, name: str) -> AdapterLayer:
+    return replace(layer, placement=replace(layer.placement, name=name))
 
 
-def _describe_kind(layer: AdapterLayer) -> str:
-    """Describe what a layer can be added to: kohya stores some 1 × 1 convolutions as matrices, which they equal."""
-    out, kernel = layer.B.shape[0], layer.A.shape[1:]
-    while len(kernel) > 1 and kernel[-1] == 1:
-        kernel = kernel[:-1]
-    what = "an embedding" if is_embedding_layer(layer) else "an update"
-    return f"{what} of {describe_shape((out, *kernel))}"
+def _task(layer: AdapterLayer, terms: Sum, placement: Placement) -> Task:
+    return Task(
+        placement=placement,
+        shape=layer.shape,
+        dtype=" · ".join(dict.fromkeys(tensor.dtype for tensor in terms.tensors)),
+        source_parameters=sum(tensor.size for tensor in terms.tensors),
+        source_bytes=stored_bytes(terms.tensors),
+        update=terms.update,
+    )
+
+
+def _describe_kind(placement: Placement) -> str:
+    """Return what a layer can be added to: kohya stores some 1 × 1 convolutions as the matrices that they equal."""
+    dims = placement.dims
+    while len(dims) > 2 and dims[-1] == 1:
+        dims = dims[:-1]
+    return f"{'an embedding' if placement.embedding else 'an update'} of {describe_shape(dims)}"
 
 
 def _settings(configs: Sequence[Mapping[str, Any]], base: str | PathLike[str] | None) -> dict[str, Any]:
-    """Keep what the sum has in common with the adapters: the base model, its task, and how its weights are stored."""
+    """Return what the sum has in common with the adapters: base model, task, and how its weights are stored."""
     bases = _named(configs, "base_model_name_or_path")
     return {
         "base_model_name_or_path": next(iter(bases), None if base is None else str(base)),
         "task_type": next(iter(_named(configs, "task_type")), None),
-        # PEFT holds it against each layer's own type, and corrects it where it does not fit.
+        # PEFT compares it with each layer's own type, and corrects it where it does not fit.
         "fan_in_fan_out": any(config.get("fan_in_fan_out") for config in configs),
     }
 

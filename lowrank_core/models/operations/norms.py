@@ -11,27 +11,15 @@ from lowrank_core import LowRankUpdate, spectrum
 from lowrank_core.models.files.blocks import frobenius_norm, row_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
 def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -> float:
-    """
-    Measure how far factors are from an update, ‖Δ − γBA‖.
-
-    Parameters
-    ----------
-    update : ndarray or LowRankUpdate, shape (m, n)
-        Δ.
-    stored : LowRankUpdate
-        γBA, in any dtype; taken in float64.
-
-    Returns
-    -------
-    float
-        The Frobenius norm, without cancellation.
-    """
+    """Return ‖Δ − γBA‖ in float64, without cancellation."""
     if isinstance(update, LowRankUpdate):
-        return product_norm(_minus(update, stored))
+        return product_norm(stacked([(1.0, update), (-1.0, stored)]))
     B, A = stored.scaling * stored.B.astype(np.float64), stored.A.astype(np.float64)
     parts = []
     for rows in row_blocks(update.shape):
@@ -42,21 +30,8 @@ def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -
 
 
 def product_norm(update: LowRankUpdate) -> float:
-    r"""
-    Give the Frobenius norm of a product, without forming it.
+    r"""Return ‖γBA‖ without forming the product.
 
-    Parameters
-    ----------
-    update : LowRankUpdate
-        Any.
-
-    Returns
-    -------
-    float
-        Of γBA.
-
-    Notes
-    -----
     From the Gram matrices of the factors in float64, :math:`\sum_{ij} (B^T B)_{ij} (A A^T)_{ij}`, in a fraction of the
     time of their QR. That errs by at most :math:`(m + n)\,\epsilon\,s^2` with
     :math:`s = \sum_i \lVert b_i \rVert \lVert a_i \rVert`: where more than a 1e-5th of s² is left of it, the norm is
@@ -75,31 +50,10 @@ def product_norm(update: LowRankUpdate) -> float:
     return float(spectrum(update).norm)
 
 
-def stacked(updates: list[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
-    r"""
-    Add updates up exactly: :math:`\sum_i w_i \gamma_i B_i A_i = [w_1\gamma_1 B_1, \ldots]\,[A_1; \ldots]`.
-
-    Parameters
-    ----------
-    updates : list of (float, LowRankUpdate)
-        Weights and updates of one shape.
-
-    Returns
-    -------
-    LowRankUpdate
-        In float64; its rank is the sum of theirs.
-
-    Raises
-    ------
-    ValueError
-        If a term is beyond float64.
-    """
+def stacked(updates: Sequence[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
+    r"""Return the exact sum :math:`\sum_i w_i \gamma_i B_i A_i = [w_1\gamma_1 B_1, \ldots]\,[A_1; \ldots]`."""
     with np.errstate(over="ignore"):
         B = [(weight * update.scaling) * np.asarray(update.B, dtype=np.float64) for weight, update in updates]
     if not all(np.isfinite(term).all() for term in B):
         raise ValueError("its weighted sum does not fit float64: take smaller weights")
     return LowRankUpdate(np.hstack(B), np.vstack([np.asarray(update.A, dtype=np.float64) for _, update in updates]))
-
-
-def _minus(one: LowRankUpdate, other: LowRankUpdate) -> LowRankUpdate:
-    return stacked([(1.0, one), (-1.0, other)])

@@ -11,11 +11,11 @@ import numpy as np
 from lowrank_core import equivalent_alpha, reconstruction_error, variance_captured
 from lowrank_core.models.executors import path_for
 from lowrank_core.models.files.checkpoints import CheckpointPair, module_name
-from lowrank_core.models.formats.peft_configuration import peft_config
+from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
 from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
-from lowrank_core.models.operations.extraction import why_left_out
+from lowrank_core.models.operations.extraction import skip_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +108,7 @@ class Plan:
         The largest rank for all layers alike that costs no more.
     same_variance : UniformRank
         The least rank for all layers alike that keeps no less.
-    left_out, failures : dict of str to str
+    skipped, failures : dict of str to str
         Layers that no adapter is planned for, and those that could not be read, with the reason.
     config : dict
         What ``peft.LoraConfig(**config)`` takes: ranks, alphas and modules.
@@ -124,7 +124,7 @@ class Plan:
     upper_bound: float
     same_parameters: UniformRank
     same_variance: UniformRank
-    left_out: dict[str, str]
+    skipped: dict[str, str]
     failures: dict[str, str]
     config: dict[str, Any]
 
@@ -198,7 +198,7 @@ def plan(
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
     source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
-    sources, left_out, failures, modules = _layers(source, include, exclude)
+    sources, skipped, failures, modules = _layers(source, include, exclude)
     spectra, unread = layer_spectra(sources, executor=executor, progress=progress)
     failures |= unread
     if not spectra:
@@ -212,11 +212,11 @@ def plan(
     if not kept:
         raise ValueError(f"there is nothing to plan: no layer of {str(path)!r} has an update, or none has to keep any")
     same_parameters, same_variance = _uniform_ranks(spectra, budget, allocation.parameters, allocation.variance)
-    config = peft_config(
+    config = lora_config(
         {layer.name: layer.rank for layer in kept},
         {layer.name: float(layer.alpha or 0.0) for layer in kept},
         use_rslora=rule == "rslora",
-        others={*modules, *spectra, *left_out, *failures},
+        others={*modules, *spectra, *skipped, *failures},
     )
     return Plan(
         path=str(path),
@@ -229,41 +229,10 @@ def plan(
         upper_bound=allocation.upper_bound,
         same_parameters=same_parameters,
         same_variance=same_variance,
-        left_out=left_out,
+        skipped=skipped,
         failures=failures,
         config={name: config[name] for name in _PLANNED},
     )
-
-
-def to_json(found: Plan) -> dict[str, Any]:
-    """
-    Turn a plan into plain JSON: dicts, lists, strings, finite numbers and None.
-
-    Parameters
-    ----------
-    found : Plan
-        As :func:`plan` gives it.
-
-    Returns
-    -------
-    dict
-        Every figure of it.
-    """
-    return {
-        "path": found.path,
-        "base": found.base,
-        "budget": dict(vars(found.budget)),
-        "rule": found.rule,
-        "parameters": found.parameters,
-        "variance": found.variance,
-        "upper_bound": found.upper_bound,
-        "same_parameters": dict(vars(found.same_parameters)),
-        "same_variance": dict(vars(found.same_variance)),
-        "layers": [dict(vars(layer)) | {"shape": list(layer.shape)} for layer in found.layers],
-        "left_out": dict(found.left_out),
-        "failures": dict(found.failures),
-        "config": found.config,
-    }
 
 
 def _layers(
@@ -274,18 +243,18 @@ def _layers(
     by_name = {layer.name: layer for layer in source.layers}
     chosen = select(sorted(by_name.keys() | bad.keys()), include, exclude)
     modules = set(by_name)
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     if isinstance(source, CheckpointPair):
         modules = {module_name(key) for key in source.base.tensors if key.endswith(".weight")}
         reasons = {
-            name: why_left_out(name, modules, embedding=True)
+            name: skip_reason(name, modules, embedding=True)
             or (_EMBEDDING if is_embedding(name) and not include else "")
             for name in chosen
         }
-        left_out = {name: reason for name, reason in reasons.items() if reason}
-    sources = [Source(name, by_name[name].update) for name in chosen if name in by_name and name not in left_out]
-    failures = {name: bad[name] for name in chosen if name in bad and name not in left_out}
-    return sources, left_out, failures, modules
+        skipped = {name: reason for name, reason in reasons.items() if reason}
+    sources = [Source(name, by_name[name].update) for name in chosen if name in by_name and name not in skipped]
+    failures = {name: bad[name] for name in chosen if name in bad and name not in skipped}
+    return sources, skipped, failures, modules
 
 
 def _rule_of(source: Adapter | CheckpointPair) -> str:

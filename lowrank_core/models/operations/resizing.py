@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.files.json_file import read_json
-from lowrank_core.models.files.tensors import open_file
-from lowrank_core.models.formats import open_adapter
-from lowrank_core.models.formats.peft import PEFT_CONFIG
-from lowrank_core.models.formats.placements import module_key
+from lowrank_core.models.formats import Adapter, format_of_output, open_adapter
 from lowrank_core.models.module_names import select
-from lowrank_core.models.operations.conversion import (
-    check_base,
-    check_no_magnitudes,
-    finest_dtype,
-    place_layers,
-    product_of,
-)
-from lowrank_core.models.operations.factoring import Form, Rank, everything, stored_bytes
-from lowrank_core.models.operations.pipeline import (
-    Destination,
-    Progress,
-    Task,
-    check_destination,
-    compress,
-    is_kohya_path,
-)
+from lowrank_core.models.operations.encoding import FactorEncoding, finest_dtype, stored_bytes
+from lowrank_core.models.operations.factoring import Rank, keep_all
+from lowrank_core.models.operations.pipeline import Destination, Task, check_destination, compress
+from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Sequence
     from concurrent.futures import Executor
     from os import PathLike
 
-    from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor
+    from lowrank_core.models.formats import AdapterLayer, OtherTensor, Placement
+    from lowrank_core.models.layerwise import Progress
     from lowrank_core.models.operations.compression import Compression
 
 
@@ -58,8 +42,7 @@ def resize(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Compression:
-    """
-    Write the best adapter of a smaller rank, or the same one in another format, dtype or scaling rule.
+    """Write the best adapter of a smaller rank, or the same one in another format, dtype or scaling rule.
 
     Parameters
     ----------
@@ -68,21 +51,21 @@ def resize(
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
     rank : int, callable, mapping or Budget, optional
-        How many components to keep in each layer, clamped to what it has; or a function that gives it from the layer's
-        Spectrum; or a number for each layer by its name; or a
-        :class:`~lowrank_core.models.operations.budgets.Budget` to be shared among them. None keeps all.
+        How many components to keep in each layer, clamped to what it has; or a function of the layer's Spectrum; or a
+        number for each layer by its name; or a :class:`~lowrank_core.models.Budget` to be divided among them. None
+        keeps all.
     base : path-like, optional
         The base model's checkpoint, whose module names turn kohya's names into PEFT's.
     base_restored : bool
         That the base is again as it was before an initialisation such as PiSSA altered it, so that the factors alone
         are the update. Such an adapter is refused otherwise.
     include, exclude : sequence of str
-        Patterns on module names, as in :func:`~lowrank_core.models.operations.extraction.extract`; what they leave
-        out is not in the new adapter.
+        Patterns on module names, as in :func:`~lowrank_core.models.extract`; what they leave out is not in the new
+        adapter.
     prefix : str, optional
         What keys begin with where a PEFT adapter becomes a kohya file, "lora_unet" by default.
     alpha, uniform, force, dry_run, executor, progress
-        As in :func:`~lowrank_core.models.operations.extraction.extract`.
+        As in :func:`~lowrank_core.models.extract`.
     rule : {"standard", "rslora"}, optional
         The rule that the new adapter's scale follows; None: the adapter's own, and "standard" with `uniform`.
     dtype : str, optional
@@ -99,7 +82,12 @@ def resize(
         If an input is missing, or the output is there.
     ValueError
         If the adapter is damaged, its initialisation altered the base, kohya's names cannot be turned into PEFT's, an
-        option is not one, or no layer keeps anything. A single bad layer is a failure in the result.
+        option is not valid, or no layer keeps anything. A single bad layer is a failure in the result.
+
+    See Also
+    --------
+    extract : Make an adapter from two checkpoints.
+    merge : Write the weighted sum of several adapters.
 
     Notes
     -----
@@ -116,7 +104,7 @@ def resize(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.operations.resizing import resize
+    >>> from lowrank_core.models import resize
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     old, new = pathlib.Path(folder, "old.safetensors"), pathlib.Path(folder, "new.safetensors")
     ...     save_file({"lora_unet_proj.lora_down.weight": np.eye(2, 6, dtype=np.float32),
@@ -126,98 +114,82 @@ def resize(
     (1, 0.64, 0.6)
     """
     out = Path(out)
-    kohya = is_kohya_path(out)
     opened = open_adapter(path_for(adapter, executor))
-    same_kind = kohya == (opened.kind == "kohya")
-    form = Form(
-        dtype=finest_dtype(opened.layers) if dtype is None else dtype,
+    target = format_of_output(out, opened.format)
+    same_format = target.name == opened.format
+    encoding = FactorEncoding(
+        dtype=finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors) if dtype is None else dtype,
         alpha=alpha,
         rule=_own_rule(opened, uniform=uniform) if rule is None else rule,
         uniform=uniform,
-        kohya=kohya,
+        scale=target.scale,
     )
-    check_destination(out, force=force, dry_run=dry_run)
+    check_destination(out, target, force=force, dry_run=dry_run)
     check_base(opened, restored=base_restored)
-    if not same_kind:
+    if not same_format:
         check_no_magnitudes(opened)
     names = sorted([*(layer.name for layer in opened.layers), *opened.unsupported])
     chosen = set(select(names, include, exclude))
     layers = [layer for layer in opened.layers if layer.name in chosen]
-    placements, left_out, failures = place_layers(layers, kohya=kohya, prefix=prefix, base=base)
-    tasks = []
-    for layer in layers:
-        if layer.name in placements:
-            followers = _followers(layer, opened.others) if same_kind else ()
-            tasks.append(
-                Task(
-                    placement=placements[layer.name],
-                    shape=layer.shape,
-                    dtype=layer.dtype,
-                    source_parameters=layer.parameters,
-                    source_bytes=stored_bytes([layer.A, layer.B]),
-                    update=partial(product_of, layer),
-                    biases=tuple(other for other in followers if other.tensor.key.endswith(".lora_B.bias")),
-                    at_least=1 if followers else 0,
-                )
-            )
-    carried, more_left_out = _carried(opened, layers, tasks, same_kind=same_kind)
+    placed = place_layers(layers, target, prefix=prefix, base=base)
+    others = _readable(opened) if same_format else []
+    tasks = [
+        _task(layer, placed.placements[layer.name], [other for other in others if other.follows == layer.name])
+        for layer in layers
+        if layer.name in placed.placements
+    ]
+    dropped = {layer.name for layer in opened.layers} - chosen
+    copied = _copied(others, tasks, dropped)
+    kept = {*(other.tensor.key for other in copied), *(bias.tensor.key for task in tasks for bias in task.biases)}
     destination = Destination(
         path=out,
-        form=form,
+        format=target,
+        encoding=encoding,
         force=force,
         dry_run=dry_run,
-        settings=_settings(opened, base),
-        metadata=open_file(opened.path)[1] if kohya and same_kind else {},
+        settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
+        metadata=opened.metadata if same_format else {},
         modules=tuple(layer.name for layer in opened.layers),
-        carried=carried,
+        copied=copied,
     )
     return compress(
         "resize",
         (str(adapter),),
         tasks,
         destination,
-        everything if rank is None else rank,
-        left_out=left_out | more_left_out,
-        failures=failures | {name: reason for name, reason in opened.unsupported.items() if name in chosen},
-        warnings=opened.doubts,
+        keep_all if rank is None else rank,
+        skipped=placed.skipped
+        | {other.name: other.describe() for other in opened.others if other.tensor.key not in kept},
+        failures=placed.failures | {name: reason for name, reason in opened.unsupported.items() if name in chosen},
+        warnings=opened.inherited_warnings,
         executor=executor,
         progress=progress,
     )
 
 
 def _own_rule(adapter: Adapter, *, uniform: bool) -> str:
-    """Find the scaling rule of an adapter, which is one for all its layers; factors padded to one rank need none."""
+    """Return the scaling rule of an adapter, which is one for all its layers; factors padded to one rank need none."""
     return "standard" if uniform else next((layer.rule for layer in adapter.layers), "standard")
 
 
-def _followers(layer: AdapterLayer, others: Sequence[OtherTensor]) -> tuple[OtherTensor, ...]:
-    """Find the tensors that are nothing without their layer: DoRA's magnitudes, biases of lora_B and of the base."""
-    key = module_key(layer)
-    own = tuple(f"{key}.{part}" for part in ("lora_", "dora_", "base_layer."))
-    return tuple(other for other in others if other.tensor.key.startswith(own) and other.tensor.is_readable)
+def _readable(adapter: Adapter) -> list[OtherTensor]:
+    return [other for other in adapter.others if other.tensor.is_readable]
 
 
-def _carried(
-    adapter: Adapter, layers: Sequence[AdapterLayer], tasks: Sequence[Task], *, same_kind: bool
-) -> tuple[tuple[OtherTensor, ...], dict[str, str]]:
-    """Sort what is no layer into what can be copied, and what is left out."""
+def _task(layer: AdapterLayer, placement: Placement, followers: Sequence[OtherTensor]) -> Task:
+    return Task(
+        placement=placement,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        source_parameters=layer.parameters,
+        source_bytes=stored_bytes(layer.tensors),
+        update=layer.untransposed_update,
+        biases=tuple(other for other in followers if other.scaling is not None),
+        min_rank=1 if followers else 0,
+    )
+
+
+def _copied(others: Sequence[OtherTensor], tasks: Sequence[Task], dropped: Collection[str]) -> tuple[OtherTensor, ...]:
+    """Return the tensors to copy: neither rescaled with their layer, nor of a layer that was not chosen."""
     biases = {bias.tensor.key for task in tasks for bias in task.biases}
-    dropped = {
-        other.tensor.key
-        for layer in adapter.layers
-        if layer not in layers
-        for other in _followers(layer, adapter.others)
-    }
-    carried, left_out = [], {}
-    for other in adapter.others:
-        if not same_kind or not other.tensor.is_readable or other.tensor.key in dropped:
-            left_out[other.name] = other.describe()
-        elif other.tensor.key not in biases:
-            carried.append(other)
-    return tuple(carried), left_out
-
-
-def _settings(adapter: Adapter, base: str | PathLike[str] | None) -> Mapping[str, Any]:
-    if adapter.kind == "peft":
-        return read_json(adapter.path.parent / PEFT_CONFIG)
-    return {"base_model_name_or_path": None if base is None else str(base)}
+    return tuple(other for other in others if other.tensor.key not in biases and other.follows not in dropped)

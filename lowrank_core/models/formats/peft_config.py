@@ -1,0 +1,193 @@
+"""PEFT's configuration: read, and written so that each layer gets exactly its rank and its alpha."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lowrank_core.models.files.json_file import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from pathlib import Path
+
+_OTHER_PRODUCTS = {
+    "use_qalora": "QA-LoRA pools the input before A",
+    "use_bdlora": "BD-LoRA stores block-diagonal factors",
+    "arrow_config": "Arrow routes between several adapters",
+    "kasa_config": "KaSA puts a diagonal between the factors and truncates the base",
+}
+# What another set of layers, ranks or factors makes void; everything else in a configuration stays.
+_REPLACED: dict[str, Any] = {
+    "init_lora_weights": True,
+    "exclude_modules": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "target_parameters": None,
+    "loftq_config": {},
+    "eva_config": None,
+    "corda_config": None,
+    "lora_ga_config": None,
+    "inference_mode": True,
+}
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """What decides the scale of each layer; ranks and alphas by pattern are in the file's order."""
+
+    r: int
+    lora_alpha: float
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    use_rslora: bool
+    fan_in_fan_out: bool
+    raw: dict[str, Any]
+
+    @property
+    def rule(self) -> str:
+        """The scaling rule, "rslora" or "standard"."""
+        return "rslora" if self.use_rslora else "standard"
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank that PEFT gives to a module, whose name is without "base_model.model."."""
+        return self.rank_pattern.get(pattern_key(self.rank_pattern, module), self.r)
+
+    def alpha_of(self, module: str) -> tuple[float, str]:
+        """Return the alpha that PEFT gives to a module, and the entry that it came from."""
+        key = pattern_key(self.alpha_pattern, module)
+        if key in self.alpha_pattern:
+            return self.alpha_pattern[key], f"alpha_pattern {key!r}"
+        return self.lora_alpha, "lora_alpha" if "lora_alpha" in self.raw else "PEFT's default, lora_alpha is not given"
+
+
+def pattern_key(patterns: Iterable[str], module: str) -> str:
+    """Return the first pattern that matches the end of a module's name, else the name itself, as in PEFT."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+
+
+def read_peft_config(path: Path) -> PeftConfig:
+    """Read and check the configuration of an adapter; PEFT's defaults stand for what is missing."""
+    return check_peft_config(path, read_json(path))
+
+
+def check_peft_config(path: Path, raw: dict[str, Any]) -> PeftConfig:
+    """Return a configuration whose entries are known to be of the right types; `path` is for messages."""
+    if raw.get("peft_type") != "LORA":
+        given = f"peft_type {raw['peft_type']!r}" if "peft_type" in raw else "no peft_type"
+        raise ValueError(f"{str(path)!r} has {given}: only LoRA adapters (peft_type 'LORA') hold an update γBA")
+    for key, how in _OTHER_PRODUCTS.items():
+        if raw.get(key):
+            raise ValueError(f"{str(path)!r} sets {key}: {how}, so the update is not γBA and cannot be read")
+    for key in ("modules_to_save", "target_parameters"):
+        _entry(path, raw, key, None, as_names)
+    return PeftConfig(
+        r=_entry(path, raw, "r", 8, _as_rank),
+        lora_alpha=_entry(path, raw, "lora_alpha", 8, _as_alpha),
+        rank_pattern=_pattern_entry(path, raw, "rank_pattern", _as_rank),
+        alpha_pattern=_pattern_entry(path, raw, "alpha_pattern", _as_alpha),
+        use_rslora=_entry(path, raw, "use_rslora", False, _as_flag),
+        fan_in_fan_out=_entry(path, raw, "fan_in_fan_out", False, _as_flag),
+        raw=raw,
+    )
+
+
+def lora_config(
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    *,
+    use_rslora: bool = False,
+    others: Iterable[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the configuration that gives each module its rank and its alpha in PEFT, beside the settings to keep.
+
+    The commonest rank and alpha are ``r`` and ``lora_alpha``, and the other layers have patterns of their own: ``'^'``
+    and the escaped full name, the one form that matches nothing else. `others` are modules that no layer is for.
+    """
+    r, rank_pattern = _commonest_and_others(ranks)
+    alpha, alpha_pattern = _commonest_and_others({name: _plain(alphas[name]) for name in ranks})
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": None,
+        "task_type": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "lora_dropout": 0.0,
+        **(settings or {}),
+        **{name: value for name, value in _REPLACED.items() if name in (settings or {})},
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": alpha,
+        "use_rslora": use_rslora,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "target_modules": _targets(sorted(ranks), set(others) - ranks.keys()),
+    }
+
+
+def as_names(value: Any) -> list[str]:
+    """Return a list of module names as a configuration gives it, empty where it is null."""
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("a list of module names is needed")
+    return value
+
+
+def _commonest_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    common = Counter(values.values()).most_common(1)[0][0]
+    return common, {"^" + re.escape(name): value for name, value in sorted(values.items()) if value != common}
+
+
+def _targets(names: list[str], others: Collection[str]) -> list[str] | str:
+    # PEFT takes a name in a list for the end of one too: "proj" would reach "block.proj", which has no factors.
+    reached = any(other.endswith(f".{name}") for name in names for other in others)
+    return "|".join(re.escape(name) for name in names) if reached else names
+
+
+def _plain(alpha: float) -> float:
+    return int(alpha) if float(alpha).is_integer() else float(alpha)
+
+
+def _entry(path: Path, raw: Mapping[str, Any], key: str, default: Any, convert: Callable[[Any], Any]) -> Any:
+    try:
+        return convert(raw.get(key, default))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} has {key} {raw[key]!r}: {error}") from error
+
+
+def _pattern_entry(path: Path, raw: Mapping[str, Any], key: str, convert: Callable[[Any], Any]) -> dict[str, Any]:
+    patterns = raw.get(key) or {}
+    if not isinstance(patterns, dict):
+        message = f"{str(path)!r} has {key} {patterns!r}: an object of patterns and their values is needed"
+        raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument
+    for pattern in patterns:
+        try:
+            re.compile(rf"(.*\.)?({pattern})$")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"{str(path)!r} has {key} {pattern!r}, which is no regular expression ({error})"
+            ) from error
+    return {pattern: _entry(path, patterns, pattern, None, convert) for pattern in patterns}
+
+
+def _as_rank(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("a rank is a whole number, at least 1")
+    return value
+
+
+def _as_alpha(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**1023:
+        raise ValueError("alpha is a number, finite and positive")
+    return float(value)
+
+
+def _as_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        message = "true or false is needed"
+        raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument
+    return value

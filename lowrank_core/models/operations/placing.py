@@ -1,0 +1,134 @@
+"""Layers of adapters on their way into another file: what forbids it, and where each of them is placed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from lowrank_core.models.files.checkpoints import module_name, open_checkpoint
+from lowrank_core.models.files.tensors import as_matrix
+from lowrank_core.models.formats import format_named
+from lowrank_core.models.operations.norms import product_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from os import PathLike
+
+    from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement
+
+
+class Placed(NamedTuple):
+    """Where each layer goes, by its name; what the format does not hold; and what cannot be placed, and why."""
+
+    placements: dict[str, Placement]
+    skipped: dict[str, str]
+    failures: dict[str, str]
+
+
+def check_base(adapter: Adapter, *, restored: bool) -> None:
+    """Check that the factors are the whole update: that no initialisation altered the base, or that it was restored."""
+    if adapter.initialisation is not None and not restored:
+        raise ValueError(
+            f"{str(adapter.path)!r} was initialised by {adapter.initialisation!r}, which altered the base model: its "
+            "factors are added to that altered base, and are no update of the original one. Convert it with PEFT's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...); or, if the base was restored and "
+            "the factors converted, say so (--base-restored)"
+        )
+
+
+def check_no_magnitudes(adapter: Adapter) -> None:
+    """Check that an adapter is not of DoRA, whose update is not a product."""
+    magnitudes = [other.tensor.key for other in adapter.others if other.magnitudes]
+    if magnitudes:
+        raise ValueError(
+            f"{str(adapter.path)!r} is a DoRA adapter ({magnitudes[0]!r}): its update is m·(W + γBA)/‖W + γBA‖ − W, "
+            "which is no low-rank product. Resize it within its own format, or extract an adapter from the merged model"
+        )
+
+
+def check_distinct(placements: Iterable[Placement]) -> None:
+    """Check that no two layers would have one name in the file."""
+    taken: dict[str, str] = {}
+    for placement in placements:
+        other = taken.setdefault(placement.keys[0], placement.name)
+        if other != placement.name:
+            raise ValueError(
+                f"{other!r} and {placement.name!r} would have one name in the file, {placement.keys[0]!r}: leave one "
+                "of them out, or write a format that keeps their names apart, as PEFT's does"
+            )
+
+
+def no_embeddings(target: Format) -> str:
+    """Return why a format skips an embedding."""
+    return f"an embedding, which {target.title} does not have"
+
+
+def place_layers(
+    layers: Sequence[AdapterLayer], target: Format, *, prefix: str | None, base: str | PathLike[str] | None
+) -> Placed:
+    """Decide where each layer goes: to its own place within one format, else to that of its module.
+
+    `base` is the base model's checkpoint, needed where names are not the base model's own; `prefix` begins such names.
+    """
+    placed = Placed({}, {}, {})
+    modules = _modules_in_base([layer for layer in layers if layer.placement.format != target.name], base)
+    for layer in layers:
+        name, dims, embedding = layer.name, layer.placement.dims, layer.placement.embedding
+        if layer.fixed:
+            placed.failures[name] = layer.fixed
+        elif layer.placement.format == target.name:
+            placed.placements[name] = layer.placement
+        elif embedding and not target.embeddings:
+            placed.skipped[name] = f"{no_embeddings(target)}: norm {_norm_of(layer)}"
+        else:
+            module, base_dims = modules.get(name, (name, dims))
+            if as_matrix(base_dims) == as_matrix(dims):
+                # The base's own dims: some convolutions of kernel size 1 are stored as matrices.
+                placed.placements[name] = target.place(
+                    module, base_dims, prefix if target.lossy_names else None, embedding
+                )
+            else:
+                m, n = as_matrix(dims)
+                placed.failures[name] = (
+                    f"{name!r} is an update of {m} × {n}, but the base's weight has shape {base_dims}"
+                )
+    return placed
+
+
+def _modules_in_base(
+    layers: Iterable[AdapterLayer], base: str | PathLike[str] | None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the base model's name and shape for each layer whose own name is not the base model's."""
+    names: dict[str, list[str]] = {}
+    for layer in layers:
+        names.setdefault(layer.placement.format, []).append(layer.name)
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for source in map(format_named, names):
+        if source.lossy_names is None:
+            continue
+        wanted = names[source.name]
+        if base is None:
+            raise ValueError(
+                f"names as {wanted[0]!r} {source.lossy_names.reason} without the base model's own names: give its "
+                f"checkpoint (--base), or write {source.output}"
+            )
+        shapes = {
+            module_name(key): tensor.shape
+            for key, tensor in open_checkpoint(base).tensors.items()
+            if key.endswith(".weight") and len(tensor.shape) > 1
+        }
+        modules = source.lossy_names.modules(wanted, shapes)
+        for name in wanted:
+            if name not in modules:
+                raise ValueError(
+                    f"{name!r} stands for no module of the base: such names {source.lossy_names.reason}. Give the base "
+                    f"model that these layers belong to, leave the layer out, or write {source.output}"
+                )
+            found[name] = modules[name], shapes[modules[name]]
+    return found
+
+
+def _norm_of(layer: AdapterLayer) -> str:
+    try:
+        return f"{product_norm(layer.update()):.4g}"
+    except ValueError as error:
+        return f"unknown, {error}"

@@ -1,0 +1,107 @@
+"""Factors as the tensors of a file: written one layer at a time, padded to their final rank, and read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowrank_core import LowRankUpdate, scaling_rule
+from lowrank_core.models.files.streams import TensorStream, stream_tensors
+from lowrank_core.models.files.tensors import open_file
+from lowrank_core.models.formats import Adapter, Format, Placement, open_adapter
+from lowrank_core.models.formats.format import Headers, StoredScale, check_scale
+from lowrank_core.models.operations.encoding import FactorEncoding, item_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from lowrank_core.models.formats import OtherTensor
+
+
+def stored_scales(
+    kept: Mapping[Placement, tuple[int, float]], encoding: FactorEncoding
+) -> dict[Placement, StoredScale]:
+    """Return what a file says of layers with these ranks and scales.
+
+    One rank for all where the encoding is uniform, and for layers that a configuration cannot tell apart.
+    """
+    largest: dict[str, int] = {}
+    for placement, (rank, _) in kept.items():
+        group = "" if encoding.uniform else placement.module
+        largest[group] = max(largest.get(group, 0), rank)
+    if encoding.uniform and kept:
+        largest[""] = encoding.uniform_rank(largest[""])
+    return {
+        placement: _stored_scale(scaling, largest["" if encoding.uniform else placement.module], encoding)
+        for placement, (_, scaling) in kept.items()
+    }
+
+
+def _stored_scale(scaling: float, rank: int, encoding: FactorEncoding) -> StoredScale:
+    stored = encoding.stored_scale(rank)
+    if math.isclose(stored.scaling, scaling, rel_tol=1e-15):
+        return StoredScale(rank, stored.alpha, scaling)
+    # Of the scale 1 whatever the rank: α/r and α/√r are 1 at r and √r.
+    return StoredScale(rank, scaling * rank / float(scaling_rule(encoding.rule)(rank, rank)), scaling)
+
+
+def add_factors(
+    stream: TensorStream, target: Format, placement: Placement, update: LowRankUpdate, alpha: float
+) -> None:
+    """Write the tensors of one layer."""
+    for key, tensor in zip(placement.keys, target.arrange(update, placement.dims, alpha), strict=True):
+        stream.add(key, tensor)
+
+
+def copy_tensors(stream: TensorStream | None, others: Iterable[OtherTensor]) -> None:
+    """Write tensors as they are, where there is a file."""
+    if stream is not None:
+        for other in others:
+            stream.add(other.tensor.key, other.tensor.read())
+
+
+def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredScale], headers: Headers) -> None:
+    """Write the configuration, pad the factors whose rank is known only now, and read the adapter back."""
+    if headers.config is not None:
+        text = json.dumps(headers.config, indent=2) + "\n"
+        (temporary / target.files[1]).write_text(text, encoding="utf-8")
+    adapter = open_adapter(temporary)
+    ranks = {layer.placement.keys[0]: layer.rank for layer in adapter.layers}
+    if any(ranks.get(placement.keys[0], scale.rank) < scale.rank for placement, scale in scales.items()):
+        _pad_file(adapter, target, scales)
+        adapter = open_adapter(temporary)
+    read = {layer.placement.keys[0]: (layer.rank, layer.scaling) for layer in adapter.layers}
+    for placement, scale in scales.items():
+        check_scale(placement.name, read.get(placement.keys[0], (0, 0.0)), scale)
+
+
+def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale]) -> None:
+    """Write the file again with its factors padded, one layer at a time."""
+    tensors, metadata = open_file(adapter.path)
+    layers = {layer.placement.keys[0]: layer for layer in adapter.layers}
+    placements = {placement.keys[0]: placement for placement in scales}
+    rest = {key for placement in scales for key in placement.keys[1:]}
+    padded = adapter.path.with_name(f"{adapter.path.name}.padded")
+    try:
+        with stream_tensors(padded, tensors, metadata) as stream:
+            for key in sorted(tensors.keys() - rest, key=lambda key: (-item_size(tensors[key]), key)):
+                if key in placements:
+                    placement = placements[key]
+                    update = _padded(layers[key].untransposed_update(), scales[placement].rank)
+                    add_factors(stream, target, placement, update, scales[placement].alpha)
+                else:
+                    stream.add(key, tensors[key].read())
+        padded.replace(adapter.path)
+    finally:
+        padded.unlink(missing_ok=True)
+
+
+def _padded(update: LowRankUpdate, rank: int) -> LowRankUpdate:
+    """Return factors padded with zeros to a larger rank, which leaves their product as it is."""
+    more = rank - update.rank
+    B, A = np.pad(update.B, [(0, 0), (0, more)]), np.pad(update.A, [(0, more), (0, 0)])
+    return LowRankUpdate(B, A, update.scaling)

@@ -1,0 +1,134 @@
+"""What a file says of its layers, and that its reader finds it there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowrank_core import LowRankUpdate
+from lowrank_core.models.formats import Placement, open_adapter
+from lowrank_core.models.formats.format import StoredScale, check_scale
+from lowrank_core.models.formats.kohya import KOHYA
+from lowrank_core.models.formats.peft import PEFT
+from lowrank_core.models.formats.peft_config import lora_config
+from lowrank_core.models.operations import storing
+from lowrank_core.models.operations.encoding import FactorEncoding, finest_dtype
+from lowrank_core.models.operations.resizing import resize
+from lowrank_core.models.operations.storing import stored_scales
+
+
+def scales_of(encoding, ranks, placements=None):
+    """What a file says of layers of these ranks, each with the scale that it was factored for, by name."""
+    placements = placements or {name: PEFT.place(name, (9, 8), None, False) for name in ranks}
+    kept = {placements[name]: (rank, encoding.stored_scale(rank).scaling) for name, rank in ranks.items()}
+    return {placement.name: tuple(scale) for placement, scale in stored_scales(kept, encoding).items()}
+
+
+def test_each_layer_has_its_own_rank():
+    assert scales_of(FactorEncoding(alpha=6.0), {"a": 1, "b": 3}) == {"a": (1, 6.0, 6.0), "b": (3, 6.0, 2.0)}
+    assert scales_of(FactorEncoding(alpha=6.0, rule="rslora"), {"a": 4}) == {"a": (4, 6.0, 3.0)}
+
+
+def test_uniform_takes_the_largest_rank():
+    assert scales_of(FactorEncoding(uniform=True), {"a": 1, "b": 3}) == {"a": (3, 3.0, 1.0), "b": (3, 3.0, 1.0)}
+
+
+def test_a_uniform_rank_that_a_stored_alpha_can_equal():
+    # bfloat16 has 256 and 258, and nothing between them.
+    assert scales_of(FactorEncoding("bfloat16", uniform=True, scale=KOHYA.scale), {"a": 257}) == {
+        "a": (258, 258.0, 1.0)
+    }
+    assert scales_of(FactorEncoding("bfloat16", uniform=True, scale=PEFT.scale), {"a": 257}) == {"a": (257, 257.0, 1.0)}
+
+
+@pytest.mark.parametrize("rule", ["standard", "rslora"])
+def test_layers_that_a_configuration_cannot_tell_apart(rule):
+    placements = {name: Placement("peft", name, "mha", (f"{name}.A", f"{name}.B"), (9, 8)) for name in ("in", "out")}
+    # Such layers are factored for the scale 1.
+    kept = {placements["in"]: (1, 1.0), placements["out"]: (4, 1.0)}
+    alpha = 4.0 if rule == "standard" else 2.0
+    scales = stored_scales(kept, FactorEncoding(rule=rule))
+    assert {placement.name: tuple(scale) for placement, scale in scales.items()} == {
+        "in": (4, alpha, 1.0),
+        "out": (4, alpha, 1.0),
+    }
+
+
+def test_kohyas_metadata():
+    one, other = (KOHYA.place(name, (9, 8), None, False) for name in ("one", "other"))
+    stored = {one: StoredScale(4, 8.0, 2.0), other: StoredScale(4, 8.0, 2.0)}
+    assert KOHYA.headers(stored, "standard", {}, ()).metadata["ss_network_dim"] == "4"
+    stored[other] = StoredScale(2, 8.0, 4.0)
+    assert KOHYA.headers(stored, "standard", {}, ()).metadata == {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "Dynamic",
+        "ss_network_alpha": "8",
+    }
+
+
+def test_a_writer_warns_of_what_a_reader_warns_of(write_peft):
+    tensors = {}
+    for name, rank in (("a", 2), ("b", 3)):
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = np.ones((rank, 4)), np.ones((5, rank))
+    config = lora_config({"a": 2, "b": 3}, {"a": 4.0, "b": 7.0}, use_rslora=True)
+    read = open_adapter(write_peft(tensors, **config))
+    stored = {layer.placement: StoredScale(layer.rank, layer.alpha, layer.scaling) for layer in read.layers}
+    headers = PEFT.headers(stored, "rslora", {}, ())
+    assert headers.config == config
+    assert headers.warnings == read.warnings
+    assert len(read.warnings) == 3
+
+
+@pytest.mark.parametrize("wrong", [(2, 2.1), (3, 2.0), (0, 0.0)])
+def test_a_file_that_reads_otherwise_is_refused(wrong):
+    made = StoredScale(2, 4.0, 2.0)
+    check_scale("a", (2, 2.0), made)
+    with pytest.raises(ValueError, match=rf"'a' would be read with rank {wrong[0]} and scale {wrong[1]}, but was made"):
+        check_scale("a", wrong, made)
+
+
+def test_a_configuration_that_would_give_another_scale_is_refused():
+    # PEFT has one alpha for the two.
+    placements = [Placement("peft", name, "mha", (f"mha.{name}.lora_A", f"mha.{name}.lora_B"), (9, 8)) for name in "ab"]
+    stored = {placements[0]: StoredScale(2, 4.0, 2.0), placements[1]: StoredScale(2, 6.0, 3.0)}
+    with pytest.raises(ValueError, match=r"scale 3\.0, but was made for rank 2 and scale 2\.0"):
+        PEFT.headers(stored, "standard", {}, ())
+
+
+@pytest.mark.parametrize("tail", [(), (1, 1)])
+@pytest.mark.parametrize("target", [PEFT, KOHYA])
+def test_padding_leaves_the_product_as_it_is(rng, tail, target):
+    dims = (6, 4, 3, 2) if tail else (6, 4)
+    update = LowRankUpdate(rng.standard_normal((6, 2)), rng.standard_normal((2, int(np.prod(dims[1:])))))
+    padded = storing._padded(update, 5)
+    assert (padded.B.shape, padded.A.shape) == ((6, 5), (5, update.A.shape[1]))
+    A, B = target.arrange(padded, dims, 5.0)[:2]
+    assert (A.shape, B.shape) == ((5, *dims[1:]), (6, 5, *tail))
+    assert np.array_equal(B.reshape(6, 5) @ A.reshape(5, -1), update.to_dense())
+    assert np.count_nonzero(A[2:]) == np.count_nonzero(B[:, 2:]) == 0
+
+
+@pytest.mark.parametrize("out", ["out", "out.safetensors"])
+def test_nothing_stays_of_a_padding_that_fails(write_peft, tmp_path, monkeypatch, out):
+    tensors = {}
+    for name, rank in (("a", 2), ("b", 3)):
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = np.eye(rank, 4), np.eye(5, rank)
+    adapter = write_peft(tensors)
+    before = sorted(tmp_path.rglob("*"))
+
+    def fails(*_):
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(storing, "_padded", fails)
+    with pytest.raises(OSError, match="no space left"):
+        resize(adapter, tmp_path / out, uniform=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_finest_dtype_of_all():
+    from lowrank_core.models.files.tensors import StoredTensor
+
+    stored = {dtype: StoredTensor(Path("file"), "key", (2, 2), dtype) for dtype in ("float16", "float32", "int8")}
+    assert finest_dtype(stored.values()) == "float32"
+    assert finest_dtype([stored["float16"]]) == "float16"
+    assert finest_dtype([stored["int8"]]) == "float32"
