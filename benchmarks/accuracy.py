@@ -13,7 +13,7 @@ def _error(build: Any, *arguments: Any) -> float:
 
 
 class Values:
-    """Singular values of updates whose own are known to the last bit, by the route that "auto" takes."""
+    """Singular values of updates with exactly known ones, by the route that "auto" takes."""
 
     version = "1"
     unit = "eps·σ₁"
@@ -38,10 +38,10 @@ class Drawn:
 
 
 class Shortfall:
-    """Energy that krylov misses on drawn updates, over what it may."""
+    """Energy that krylov misses on drawn updates, over its tolerance."""
 
     version = "1"
-    unit = "of what is owed"
+    unit = "of the tolerance"
     timeout = 600
     param_names: ClassVar = ["dtype"]
     params: ClassVar = [list(drawn.DTYPES)]

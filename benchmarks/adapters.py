@@ -15,17 +15,17 @@ NAME = "model.layers.00.self_attn.q_proj"
 
 
 class _Files:
-    """Files in a folder that goes when the benchmark is done, and a case made of them."""
+    """Files in a folder that is deleted after the benchmark, and a case made of them."""
 
     def setup(self, *_: object) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.case = self.made(Path(self.folder.name))
+        self.case = self.build(Path(self.folder.name))
         cases.check(self.case, self.case.ours.call())
 
     def teardown(self, *_: object) -> None:
         self.folder.cleanup()
 
-    def made(self, folder: Path) -> cases.Case:
+    def build(self, folder: Path) -> cases.Case:
         raise NotImplementedError
 
 
@@ -35,7 +35,7 @@ class Extract(_Files):
     version = "1"
     shapes: ClassVar = ((1024, 1024), (1024, 1024))
 
-    def made(self, folder: Path) -> cases.Case:
+    def build(self, folder: Path) -> cases.Case:
         paths = make_checkpoints(folder, 1, shapes=self.shapes, dtype="float32", power=1.0)
         return extraction(folder, paths, RANK, checked=[NAME])
 
@@ -44,7 +44,7 @@ class Extract(_Files):
 
 
 class ExtractMemory:
-    """Peak memory of extracting from such layers, above what was held before."""
+    """Peak memory of extracting from such layers, above that of the process before."""
 
     version = "1"
     unit = "times the largest layer in float32"
@@ -59,7 +59,7 @@ class Resize(_Files):
     version = "1"
     shapes: ClassVar = ((1024, 1024), (1024, 1024))
 
-    def made(self, folder: Path) -> cases.Case:
+    def build(self, folder: Path) -> cases.Case:
         return resizing(folder, make_adapter(folder / "adapter", 4, shapes=self.shapes), RANK, checked=[NAME])
 
     def time_resize(self) -> None:

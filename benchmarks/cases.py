@@ -1,7 +1,7 @@
-"""What is measured, once for the asv suite and for ``compare.py``: a question, our way to its answer, the peers' ways.
+"""Cases of the asv suite and of ``compare.py``: a question, our way to its answer, and those of the peers.
 
-Every case can tell by how much an answer errs, for a timing counts only with its answer checked. Here is what a case
-is, and matrices and products that become their values or factors; ``sweep_cases.py`` has what is asked of spectra.
+Every case computes the error of an answer, since a timing counts only with its answer checked. This module has the
+classes, and the cases of matrices and products to values or factors; ``sweep_cases.py`` has those of spectra.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lowrank_core import LowRankUpdate, spectrum, truncate
 
 Floats = NDArray[np.float64]
 
-# What pip calls a module that is not there.
+# The distribution of a module where its name differs.
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 
@@ -33,7 +33,7 @@ class Contender:
     call: Callable[[], Any]
     needs: tuple[str, ...] = ()  # modules beyond NumPy
     blas: bool = True  # whether the number of BLAS threads matters to it
-    share: float = 1.0  # how much of the whole work a call does: its time is divided by this
+    fraction: float = 1.0  # of the whole work, that a call does: its time is divided by this
     own_clock: bool = False  # the answer is the time that a process took by its own clock
 
 
@@ -46,23 +46,23 @@ class Case:
     peers: tuple[Contender, ...]
     error: Callable[[Any], float]
     unit: str
-    bound: float  # an answer of ours that errs by more does not count
-    peer_bound: float = np.inf  # a peer's that errs by more means that it was not asked the same question
+    bound: float  # a larger error of our answer makes it wrong
+    peer_bound: float = np.inf  # a larger error of a peer's answer means that it answers another question
     by_exactness: bool = False  # peers trade exactness for time: rivals are those at least as exact as our answer
-    limits: tuple[Contender, ...] = ()  # what the machine itself would take for what cannot be avoided
+    limits: tuple[Contender, ...] = ()  # the machine's own time for the part that cannot be avoided
 
     def missing(self) -> list[str]:
-        """Name the distributions that are needed and not installed."""
+        """Return the distributions that are needed and not installed."""
         modules = {module for contender in (self.ours, *self.peers) for module in contender.needs}
         return sorted(DISTRIBUTIONS.get(module, module) for module in modules if find_spec(module) is None)
 
     def against(self, peer: str) -> Case:
-        """Keep the peers of this name alone."""
+        """Return the case with the peers of this name alone."""
         return replace(self, peers=tuple(contender for contender in self.peers if contender.name == peer))
 
 
 def check(case: Case, answer: Any) -> float:
-    """Give the error of our answer; a RuntimeError if it is wrong."""
+    """Return the error of our answer; a RuntimeError if it is wrong."""
     error = case.error(answer)
     if not error <= case.bound:
         raise RuntimeError(f"{case.name}: the answer errs by {error:.3g} {case.unit}; {case.bound:.3g} is allowed.")
@@ -71,14 +71,14 @@ def check(case: Case, answer: Any) -> float:
 
 @cache
 def checked(build: Callable[..., Case], *arguments: Any) -> Case:
-    """Build a case, warm it up and check its answer; once a process, since asv sets up before every sample."""
+    """Return a case, warmed up and with its answer checked; once a process, since asv sets up before every sample."""
     case = build(*arguments)
     check(case, case.ours.call())
     return case
 
 
 def _off(answer: Any, values: Floats, eps: float) -> float:
-    """Largest error of singular values (..., p), in eps·σ₁ of their matrix."""
+    """Return the largest error of singular values (..., p), in eps·σ₁ of their matrix."""
     difference = np.abs(np.asarray(answer, dtype=np.float64) - values)
     return float(np.max(difference / values[..., :1])) / eps
 
@@ -136,9 +136,9 @@ def large(n: int, dtype: str = "float32", kind: str = "even") -> Case:
     limits = (
         Contender("its float64 Gram matrix alone", lambda: exact.T @ exact),
         # Which is n³ operations, since BLAS forms half of it; a reduction to a band is 4/3 · n³ more.
-        Contender("that and a band, at its speed", lambda: exact.T @ exact, share=3 / 7),
+        Contender("that and a band, at its speed", lambda: exact.T @ exact, fraction=3 / 7),
         # One pass over half of what is left of n² numbers for each column: 8n³/6 bytes, where a copy moves 16n².
-        Contender("memcpy of what a one-stage reduction reads", lambda: np.copyto(copy, exact), share=12.0 / n),
+        Contender("memcpy of what a one-stage reduction reads", lambda: np.copyto(copy, exact), fraction=12.0 / n),
     )
     return _values_case(f"{n}², {dtype}", matrix, values, peers, limits=limits)
 
@@ -152,15 +152,15 @@ def _torch_values(matrix: NDArray[Any]) -> NDArray[Any]:
 def leading(n: int, power: float, rank: int, vectors: bool) -> Case:
     """The leading part of one large matrix whose values fall as i^-power: its values, or its factors.
 
-    The peers give vectors either way. The excess is over the best possible error at that rank: of the factors given,
-    or of those that hold the energy of the values given.
+    The peers compute vectors in both cases. The excess is over the best possible error at that rank: of the factors,
+    or of factors with the energy of the values.
     """
     matrix, values = inputs.falling(n, power)
     fall = {0.5: "1/√i", 1.0: "1/i"}[power]
     columns = inputs.generator(n, 32).standard_normal((n, 32), dtype=np.float32)
     rows = np.ascontiguousarray(columns.T)
     exact, basis = matrix.astype(np.float64), inputs.generator(n, rank).standard_normal((n, rank))
-    # As many as ours takes of these spectra: the fewer, the less is unavoidable.
+    # As many as krylov needs for these spectra.
     blocks = {0.5: 7, 1.0: 6}[power]
     return Case(
         f"{n}², {fall}, leading {rank}" + (", with factors" if vectors else ""),
@@ -177,7 +177,7 @@ def leading(n: int, power: float, rank: int, vectors: bool) -> Case:
             Contender(
                 f"BLAS's products with {blocks} blocks of 32 columns",
                 lambda: (matrix @ columns, rows @ matrix),
-                share=1 / blocks,
+                fraction=1 / blocks,
             ),
             Contender(f"one float64 product with {rank} columns", lambda: exact @ basis),
         ),
@@ -215,14 +215,14 @@ def _sklearn_randomized(matrix: NDArray[Any], rank: int) -> list[Contender]:
 
 
 def _excess(answer: Any, matrix: NDArray[Any], best: float) -> float:
-    """Relative excess of an approximation's error over √best; of values alone, of the energy that they leave."""
+    """Return an approximation's relative excess error over √best; for values alone, from the energy that they leave."""
     if not isinstance(answer, tuple):
         left = _energy(matrix) - float(np.sum(answer**2))
     else:
         B, A = (factor.astype(np.float64) for factor in answer)
         blocks = range(0, len(matrix), 512)
         left = sum(_energy(matrix[i : i + 512] - B[i : i + 512] @ A) for i in blocks)
-    # Values that claim more than there is (a negative excess) err as much as values that miss it.
+    # Values with more energy than the matrix (a negative excess) are as wrong as values with less.
     return float(abs(np.sqrt(max(left, 0.0) / best) - 1.0))
 
 
@@ -279,5 +279,5 @@ def factors(size: int, rank: int, count: int | None = None) -> Case:
 
 def _core_values(B: NDArray[Any], A: NDArray[Any], mode: Literal["r", "reduced"] = "r") -> NDArray[Any]:
     factored = [np.linalg.qr(X, mode=mode) for X in (B, np.swapaxes(A, -1, -2))]
-    R_B, R_A = (found if mode == "r" else found[1] for found in factored)
+    R_B, R_A = (factor if mode == "r" else factor[1] for factor in factored)
     return np.linalg.svd(R_B @ np.swapaxes(R_A, -1, -2), compute_uv=False)

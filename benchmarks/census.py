@@ -1,6 +1,6 @@
 """A census of a thousand adapters on a Dask cluster of two local workers: ``python -m benchmarks.census``.
 
-The adapters are PEFT's, with factors of real sizes; the rows are held against those made without a cluster.
+The adapters are PEFT's, with factors of real sizes; the rows are compared with those computed without a cluster.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ CLUSTER = {
 }
 SHAPES = ((1024, 1024), (1024, 1024))
 BLOCKS, RANK = 4, 16
-# Adapters whose rows are held against those that this process makes.
+# Adapters whose rows are compared with those that this process computes.
 COMPARED = 20
 PROJECTED = 100_000
 
 
 def measure(count: int) -> dict[str, Any]:
-    """Take a census on a cluster, and give its throughput.
+    """Take a census on a cluster, and return its throughput.
 
     Raises
     ------
     RuntimeError
-        If a row is missing, or not the one that is made without a cluster.
+        If a row is missing, or differs from the one computed without a cluster.
     """
     from distributed import Client, LocalCluster
 
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as temporary:
         for place in range(count):
-            make_adapter(Path(made, f"{place:06}"), BLOCKS, shapes=SHAPES, rank=RANK, seed=place)
-        size = sum(file.stat().st_size for file in Path(made).rglob("*.safetensors"))
+            make_adapter(Path(temporary, f"{place:06}"), BLOCKS, shapes=SHAPES, rank=RANK, seed=place)
+        size = sum(file.stat().st_size for file in Path(temporary).rglob("*.safetensors"))
         with (
             LocalCluster(**CLUSTER) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             executor = client.get_executor(pure=False)
-            # What each worker imports, it imports once.
-            client.run(adapter_row, Path(made, "000000"))
+            # Each worker imports the package once, which is not measured.
+            client.run(adapter_row, Path(temporary, "000000"))
             start = time.perf_counter()
-            rows = census(made, executor=executor, jsonl=Path(made, "census.jsonl"))
+            rows = census(temporary, executor=executor, jsonl=Path(temporary, "census.jsonl"))
             seconds = time.perf_counter() - start
         alone = [adapter_row(row.path) for row in rows[:COMPARED]]
     if len(rows) != count or list(rows[:COMPARED]) != alone:
-        raise RuntimeError(f"{len(rows)} rows of {count} adapters, or not those that are made without a cluster")
+        raise RuntimeError(f"{len(rows)} rows of {count} adapters, or other rows than those computed without a cluster")
     return {
         "adapters": count,
         "layers_each": BLOCKS * len(SHAPES),
@@ -78,16 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the throughput."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.census", description=__doc__)
     parser.add_argument("--adapters", type=int, default=1000, help="how many to make (1000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="put every figure into FILE, beside what is there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every figure into FILE, which keeps its other parts"
+    )
     options = parser.parse_args(arguments)
-    described, found = machine(), measure(options.adapters)
+    description, figures = machine(), measure(options.adapters)
     print(
-        f"{found['adapters']} adapters of {found['layers_each']} layers, {found['megabytes']} MB, {WORKERS} workers: "
-        f"{found['seconds']:.1f} s, {found['per_second']:.0f} a second; {PROJECTED:,} of them "
-        f"would take {found['projected_minutes']:.0f} minutes"
+        f"{figures['adapters']} adapters of {figures['layers_each']} layers, {figures['megabytes']} MB, "
+        f"{WORKERS} workers: {figures['seconds']:.1f} s, {figures['per_second']:.0f} a second; {PROJECTED:,} of them "
+        f"would take {figures['projected_minutes']:.0f} minutes"
     )
     if options.json:
-        update(options.json, "census", {"machine": described, **found})
+        update(options.json, "census", {"machine": description, **figures})
     return 0
 
 

@@ -1,7 +1,7 @@
 """Print how many times faster lowrank_core is than its peers: ``python -m benchmarks.compare``.
 
 Each line is one run of both sides on the same input and the same cores: both warmed up, the best of several, the peer
-at the faster of one BLAS thread and its default, both answers checked. ``--peers`` shows every peer that was tried.
+at the faster of one BLAS thread and its default, both answers checked. ``--peers`` prints every peer that was tried.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALL_RANKS = (*sweep_cases.ARTICLE_RANKS, 64)
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: its case, in full and in small, and what is asked of it."""
+    """A line of the table: its case, with full and with small inputs, and its target."""
 
     row: str
     build: Callable[..., cases.Case]
@@ -35,8 +35,8 @@ class Line:
     small: tuple[Any, ...]
     at_least: float | None = None  # of the ratio, the peer's time over ours
     aim: float | None = None
-    share: float | None = None  # the aim, as a share of the machine's own limit
-    inverse: bool = False  # told as our time over the peer's, which is to be at most 1 / at_least
+    fraction: float | None = None  # the aim, as a fraction of the machine's own limit
+    inverse: bool = False  # written as our time over the peer's, which is to be at most 1 / at_least
 
 
 LINES = (
@@ -54,11 +54,11 @@ LINES = (
         for n in (2048, 4096)
         for power in (0.5, 1.0)
     ),
-    Line("factors", cases.factors, (4096, 16), (1024, 16), 8, share=0.5),
-    Line("factors", cases.factors, (4096, 64), (1024, 64), 8, share=0.5),
-    Line("factors", cases.factors, (4096, 256), (1024, 256), 4, share=0.5),
-    Line("sweep", sweep_cases.sweep, (1_000, 4_096, 256), (100, 1_024, 64), 5, share=0.5),
-    Line("learning", sweep_cases.learning, (ALL_RANKS, 10), (ALL_RANKS, 1), 1.8, share=2 / 3),
+    Line("factors", cases.factors, (4096, 16), (1024, 16), 8, fraction=0.5),
+    Line("factors", cases.factors, (4096, 64), (1024, 64), 8, fraction=0.5),
+    Line("factors", cases.factors, (4096, 256), (1024, 256), 4, fraction=0.5),
+    Line("sweep", sweep_cases.sweep, (1_000, 4_096, 256), (100, 1_024, 64), 5, fraction=0.5),
+    Line("learning", sweep_cases.learning, (ALL_RANKS, 10), (ALL_RANKS, 1), 1.8, fraction=2 / 3),
     Line("article", sweep_cases.article, (), (), 40),
     Line("updates", sweep_cases.many_updates, (1_000, False), (100, False), 1000),
     Line("updates", sweep_cases.many_updates, (1_000, True), (100, True), 1000),
@@ -74,7 +74,7 @@ TITLES = ("row", "case", "ours", "peer", "its time", "ratio", "asked", "aim", ""
 
 
 def verdict(line: Line, outcome: Outcome) -> str:
-    """Hold an outcome against what is asked of it."""
+    """Compare an outcome with its target."""
     if not outcome.right:
         return "WRONG"
     if line.at_least is not None and outcome.ratio < line.at_least:
@@ -83,7 +83,7 @@ def verdict(line: Line, outcome: Outcome) -> str:
 
 
 def cells(line: Line, outcome: Outcome) -> tuple[str, ...]:
-    """Write the cells of a line of the table."""
+    """Return the cells of a line of the table."""
     peer, ours = outcome.rival, outcome.ours
     return (
         line.row,
@@ -92,53 +92,53 @@ def cells(line: Line, outcome: Outcome) -> tuple[str, ...]:
         named(peer),
         duration(peer.seconds),
         times(outcome.ratio, line),
-        asked(line.at_least, line),
-        asked(line.aim, line),
+        bound(line.at_least, line),
+        bound(line.aim, line),
         verdict(line, outcome),
         "; ".join(remarks(line, outcome)),
     )
 
 
 def remarks(line: Line, outcome: Outcome) -> list[str]:
-    """Give the errors, how near the machine's own limit is, and the fastest peer where its answer is too far off."""
-    said = []
+    """Return the errors, the machine's limits over our time, and the fastest peer where its answer is not as exact."""
+    parts = []
     if outcome.unit:
-        said.append(
+        parts.append(
             f"{outcome.ours.error:.2g} ({outcome.bound:.2g}) {outcome.unit}, the peer {outcome.rival.error:.2g}"
         )
     for i, limit in enumerate(outcome.limits):
-        aim = f", aim {line.share:.0%}" if line.share is not None and i == 0 else ""
-        said.append(f"{limit.name} takes {limit.seconds / outcome.ours.seconds:.0%} of this time{aim}")
+        aim = f", aim {line.fraction:.0%}" if line.fraction is not None and i == 0 else ""
+        parts.append(f"{limit.name} takes {limit.seconds / outcome.ours.seconds:.0%} of this time{aim}")
     fastest = outcome.peers[0]
     if fastest.name != outcome.rival.name:
-        said.append(f"{named(fastest)} errs by {fastest.error:.2g}, {times(outcome.over(fastest), line)}")
-    return said
+        parts.append(f"{named(fastest)} errs by {fastest.error:.2g}, {times(outcome.over(fastest), line)}")
+    return parts
 
 
 def named(timing: Timing) -> str:
-    """Name a contender, and its threads where they are not its default."""
+    """Return the name of a contender, and its threads where they are not its default."""
     return timing.name + (" (1 thread)" if timing.threads == 1 else "")
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
+    """Return a time with its unit."""
     unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if seconds >= pair[1]), ("µs", 1e-6))
     return f"{seconds / size:.3g} {unit}"
 
 
 def times(ratio: float, line: Line) -> str:
-    """Write a ratio as the line tells it."""
+    """Return a ratio as the line has it."""
     figure = 1.0 / ratio if line.inverse else ratio
     return f"{figure:.3g}×" if figure < 1000 else f"{figure:,.0f}×"
 
 
-def asked(ratio: float | None, line: Line) -> str:
-    """Write what is asked of a ratio."""
+def bound(ratio: float | None, line: Line) -> str:
+    """Return the bound on a ratio."""
     return "" if ratio is None else ("≤ " if line.inverse else "≥ ") + times(ratio, line)
 
 
 def peer_lines(line: Line, outcome: Outcome) -> list[str]:
-    """Write a line for every peer."""
+    """Return a line for every peer."""
     return [
         f"          {named(peer):<44} {duration(peer.seconds):>9} {times(outcome.over(peer), line):>8}"
         f"  error {peer.error:.3g} {outcome.unit}"
@@ -147,7 +147,7 @@ def peer_lines(line: Line, outcome: Outcome) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe what the figures were measured on, and with."""
+    """Return the machine that the figures were measured on, and the versions of the software."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "processor": processor(),
@@ -162,14 +162,14 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Name the processor, as the system does."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
+    """Return the name of the processor that the system has for it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def installed(name: str) -> str | None:
-    """Give the version of a distribution, None if it is not there."""
+    """Return the version of a distribution, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -184,17 +184,18 @@ def measure(line: Line, *, quick: bool) -> Outcome:
     return contest(case, rounds=1, least=0.0) if quick else contest(case)
 
 
-def record(line: Line, outcome: Outcome, described: dict[str, Any]) -> dict[str, Any]:
-    """Give a line and its outcome as what JSON can hold, with the date and the load of its run."""
-    told = {"row": line.row, "at_least": line.at_least, "aim": line.aim, "share_aim": line.share}
-    told |= {"date": described["date"], "load": described["load"]}
-    return told | asdict(outcome) | {"ratio": outcome.ratio, "verdict": verdict(line, outcome)}
+def record(line: Line, outcome: Outcome, description: dict[str, Any]) -> dict[str, Any]:
+    """Return a line and its outcome as JSON has them, with the date and the load of its run."""
+    target = {"row": line.row, "at_least": line.at_least, "aim": line.aim, "fraction_aim": line.fraction}
+    circumstances = {"date": description["date"], "load": description["load"]}
+    measured = {"ratio": outcome.ratio, "verdict": verdict(line, outcome)}
+    return target | circumstances | asdict(outcome) | measured
 
 
 def run(
-    rows: Sequence[str], described: dict[str, Any], *, quick: bool, peers: bool
+    rows: Sequence[str], description: dict[str, Any], *, quick: bool, peers: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Measure and print the rows asked for; give their records, and what was refused."""
+    """Measure and print the rows asked for; return their records, and the errors of the others."""
     records, refused = [], []
     for line in LINES:
         if line.row not in rows:
@@ -205,25 +206,25 @@ def run(
             refused.append(f"{line.row}: {error}")
             print(f"{line.row:<9} REFUSED: {error}", flush=True)
             continue
-        records.append(record(line, outcome, described))
+        records.append(record(line, outcome, description))
         print(COLUMNS.format(*cells(line, outcome)).rstrip(), flush=True)
         if peers:
             print("\n".join(peer_lines(line, outcome)), flush=True)
     return records, refused
 
 
-def keep(file: Path, described: dict[str, Any], records: list[dict[str, Any]], *, quick: bool) -> None:
-    """Write the records to a file, in place of its lines of the same rows; its other lines, and their machine, stay.
+def keep(file: Path, description: dict[str, Any], records: list[dict[str, Any]], *, quick: bool) -> None:
+    """Write the records into a file, in place of its lines of the same rows; other lines and their machine are kept.
 
-    A file of small inputs gives way as a whole to one of full ones, and the other way round.
+    Lines of small inputs and of full ones are never in the same file: the later ones replace all of the earlier.
     """
     lines = records
-    if file.exists() and (held := json.loads(file.read_text(encoding="utf-8")))["quick"] == quick:
-        measured = {told["row"] for told in records}
-        others = [told for told in held["lines"] if told["row"] in ROWS and told["row"] not in measured]
-        lines = sorted(others + records, key=lambda told: ROWS.index(told["row"]))
-        described = held["machine"] if others else described
-    whole = {"machine": described, "quick": quick, "lines": lines}
+    if file.exists() and (kept := json.loads(file.read_text(encoding="utf-8")))["quick"] == quick:
+        measured = {entry["row"] for entry in records}
+        others = [entry for entry in kept["lines"] if entry["row"] in ROWS and entry["row"] not in measured]
+        lines = sorted(others + records, key=lambda entry: ROWS.index(entry["row"]))
+        description = kept["machine"] if others else description
+    whole = {"machine": description, "quick": quick, "lines": lines}
     file.write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
@@ -233,29 +234,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", action="append", choices=ROWS, metavar="ROW", help=f"one of {', '.join(ROWS)}; again for more"
     )
-    parser.add_argument("--quick", action="store_true", help="small inputs, each call timed once: does it run at all?")
+    parser.add_argument("--quick", action="store_true", help="small inputs, each call timed once: a smoke test")
     parser.add_argument("--peers", action="store_true", help="a line for every peer that was tried")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every figure to FILE, where lines of other rows stay"
+        "--json", type=Path, metavar="FILE", help="write every figure to FILE, which keeps its lines of other rows"
     )
     options = parser.parse_args(arguments)
-    start, described = time.perf_counter(), machine()
+    start, description = time.perf_counter(), machine()
     print(
-        f"{described['processor']}, {described['cores']} cores, load {described['load']:.2f}; "
-        + ", ".join(f"{name} {number}" for name, number in described["versions"].items())
+        f"{description['processor']}, {description['cores']} cores, load {description['load']:.2f}; "
+        + ", ".join(f"{name} {number}" for name, number in description["versions"].items())
     )
     if options.quick:
         print("Small inputs, each call timed once: the ratios below say nothing about the targets.")
     print(COLUMNS.format(*TITLES).rstrip())
-    for name, figure in described["reaches"].items():
+    for name, figure in description["reaches"].items():
         print(f"{name}: {figure:.3g}")
-    records, refused = run(options.only or ROWS, described, quick=options.quick, peers=options.peers)
+    records, refused = run(options.only or ROWS, description, quick=options.quick, peers=options.peers)
     print(f"{time.perf_counter() - start:.0f} s")
     if options.json:
-        keep(options.json, described, records, quick=options.quick)
+        keep(options.json, description, records, quick=options.quick)
     for refusal in refused:
         print(refusal, file=sys.stderr)
-    return 2 if refused else int(any(told["verdict"] == "WRONG" for told in records))
+    return 2 if refused else int(any(entry["verdict"] == "WRONG" for entry in records))
 
 
 if __name__ == "__main__":

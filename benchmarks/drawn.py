@@ -24,12 +24,12 @@ Floats = NDArray[np.float64]
 EPS64, EPS32 = 2.0**-52, 2.0**-23
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 MAX_SIDE = 8
-# Where numbers are subnormal, an answer is rounded to float64's own spacing; a few roundings of it are no error.
+# Subnormal answers are rounded to float64's own spacing, of which a few roundings are allowed.
 SPACING = 4 * 2.0**-1074
 
 
 class Route(NamedTuple):
-    """A way to singular values: what finds them, of what, and the unit that its errors are counted in."""
+    """A way to singular values: its function, whether it takes products, and the unit of its errors."""
 
     values: Callable[[Any], Floats]
     product: bool
@@ -37,7 +37,7 @@ class Route(NamedTuple):
 
 
 def worst(name: str, dtype: str, examples: int) -> float:
-    """Largest |σ̂ᵢ − σᵢ| by a route, in its unit, over as many examples of every kind.
+    """Return the largest |σ̂ᵢ − σᵢ| by a route, in its unit, over as many examples of every kind.
 
     For a product in float64 arithmetic the unit is eps64·|γ|·Σ‖bᵢ‖‖aᵢ‖, which a product's rounding is relative to.
     """
@@ -48,12 +48,12 @@ def worst(name: str, dtype: str, examples: int) -> float:
 
 
 def tried(name: str) -> Sequence[str]:
-    """Dtypes that a route is for: a Gram matrix of float64 data would lose half their digits."""
+    """Return the dtypes that a route is for: a Gram matrix of float64 data would lose half of its digits."""
     return DTYPES[1:] if "eps32" in ROUTES[name].unit else DTYPES
 
 
 def shortfall(dtype: str, examples: int) -> float:
-    """How much of the leading energy krylov misses, over what it may: 1e-4·min(H_k, max(T_k, 1e-6·N²))."""
+    """Return the leading energy that krylov misses, over its tolerance 1e-4·min(H_k, max(T_k, 1e-6·N²))."""
     return max(_largest(_krylov_shortfall, False, dtype, kind, examples) for kind in KINDS)
 
 
@@ -61,7 +61,7 @@ def _largest(measured: Callable[[Any], float], product: bool, dtype: str, kind: 
     found = [0.0]
     strategy = low_rank_updates if product else updates
 
-    # The same examples every time: a figure that changes is a change of the code's.
+    # The same examples every time, so that only a change of the code changes the figure.
     @seed(0)
     @settings(
         max_examples=examples,
@@ -89,13 +89,13 @@ def _matrix(array: NDArray[Any]) -> Any:
 
 
 def _over(errors: Floats, unit: float) -> float:
-    """Errors over the unit; the spacing of subnormal numbers is forgiven, and matters to nothing else."""
+    """Return errors over the unit, without the spacing of subnormal numbers, which is far below any other error."""
     beyond = float(np.max(np.maximum(errors - SPACING, 0.0), initial=0.0))
     return beyond / unit if beyond else 0.0
 
 
 def _found_by(find: Callable[[Any], tuple[Floats, Floats]]) -> Callable[[Any], Floats]:
-    """Values by one way of a dense matrix, whatever "auto" or `method` would take at its size."""
+    """Return a function for values of a dense matrix by one way, whatever `method` would take at its size."""
     return lambda update: find(as_matrices(update)[0][np.newaxis])[0][0]
 
 
@@ -104,7 +104,7 @@ def _values(method: str) -> Callable[[Any], Floats]:
 
 
 def _lengths(method: str) -> Callable[[Any], Floats]:
-    """Values as the lengths of B's columns, of a truncation that keeps all of them."""
+    """Return a function for values as the lengths of B's columns, from a truncation that keeps all of them."""
 
     def lengths(update: Any) -> Floats:
         kept = truncate(update, min(update.shape), method=method).B
@@ -143,7 +143,7 @@ def _product_error(update: LowRankUpdate, route: Route) -> float:
     rounding = EPS64 * abs(update.scaling) * float(np.sum(sizes))
     if "eps64" in route.unit:
         return _over(np.abs(found - exact), rounding)
-    # What has cancelled is known to float64's rounding of its parts, and no better.
+    # A product that cancels is exact to float64's rounding of its parts.
     return _over(np.maximum(np.abs(found - exact) - 10 * MAX_SIDE * rounding, 0.0), EPS32 * exact[0])
 
 

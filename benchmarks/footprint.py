@@ -1,4 +1,4 @@
-"""What the package costs beside its answers: import time, and the peak memory of a process that asks one question."""
+"""Import time, and the peak memory of a process that asks one question."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Import:
         return "import numpy"
 
 
-def _check_energy(held: Spectrum, energy: float) -> None:
-    # Σσ² = ‖Δ‖_F² needs no more memory than there is.
-    if not abs(float(held.norm) ** 2 - energy) <= 1e-10 * energy:
-        raise RuntimeError(f"the squared norm is {float(held.norm) ** 2}, and should be {energy}.")
+def _check_energy(leading: Spectrum, energy: float) -> None:
+    # Σσ² = ‖Δ‖_F² is checked without further memory.
+    if not abs(float(leading.norm) ** 2 - energy) <= 1e-10 * energy:
+        raise RuntimeError(f"the squared norm is {float(leading.norm) ** 2}, and should be {energy}.")
 
 
 class LargeMatrix:

@@ -1,4 +1,4 @@
-"""How time grows with each size alone, the others held: what is linear should look it."""
+"""How time grows with each size alone, the others fixed: linear work should take linear time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks import cases, sweep_cases
 
 
 class Batch:
-    """All singular values of ever more matrices of 32 × 32."""
+    """All singular values of more and more matrices of 32 × 32."""
 
     version = "1"
     param_names: ClassVar = ["count"]
@@ -22,7 +22,7 @@ class Batch:
 
 
 class Ranks:
-    """Errors of 100 spectra of 4,096 values at ever more ranks."""
+    """Errors of 100 spectra of 4,096 values at more and more ranks."""
 
     version = "1"
     param_names: ClassVar = ["ranks"]
@@ -36,7 +36,7 @@ class Ranks:
 
 
 class Layers:
-    """Products of ever more pairs of factors."""
+    """Products of more and more pairs of factors."""
 
     version = "1"
     param_names: ClassVar = ["layers"]

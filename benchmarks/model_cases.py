@@ -22,12 +22,12 @@ from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.resizing import resize
 
 ATTENTION, MLP = (1024, 1024), (1024, 4096)
-# Components of an update beside its noise, and the noise's share of its norm.
+# Components of an update beside its noise, and the norm of the noise over theirs.
 COMPONENTS, NOISE = 256, 0.2
-# An update's norm, as a share of its weight's: what a fine-tune usually moves.
+# The norm of an update over that of its weight, as in typical fine-tunes.
 MOVED = 0.02
 ADAPTER_RANK, ALPHA = 64, 16.0
-# The error may lie above the best that the rank allows by this much of it.
+# The largest relative excess over the best possible error at the rank.
 ALLOWED = 1e-4
 
 
@@ -156,7 +156,7 @@ def _read_products(adapter: Path) -> dict[str, NDArray[Any]]:
 
 
 def _products(tensors: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """Multiply out what convert_to_lora gives: torch tensors, of scale 1."""
+    """Return the updates of convert_to_lora's result, which has torch tensors and the scale 1."""
     arrays = {key.removeprefix("base_model.model."): tensor.double().numpy() for key, tensor in tensors.items()}
     modules = {key.split(".lora_")[0] for key in arrays}
     return {name: arrays[f"{name}.lora_B.weight"] @ arrays[f"{name}.lora_A.weight"] for name in modules}
@@ -168,7 +168,7 @@ def _write_config(folder: Path, names: list[str], rank: int, alpha: float) -> No
 
 
 def _torch_extract(base: Path, tuned: Path, out: Path, rank: int) -> Path:
-    """Write what a sensible script does: one layer after the other, the difference in float32, √Σ in both factors."""
+    """Write an adapter as a sensible script does: layer by layer, the difference in float32, √Σ in both factors."""
     import torch
     from safetensors import safe_open
 
@@ -200,10 +200,10 @@ def _torch_factors(name: str, update: Any, rank: int) -> dict[str, Any]:
     import torch
 
     U, values, Vt = torch.linalg.svd(update, full_matrices=False)
-    share = values[:rank].sqrt()
+    root = values[:rank].sqrt()
     return {
-        f"base_model.model.{name}.lora_A.weight": (share[:, None] * Vt[:rank]).contiguous(),
-        f"base_model.model.{name}.lora_B.weight": (U[:, :rank] * share).contiguous(),
+        f"base_model.model.{name}.lora_A.weight": (root[:, None] * Vt[:rank]).contiguous(),
+        f"base_model.model.{name}.lora_B.weight": (U[:, :rank] * root).contiguous(),
     }
 
 
@@ -218,7 +218,7 @@ def _torch_save(factors: dict[str, Any], out: Path, rank: int) -> Path:
 
 
 def _converter(adapter: Path, rank: int) -> Any:
-    """Give PEFT's conversion as a call; loading the model is not in its time, nor is saving the result."""
+    """Return PEFT's conversion as a call; loading the model is not in its time, nor is saving the result."""
     loaded: list[Any] = []
 
     def convert() -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _converter(adapter: Path, rank: int) -> Any:
 
 
 def _peft_model(adapter: Path) -> Any:
-    """Load the adapter over a model of bare linear layers: their weights play no part."""
+    """Return the adapter loaded into a model of linear layers, whose own weights do not matter."""
     import torch
     from peft import PeftModel
 

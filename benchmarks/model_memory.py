@@ -1,7 +1,7 @@
-"""Peak memory of extracting an adapter, above what the process held after imports and a warm-up (Linux).
+"""Peak memory of extracting an adapter, above that of the process after imports and a warm-up (Linux).
 
 ``python -m benchmarks.model_memory WARM_BASE WARM_TUNED BASE TUNED RANK`` measures itself and prints bytes: the peak is
-the system's own high-water mark, which pages of mapped files count into. ``peak`` runs it in a process of its own.
+the system's own high-water mark, which includes pages of mapped files. ``peak`` runs it in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from benchmarks.model_cases import make_checkpoints
 from lowrank_core.models.operations.extraction import extract
 
 WARM_UP = (1024, 1024)
-_HIGH_WATER = "5"  # what clear_refs takes to set VmHWM back to VmRSS
+_HIGH_WATER = "5"  # written to clear_refs, sets VmHWM back to VmRSS
 
 
 def peak(blocks: int, shapes: tuple[tuple[int, int], ...], rank: int, dtype: str = "float32") -> float:
-    """Give the peak over the largest layer's size in float32, for a model of as many blocks."""
-    with tempfile.TemporaryDirectory() as made:
-        folders = Path(made, "warm"), Path(made, "model")
+    """Return the peak over the largest layer's size in float32, for a model of as many blocks."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = Path(temporary, "warm"), Path(temporary, "model")
         for folder in folders:
             folder.mkdir()
         warm = make_checkpoints(folders[0], 1, shapes=(WARM_UP,), dtype=dtype, power=0.7)
@@ -39,10 +39,10 @@ def main(warm_base: str, warm_tuned: str, base: str, tuned: str, rank: str) -> N
     """Measure this process."""
     with tempfile.TemporaryDirectory() as folder:
         extract(warm_base, warm_tuned, Path(folder, "warm"), rank=int(rank))
-        held = _status("VmRSS")
+        before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text(_HIGH_WATER)
         extract(base, tuned, Path(folder, "out"), rank=int(rank))
-        print(_status("VmHWM") - held)
+        print(_status("VmHWM") - before)
 
 
 def _status(field: str) -> int:

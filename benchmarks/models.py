@@ -28,7 +28,7 @@ CHECKED = ("model.layers.00.self_attn.q_proj", "model.layers.00.mlp.up_proj")
 # (dtype, how fast the singular values fall) of the checkpoints.
 MODELS = (("float32", 1.0), ("float32", 0.7), ("bfloat16", 1.0))
 LEAST = {"extract": 5.0, "resize": 50.0}
-# Models to take the peak memory of: what is in them, and the peak that is allowed over the largest layer in float32.
+# Models whose peak memory is measured: their layers, and the peak that is allowed, over the largest layer in float32.
 MEMORY = (
     ("2 × 1024², 2 × 1024 × 4096", 2, SHAPES, 6.0),
     ("20 × 1024², 20 × 1024 × 4096", 20, SHAPES, 6.0),
@@ -39,11 +39,11 @@ PARTS = ("extract", "resize", "memory")
 
 
 def extract_lines(blocks: int, peer_blocks: int) -> list[dict[str, Any]]:
-    """Extract from every kind of model."""
+    """Measure extraction from every kind of model."""
     lines = []
     for dtype, power in MODELS:
-        with tempfile.TemporaryDirectory() as made:
-            folder = Path(made)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
             few = make_checkpoints(_new(folder / "few"), peer_blocks, shapes=SHAPES, dtype=dtype, power=power)
             outcome = contest(extraction(folder, few, RANK, checked=CHECKED))
             many = make_checkpoints(_new(folder / "many"), blocks, shapes=SHAPES, dtype=dtype, power=power)
@@ -53,9 +53,9 @@ def extract_lines(blocks: int, peer_blocks: int) -> list[dict[str, Any]]:
 
 
 def resize_lines(blocks: int, peer_blocks: int) -> list[dict[str, Any]]:
-    """Resize an adapter."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    """Measure the resizing of an adapter."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         few = make_adapter(folder / "few", peer_blocks, shapes=SHAPES)
         outcome = contest(resizing(folder, few, RANK, checked=CHECKED))
         many = make_adapter(folder / "many", blocks, shapes=SHAPES)
@@ -64,13 +64,13 @@ def resize_lines(blocks: int, peer_blocks: int) -> list[dict[str, Any]]:
 
 
 def memory_lines() -> list[dict[str, Any]]:
-    """Take the peak of extracting from each model, over its largest layer in float32."""
+    """Measure the peak memory of extracting from each model, over its largest layer in float32."""
     lines = []
     for layers, blocks, shapes, allowed in MEMORY:
-        found = peak(blocks, shapes, RANK)
-        lines.append({"layers": layers, "peak": found, "allowed": allowed})
+        measured = peak(blocks, shapes, RANK)
+        lines.append({"layers": layers, "peak": measured, "allowed": allowed})
         limit = "" if allowed is None else f" (at most {allowed:g})"
-        print(f"memory   {layers:<30} peak {found:.2f} times the largest layer in float32{limit}", flush=True)
+        print(f"memory   {layers:<30} peak {measured:.2f} times the largest layer in float32{limit}", flush=True)
     return lines
 
 
@@ -109,26 +109,28 @@ def _seconds(call: Any) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what was found; exit code 1 if something asked for was missed."""
+    """Print the figures; exit code 1 if a target was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
     parser.add_argument("--only", action="append", choices=PARTS, help="a part alone; again for more")
     parser.add_argument("--blocks", type=int, default=24, help="blocks of the model, two layers each (24)")
     parser.add_argument("--peer-blocks", type=int, default=2, help="blocks that both sides are timed on (2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="put every figure into FILE, beside what is there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write every figure into FILE, which keeps its other parts"
+    )
     options = parser.parse_args(arguments)
-    described = machine()
-    print(f"{described['processor']}, {described['cores']} cores, load {described['load']:.2f}")
-    made = {
+    description = machine()
+    print(f"{description['processor']}, {description['cores']} cores, load {description['load']:.2f}")
+    parts = {
         "extract": lambda: extract_lines(options.blocks, options.peer_blocks),
         "resize": lambda: resize_lines(options.blocks, options.peer_blocks),
         "memory": memory_lines,
     }
     missed = False
     for part in options.only or PARTS:
-        lines = made[part]()
+        lines = parts[part]()
         missed = missed or any(_is_missed(line) for line in lines)
         if options.json:
-            update(options.json, part, {"machine": described, "lines": lines})
+            update(options.json, part, {"machine": description, "lines": lines})
     return int(missed)
 
 

@@ -1,4 +1,4 @@
-"""How many times as long a peer takes, in one run on the same input, both answers checked.
+"""The time of a peer over ours, in one run on the same input, both answers checked.
 
 ``python -m benchmarks.compare`` prints this at full size; the sizes here are those that can be repeated over commits.
 """
@@ -53,7 +53,7 @@ class Ratio:
         build, arguments, peer = CONTESTS[name]
         self.case = build(*arguments).against(peer)
         if self.case.missing():
-            # asv's way of marking what does not apply here.
+            # Which asv reads as: not applicable here.
             raise NotImplementedError(f"not installed: {', '.join(self.case.missing())}")
 
     def track_ratio(self, name: str) -> float:

@@ -1,4 +1,4 @@
-"""What the machine reaches by itself: the figures that every time of the table is to be held against."""
+"""What the machine reaches by itself, with which every time of the table is to be compared."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _product_speed(dtype: str, count: int | None) -> float:
 
 
 def _thread_gain() -> float:
-    """How many times as much two threads do as one, where nothing is shared but the machine."""
+    """Return the speed of two threads over one, where they share nothing but the machine."""
     X = np.ones((192, 192))
 
     def work(_: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def update(file: Path, part: str, figures: Any) -> None:
-    """Put the figures of one part into a JSON file, and leave its other parts as they are."""
-    held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    text = json.dumps(held | {part: figures}, indent=1, ensure_ascii=False, sort_keys=True)
+    """Write the figures of one part into a JSON file, and keep its other parts."""
+    parts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    text = json.dumps(parts | {part: figures}, indent=1, ensure_ascii=False, sort_keys=True)
     file.write_text(text + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from benchmarks import cases
 
-# Matrices of each size in a stack: a tenth of a second or so of work.
+# Matrices of each size in a stack, of about a tenth of a second of work.
 COUNTS = {8: 5_000, 16: 2_000, 32: 1_000, 64: 400, 128: 100, 256: 16, 512: 4}
 
 

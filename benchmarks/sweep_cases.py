@@ -1,4 +1,4 @@
-"""Cases of what is asked of a spectrum, from the error sweep to the demo, and of the package as a process."""
+"""Cases of questions about spectra, from the error sweep to the demo, and of the package as a process."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def sweep(count: int, n: int, rank_count: int) -> Case:
 def _by_cumulative_sums(
     values: Floats, ranks: NDArray[np.int64], table: Floats, *, both_ways: bool = False
 ) -> NDArray[Any]:
-    """Errors (count, *table.shape) from the definition; whole numbers below 2^20 are summed without a rounding."""
+    """Return errors (count, *table.shape) from the definition; whole numbers below 2^20 are summed exactly."""
     squares = values**2
     heads = np.cumsum(squares, axis=-1)
     total = heads[:, -1:]
@@ -88,7 +88,7 @@ def _by_cumulative_sums(
 
 
 def _relative(answer: Any, reference: Floats) -> float:
-    """Largest relative error, in eps; below 1e-6 of the largest entry, in eps of that."""
+    """Return the largest relative error, in eps; below 1e-6 of the largest entry, in eps of 1e-6 of that."""
     scale = np.maximum(reference, 1e-6 * reference.max())
     return float(np.max(np.abs(answer - reference) / scale) / np.finfo(np.float64).eps)
 
@@ -123,15 +123,15 @@ def article() -> Case:
 
 
 def lone_call(question: str) -> Case:
-    """Ask what takes next to no arithmetic, so that the time is that of the calls and checks around it."""
+    """Calls with next to no arithmetic, whose time is that of the calls and checks around it."""
     values = np.array([4.0, 2.0])
-    update, held = np.diag(values), _spectra_of(values, 2)
+    update, in_hand = np.diag(values), _spectra_of(values, 2)
     product = LowRankUpdate(update.astype(np.float32), np.eye(2, dtype=np.float32))
     ours, exact = {
         "spectrum": (lambda: spectrum(update).values, values),
         "factors": (lambda: spectrum(product).values, values),
-        "error_sweep": (lambda: error_sweep(held, [1], alpha=1.0).errors, np.sqrt([[0.2], [0.2]])),
-        "reconstruction_error": (lambda: reconstruction_error(held), np.sqrt([1.0, 0.2, 0.0])),
+        "error_sweep": (lambda: error_sweep(in_hand, [1], alpha=1.0).errors, np.sqrt([[0.2], [0.2]])),
+        "reconstruction_error": (lambda: reconstruction_error(in_hand), np.sqrt([1.0, 0.2, 0.0])),
     }[question]
     return Case(
         f"{question}, one of 2²",
@@ -144,7 +144,7 @@ def lone_call(question: str) -> Case:
 
 
 def many_updates(count: int, decompositions: bool) -> Case:
-    """Sweep updates of 64 × 64 over all ranks and three rules, against the article's way on a part of them."""
+    """A sweep of updates of 64 × 64 over all ranks and three rules, against the article's way on a part of them."""
     matrices, values = inputs.stack(count, 64, "float64")
     spectra, ranks = spectrum(matrices), np.arange(1, 65)
     table = np.stack([scaling_rule(rule)(ALPHA, ranks) for rule in RULES])
@@ -155,8 +155,8 @@ def many_updates(count: int, decompositions: bool) -> Case:
         return np.stack([_the_articles_way(update, ranks[part].tolist(), RULES) for update in few])
 
     def ours() -> Floats:
-        held = spectrum(matrices) if decompositions else spectra
-        return error_sweep(held, ranks, alpha=ALPHA, rules=RULES).errors
+        decomposed = spectrum(matrices) if decompositions else spectra
+        return error_sweep(decomposed, ranks, alpha=ALPHA, rules=RULES).errors
 
     def error(answer: Floats) -> float:
         wanted = reference if answer.shape == reference.shape else reference[: len(few), :, part]
@@ -166,7 +166,7 @@ def many_updates(count: int, decompositions: bool) -> Case:
     return Case(
         f"{count:,} × 64², 64 ranks, 3 rules: {means}",
         Contender("lowrank_core", ours),
-        (Contender("the article's way, in part", by_article, share=len(few) / (8 * count)),),
+        (Contender("the article's way, in part", by_article, fraction=len(few) / (8 * count)),),
         error,
         unit="eps, absolute",
         # Singular values within 640 eps·σ₁, under a γ of 16 at the most.
@@ -180,7 +180,7 @@ def learning(ranks: tuple[int, ...], repeats: int, optimizer: str = "sgd", steps
     n, seed, rate = 64, 7, 1e-3
     values, rules = np.linspace(3.0, 0.5, n), RULES[:2]
     diagonal = np.diag(values)
-    # Adam sees the bases, so it is given some.
+    # The result of Adam depends on the bases.
     dense = diagonal if optimizer == "sgd" else inputs.in_hadamard_bases(values, inputs.generator(n))
     update = _spectra_of(values, n) if optimizer == "sgd" else dense
     drawn = [stream.standard_normal((max(ranks), n)) for stream in np.random.default_rng(seed).spawn(repeats)]
@@ -211,7 +211,7 @@ def learning(ranks: tuple[int, ...], repeats: int, optimizer: str = "sgd", steps
         error=lambda answer: float(np.max(np.abs(answer - reference) / reference)),
         unit="relative",
         bound=1e-10 if optimizer == "sgd" else 1e-6,
-        limits=(Contender("dgemm's speed", lambda: square @ square, share=2.0 * 1024**3 / flops),),
+        limits=(Contender("dgemm's speed", lambda: square @ square, fraction=2.0 * 1024**3 / flops),),
     )
 
 
@@ -246,7 +246,7 @@ def _python(code: str) -> str:
 
 
 def import_time() -> Case:
-    """``import lowrank_core`` by the process's own clock, so that the interpreter's start does not flatter it."""
+    """``import lowrank_core`` by the process's own clock, without the interpreter's start, which both sides have."""
 
     def imported(module: str) -> float:
         clock = "from time import perf_counter as now; start = now(); "
@@ -263,7 +263,7 @@ def import_time() -> Case:
 
 
 def demo() -> Case:
-    """``lowrank demo`` as a process, its kernels' cache warm, against the imports that it cannot do without."""
+    """``lowrank demo`` as a process, its kernels' cache warm, against the imports that it needs."""
     verb = "import sys; from lowrank_core.cli.app import main; sys.exit(main(['demo']))"
     return Case(
         "lowrank demo",

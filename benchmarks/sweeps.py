@@ -34,7 +34,7 @@ class Article:
 
 
 class LoneCalls:
-    """Calls with next to no arithmetic: what a user with many small layers pays for each beside it."""
+    """Calls with next to no arithmetic: what each costs a user with many small layers beside it."""
 
     version = "1"
     param_names: ClassVar = ["question"]

@@ -1,4 +1,4 @@
-"""Times the ways to one answer side by side, each peer at its better number of threads, every answer checked."""
+"""Measure ways to one answer side by side, each peer at its better number of threads, every answer checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.cases import Case, Contender
 
 # A first call beyond this many seconds counts as a timing, and one more round as enough.
 LONG = 2.0
-# A peer this many times slower than the fastest is left at its first figure.
+# A peer this many times slower than the fastest is timed once.
 OUT_OF_THE_RUNNING = 1.5
 
 
@@ -40,7 +40,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contest found: the peers at their better threads, the fastest first, and the rival among them."""
+    """The result of a contest: the peers at their better threads, the fastest first, and the rival among them."""
 
     case: str
     unit: str
@@ -51,12 +51,12 @@ class Outcome:
     limits: tuple[Timing, ...]
 
     def over(self, peer: Timing) -> float:
-        """How many times as long a peer takes."""
+        """Return the time of a peer over ours."""
         return peer.seconds / self.ours.seconds
 
     @property
     def ratio(self) -> float:
-        """How many times as long the rival takes."""
+        """The time of the rival over ours."""
         return self.over(self.rival)
 
     @property
@@ -67,12 +67,12 @@ class Outcome:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Hold BLAS, OpenMP and torch to `count` threads; None leaves them as they are."""
+    """Limit BLAS, OpenMP and torch to `count` threads; None does not change them."""
     if count is None:
         yield
         return
     torch: Any = sys.modules.get("torch")
-    held = torch.get_num_threads() if torch else None
+    before = torch.get_num_threads() if torch else None
     with threadpool_limits(count):
         if torch:
             torch.set_num_threads(count)
@@ -80,24 +80,24 @@ def threads(count: int | None) -> Iterator[None]:
             yield
         finally:
             if torch:
-                torch.set_num_threads(held)
+                torch.set_num_threads(before)
 
 
 def contest(case: Case, *, rounds: int = 3, least: float = 0.25) -> Outcome:
-    """Time everyone in turn, `rounds` times over, and keep each one's best.
+    """Measure every contender in turn, `rounds` times, and keep the best time of each.
 
     Parameters
     ----------
     case : Case
     rounds : int
-        For those who have a chance: the fastest peers and ourselves.
+        Of the fastest peers and of ours; other peers have one.
     least : float
-        Seconds that an entry is called for in a round, once at least.
+        Seconds that an entry is called for in a round, at least once.
 
     Raises
     ------
     RuntimeError
-        If a peer's answer is wrong: it was not asked the same question.
+        If a peer's answer is wrong: it answers another question.
     """
     ours = Entry(case.ours, None)
     entries = [ours, *_entries(case.peers)]
@@ -124,11 +124,11 @@ def contest(case: Case, *, rounds: int = 3, least: float = 0.25) -> Outcome:
 
 
 def _rivals(case: Case, errors: dict[Entry, float], ours: Entry) -> list[Entry]:
-    """Give the peers to be beaten: those as exact as ours where that counts, the most exact of them if none is."""
+    """Return the peers to compare with: those as exact as ours where that counts, the most exact ones if none is."""
     peers = [entry for entry in errors if entry != ours]
     if not case.by_exactness:
         return peers
-    # By name: a rounding's difference between two thread settings must not shut out the faster of them.
+    # By name: a difference in rounding between two thread settings must not exclude the faster one.
     worst = {peer.contender.name: 0.0 for peer in peers}
     for peer in peers:
         worst[peer.contender.name] = max(worst[peer.contender.name], errors[peer])
@@ -141,7 +141,7 @@ def _entries(peers: tuple[Contender, ...]) -> list[Entry]:
 
 
 def _warm(case: Case, entry: Entry) -> tuple[float, float]:
-    """Call once; give the time and the error."""
+    """Call once, and return the time and the error."""
     with threads(entry.threads):
         start = time.perf_counter()
         answer = entry.contender.call()
@@ -151,15 +151,15 @@ def _warm(case: Case, entry: Entry) -> tuple[float, float]:
         raise RuntimeError(
             f"{case.name}: {entry.contender.name} errs by {error:.3g} {case.unit}, so it answers another question."
         )
-    return seconds / entry.contender.share, error
+    return seconds / entry.contender.fraction, error
 
 
 def _long(entry: Entry, seconds: float) -> bool:
-    return seconds * entry.contender.share > LONG
+    return seconds * entry.contender.fraction > LONG
 
 
 def _timed(entry: Entry, least: float) -> float:
-    """Call for `least` seconds, once at least, and give the shortest time."""
+    """Call for `least` seconds, at least once, and return the shortest time."""
     best, until = np.inf, time.perf_counter() + least
     with threads(entry.threads):
         while True:
@@ -168,7 +168,7 @@ def _timed(entry: Entry, least: float) -> float:
             end = time.perf_counter()
             best = min(best, answer if entry.contender.own_clock else end - start)
             if end >= until:
-                return best / entry.contender.share
+                return best / entry.contender.fraction
 
 
 def _better_threads(timings: list[Timing]) -> tuple[Timing, ...]:
