@@ -144,7 +144,7 @@ def test_an_allocation_cannot_be_changed():
 
 def test_no_rank_at_all_may_be_allowed():
     assert allocate_ranks(PLAIN, parameters=100, max_rank=0) == RankAllocation({"q": 0, "v": 0, "o": 0}, 0, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"0\.5 cannot be kept: with the largest ranks allowed, 0\.0 is"):
+    with pytest.raises(ValueError, match=r"0\.5 cannot be captured: the largest ranks allowed capture 0\.0"):
         allocate_ranks(PLAIN, variance=0.5, max_rank=0)
 
 
@@ -177,7 +177,7 @@ def test_a_rank_in_part_keeps_no_more_than_all_of_the_variance():
 def test_a_variance_beyond_what_can_be_kept_by_the_rounding_of_sums_is_met():
     halves = {"only": layer([1.0, 1.0], (3, 3))}
     assert allocate_ranks(halves, variance=0.5 + 1e-12, max_rank=1).ranks == {"only": 1}
-    with pytest.raises(ValueError, match="cannot be kept"):
+    with pytest.raises(ValueError, match="cannot be captured"):
         allocate_ranks(halves, variance=0.5 + 1.5e-12, max_rank=1)
 
 
@@ -216,7 +216,7 @@ def test_an_incomplete_spectrum_answers_as_far_as_its_values_go():
     [
         ({}, "give either parameters.*or variance"),
         ({"parameters": 100, "variance": 0.5}, "and not both; got parameters=100, variance=0.5"),
-        ({"parameters": 9}, "buys no rank at all: the cheapest, rank 1 of layer 'q', costs m . n = 10"),
+        ({"parameters": 9}, "too small for any rank: the cheapest, rank 1 of layer 'q', costs m . n = 10"),
         ({"parameters": -5}, "budget of -5 parameters.*costs m . n = 10"),
         ({"parameters": 1e3 + 0.5}, "parameters must be a whole number"),
         ({"parameters": np.nan}, "parameters must be a whole number"),
@@ -224,10 +224,10 @@ def test_an_incomplete_spectrum_answers_as_far_as_its_values_go():
         ({"variance": 1.5}, "between 0 and 1.*95 % as 0.95"),
         ({"variance": -0.1}, "between 0 and 1"),
         ({"variance": [0.5, 0.6]}, "one fraction for all layers"),
-        ({"variance": 0.9, "max_rank": 1}, r"0\.9 cannot be kept: with the largest ranks allowed, 0\.655665 is"),
+        ({"variance": 0.9, "max_rank": 1}, r"0\.9 cannot be captured: the largest ranks allowed capture 0\.655665"),
         ({"variance": 0.5, "max_rank": -1}, "max_rank must be a whole number"),
         ({"variance": 0.5, "max_rank": [1, 2, 3]}, "or a mapping"),
-        ({"variance": 0.5, "max_rank": {"k": 3}}, "max_rank names 'k', which is none of the 3 layers"),
+        ({"variance": 0.5, "max_rank": {"k": 3}}, "max_rank names 'k', which is not among the 3 layers"),
         ({"variance": 0.5, "objective": "nuclear"}, "unknown objective 'nuclear'; accepted are relative"),
     ],
 )
@@ -237,7 +237,7 @@ def test_bad_input_is_told_the_nearest_figure(options, message):
 
 
 def test_spectra_are_one_for_each_layer():
-    with pytest.raises(ValueError, match="no layer"):
+    with pytest.raises(ValueError, match="at least one layer"):
         allocate_ranks({}, parameters=10)
     with pytest.raises(ValueError, match=r"'q' has a batch of spectra, of shape \(2, 3\)"):
         allocate_ranks({"q": spectrum(np.ones((2, 3, 4)))}, parameters=10)

@@ -107,18 +107,18 @@ MESSAGES = {
     "ranks must be one-dimensional, such as [2, 4, 8]; got shape (1, 1).": lambda: error_sweep(OF, [[1]]),
     "alpha must be one-dimensional, such as [2, 4, 8]; got shape (1, 1).": lambda: error_sweep(OF, [1], alpha=[[16.0]]),
     # allocation
-    "give either parameters, the budget, or variance, the fraction to keep, and not both; "
+    "give either parameters, the budget, or variance, the fraction to capture, and not both; "
     "got parameters=3, variance=0.5.": lambda: allocate_ranks(LAYERS, parameters=3, variance=0.5),
     "unknown objective 'nuclear'; accepted are relative, absolute.":
         lambda: allocate_ranks(LAYERS, variance=0.5, objective="nuclear"),
-    "there is no layer to give ranks to: spectra must hold at least one.": lambda: allocate_ranks({}, variance=0.5),
+    "spectra is empty; at least one layer is needed.": lambda: allocate_ranks({}, variance=0.5),
     "layer 'q' has a batch of spectra, of shape (2, 3); give each a name of its own.":
         lambda: allocate_ranks({"q": spectrum(np.ones((2, 3, 4)))}, variance=0.5),
-    "max_rank names 'k', which is none of the 1 layers.":
+    "max_rank names 'k', which is not among the 1 layers.":
         lambda: allocate_ranks(LAYERS, variance=0.5, max_rank={"k": 3}),
     "max_rank is one whole number for all layers, or a mapping of names to such; got [1, 2].":
         lambda: allocate_ranks(LAYERS, variance=0.5, max_rank=[1, 2]),
-    "a budget of 11 parameters buys no rank at all: the cheapest, rank 1 of layer 'q', costs m + n = 12.":
+    "a budget of 11 parameters is too small for any rank: the cheapest, rank 1 of layer 'q', costs m + n = 12.":
         lambda: allocate_ranks(LAYERS, parameters=11),
     "parameters is one budget for all layers together; got [12, 24].":
         lambda: allocate_ranks(LAYERS, parameters=[12, 24]),
@@ -128,10 +128,10 @@ MESSAGES = {
         lambda: allocate_ranks(LAYERS, variance=0.5, max_rank=-1),
     "variance is one fraction for all layers together; got [0.5, 0.6].":
         lambda: allocate_ranks(LAYERS, variance=[0.5, 0.6]),
-    "a variance of 0.9 cannot be kept: with the largest ranks allowed, 0.64 is. "
-    "Raise max_rank, give more of each spectrum's values, or ask for less.":
+    "a variance of 0.9 cannot be captured: the largest ranks allowed capture 0.64. "
+    "Raise max_rank, pass spectra with more values, or ask for less.":
         lambda: allocate_ranks(LAYERS, variance=0.9, max_rank=1),
-    "layer 'q' is given all 2 leading values that its spectrum holds; ask for more with spectrum(update, rank=...), "
+    "layer 'q' is given all 2 leading values of its spectrum; ask for more with spectrum(update, rank=...), "
     "or set max_rank to 2 for it.": lambda: allocate_ranks({"q": PART}, parameters=100),
     # storage
     f"the edge 0.25 is passed by all 2 leading values of this spectrum; {MORE}":
