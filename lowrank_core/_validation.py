@@ -10,23 +10,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lowrank_core._dtypes import FLOATS
+from lowrank_core._dtypes import FLOATS, coarsest
 
 __all__ = [
     "all_finite",
     "as_alpha",
     "as_dtype_name",
-    "as_factor",
+    "as_factors",
     "as_finite",
     "as_fraction",
     "as_matrices",
     "as_noise",
+    "as_pair",
     "as_positive",
     "as_rank",
     "as_ranks",
     "as_ratio",
     "as_real",
     "as_shape",
+    "as_singular_values",
     "as_stack",
     "as_whole_numbers",
     "as_workers",
@@ -46,7 +48,42 @@ def as_matrices(update: Any, name: str = "update") -> tuple[NDArray[Any], str]:
     return matrices, dtype
 
 
-def as_factor(factor: Any, name: str) -> tuple[NDArray[Any], str]:
+def as_pair(base: Any, tuned: Any) -> tuple[tuple[NDArray[Any], str], tuple[NDArray[Any], str]]:
+    """Return two finite matrices of one shape, as :func:`as_matrices` returns each."""
+    before, after = as_matrices(base, "base"), as_matrices(tuned, "tuned")
+    if before[0].ndim != 2 or before[0].shape != after[0].shape:
+        raise ValueError(
+            f"base has shape {before[0].shape} and tuned {after[0].shape}; two matrices of one shape (m, n) are "
+            "needed. Pass the matrices of a stack one by one."
+        )
+    check_finite(before[0], "base")
+    check_finite(after[0], "tuned")
+    return before, after
+
+
+def as_factors(B: Any, A: Any) -> tuple[NDArray[Any], NDArray[Any], tuple[int, ...], str]:
+    """Return B (..., m, r), A (..., r, n), the shape (..., m, n) of their product, and the coarser of their dtypes."""
+    (left, left_dtype), (right, right_dtype) = _as_factor(B, "B"), _as_factor(A, "A")
+    if left.shape[-1] != right.shape[-2]:
+        raise ValueError(
+            f"B of shape {left.shape} has rank {left.shape[-1]} but A of shape {right.shape} has rank "
+            f"{right.shape[-2]}; B is (..., m, r) and A is (..., r, n) with the same r."
+        )
+    m, n = left.shape[-2], right.shape[-1]
+    if 0 in (m, n):
+        raise ValueError(
+            f"B of shape {left.shape} and A of shape {right.shape} make empty matrices; m and n must be at least 1."
+        )
+    try:
+        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    except ValueError:
+        raise ValueError(
+            f"the batch axes of B {left.shape[:-2]} and A {right.shape[:-2]} do not broadcast; pass both with the same."
+        ) from None
+    return left, right, (*batch, m, n), coarsest(left_dtype, right_dtype)
+
+
+def _as_factor(factor: Any, name: str) -> tuple[NDArray[Any], str]:
     """Return a factor as :func:`as_matrices` returns an update; its rank may be 0."""
     matrices, dtype = _as_real(factor, name)
     if matrices.ndim < 2 or max(matrices.shape[-2:]) == 0 or min(matrices.shape[-2:]) > 0:
@@ -67,6 +104,16 @@ def _check_matrices(matrices: NDArray[Any], name: str) -> None:
 def as_real(numbers: Any, name: str) -> NDArray[np.float64]:
     """Return real numbers of any shape as float64."""
     return _as_real(numbers, name)[0].astype(np.float64, copy=False)
+
+
+def as_singular_values(values: ArrayLike, largest: int) -> NDArray[np.float64]:
+    """Return singular values (..., p) in any order as float64; p is at most `largest`, that is min(m, n)."""
+    sigma = as_real(values, "values")
+    if sigma.ndim == 0 or sigma.shape[-1] > largest:
+        raise ValueError(f"values have shape {sigma.shape}; (..., p) with p at most min(m, n) = {largest} is needed.")
+    if not np.all(np.isfinite(sigma) & (sigma >= 0)):
+        raise ValueError("values must be finite and not negative: they are singular values.")
+    return sigma
 
 
 def _as_real(numbers: Any, name: str) -> tuple[NDArray[Any], str]:

@@ -26,7 +26,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class RankAllocation:
-    """A rank for every layer, and a bound on what any other allocation captures.
+    """A rank for every layer, as :func:`allocate_ranks` computes it, and a bound on what any allocation captures.
 
     Attributes
     ----------
@@ -39,10 +39,6 @@ class RankAllocation:
     upper_bound : float
         No allocation within the budget captures a larger fraction: the optimum of the linear relaxation, in which part
         of a rank may be taken. For an allocation by variance, the budget is `parameters`.
-
-    See Also
-    --------
-    allocate_ranks : computes it.
 
     Examples
     --------
@@ -250,17 +246,15 @@ def _weights(spectra: Mapping[str, Spectrum], objective: str) -> NDArray[np.floa
 
 
 def _as_budget(parameters: int, items: _Items) -> int:
-    useful = items.count_above(0.0) > 0
-    if np.any(useful):
-        cheapest = int(np.argmin(np.where(useful, items.costs, np.iinfo(np.int64).max)))
-        least = items.costs[cheapest]
-        if np.ndim(parameters) == 0 and np.asarray(parameters).dtype.kind in "iuf" and parameters < least:
-            raise ValueError(
-                f"a budget of {parameters} parameters is too small for any rank: the cheapest, rank 1 of layer "
-                f"{items.names[cheapest]!r}, costs m + n = {least}."
-            )
     budget = as_whole_numbers(parameters, "parameters")
     check_scalar(budget, "parameters is one budget for all layers together", parameters)
+    useful = items.count_above(0.0) > 0
+    cheapest = int(np.argmin(np.where(useful, items.costs, np.iinfo(np.int64).max)))
+    if np.any(useful) and budget < items.costs[cheapest]:
+        raise ValueError(
+            f"a budget of {budget} parameters is too small for any rank: the cheapest, rank 1 of layer "
+            f"{items.names[cheapest]!r}, costs m + n = {items.costs[cheapest]}."
+        )
     return int(budget)
 
 

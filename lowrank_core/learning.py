@@ -1,4 +1,4 @@
-"""What gradient descent makes of an update at every rank and under every scaling rule."""
+"""Gradient descent from B = 0 towards an update, at every rank and under every scaling rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from lowrank_core._validation import (
     check_scalar,
 )
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
-from lowrank_core.spectra import Spectrum, check_complete, known_ranks, spectrum
+from lowrank_core.spectra import Spectrum, check_complete, known_ranks
+from lowrank_core.spectra import spectrum as spectrum_of
 from lowrank_core.sweeps import reconstruction_error
 from lowrank_core.updates import LowRankUpdate
 
@@ -33,29 +34,32 @@ __all__ = ["LearningSweep", "learning_sweep"]
 OPTIMIZERS = ("sgd", "adam")
 EPSILON = 1e-8
 
-# Multiplications in a task, about a second's worth: one that has begun is finished before an interrupt is heard.
+# Multiplications of a task, about a second: a task that has begun is finished before an interrupt is raised.
 TASK_WORK = 2**29
 
 
 @dataclass(frozen=True, eq=False)
 class LearningSweep:
-    """Relative errors after (and while) learning an update, for every rule and rank.
+    """Relative errors while learning an update, for every rule and rank, as :func:`learning_sweep` computes them.
 
     Attributes
     ----------
     errors : ndarray, shape (..., rules, ranks)
-        Mean over the repeats, after the last step; inf for a run that diverged.
+        Mean over the repeats, after the last step; inf where a run diverged.
     spread : ndarray, shape (..., rules, ranks)
-        Standard deviation over the repeats.
+        Standard deviation over the repeats; inf where a run diverged.
     curves : ndarray, shape (..., rules, ranks, steps + 1)
         Mean error before the first step, and after each.
     gradient_norms : ndarray, shape (..., rules, ranks, steps)
         Mean Frobenius norm of both gradients taken together, at each step.
     optimal : ndarray, shape (..., ranks)
-        The best possible error at each rank.
+        Least possible error at each rank.
     scalings : ndarray, shape (rules, ranks)
+        γ.
     ranks : ndarray of int, shape (ranks,)
+        As passed, or 0 … p.
     rules : tuple of str
+        Names of the rules.
     alpha : float64
     """
 
@@ -83,31 +87,34 @@ def learning_sweep(
     repeats: int = 1,
     rng: Any = 0,
 ) -> LearningSweep:
-    r"""Learn an update with an adapter from B = 0 and Gaussian A, under every rule at every rank.
+    r"""Compute the errors of adapters that learn an update from B = 0 and Gaussian A, for every rule and rank.
 
-    Minimises :math:`\frac12 \lVert \gamma B A - \Delta \rVert_F^2` by plain gradient descent or Adam.
+    They minimise :math:`\frac12 \lVert \gamma B A - \Delta \rVert_F^2` by plain gradient descent or Adam.
 
     Parameters
     ----------
     update : Spectrum, LowRankUpdate or array_like, shape (..., m, n)
-        For "sgd" a Spectrum is enough: in the singular basis Δ is diagonal and A is still Gaussian. "adam" is not
-        rotation-invariant, and needs the update itself.
+        For "sgd" a complete Spectrum is enough: in the singular basis Δ is diagonal and A is still Gaussian. "adam" is
+        not rotation-invariant, and needs the update itself.
     ranks : array_like of int, shape (ranks,), or None
         None for 0 … the number of singular values.
     alpha : float
         Finite and positive.
     rules : sequence of str or callable
+        Scaling rules, by name or as functions of (alpha, rank).
     steps : int
+        At least 0.
     learning_rate : float
         Finite and positive.
     optimizer : {"sgd", "adam"}
-        Adam with β 0.9 and 0.999 and ε 1e-8.
+        Adam with β₁ = 0.9, β₂ = 0.999 and ε = 1e-8.
     init_variance : float, optional
         Variance of the entries of A; None for 1/n. (PEFT's default initialisation has 1/(3n), its "gaussian" 1/r².)
     repeats : int
-        Runs from different A. A depends on (seed, repeat) alone: rank r takes its first r rows, and every batch item,
-        rule and rank shares it.
+        Runs from different A, at least 1. A depends on (seed, repeat) alone: rank r takes its first r rows, for every
+        batch item, rule and rank.
     rng : int, numpy.random.SeedSequence or numpy.random.Generator
+        Seed or generator of A.
 
     Returns
     -------
@@ -116,17 +123,22 @@ def learning_sweep(
     Raises
     ------
     ValueError
-        If an argument is out of range, or Adam is asked for on a Spectrum.
+        If an argument is out of range, a Spectrum is passed with "adam", or one that is not complete.
 
     Warns
     -----
     RuntimeWarning
         If a run diverged; its error is inf.
 
+    See Also
+    --------
+    error_sweep : the errors of truncations.
+    learning_gain : the gain of one step.
+
     Notes
     -----
-    A step of gradient descent costs O((p + n) r²) and holds no m × n array. Errors come from the trace form of the
-    loss, and from the residual itself where the trace form would cancel (a relative error under 0.01).
+    A step of gradient descent costs O((p + n) r²) and forms no m × n array. Errors are computed from the trace form of
+    the loss, and from the residual itself where the trace form would cancel (a relative error under 0.01).
 
     References
     ----------
@@ -143,25 +155,24 @@ def learning_sweep(
     (True, True)
     """
     check_choice(optimizer, "optimizer", OPTIMIZERS)
-    known = _known_spectrum(update, optimizer)
-    asked = known_ranks(known, ranks)
-    alphas = as_alpha(alpha)
-    check_one_axis(asked, "ranks")
+    spectrum = _complete_spectrum(update, optimizer)
+    known, alphas = known_ranks(spectrum, ranks), as_alpha(alpha)
+    check_one_axis(known, "ranks")
     check_scalar(alphas, "alpha is one number for the whole sweep", alpha)
-    table = scalings(rules, alphas, asked)
+    table = scalings(rules, alphas, known)
     step_count, repeat_count = int(as_whole_numbers(steps, "steps")), int(as_whole_numbers(repeats, "repeats"))
     if repeat_count < 1:
         raise ValueError("repeats must be at least 1; got 0.")
     rate = as_positive(learning_rate, "learning_rate")
-    columns = known.shape[1]
+    columns = spectrum.shape[1]
     variance = 1.0 / columns if init_variance is None else as_positive(init_variance, "init_variance")
-    initial = _initial(rng, repeat_count, columns, int(asked.max(initial=0)), variance)
+    initial = _initial(rng, repeat_count, columns, int(known.max(initial=0)), variance)
 
-    target = _dense_target(update) if optimizer == "adam" else _diagonal_target(known)
-    settings = (len(target.diagonals), len(rules), asked.size)
+    target = _dense_target(update) if optimizer == "adam" else _diagonal_target(spectrum)
+    settings = (len(target.diagonals), len(rules), known.size)
     curves, gradient_norms = np.zeros((*settings, step_count + 1)), np.zeros((*settings, step_count))
     finals = np.zeros((*settings, repeat_count))
-    _run(target, initial, asked, table, rate, (curves, gradient_norms, finals))
+    _run(target, initial, known, table, rate, (curves, gradient_norms, finals))
     if not np.all(np.isfinite(finals)):
         warnings.warn(
             f"gradient descent diverged at learning_rate={learning_rate:g} for some ranks and rules, whose error is "
@@ -171,41 +182,41 @@ def learning_sweep(
         )
     finite = np.isfinite(finals)
     spread = np.where(finite.all(axis=-1), np.std(np.where(finite, finals, 0.0), axis=-1), np.inf)
-    shape = (*known.values.shape[:-1], len(rules), asked.size)
+    shape = (*spectrum.values.shape[:-1], len(rules), known.size)
     return LearningSweep(
         errors=np.mean(finals, axis=-1).reshape(shape),
         spread=spread.reshape(shape),
         curves=curves.reshape(*shape, step_count + 1),
         gradient_norms=gradient_norms.reshape(*shape, step_count),
-        optimal=np.asarray(reconstruction_error(known, asked)),
+        optimal=np.asarray(reconstruction_error(spectrum, known)),
         scalings=table,
-        ranks=asked,
+        ranks=known,
         rules=tuple(rule_name(rule) for rule in rules),
         alpha=alphas[()],
     )
 
 
 class _Target(NamedTuple):
-    """What is learnt: diagonals (items, p) in the singular bases, or dense (items, m, n), over 2^exponents (items)."""
+    """Updates to learn: diagonals (items, p) in the singular bases or dense (items, m, n), over 2^exponents (items)."""
 
     diagonals: NDArray[np.float64]
     dense: NDArray[np.float64]
     exponents: NDArray[np.int64]
 
 
-def _known_spectrum(update: Any, optimizer: str) -> Spectrum:
-    """Give the complete spectrum of what is to be learnt."""
+def _complete_spectrum(update: Any, optimizer: str) -> Spectrum:
+    """Return the complete spectrum of an update to be learnt."""
     if not isinstance(update, Spectrum):
-        return spectrum(update)
+        return spectrum_of(update)
     if optimizer == "adam":
         raise ValueError("Adam is not rotation-invariant: it needs the update itself, not its spectrum.")
     check_complete(update, "learning")
     return update
 
 
-def _diagonal_target(known: Spectrum) -> _Target:
-    values = as_stack(known.values, 1)
-    exponents = np.frexp(as_stack(known.norm, 0))[1].astype(np.int64)
+def _diagonal_target(spectrum: Spectrum) -> _Target:
+    values = as_stack(spectrum.values, 1)
+    exponents = np.frexp(as_stack(spectrum.norm, 0))[1].astype(np.int64)
     return _Target(np.ldexp(values, -exponents[:, np.newaxis]), np.empty((len(values), 0, 0)), exponents)
 
 
@@ -228,9 +239,9 @@ def _run(
     ranks: NDArray[np.int64],
     table: NDArray[np.float64],
     rate: float,
-    outcome: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    results: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
-    """Run every (rank, batch item, rule) with all its repeats, into curves, gradient norms and final errors."""
+    """Write curves, gradient norms and final errors of all repeats of every (rank, batch item, rule) into `results`."""
     from lowrank_core._linalg.kernels import learning as kernels
 
     transposed = np.ascontiguousarray(np.swapaxes(target.dense, -1, -2))
@@ -239,24 +250,24 @@ def _run(
     def learn(settings: tuple[int, int]) -> None:
         kernels.learn(
             *settings, target.diagonals, target.dense, transposed, target.exponents, initial, ranks, table,
-            adam, rate, EPSILON, *outcome,
+            adam, rate, EPSILON, *results,
         )  # fmt: skip
 
     workers = as_workers(None)
     each = len(target.diagonals) * len(table)
-    pieces = np.minimum(-(-each // (2 * workers)), TASK_WORK // _work(target, initial, ranks, outcome[1].shape[-1]))
+    sizes = np.minimum(-(-each // (2 * workers)), TASK_WORK // _work(target, initial, ranks, results[1].shape[-1]))
     # The longest runs first: a worker left with the largest rank at the end would keep the others waiting.
     tasks = [
-        (int(at) * each + start, int(at) * each + min(start + piece, each))
-        for at in np.argsort(-ranks, kind="stable")
-        for piece in [max(1, int(pieces[at]))]
-        for start in range(0, each, piece)
+        (int(i) * each + start, int(i) * each + min(start + size, each))
+        for i in np.argsort(-ranks, kind="stable")
+        for size in [max(1, int(sizes[i]))]
+        for start in range(0, each, size)
     ]
     in_threads(learn, tasks, workers)
 
 
 def _work(target: _Target, initial: NDArray[np.float64], ranks: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    """Count the multiplications of one run at each rank, all repeats, to a small factor; at least 1."""
+    """Return the multiplications of one run at each rank, all repeats, to a small factor; at least 1."""
     repeats, columns, _ = initial.shape
     # Adam works on the whole m × n update, gradient descent on r × r matrices.
     rows = np.maximum(ranks, target.dense.shape[1])

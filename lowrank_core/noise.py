@@ -1,4 +1,4 @@
-"""Laws of noise: where the singular values of a random matrix lie, and end."""
+"""Laws of random matrices: the distribution of their singular values, and its edge."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["marchenko_pastur_median", "noise_edge", "optimal_threshold"]
 
 # Halvings of an interval of length π down to float64's grid.
 _HALVINGS = 53
-# The edge may stand this much too high, never too low: about as much as the edge of a finite matrix fluctuates.
+# The edge may be this much too high, never too low: about as much as the edge of a finite matrix fluctuates.
 _EDGE_TOLERANCE = 0.01
-# Rounds until then: about 10 to 30 for weights. To stop here leaves a bound all the same, if not the tightest.
-_ROUNDS = 200
-# 99 % of the largest eigenvalues of real noise are below their edge plus this much of their scale (Tracy and Widom).
-_NINETY_NINE = 2.02
+# Iterations until then: about 10 to 30 for weights. To stop here leaves a bound all the same, if not the tightest.
+_ITERATIONS = 200
+# 99 % quantile of the Tracy–Widom law of real matrices: the largest eigenvalue's fluctuation in units of its scale.
+_TRACY_WIDOM_99 = 2.02
 
 
 def marchenko_pastur_median(beta: float) -> float:
-    r"""Find the median of the Marchenko–Pastur law with ratio β.
+    r"""Compute the median of the Marchenko–Pastur law with ratio β.
 
     The law of the eigenvalues of :math:`X X^T / n` for an m × n matrix X of independent entries of variance 1, with
     β = m / n ≤ 1. Its density is :math:`\sqrt{(b - x)(x - a)} / (2\pi\beta x)` between
@@ -38,23 +38,28 @@ def marchenko_pastur_median(beta: float) -> float:
     Returns
     -------
     float
-        To a few units in the last place, for every β: found from the distribution function in closed form.
+        To a few units in the last place, for every β.
 
     Raises
     ------
     ValueError
         If β is outside this range.
 
+    See Also
+    --------
+    optimal_threshold : for noise of a known size.
+
     Notes
     -----
-    With :math:`x = 1 + \beta - 2\sqrt\beta\cos\theta` and :math:`\rho = \sqrt\beta` the distribution function is
+    Bisection of the distribution function, which has a closed form: with :math:`\rho = \sqrt\beta` and
+    :math:`x = 1 + \rho^2 - 2\rho\cos\theta`
 
     .. math:: F(\theta) = \frac{1}{\pi}\left(\theta + \phi - \frac{\phi - \rho \sin\theta}{\rho^2}\right),
        \qquad \phi = \arctan\frac{\rho\sin\theta}{1 - \rho\cos\theta}.
 
     References
     ----------
-    Marchenko and Pastur, Math. USSR Sbornik 1 (1967) 457; its median's use: Gavish and Donoho, arXiv:1305.5870, §III.
+    Marchenko and Pastur, Math. USSR Sbornik 1 (1967) 457; Gavish and Donoho, arXiv:1305.5870, §III, for its median.
 
     Examples
     --------
@@ -62,26 +67,26 @@ def marchenko_pastur_median(beta: float) -> float:
     >>> round(marchenko_pastur_median(1.0), 6)
     0.652776
     """
-    root = math.sqrt(as_ratio(beta))
+    rho = math.sqrt(as_ratio(beta))
     low, high = 0.0, math.pi
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if _distribution(middle, root) < 0.5:
+        if _distribution(middle, rho) < 0.5:
             low = middle
         else:
             high = middle
     # 1 + β − 2√β cos θ, which cancels nowhere in this form.
-    return (1 - root) ** 2 + 4 * root * math.sin(high / 2) ** 2
+    return (1 - rho) ** 2 + 4 * rho * math.sin(high / 2) ** 2
 
 
-def _distribution(theta: float, root: float) -> float:
-    angle = math.atan2(root * math.sin(theta), 1 - root * math.cos(theta))
-    # For a small ρ this cancels to about eps/ρ, which the median, whose x moves by 2ρ·sin θ per θ, does not feel.
-    return (theta + angle - (angle - root * math.sin(theta)) / root**2) / math.pi
+def _distribution(theta: float, rho: float) -> float:
+    phi = math.atan2(rho * math.sin(theta), 1 - rho * math.cos(theta))
+    # For a small ρ this cancels to about eps/ρ, which does not reach the median: its x moves by 2ρ·sin θ per θ.
+    return (theta + phi - (phi - rho * math.sin(theta)) / rho**2) / math.pi
 
 
 def optimal_threshold(beta: float) -> float:
-    r"""Give the optimal hard threshold λ*(β) for singular values in noise of a known size.
+    r"""Compute the optimal hard threshold λ*(β) for singular values in noise of a known size.
 
     .. math:: \lambda_*(\beta) = \sqrt{2(\beta + 1) + \frac{8\beta}{\beta + 1 + \sqrt{\beta^2 + 14\beta + 1}}}
 
@@ -100,6 +105,10 @@ def optimal_threshold(beta: float) -> float:
     ValueError
         If β is outside this range.
 
+    See Also
+    --------
+    lowrank_core.rank_above_noise : counts the values above the threshold.
+
     References
     ----------
     Gavish and Donoho, "The Optimal Hard Threshold for Singular Values is 4/√3", arXiv:1305.5870, equation 11.
@@ -115,19 +124,23 @@ def optimal_threshold(beta: float) -> float:
 
 
 def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
-    r"""Find where the singular values of a matrix of independent errors end, when each entry has a variance of its own.
+    r"""Compute the edge of the singular values of independent errors, of which each has a variance of its own.
 
     Parameters
     ----------
     variances : ndarray, shape (m, n)
-        Variance of each entry, not negative; float32 or float64, of a size whose products neither vanish nor overflow.
+        Variance of each entry, at least 0; float32 or float64, of a size whose products neither vanish nor overflow.
 
     Returns
     -------
     edge : float
-        The limit of the largest singular value of large matrices with these variances; at most 1 % above it.
+        Limit of the largest singular value of large matrices with these variances, or at most 1 % above it.
     with_fluctuation : float
-        What the largest singular value of one such matrix stays below in 99 of 100 draws.
+        Bound that the largest singular value of one such matrix is below in 99 of 100 draws.
+
+    See Also
+    --------
+    lowrank_core.rounding_noise.rounding_noise : the edge for the rounding of stored weights.
 
     Notes
     -----
@@ -139,8 +152,8 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
          = \max_\pi 2 \sum_i \sqrt{x_i (S y)_i} + 2 \sum_j \sqrt{y_j (S^T x)_j},
 
     with :math:`u_i = \sqrt{x_i / (S y)_i}` and :math:`v_j = \sqrt{y_j / (S^T x)_j}`, under which the terms of the
-    first line are the gradient of the second. So :math:`\pi` is multiplied with them until both lines agree; the first,
-    a bound from above at every step, is the result. The largest eigenvalue fluctuates by
+    first line are the gradient of the second. So :math:`\pi` is multiplied by them until both lines agree; the first
+    line, an upper bound at every step, is the result. The largest eigenvalue fluctuates by
     :math:`(\sum x_i^3 / u_i^3 + \sum y_j^3 / v_j^3)^{1/3}` times a Tracy–Widom variable.
 
     For equal variances :math:`s^2` this is :math:`s(\sqrt m + \sqrt n)` and, on σ², a fluctuation of
@@ -149,7 +162,7 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
     References
     ----------
     Lehner, Amer. J. Math. 121 (1999) 453, for the minimum; Bandeira, Boedihardjo and van Handel, arXiv:2108.06312, for
-    its bearing on finite matrices; Johnstone, Ann. Statist. 29 (2001) 295, for the fluctuation at equal variances.
+    finite matrices; Johnstone, Ann. Statist. 29 (2001) 295, for the fluctuation at equal variances.
 
     Examples
     --------
@@ -163,13 +176,13 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
     if not np.any(rows):
         return 0.0, 0.0
     if not (np.all(rows) and np.all(columns)):
-        # A row without noise adds nothing, and a division by zero.
+        # A row without noise adds nothing but a division by zero.
         variances = variances[rows][:, columns]
     x, y = np.sum(variances, axis=1, dtype=np.float64), np.sum(variances, axis=0, dtype=np.float64)
     x, y = x / (2 * np.sum(x)), y / (2 * np.sum(y))
-    # These products wait for memory, and a second BLAS thread for the first.
+    # These products are bound by memory: a second BLAS thread waits for the first.
     with blas_threads(1):
-        for _ in range(_ROUNDS):
+        for _ in range(_ITERATIONS):
             from_columns, from_rows = _products(variances, x, y)
             u, v = np.sqrt(x / from_columns), np.sqrt(y / from_rows)
             below = 2 * float(np.sum(np.sqrt(x * from_columns)) + np.sum(np.sqrt(y * from_rows)))
@@ -180,10 +193,10 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
                 break
             x, y = x * row_terms / below, y * column_terms / below
     scale = float(np.sum((x / u) ** 3) + np.sum((y / v) ** 3)) ** (1 / 3)
-    return edge, math.sqrt(edge**2 + 2 * _NINETY_NINE * edge * scale)
+    return edge, math.sqrt(edge**2 + 2 * _TRACY_WIDOM_99 * edge * scale)
 
 
 def _products(variances: NDArray[Any], x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """S y and Sᵀ x, in the precision of S, of which no copy is made."""
+    """Return S y and Sᵀ x, in the precision of S, so that no copy of S is made."""
     dtype = variances.dtype
     return (variances @ y.astype(dtype)).astype(np.float64), (x.astype(dtype) @ variances).astype(np.float64)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS
-from lowrank_core._validation import as_matrices, check_finite
+from lowrank_core._validation import as_pair
 from lowrank_core.noise import noise_edge
 from lowrank_core.ranks import count_passing
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
@@ -28,7 +28,9 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """Size of the noise that rounding to a stored dtype adds to an update, and the edge of its singular values.
+    """Size of the noise that rounding adds to an update, and the edge of its singular values.
+
+    :func:`rounding_noise` estimates it from two stored matrices.
 
     Attributes
     ----------
@@ -36,10 +38,6 @@ class NoiseLevel:
         Standard deviation, the root of the mean over all entries of ulp²/12.
     edge : float
         Bound on the largest singular value of rounding alone, which 99 of 100 draws stay below.
-
-    See Also
-    --------
-    rounding_noise : estimates it from two stored matrices.
 
     Examples
     --------
@@ -75,20 +73,12 @@ class NoiseLevel:
     def variance_below(self, spectrum: Spectrum) -> float:
         """Return the fraction of the update's variance in singular values that are not above the edge.
 
-        Parameters
-        ----------
-        spectrum : Spectrum
-            Of one update.
+        Parameters and errors are those of :meth:`rank`.
 
         Returns
         -------
         float
             0 for a zero update.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`rank`.
         """
         _, tails = energy_fractions(spectrum, known_ranks(spectrum, self.rank(spectrum)))
         return float(tails)
@@ -96,7 +86,7 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class RoundingNoise:
-    """Rounding noise in the difference of two stored matrices.
+    """Rounding noise in the difference of two stored matrices, as :func:`rounding_noise` estimates it.
 
     Attributes
     ----------
@@ -111,10 +101,6 @@ class RoundingNoise:
         (ulp) of the stored numbers or more. Much smaller updates vanish in most entries, and what remains is neither
         the update nor noise. False where more than half of the entries are unchanged, apart from entirely unchanged
         rows and columns.
-
-    See Also
-    --------
-    rounding_noise : estimates it, with an example.
     """
 
     one_side: NoiseLevel
@@ -172,14 +158,7 @@ def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
     >>> noise.applies, noise.one_side.rank(spectrum(tuned.astype(float) - base.astype(float)))
     (True, 2)
     """
-    (before, before_dtype), (after, after_dtype) = as_matrices(base, "base"), as_matrices(tuned, "tuned")
-    if before.ndim != 2 or before.shape != after.shape:
-        raise ValueError(
-            f"base has shape {before.shape} and tuned {after.shape}; two matrices of one shape (m, n) are needed. "
-            "Pass the matrices of a stack one by one."
-        )
-    check_finite(before, "base")
-    check_finite(after, "tuned")
+    (before, before_dtype), (after, after_dtype) = as_pair(base, tuned)
     changed = _changed_entries(before, after)
     rows, columns = np.any(changed, axis=1), np.any(changed, axis=0)
     count = int(np.sum(changed))

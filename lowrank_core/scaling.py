@@ -1,4 +1,4 @@
-"""Scaling rules γ(α, r): what an adapter's product B·A is multiplied with."""
+"""Scaling rules γ(α, r), by which an adapter multiplies its product B·A."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "rslora",
     "rule_name",
     "scaling_rule",
+    "scalings",
     "standard",
     "unscaled",
 ]
@@ -24,7 +25,7 @@ __all__ = [
 ScalingRule: TypeAlias = Callable[[Any, Any], Any]
 Formula: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
 
-# The named rules on an alpha and ranks of at least 1 that have been checked; the functions below check them first.
+# The named rules for an alpha and ranks of at least 1, both checked already.
 FORMULAS: dict[str, Formula] = {
     "rslora": lambda alpha, rank: alpha / np.sqrt(rank),
     "standard": lambda alpha, rank: alpha / rank,
@@ -33,7 +34,7 @@ FORMULAS: dict[str, Formula] = {
 
 
 def standard(alpha: ArrayLike, rank: ArrayLike) -> Any:
-    r"""Scaling of LoRA: :math:`\gamma = \alpha / r`.
+    r"""Compute the scaling of LoRA: :math:`\gamma = \alpha / r`.
 
     Parameters
     ----------
@@ -45,11 +46,17 @@ def standard(alpha: ArrayLike, rank: ArrayLike) -> Any:
     Returns
     -------
     float64 or ndarray of float64
+        Of the broadcast shape.
 
     Raises
     ------
     ValueError
         If alpha is not finite and positive, or a rank is negative or not a whole number.
+
+    See Also
+    --------
+    rslora, unscaled, power_rule : other rules.
+    equivalent_alpha : the alpha that keeps a scaling under another rule.
 
     References
     ----------
@@ -65,9 +72,13 @@ def standard(alpha: ArrayLike, rank: ArrayLike) -> Any:
 
 
 def rslora(alpha: ArrayLike, rank: ArrayLike) -> Any:
-    r"""Rank-stabilised scaling: :math:`\gamma = \alpha / \sqrt{r}`.
+    r"""Compute the rank-stabilised scaling: :math:`\gamma = \alpha / \sqrt{r}`.
 
     Parameters, returns and errors are those of :func:`standard`.
+
+    See Also
+    --------
+    standard, unscaled, power_rule : other rules.
 
     References
     ----------
@@ -83,9 +94,13 @@ def rslora(alpha: ArrayLike, rank: ArrayLike) -> Any:
 
 
 def unscaled(alpha: ArrayLike, rank: ArrayLike) -> Any:
-    """No scaling: γ = 1 whatever alpha, 0 at rank 0.
+    """Return a scaling of 1 for every alpha and rank, 0 at rank 0.
 
     Parameters, returns and errors are those of :func:`standard`.
+
+    See Also
+    --------
+    standard, rslora, power_rule : other rules.
 
     Examples
     --------
@@ -97,7 +112,7 @@ def unscaled(alpha: ArrayLike, rank: ArrayLike) -> Any:
 
 
 def power_rule(power: float) -> ScalingRule:
-    r"""Make the rule :math:`\gamma = \alpha\, r^p`; p = −1 and −1/2 are :func:`standard` and :func:`rslora`.
+    r"""Return the rule :math:`\gamma = \alpha\, r^p`; p = −1 and −1/2 are :func:`standard` and :func:`rslora`.
 
     Parameters
     ----------
@@ -114,6 +129,10 @@ def power_rule(power: float) -> ScalingRule:
     ValueError
         If the power is not finite.
 
+    See Also
+    --------
+    error_sweep, learning_sweep : take rules by name, or functions such as this one.
+
     Examples
     --------
     >>> from lowrank_core import power_rule
@@ -124,7 +143,7 @@ def power_rule(power: float) -> ScalingRule:
         raise ValueError(f"power must be finite; got {power}. -1 is alpha/r and -0.5 is alpha/sqrt(r).")
 
     def rule(alpha: ArrayLike, rank: ArrayLike) -> Any:
-        # np.power, because ** of a lone number is another routine, which differs in the last bit from that of an array.
+        # np.power, because ** of a scalar is another routine, which differs in the last bit from that of an array.
         return _scaling(alpha, rank, lambda a, r: a * np.power(r.astype(np.float64), power))
 
     rule.__name__ = rule.__qualname__ = f"power_rule({power:g})"
@@ -140,11 +159,12 @@ RULES: dict[str, ScalingRule] = {"rslora": rslora, "standard": standard, "unscal
 
 
 def scaling_rule(rule: str | ScalingRule) -> ScalingRule:
-    """Look a rule up by its name; a callable of (alpha, rank) is its own rule.
+    """Return the rule of a name; a callable of (alpha, rank) is returned as it is.
 
     Parameters
     ----------
     rule : {"standard", "rslora", "unscaled"} or callable
+        A name, or a function of (alpha, rank).
 
     Returns
     -------
@@ -153,7 +173,11 @@ def scaling_rule(rule: str | ScalingRule) -> ScalingRule:
     Raises
     ------
     ValueError
-        If the name is not known.
+        If the name is unknown.
+
+    See Also
+    --------
+    power_rule : a family of rules without a name.
 
     Examples
     --------
@@ -172,7 +196,7 @@ def scaling_rule(rule: str | ScalingRule) -> ScalingRule:
 
 
 def rule_name(rule: str | ScalingRule) -> str:
-    """Name a rule for a table: its own name, or that of its function."""
+    """Return the name of a rule for a table: its own, or that of its function."""
     return rule if isinstance(rule, str) else getattr(rule, "__name__", repr(rule))
 
 
@@ -184,7 +208,7 @@ def equivalent_alpha(
     to_rank: ArrayLike | None = None,
     to_rule: str | ScalingRule | None = None,
 ) -> Any:
-    r"""Find the alpha that keeps the scaling when the rank or the rule changes.
+    r"""Compute the alpha that keeps the scaling when the rank or the rule changes.
 
     Solves :math:`\gamma_{to}(\alpha', r') = \gamma(\alpha, r)` for a target rule that is proportional to alpha:
     :math:`\alpha' = \gamma(\alpha, r) / \gamma_{to}(1, r')`.
@@ -196,9 +220,11 @@ def equivalent_alpha(
     rank : array_like of int
         At least 1.
     rule : str or callable
-        The rule under which `alpha` is read now.
-    to_rank, to_rule : optional
-        The new rank and rule; what is left out stays as it is.
+        The rule that `alpha` belongs to.
+    to_rank : array_like of int, optional
+        The new rank; None: `rank`.
+    to_rule : str or callable, optional
+        The new rule; None: `rule`.
 
     Returns
     -------
@@ -207,11 +233,16 @@ def equivalent_alpha(
     Raises
     ------
     ValueError
-        If a rank is 0, or no alpha gives this scaling under the target rule (``unscaled`` is always 1).
+        As :func:`standard` and :func:`scaling_rule`; if a rank is 0, or no alpha gives this scaling under the target
+        rule (``unscaled`` is always 1).
+
+    See Also
+    --------
+    standard, rslora : the rules, with their sources.
 
     References
     ----------
-    Kalajdzievski, arXiv:2312.03732: :math:`\alpha' = \alpha \sqrt r` turns one rule into the other.
+    Kalajdzievski, arXiv:2312.03732: :math:`\alpha' = \alpha \sqrt r` turns ``rslora`` into ``standard``.
 
     Examples
     --------
@@ -227,7 +258,7 @@ def equivalent_alpha(
     scaling = np.asarray(source(alpha, source_rank))
     kept = scaling / np.asarray(target(1.0, target_rank))
     given = np.broadcast_to(as_alpha(alpha), kept.shape)
-    # `unscaled` ignores alpha, so alpha stays, and the check below tells whether the scaling was kept.
+    # A rule such as `unscaled` ignores alpha: alpha is kept, and the check below finds whether the scaling was.
     equivalent = np.where(np.asarray(target(2.0, target_rank)) == target(1.0, target_rank), given, kept)
     if not np.allclose(target(equivalent, target_rank), scaling, rtol=1e-12, atol=0.0):
         raise ValueError(
@@ -238,7 +269,7 @@ def equivalent_alpha(
 
 
 def learning_gain(alpha: ArrayLike, rank: ArrayLike, rule: str | ScalingRule) -> Any:
-    r"""Gain of one step of gradient descent: :math:`\gamma^2 r`.
+    r"""Compute the gain of one step of gradient descent: :math:`\gamma^2 r`.
 
     From B = 0, one step at rate η moves the update by :math:`\eta\gamma^2 \Delta A^T A`, and
     :math:`E[A^T A] = r\,\mathrm{var}\,I`: the gain is α²/r for ``standard`` and α² for ``rslora``.
@@ -246,8 +277,11 @@ def learning_gain(alpha: ArrayLike, rank: ArrayLike, rule: str | ScalingRule) ->
     Parameters
     ----------
     alpha : array_like
+        Finite and positive.
     rank : array_like of int
+        At least 0; broadcast against `alpha`.
     rule : str or callable
+        By name, or a function of (alpha, rank).
 
     Returns
     -------
@@ -257,6 +291,14 @@ def learning_gain(alpha: ArrayLike, rank: ArrayLike, rule: str | ScalingRule) ->
     ------
     ValueError
         As :func:`standard` and :func:`scaling_rule`.
+
+    See Also
+    --------
+    learning_sweep : gradient descent itself.
+
+    References
+    ----------
+    Kalajdzievski, arXiv:2312.03732, §3.
 
     Examples
     --------
@@ -269,13 +311,7 @@ def learning_gain(alpha: ArrayLike, rank: ArrayLike, rule: str | ScalingRule) ->
 
 
 def scalings(rules: Sequence[str | ScalingRule], alpha: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[Any]:
-    """Tabulate γ of shape (rules, *alpha, ranks), with 0 at rank 0, where a user's own rule is never asked.
-
-    Raises
-    ------
-    ValueError
-        If there is no rule, or a rule gives something other than finite numbers.
-    """
+    """Compute γ of shape (rules, *alpha, ranks); 0 at rank 0, at which a user's own rule is never called."""
     if isinstance(rules, str) or not rules:
         raise ValueError(f"rules must be a sequence such as ('standard', 'rslora'); got {rules!r}.")
     return np.array([_apply(rule, alpha[..., np.newaxis], ranks) for rule in rules])
@@ -283,10 +319,9 @@ def scalings(rules: Sequence[str | ScalingRule], alpha: NDArray[np.float64], ran
 
 def _apply(rule: str | ScalingRule, alpha: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
     function = FORMULAS[rule] if isinstance(rule, str) and rule in FORMULAS else scaling_rule(rule)
-    answer = function(alpha, np.maximum(ranks, 1))
+    scaling = np.asarray(function(alpha, np.maximum(ranks, 1)), dtype=np.float64)
     shape = np.broadcast_shapes(alpha.shape, ranks.shape)
-    given = np.asarray(answer, dtype=np.float64)
-    table = np.where(ranks > 0, given if given.shape == shape else np.broadcast_to(given, shape), 0.0)
+    table = np.where(ranks > 0, scaling if scaling.shape == shape else np.broadcast_to(scaling, shape), 0.0)
     if not np.isfinite(table).all():
         raise ValueError(f"rule {rule_name(rule)!r} gives scalings that are not finite: {table}.")
     return table

@@ -16,32 +16,38 @@ from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 
 __all__ = ["ErrorSweep", "error_sweep", "reconstruction_error", "variance_captured"]
 
-# Values and errors that a thread takes at a time.
-SHARE = 2**18
+# Values and errors of a task: a tenth of a millisecond's work at least, which is about what a thread costs to start.
+TASK_SIZE = 2**18
 
 
 def variance_captured(spectrum: Spectrum, ranks: ArrayLike | None = None) -> Any:
-    r"""Fraction of the squared norm that the best update of rank r holds: :math:`H_r / N^2`.
+    r"""Compute the fraction of the squared norm that the best update of rank r captures: :math:`H_r / N^2`.
 
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
     ranks : array_like of int, optional
         None for 0 … p, the number of values.
 
     Returns
     -------
     float64 or ndarray, shape (...) + ranks.shape
-        1 at every rank for a zero update: nothing is there to lose.
+        1 at every rank for a zero update.
 
     Raises
     ------
     ValueError
-        If a rank is beyond min(m, n), or beyond the values of an incomplete spectrum.
+        If a rank is negative, not whole, beyond min(m, n), or beyond the values of an incomplete spectrum.
+
+    See Also
+    --------
+    reconstruction_error : the error at each rank.
+    rank_for_variance : the least rank for a fraction.
 
     References
     ----------
-    Eckart and Young, Psychometrika 1 (1936) 211.
+    Eckart and Young, Psychometrika 1 (1936) 211; Mirsky, Quart. J. Math. 11 (1960) 50, theorem 3.
 
     Examples
     --------
@@ -50,20 +56,21 @@ def variance_captured(spectrum: Spectrum, ranks: ArrayLike | None = None) -> Any
     >>> variance_captured(spectrum(np.diag([4.0, 3.0])), 1)
     np.float64(0.64)
     """
-    asked = known_ranks(spectrum, ranks)
-    captured, _ = energy_fractions(spectrum, asked)
-    zero = (spectrum.norm == 0).reshape((*spectrum.norm.shape, *(1,) * asked.ndim))
+    known = known_ranks(spectrum, ranks)
+    captured, _ = energy_fractions(spectrum, known)
+    zero = (spectrum.norm == 0).reshape((*spectrum.norm.shape, *(1,) * known.ndim))
     return np.where(zero, 1.0, captured)[()]
 
 
 def reconstruction_error(spectrum: Spectrum, ranks: ArrayLike | None = None, scaling: ArrayLike = 1.0) -> Any:
-    r"""Relative error of the rank-r truncation scaled by γ: :math:`\sqrt{((1-\gamma)^2 H_r + T_r) / N^2}`.
+    r"""Compute the relative error of the rank-r truncation times γ: :math:`\sqrt{((1-\gamma)^2 H_r + T_r) / N^2}`.
 
-    At γ = 1 it is the best possible error at that rank.
+    At γ = 1 it is the least possible error at that rank.
 
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
     ranks : array_like of int, optional
         None for 0 … p, the number of values.
     scaling : array_like
@@ -79,10 +86,18 @@ def reconstruction_error(spectrum: Spectrum, ranks: ArrayLike | None = None, sca
     ValueError
         As :func:`variance_captured`, and if a scaling is not finite.
 
+    See Also
+    --------
+    error_sweep : for many ranks, rules and alphas in one pass.
+    rank_for_error : the least rank for an error.
+
+    Notes
+    -----
+    The error is :math:`(1-\gamma)\Delta_r + (\Delta - \Delta_r)`, and its two parts are orthogonal.
+
     References
     ----------
-    Mirsky, Quart. J. Math. 11 (1960) 50, theorem 3, for γ = 1. For other γ: the truncation and the rest are
-    orthogonal, and the truncation comes back (1 − γ) times short.
+    Mirsky, Quart. J. Math. 11 (1960) 50, theorem 3, for γ = 1.
 
     Examples
     --------
@@ -92,27 +107,29 @@ def reconstruction_error(spectrum: Spectrum, ranks: ArrayLike | None = None, sca
     np.float64(0.6)
     """
     factor = as_finite(scaling, "scaling")
-    asked = known_ranks(spectrum, ranks)
-    heads, tails = energy_fractions(spectrum, asked)
+    heads, tails = energy_fractions(spectrum, known_ranks(spectrum, ranks))
     # hypot, because a scaling of 1e200 has no square.
     return np.hypot((1.0 - factor) * np.sqrt(heads), np.sqrt(tails))[()]
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorSweep:
-    """Errors of every truncation under every scaling rule.
+    """Relative errors of every truncation under every scaling rule, as :func:`error_sweep` computes them.
 
     Attributes
     ----------
     errors : ndarray, shape (..., rules, [alphas,] ranks)
         Relative Frobenius error of the rank-r truncation times γ.
     optimal : ndarray, shape (..., ranks)
-        The best possible error at each rank (γ = 1).
+        Least possible error at each rank (γ = 1).
     scalings : ndarray, shape (rules, [alphas,] ranks)
+        γ.
     ranks : ndarray of int, shape (ranks,)
+        As passed, or 0 … p.
     rules : tuple of str
+        Names of the rules.
     alpha : float64 or ndarray, shape (alphas,)
-        The alphas axis is there only when several were given.
+        As passed; the alphas axis exists only where `alpha` has one.
     """
 
     errors: NDArray[np.float64]
@@ -130,11 +147,12 @@ def error_sweep(
     alpha: ArrayLike = 16.0,
     rules: Sequence[str | ScalingRule] = ("standard", "rslora"),
 ) -> ErrorSweep:
-    r"""Tabulate :math:`\sqrt{((1-\gamma)^2 H_r + T_r) / N^2}` over batch × rules × alphas × ranks, in one pass.
+    r"""Compute :math:`\sqrt{((1-\gamma)^2 H_r + T_r) / N^2}` over batch × rules × alphas × ranks in one pass.
 
     Parameters
     ----------
     spectrum : Spectrum
+        Of shape (...).
     ranks : array_like of int, shape (ranks,), or None
         None for 0 … p, the number of values.
     alpha : float or array_like, shape (alphas,)
@@ -149,11 +167,13 @@ def error_sweep(
     Raises
     ------
     ValueError
-        As :func:`variance_captured`, :func:`standard` and :func:`scaling_rule`.
+        As :func:`variance_captured`, :func:`standard` and :func:`scaling_rule`; if `ranks` or `alpha` has more axes.
 
-    References
-    ----------
-    As :func:`reconstruction_error`; the rules as :func:`standard` and :func:`rslora`.
+    See Also
+    --------
+    reconstruction_error : one scaling, with the source of the equation.
+    standard, rslora : the rules, with their sources.
+    learning_sweep : the errors that gradient descent reaches.
 
     Examples
     --------
@@ -166,28 +186,27 @@ def error_sweep(
     """
     from lowrank_core._linalg.kernels import energies as kernels
 
-    asked, alphas = known_ranks(spectrum, ranks), as_alpha(alpha)
-    check_one_axis(asked, "ranks")
+    known, alphas = known_ranks(spectrum, ranks), as_alpha(alpha)
+    check_one_axis(known, "ranks")
     if alphas.ndim:
         check_one_axis(alphas, "alpha")
-    table = scalings(rules, alphas, asked)
+    table = scalings(rules, alphas, known)
     batch = spectrum.values.shape[:-1]
     values, norms, flat_table = as_stack(spectrum.values, 1), as_stack(spectrum.norm, 0), as_stack(table, 1)
-    errors, optimal = np.empty((len(values), *flat_table.shape)), np.empty((len(values), asked.size))
+    errors, optimal = np.empty((len(values), *flat_table.shape)), np.empty((len(values), known.size))
 
     def sweep(rows: slice) -> None:
         kernels.error_sweep(
-            values[rows], norms[rows], spectrum.complete, asked, flat_table, errors[rows], optimal[rows]
+            values[rows], norms[rows], spectrum.complete, known, flat_table, errors[rows], optimal[rows]
         )
 
-    # A worker's share is a tenth of a millisecond's work at least: a thread costs about as much to start.
-    chunk = max(1, SHARE // max(1, values.shape[1] + flat_table.size))
+    chunk = max(1, TASK_SIZE // max(1, values.shape[1] + flat_table.size))
     in_threads(sweep, [slice(start, start + chunk) for start in range(0, len(values), chunk)], as_workers(None))
     return ErrorSweep(
         errors.reshape(*batch, *table.shape),
-        optimal.reshape(*batch, asked.size),
+        optimal.reshape(*batch, known.size),
         table,
-        asked,
+        known,
         tuple(rule_name(rule) for rule in rules),
         alphas[()],
     )

@@ -1,4 +1,4 @@
-"""Updates to try things on: a low-rank "style" update, a full-rank "facts" update, any spectrum in random bases."""
+"""Synthetic updates: a low-rank "style" update, a full-rank "facts" update, and any spectrum in random bases."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._validation import as_noise, as_rank, as_real, as_shape, check_scalar
+from lowrank_core._validation import as_noise, as_rank, as_shape, as_singular_values, check_scalar
 
 __all__ = ["facts_update", "style_update", "update_with_spectrum"]
 
 
 def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng: Any) -> NDArray[np.float64]:
-    """Make an update of low rank: singular values linspace(5, 0.5, true_rank) in random bases, plus noise.
+    r"""Return an update of low rank: :math:`U \mathrm{diag}(5, \dots, 0.5) V^T` in random bases, plus noise.
 
     Parameters
     ----------
     d, k : int
         Rows and columns.
     true_rank : int
-        Rank without the noise, from 0 to min(d, k).
+        Rank without the noise, from 0 to min(d, k): so many singular values, linearly spaced from 5 to 0.5.
     noise : float
         Standard deviation of the Gaussian noise on each entry.
     rng : int, numpy.random.Generator, SeedSequence or RandomState
-        A seed or a generator. A ``RandomState`` draws in the order of the article's own program, to the last digit.
+        Seed or generator. A ``RandomState`` draws in the order of the article's own program, to the last digit.
 
     Returns
     -------
@@ -34,6 +34,11 @@ def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng
     ------
     ValueError
         If a size is not positive, the rank is out of range, or the noise is negative or not finite.
+
+    See Also
+    --------
+    facts_update : of full rank.
+    update_with_spectrum : with any singular values, and no noise.
 
     Examples
     --------
@@ -48,9 +53,13 @@ def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng
 
 
 def facts_update(d: int, k: int, *, noise: float = 0.01, rng: Any) -> NDArray[np.float64]:
-    """Make an update of full rank: singular values linspace(3, 0.5, min(d, k)) in random bases, plus noise.
+    r"""Return an update of full rank: :math:`U \mathrm{diag}(3, \dots, 0.5) V^T` in random bases, plus noise.
 
-    Parameters, returns and errors are those of :func:`style_update`.
+    Its min(d, k) singular values are linearly spaced. Parameters, returns and errors are those of :func:`style_update`.
+
+    See Also
+    --------
+    style_update : of low rank.
 
     Examples
     --------
@@ -63,15 +72,16 @@ def facts_update(d: int, k: int, *, noise: float = 0.01, rng: Any) -> NDArray[np
 
 
 def update_with_spectrum(values: ArrayLike, shape: tuple[int, int], *, rng: Any) -> NDArray[np.float64]:
-    """Make an update with these singular values between random orthonormal bases.
+    r"""Return an update with given singular values in random orthonormal bases: :math:`U \mathrm{diag}(\sigma) V^T`.
 
     Parameters
     ----------
     values : array_like, shape (..., p)
-        Singular values, in any order; p at most min(shape), the missing ones are zero. Leading axes make a stack.
+        Singular values, in any order; p at most min(shape), those left out are zero. Leading axes are batch axes.
     shape : (int, int)
         Rows and columns.
     rng : int, numpy.random.Generator, SeedSequence or RandomState
+        Seed or generator.
 
     Returns
     -------
@@ -83,6 +93,14 @@ def update_with_spectrum(values: ArrayLike, shape: tuple[int, int], *, rng: Any)
     ValueError
         If a value is negative or not finite, there are too many, or the shape is not two positive sizes.
 
+    See Also
+    --------
+    style_update, facts_update : the article's two examples, with noise.
+
+    Notes
+    -----
+    The bases are the Q factors of Gaussian matrices.
+
     Examples
     --------
     >>> from lowrank_core import spectrum, update_with_spectrum
@@ -90,14 +108,8 @@ def update_with_spectrum(values: ArrayLike, shape: tuple[int, int], *, rng: Any)
     array([3., 1., 0., 0.])
     """
     rows, columns = as_shape(*shape)
-    sizes = as_real(values, "values")
-    if sizes.ndim == 0 or sizes.shape[-1] > min(rows, columns):
-        raise ValueError(
-            f"values of shape {sizes.shape} do not fit an update of {rows} × {columns}: at most min(m, n)."
-        )
-    if not np.all(np.isfinite(sizes) & (sizes >= 0)):
-        raise ValueError("values must be finite and not negative: they are singular values.")
-    return _in_random_bases(sizes, (rows, columns), _generator(rng))
+    sigma = as_singular_values(values, min(rows, columns))
+    return _in_random_bases(sigma, (rows, columns), _generator(rng))
 
 
 def _generator(rng: Any) -> Any:

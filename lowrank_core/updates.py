@@ -1,4 +1,4 @@
-"""A low-rank update as its two factors: the update is scaling · B @ A."""
+"""Low-rank updates as two factors: scaling · B @ A."""
 
 from __future__ import annotations
 
@@ -8,41 +8,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._dtypes import coarsest
 from lowrank_core._linalg import scaled_to_unit
-from lowrank_core._validation import as_factor, as_finite, as_real, check_scalar
+from lowrank_core._validation import as_factors, as_finite, as_real, check_scalar
 
 __all__ = ["LowRankUpdate"]
 
 
 @dataclass(frozen=True, eq=False)
 class LowRankUpdate:
-    r"""An update held as two factors: :math:`\Delta = \gamma B A`.
+    r"""Low-rank update in factored form: :math:`\Delta = \gamma B A`.
 
     Parameters
     ----------
     B : array_like, shape (..., m, r)
-        PEFT's ``lora_B``; NumPy array or CPU tensor, kept in its own dtype.
+        PEFT's ``lora_B``; NumPy array or CPU tensor, kept in its own dtype and not copied.
     A : array_like, shape (..., r, n)
         PEFT's ``lora_A``; its batch axes broadcast against those of `B`.
     scaling : float
-        The effective scale γ: finite, of either sign.
+        Effective scale γ, finite, of either sign.
 
     Attributes
     ----------
     shape : tuple of int
         Shape (..., m, n) of the dense update.
     dtype : str
-        The coarser of the two dtypes that the factors were stored in.
+        Coarser of the two dtypes in which the factors are stored.
 
     Raises
     ------
     ValueError
         If a factor is not a real matrix or stack, the ranks or batch axes disagree, or the scaling is not finite.
 
+    See Also
+    --------
+    truncate : the best update of a rank.
+    spectrum : singular values through the r × r core of the factors; B·A is never formed.
+
     References
     ----------
-    Hu et al., arXiv:2106.09685, eq. (3).
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, equation 3.
 
     Examples
     --------
@@ -62,45 +66,28 @@ class LowRankUpdate:
     dtype: str = field(init=False)
 
     def __post_init__(self) -> None:
-        B, B_dtype = as_factor(self.B, "B")
-        A, A_dtype = as_factor(self.A, "A")
-        if B.shape[-1] != A.shape[-2]:
-            raise ValueError(
-                f"B of shape {B.shape} has rank {B.shape[-1]} but A of shape {A.shape} has rank {A.shape[-2]}; "
-                "B is (..., m, r) and A is (..., r, n) with the same r."
-            )
-        if 0 in (B.shape[-2], A.shape[-1]):
-            raise ValueError(
-                f"B of shape {B.shape} and A of shape {A.shape} make empty matrices; m and n must be at least 1."
-            )
-        try:
-            batch = np.broadcast_shapes(B.shape[:-2], A.shape[:-2])
-        except ValueError:
-            raise ValueError(
-                f"the batch axes of B {B.shape[:-2]} and A {A.shape[:-2]} do not broadcast; give both the same."
-            ) from None
+        B, A, shape, dtype = as_factors(self.B, self.A)
         scaling = as_finite(self.scaling, "scaling")
         check_scalar(scaling, "scaling is one number for all updates of the stack", self.scaling)
-        shape, dtype = (*batch, B.shape[-2], A.shape[-1]), coarsest(B_dtype, A_dtype)
         for name, value in (("B", B), ("A", A), ("scaling", float(scaling)), ("shape", shape), ("dtype", dtype)):
             object.__setattr__(self, name, value)
 
     @property
     def rank(self) -> int:
-        """Number of columns of B and rows of A; the rank of the product is at most this."""
+        """Number of columns of B and rows of A, an upper bound on the rank of the product."""
         return int(self.B.shape[-1])
 
     def to_dense(self) -> NDArray[np.float64]:
-        """Form scaling · B @ A, shape (..., m, n), in float64."""
+        """Return scaling · B @ A, shape (..., m, n), in float64."""
         return self.scaling * (self.B.astype(np.float64) @ self.A.astype(np.float64))
 
     def apply(self, x: ArrayLike) -> NDArray[np.float64]:
-        """Apply the update to vectors as ``torch.nn.Linear`` does, in O((m + n) r) for each.
+        """Compute x · Δᵀ, as ``torch.nn.Linear`` applies a weight, in O((m + n) r) for each vector.
 
         Parameters
         ----------
         x : array_like, shape (..., n)
-            Batch axes of the update broadcast against its leading axes.
+            Vectors; their leading axes broadcast against the batch axes of the update.
 
         Returns
         -------
@@ -109,7 +96,7 @@ class LowRankUpdate:
         Raises
         ------
         ValueError
-            If the last axis of `x` is not n.
+            If the last axis of `x` is not n, or `x` is not real.
         """
         vectors = as_real(x, "x")
         if vectors.ndim == 0 or vectors.shape[-1] != self.A.shape[-1]:
@@ -122,12 +109,17 @@ class LowRankUpdate:
         return applied
 
     def balanced(self) -> LowRankUpdate:
-        r"""Share each component's size between the factors: :math:`\lVert b_i \rVert = \lVert a_i \rVert`.
+        r"""Return the same update with factors of equal size: :math:`\lVert b_i \rVert = \lVert a_i \rVert`.
 
-        For a truncation (B = UΣ, A = Vᵀ) that puts √Σ in each factor, as fine-tuning and half-precision storage like
-        it. The product does not change; both factors come back in float64.
+        For a truncation (B = UΣ, A = Vᵀ) each factor gets √Σ, so that neither overflows in half precision and both
+        have gradients of one size. Column i of B and row i of A are multiplied by reciprocal numbers.
+
+        Returns
+        -------
+        LowRankUpdate
+            Factors in float64; the product is unchanged to rounding.
         """
-        # Each component is a matrix of one column here, with a power of two of its own: 1e200 has no square.
+        # Each component is scaled by a power of two of its own: 1e200 has no square.
         B, B_exponent = scaled_to_unit(np.swapaxes(self.B, -1, -2)[..., np.newaxis])
         A, A_exponent = scaled_to_unit(self.A[..., np.newaxis])
         exponent = (B_exponent + A_exponent)[..., np.newaxis, np.newaxis]
@@ -135,12 +127,12 @@ class LowRankUpdate:
         A, half = np.ldexp(A, exponent % 2), exponent // 2
         B_norm = np.linalg.norm(B, axis=-2, keepdims=True)
         A_norm = np.linalg.norm(A, axis=-2, keepdims=True)
-        # A component with a zero on one side is zero whatever the other holds.
-        lives = (B_norm > 0) & (A_norm > 0)
-        share = np.sqrt(np.where(lives, A_norm, 0.0) / np.where(lives, B_norm, 1.0))
-        inverse = np.sqrt(np.where(lives, B_norm, 0.0) / np.where(lives, A_norm, 1.0))
+        # A component that is zero in one factor is zero whatever the other is.
+        nonzero = (B_norm > 0) & (A_norm > 0)
+        ratio = np.sqrt(np.where(nonzero, A_norm, 0.0) / np.where(nonzero, B_norm, 1.0))
+        inverse = np.sqrt(np.where(nonzero, B_norm, 0.0) / np.where(nonzero, A_norm, 1.0))
         return LowRankUpdate(
-            np.swapaxes(np.ldexp(B * share, half)[..., 0], -1, -2),
+            np.swapaxes(np.ldexp(B * ratio, half)[..., 0], -1, -2),
             np.ldexp(A * inverse, half)[..., 0],
             self.scaling,
         )

@@ -1,4 +1,4 @@
-"""The learning sweep as it is called, and where its numbers are hardest."""
+"""Learning sweeps by example, against a plain loop, and at the edges of float64."""
 
 import warnings
 
@@ -54,7 +54,7 @@ def test_rank_0_learns_nothing_and_a_zero_update_has_nothing_to_learn():
         assert not learning_sweep(nothing, [0, 4], steps=2, optimizer=optimizer).errors.any()
 
 
-def test_what_a_starts_from_is_the_seeds_and_the_repeats_alone():
+def test_the_starting_factor_depends_on_the_seed_and_the_repeat_alone():
     common = {"steps": 4, "learning_rate": 0.01, "alpha": 2.0, "rng": 5}
     sweep = learning_sweep(np.stack([UPDATE, 3 * UPDATE]), [1, 3], **common)
     for item, rank in ((0, 1), (1, 3)):
@@ -99,9 +99,9 @@ def test_workers_change_nothing(monkeypatch, workers):
     stack = np.stack([UPDATE, UPDATE[::-1], 0.5 * UPDATE])
     expected = learning_sweep(stack, [1, 2, 4], steps=5, repeats=3)
     monkeypatch.setattr("lowrank_core.learning.as_workers", lambda _: workers)
-    found = learning_sweep(stack, [1, 2, 4], steps=5, repeats=3)
-    assert found.curves.tobytes() == expected.curves.tobytes()
-    assert found.gradient_norms.tobytes() == expected.gradient_norms.tobytes()
+    sweep = learning_sweep(stack, [1, 2, 4], steps=5, repeats=3)
+    assert sweep.curves.tobytes() == expected.curves.tobytes()
+    assert sweep.gradient_norms.tobytes() == expected.gradient_norms.tobytes()
 
 
 def test_a_run_that_diverges_is_inf_with_a_warning_that_names_the_rate():
@@ -118,7 +118,7 @@ def test_a_run_that_diverges_is_inf_with_a_warning_that_names_the_rate():
     assert np.all(sweep.curves[..., 0] == 1)
 
 
-def test_an_update_of_zeros_stops_no_other():
+def test_a_zero_update_does_not_disturb_the_others_of_its_stack():
     values = np.array([[0.0, 0.0], [2.0, 1.0]])
     stack = Spectrum(values, np.linalg.norm(values, axis=1), (3, 2), complete=True)
     alone = Spectrum(values[1], np.linalg.norm(values[1]), (3, 2), complete=True)
@@ -127,7 +127,7 @@ def test_an_update_of_zeros_stops_no_other():
     assert np.array_equal(both.curves[1], learning_sweep(alone, [1, 2], steps=3).curves)
 
 
-def test_a_run_that_converges_warns_of_nothing():
+def test_a_run_that_converges_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sweep = learning_sweep(OF, [4], rules=["unscaled"], steps=4000, learning_rate=0.05, init_variance=1.0)
@@ -161,7 +161,7 @@ def test_updates_of_any_size(optimizer, size):
     assert np.all(sweep.gradient_norms[0, 0] > 0)
 
 
-def test_subspaces_of_wide_updates():
+def test_wide_updates_match_the_dense_loop():
     wide = update_with_spectrum(VALUES, (4, 9), rng=0)
     sweep = learning_sweep(wide, [3], rules=["unscaled"], steps=8, learning_rate=0.02, rng=2)
     A = oracles.starting_factor(2, 0, 3, 9, 1 / 9)
@@ -170,10 +170,10 @@ def test_subspaces_of_wide_updates():
     assert np.allclose(sweep.gradient_norms[0, 0], norms, rtol=1e-12)
 
 
-def test_a_spectrum_with_fewer_values_than_min_m_n():
+def test_a_spectrum_with_fewer_values_than_min_m_n_learns_as_one_padded_with_zeros():
     short = Spectrum(VALUES[:2], np.linalg.norm(VALUES[:2]), (6, 4), complete=True)
     padded = Spectrum([*VALUES[:2], 0, 0], short.norm, (6, 4), complete=True)
-    first, second = (learning_sweep(of, [1, 3], steps=5) for of in (short, padded))
+    first, second = (learning_sweep(s, [1, 3], steps=5) for s in (short, padded))
     assert np.allclose(first.curves, second.curves, rtol=1e-14)
     assert learning_sweep(LowRankUpdate(UPDATE[:, :2], np.eye(2, 4)), [3], steps=2).errors.shape == (2, 1)
 
@@ -197,7 +197,7 @@ def test_a_spectrum_with_fewer_values_than_min_m_n():
         ({"alpha": -1.0}, r"alpha must be finite and positive"),
     ],
 )
-def test_what_is_out_of_range_is_refused(arguments, message):
+def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         learning_sweep(**({"update": OF, "ranks": [1]} | arguments))
 

@@ -27,7 +27,7 @@ def test_median_is_where_the_density_has_half_its_mass(beta):
 
 
 @pytest.mark.parametrize("beta", [1.0, 1 - 1e-6, 0.25, 0.0625, 1e-6, 1e-12])
-def test_median_to_the_last_digits(beta):
+def test_median_is_accurate_to_the_last_digits(beta):
     assert marchenko_pastur_median(beta) == pytest.approx(oracles.marchenko_pastur_median(beta), rel=2e-15)
 
 
@@ -90,7 +90,7 @@ def test_edge_is_at_most_one_per_cent_above_the_exact_one(profile, dtype):
 
 @pytest.mark.parametrize("profile", sorted(set(PROFILES) - {"entries", "one entry"}))
 @pytest.mark.parametrize("uniform", [False, True])
-def test_draws_stay_below_the_edge_and_come_near(profile, uniform):
+def test_draws_are_below_the_edge_and_near_it(profile, uniform):
     variances = np.kron(PROFILES[profile], np.ones((2, 2)))
     rng = np.random.default_rng(2)
     drawn = rng.random((100, *variances.shape)) - 0.5 if uniform else rng.standard_normal((100, *variances.shape))
@@ -103,7 +103,7 @@ def test_draws_stay_below_the_edge_and_come_near(profile, uniform):
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_edge_grows_as_the_noise_does(profile):
+def test_edge_is_proportional_to_the_noise(profile):
     # Powers of two move no digit, so that the same rounds are gone through.
     edge, above = noise_edge(np.ldexp(PROFILES[profile], 40))
     plain, plain_above = noise_edge(PROFILES[profile])
@@ -121,7 +121,7 @@ def test_edge_of_float32_variances_takes_no_copy_of_them():
     assert peak < variances.nbytes / 4
 
 
-def test_silent_rows_and_columns_change_nothing():
+def test_rows_and_columns_without_noise_change_nothing():
     variances = PROFILES["rows and columns"]
     padded = np.zeros((60, 90))
     padded[5:55, 10:80] = variances

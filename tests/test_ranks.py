@@ -1,4 +1,4 @@
-"""Ranks as they are asked for."""
+"""Least ranks and measures of rank by example."""
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +25,7 @@ MEASURES = [effective_rank, stable_rank, numerical_rank]
 
 
 @pytest.mark.parametrize(
-    ("rule", "asked", "rank"),
+    ("rule", "target", "rank"),
     [
         (rank_for_variance, 0.0, 1),
         (rank_for_variance, 0.5, 1),
@@ -46,19 +46,19 @@ MEASURES = [effective_rank, stable_rank, numerical_rank]
         (rank_for_ratio, 0.0, 4),
     ],
 )
-def test_rules_by_hand(rule, asked, rank):
-    assert rule(PLAIN, asked) == rank
-    assert isinstance(rule(PLAIN, asked), np.int64)
+def test_rules_by_hand(rule, target, rank):
+    assert rule(PLAIN, target) == rank
+    assert isinstance(rule(PLAIN, target), np.int64)
 
 
-def test_ties_count():
-    of = Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)
-    assert rank_for_variance(of, 0.64) == 1
-    assert rank_for_error(of, 0.6) == 1
+def test_ranks_at_exactly_the_target_count():
+    s = Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)
+    assert rank_for_variance(s, 0.64) == 1
+    assert rank_for_error(s, 0.6) == 1
     assert rank_for_ratio(Spectrum([2.0, 2.0, 1.0], 3.0, (3, 3), complete=True), 0.5) == 3
 
 
-def test_rules_broadcast():
+def test_targets_broadcast_against_the_batch():
     assert rank_for_variance(STACK, 0.9).tolist() == [2, 1, 0]
     assert rank_for_variance(STACK, [0.5, 0.5, 0.5]).tolist() == [1, 1, 0]
     assert rank_for_error(STACK, [0.9, 0.1, 0.0]).tolist() == [1, 1, 0]
@@ -67,63 +67,63 @@ def test_rules_broadcast():
 
 
 def test_a_zero_update_has_no_rank():
-    for of in (spectrum(np.zeros((3, 4))), spectrum(LowRankUpdate(np.zeros((3, 0)), np.zeros((0, 4))))):
+    for s in (spectrum(np.zeros((3, 4))), spectrum(LowRankUpdate(np.zeros((3, 0)), np.zeros((0, 4))))):
         for rule in RULES:
-            for asked in (0.0, 0.5, 1.0):
-                assert rule(of, asked) == 0
+            for target in (0.0, 0.5, 1.0):
+                assert rule(s, target) == 0
         for measure in MEASURES:
-            assert measure(of) == 0
+            assert measure(s) == 0
 
 
 @pytest.mark.parametrize(
-    ("rule", "asked"), [(rank_for_variance, 0.9), (rank_for_error, 0.3), (rank_for_ratio, 0.1), (rank_for_ratio, 0.0)]
+    ("rule", "target"), [(rank_for_variance, 0.9), (rank_for_error, 0.3), (rank_for_ratio, 0.1), (rank_for_ratio, 0.0)]
 )
-def test_an_incomplete_spectrum_that_does_not_reach_says_what_to_do(rule, asked):
-    of = spectrum(np.diag([4.0, 3.0, 2.0, 1.0]), rank=2)
+def test_an_incomplete_spectrum_short_of_the_target_is_refused(rule, target):
+    s = spectrum(np.diag([4.0, 3.0, 2.0, 1.0]), rank=2)
     with pytest.raises(ValueError, match=r"2 leading values.*spectrum\(update, rank=\.\.\.\), up to 4"):
-        rule(of, asked)
+        rule(s, target)
 
 
-def test_an_incomplete_spectrum_that_reaches_answers():
+def test_an_incomplete_spectrum_that_reaches_the_target_gives_the_rank_of_the_whole():
     update = np.diag([4.0, 3.0, 2.0, 1.0])
-    of, whole = spectrum(update, rank=3), spectrum(update)
-    for rule, asked in ((rank_for_variance, 0.8), (rank_for_error, 0.5), (rank_for_ratio, 0.6)):
-        assert rule(of, asked) == rule(whole, asked)
-    assert stable_rank(of) == stable_rank(whole)
+    s, whole = spectrum(update, rank=3), spectrum(update)
+    for rule, target in ((rank_for_variance, 0.8), (rank_for_error, 0.5), (rank_for_ratio, 0.6)):
+        assert rule(s, target) == rule(whole, target)
+    assert stable_rank(s) == stable_rank(whole)
     assert rank_for_variance(spectrum(np.zeros((3, 3)), rank=1), 0.5) == 0
 
 
 def test_measures_by_hand():
-    of = Spectrum([2.0, 1.0, 1.0], np.sqrt(6), (3, 5), complete=True)
-    assert stable_rank(of) == pytest.approx(1.5, rel=1e-15)
-    assert effective_rank(of) == pytest.approx(2 * np.sqrt(2), rel=1e-15)
-    assert numerical_rank(of) == 3
+    s = Spectrum([2.0, 1.0, 1.0], np.sqrt(6), (3, 5), complete=True)
+    assert stable_rank(s) == pytest.approx(1.5, rel=1e-15)
+    assert effective_rank(s) == pytest.approx(2 * np.sqrt(2), rel=1e-15)
+    assert numerical_rank(s) == 3
     assert effective_rank(spectrum(np.eye(3))) == pytest.approx(3, rel=1e-14)
     assert stable_rank(STACK).tolist() == pytest.approx([25 / 16, 1, 0])
     assert effective_rank(STACK)[1:].tolist() == [1, 0]
     assert numerical_rank(STACK).tolist() == [2, 1, 0]
     for measure in MEASURES:
-        assert measure(of).shape == ()
+        assert measure(s).shape == ()
 
 
 @pytest.mark.parametrize("size", [1e200, 1e-200, 1e-310, 5e-324])
-def test_measures_at_any_size(size):
-    of = spectrum(np.ones((5, 4)) * size)
+def test_measures_do_not_depend_on_size(size):
+    s = spectrum(np.ones((5, 4)) * size)
     for measure in MEASURES:
-        assert measure(of) == pytest.approx(1, rel=1e-12)
+        assert measure(s) == pytest.approx(1, rel=1e-12)
     # Its second value is below half the first even where neither has more than a few bits.
     assert rank_for_ratio(Spectrum([size, 0.0], size, (2, 2), complete=True), 0.5) == 1
 
 
-def test_measures_of_an_incomplete_spectrum():
-    of = spectrum(np.diag([4.0, 3.0, 2.0]), rank=2)
+def test_measures_that_need_every_value_refuse_an_incomplete_spectrum():
+    s = spectrum(np.diag([4.0, 3.0, 2.0]), rank=2)
     with pytest.raises(
         ValueError, match=r"the effective rank needs every singular value.*leading 2.*spectrum\(update\)"
     ):
-        effective_rank(of)
+        effective_rank(s)
     with pytest.raises(ValueError, match=r"the rounding threshold is passed by all 2 leading values.*up to 3"):
-        numerical_rank(of)
-    assert stable_rank(of) == pytest.approx(29 / 16, rel=1e-15)
+        numerical_rank(s)
+    assert stable_rank(s) == pytest.approx(29 / 16, rel=1e-15)
     deep = spectrum(np.diag([4.0, 1e-20, 1e-20]), rank=2)
     assert numerical_rank(deep) == 1
     none = spectrum(np.eye(3), rank=0)
@@ -152,7 +152,7 @@ def test_half_an_ulp_of_the_norm_counts_where_there_are_many_values():
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("rank", [1, 3, 5])
-def test_the_numerical_rank_of_a_product_that_was_stored(dtype, rank):
+def test_a_stored_product_has_its_numerical_rank(dtype, rank):
     # Small integers make products that every dtype holds exactly.
     rng = np.random.default_rng(rank)
     update = (rng.integers(-1, 2, (40, rank)) @ rng.integers(-1, 2, (rank, 30))).astype(dtype)
@@ -161,31 +161,31 @@ def test_the_numerical_rank_of_a_product_that_was_stored(dtype, rank):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("asked", [-1e-9, 1.0 + 1e-9, 90, np.nan, [0.5, 2.0], "0.9", None, True])
-def test_what_is_asked_lies_between_0_and_1(rule, asked):
+@pytest.mark.parametrize("target", [-1e-9, 1.0 + 1e-9, 90, np.nan, [0.5, 2.0], "0.9", None, True])
+def test_targets_lie_between_0_and_1(rule, target):
     with pytest.raises(ValueError, match=r"(fraction|error|ratio) must lie between 0 and 1; got .*95 % as 0.95"):
-        rule(PLAIN, asked)
+        rule(PLAIN, target)
 
 
-def test_a_made_update_has_the_ranks_of_its_spectrum():
-    of = spectrum(update_with_spectrum(np.r_[np.full(8, 2.0), np.zeros(4)], (20, 12), rng=0))
-    assert numerical_rank(of) == 8
-    assert stable_rank(of) == pytest.approx(8, rel=1e-13)
-    assert effective_rank(of) == pytest.approx(8, rel=1e-12)
-    assert rank_for_variance(of, 0.99) == 8
+def test_a_synthetic_update_has_the_ranks_of_its_spectrum():
+    s = spectrum(update_with_spectrum(np.r_[np.full(8, 2.0), np.zeros(4)], (20, 12), rng=0))
+    assert numerical_rank(s) == 8
+    assert stable_rank(s) == pytest.approx(8, rel=1e-13)
+    assert effective_rank(s) == pytest.approx(8, rel=1e-12)
+    assert rank_for_variance(s, 0.99) == 8
 
 
-def test_a_lone_spectrum_is_measured_as_in_a_batch():
+def test_a_single_spectrum_is_measured_as_in_a_batch():
     # A hundredth of a per cent of numbers have a square that NumPy's ** rounds otherwise alone than in an array.
     values = np.sort(np.random.default_rng(0).random((20_000, 2)))[:, ::-1]
-    of = Spectrum(values, np.linalg.norm(values, axis=-1), (2, 2), complete=True)
-    alone = [stable_rank(Spectrum(row, norm, (2, 2), complete=True)) for row, norm in zip(values, of.norm, strict=True)]
-    assert np.array_equal(stable_rank(of), alone)
+    s = Spectrum(values, np.linalg.norm(values, axis=-1), (2, 2), complete=True)
+    single = [stable_rank(Spectrum(row, norm, (2, 2), complete=True)) for row, norm in zip(values, s.norm, strict=True)]
+    assert np.array_equal(stable_rank(s), single)
 
 
 @pytest.mark.parametrize("size", [1e-200, 1e-3, 1e200])
-def test_an_incomplete_spectrum_is_refused_at_any_size_and_answers_for_nothing(size):
-    for ask in (numerical_rank, lambda of: rank_for_ratio(of, 0.1)):
+def test_an_incomplete_spectrum_is_refused_at_any_size_unless_it_is_zero(size):
+    for ask in (numerical_rank, lambda s: rank_for_ratio(s, 0.1)):
         with pytest.raises(ValueError, match=r"passed by all 2 leading values"):
             ask(spectrum(np.diag([4.0, 3.0, 2.0]) * size, rank=2))
         assert ask(spectrum(np.zeros((3, 3)), rank=2)) == 0
@@ -193,20 +193,20 @@ def test_an_incomplete_spectrum_is_refused_at_any_size_and_answers_for_nothing(s
 
 def test_rank_above_noise_by_hand():
     # β = 1: τ = 4/√3 · s · √3 = 4s; unknown: 4/√3 over the root of the median 0.652776 … of the law.
-    of = Spectrum([9.0, 1.0, 0.5], np.sqrt(82.25), (3, 3), complete=True)
-    assert [rank_above_noise(of, s) for s in (0.1, 0.249, 0.251, 2.2, 2.3)] == [3, 2, 1, 1, 0]
-    assert rank_above_noise(of, 0.0) == 3
-    assert rank_above_noise(of) == 1
+    s = Spectrum([9.0, 1.0, 0.5], np.sqrt(82.25), (3, 3), complete=True)
+    assert [rank_above_noise(s, noise) for noise in (0.1, 0.249, 0.251, 2.2, 2.3)] == [3, 2, 1, 1, 0]
+    assert rank_above_noise(s, 0.0) == 3
+    assert rank_above_noise(s) == 1
     assert rank_above_noise(Spectrum([2.86, 1.0, 0.5], np.sqrt(2.86**2 + 1.25), (3, 3), complete=True)) == 1
     assert rank_above_noise(Spectrum([2.85, 1.0, 0.5], np.sqrt(2.85**2 + 1.25), (3, 3), complete=True)) == 0
     # The values that a complete spectrum does not hold are zeros of the median: here the mean of 1 and 0.
     half = Spectrum([2.0, 1.0], np.sqrt(5.0), (4, 4), complete=True)
     assert rank_above_noise(half, 0.0) == 2
     assert rank_above_noise(half) == 1
-    assert isinstance(rank_above_noise(of), np.int64)
+    assert isinstance(rank_above_noise(s), np.int64)
 
 
-def test_rank_above_noise_broadcasts_and_knows_zero_updates():
+def test_rank_above_noise_broadcasts_and_is_0_for_zero_updates():
     assert rank_above_noise(STACK, 0.0).tolist() == [2, 1, 0]
     assert rank_above_noise(STACK, [[0.9], [10.0]]).tolist() == [[2, 1, 0], [0, 0, 0]]
     assert rank_above_noise(spectrum(np.zeros((3, 4)))) == 0
@@ -214,14 +214,14 @@ def test_rank_above_noise_broadcasts_and_knows_zero_updates():
 
 
 @pytest.mark.parametrize("size", [1e-310, 1e-200, 1e200])
-def test_rank_above_noise_at_any_size(size):
-    of = spectrum(np.diag([9.0, 1.0, 0.5]) * size)
-    assert rank_above_noise(of) == 1
-    assert rank_above_noise(of, 0.25 * size) in {1, 2}
-    assert rank_above_noise(of, 1e308) == 0
+def test_rank_above_noise_does_not_depend_on_size(size):
+    s = spectrum(np.diag([9.0, 1.0, 0.5]) * size)
+    assert rank_above_noise(s) == 1
+    assert rank_above_noise(s, 0.25 * size) in {1, 2}
+    assert rank_above_noise(s, 1e308) == 0
 
 
-def test_rank_above_noise_says_what_is_missing():
+def test_rank_above_noise_refuses_what_it_cannot_estimate():
     with pytest.raises(ValueError, match=r"unknown noise needs every singular value.*leading 2.*or give the noise"):
         rank_above_noise(spectrum(np.eye(5), rank=2))
     with pytest.raises(ValueError, match=r"median singular value is 0.*numerical_rank, or give the noise"):
@@ -241,12 +241,12 @@ def test_planted_ranks_are_recovered_from_noise(shape):
     beta = min(shape) / max(shape)
     known = np.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + np.sqrt(beta**2 + 14 * beta + 1)))
     signal = 1.5 * known * noise * np.sqrt(max(shape))
-    found = []
+    counts = []
     for _ in range(5):
         # Noise looks the same in every basis, so that of the signal may be the coordinates.
         stack = noise * rng.standard_normal((20, *shape), dtype=np.float32)
         stack[:, np.arange(planted), np.arange(planted)] += np.float32(signal)
-        of = spectrum(stack)
-        found.append([rank_above_noise(of, noise), rank_above_noise(of)])
-    right = np.sum(np.array(found) == planted, axis=(0, 2))
+        s = spectrum(stack)
+        counts.append([rank_above_noise(s, noise), rank_above_noise(s)])
+    right = np.sum(np.array(counts) == planted, axis=(0, 2))
     assert np.all(right >= 95)

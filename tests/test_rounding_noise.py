@@ -61,25 +61,25 @@ def test_edge_of_weights_in_one_binade_is_the_formula(m, n):
     rng = np.random.default_rng(0)
     base, tuned = rng.uniform(1.0, 1.99, (2, m, n)).astype(BFLOAT16)
     noise = rounding_noise(base, tuned)
-    s, a, b = 2.0**-7 / np.sqrt(12), np.sqrt(m), np.sqrt(n)
-    edge = s * np.sqrt((a + b) ** 2 + 2.02 * (a + b) * (1 / a + 1 / b) ** (1 / 3))
-    assert noise.one_side.std == pytest.approx(s, rel=1e-12)
+    std, a, b = 2.0**-7 / np.sqrt(12), np.sqrt(m), np.sqrt(n)
+    edge = std * np.sqrt((a + b) ** 2 + 2.02 * (a + b) * (1 / a + 1 / b) ** (1 / 3))
+    assert noise.one_side.std == pytest.approx(std, rel=1e-12)
     assert noise.one_side.edge == pytest.approx(edge, rel=1e-6)
     assert noise.two_sides.edge == pytest.approx(np.sqrt(2) * edge, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["heavy", "rows", "outliers"])
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
-def test_no_rank_is_claimed_where_rounding_is_all_there_is(kind, dtype):
+def test_rounding_alone_has_no_rank(kind, dtype):
     rng = np.random.default_rng(1)
     none = exceeded_by_the_mean = 0
     for _ in range(100):
         base = weights(rng, (100, 80), kind).astype(np.float32)
-        noise, of = rounding_noise(base, base.astype(dtype)), difference(base, base.astype(dtype))
+        noise, s = rounding_noise(base, base.astype(dtype)), difference(base, base.astype(dtype))
         assert noise.applies
-        none += noise.one_side.rank(of) == 0
+        none += noise.one_side.rank(s) == 0
         mean = noise.one_side.std * (np.sqrt(100) + np.sqrt(80)) * 1.05
-        exceeded_by_the_mean += of.values[0] > mean
+        exceeded_by_the_mean += s.values[0] > mean
     assert none >= 95
     # The edge of equal variances does not hold for such weights: it would call rounding an update.
     assert exceeded_by_the_mean > 50
@@ -89,21 +89,21 @@ def test_no_rank_is_claimed_where_rounding_is_all_there_is(kind, dtype):
 @pytest.mark.parametrize("strength", [1.0, 2.0, 8.0])
 def test_an_update_of_an_ulp_or_more_is_recovered(kind, strength):
     rng = np.random.default_rng(2)
-    found = 0
+    recovered = 0
     for _ in range(30):
         base = weights(rng, (240, 160), kind).astype(BFLOAT16)
         update = strength * step_sizes(base) * low_rank(rng, base.shape, 3)
         tuned = (base.astype(np.float64) + update).astype(BFLOAT16)
         noise = rounding_noise(base, tuned)
         assert noise.applies
-        found += noise.one_side.rank(difference(base, tuned)) == 3
-    assert found >= 0.95 * 30
+        recovered += noise.one_side.rank(difference(base, tuned)) == 3
+    assert recovered >= 0.95 * 30
 
 
 @pytest.mark.parametrize("kind", ["heavy", "rows", "outliers"])
-def test_two_roundings_are_told_by_two_sides(kind):
+def test_two_sides_is_the_level_where_both_matrices_were_rounded(kind):
     rng = np.random.default_rng(3)
-    none = found = 0
+    none = recovered = 0
     for case in range(40):
         fine = weights(rng, (160, 120), kind)
         update = low_rank(rng, fine.shape, 2) * (0.0 if case % 2 else 2.0) * step_sizes(fine.astype(BFLOAT16))
@@ -112,13 +112,13 @@ def test_two_roundings_are_told_by_two_sides(kind):
         tuned = (fine + update).astype(BFLOAT16)
         rank = rounding_noise(base, tuned).two_sides.rank(difference(base, tuned))
         none += case % 2 and rank == 0
-        found += not case % 2 and rank == 2
+        recovered += not case % 2 and rank == 2
     assert none >= 19
-    assert found >= 19
+    assert recovered >= 19
 
 
 @pytest.mark.parametrize("kind", ["heavy", "rows", "outliers"])
-def test_far_under_an_ulp_the_model_does_not_hold(kind):
+def test_far_under_an_ulp_the_model_does_not_apply(kind):
     rng = np.random.default_rng(4)
     for _ in range(20):
         base = weights(rng, (120, 90), kind).astype(BFLOAT16)
@@ -128,7 +128,7 @@ def test_far_under_an_ulp_the_model_does_not_hold(kind):
         assert noise.unchanged > 0.6
 
 
-def test_rounding_passes_the_edge_only_where_the_model_does_not_hold():
+def test_rounding_exceeds_the_edge_only_where_the_model_does_not_apply():
     # Weights of one kind, where the edge is sharp: the threshold of one half is where it starts to give way.
     rng = np.random.default_rng(5)
     for strength in (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0):
@@ -142,7 +142,7 @@ def test_rounding_passes_the_edge_only_where_the_model_does_not_hold():
 
 
 @pytest.mark.parametrize(("first_row", "first_column"), [(200, 10), (200, 0), (0, 40)])
-def test_untouched_rows_and_columns_are_set_aside(first_row, first_column):
+def test_unchanged_rows_and_columns_are_left_out(first_row, first_column):
     rng = np.random.default_rng(6)
     base = rng.standard_normal((300, 100)).astype(BFLOAT16)
     # Had they been rounded, the edge would be theirs.
@@ -159,17 +159,17 @@ def test_untouched_rows_and_columns_are_set_aside(first_row, first_column):
     assert noise.one_side.rank(difference(base, tuned)) == 2
 
 
-def test_equal_matrices_differ_by_nothing():
+def test_equal_matrices_have_a_noise_level_and_rank_0():
     base = np.random.default_rng(7).standard_normal((30, 20)).astype(np.float16)
     noise = rounding_noise(base, base)
-    of = difference(base, base)
+    s = difference(base, base)
     assert (noise.unchanged, noise.applies) == (1.0, True)
-    assert (noise.one_side.rank(of), noise.one_side.variance_below(of)) == (0, 0.0)
+    assert (noise.one_side.rank(s), noise.one_side.variance_below(s)) == (0, 0.0)
     assert noise.one_side.edge > 0
 
 
 @pytest.mark.parametrize("power", [-600, 600])
-def test_any_size_of_weight(power):
+def test_noise_levels_scale_with_the_weights(power):
     base, tuned = np.random.default_rng(8).standard_normal((2, 20, 30))
     plain = rounding_noise(base, tuned).one_side
     scaled = rounding_noise(np.ldexp(base, power), np.ldexp(tuned, power)).one_side
@@ -184,17 +184,17 @@ def test_zeros_and_single_entries():
     assert one.one_side.edge > 2.0**-8
 
 
-def test_what_was_found_cannot_be_changed():
+def test_noise_levels_are_frozen():
     noise = rounding_noise(np.eye(3), np.ones((3, 3)))
-    for held, name in ((noise, "applies"), (noise.one_side, "edge")):
+    for value, name in ((noise, "applies"), (noise.one_side, "edge")):
         with pytest.raises(FrozenInstanceError):
-            setattr(held, name, 0.0)
+            setattr(value, name, 0.0)
 
 
 def test_rank_and_variance_below_the_edge():
-    of = Spectrum([4.0, 2.0, 1.0], np.sqrt(21.0), (9, 3), complete=True)
-    assert NoiseLevel(0.1, 2.0).rank(of) == 1
-    assert NoiseLevel(0.1, 2.0).variance_below(of) == pytest.approx(5 / 21, rel=1e-15)
+    s = Spectrum([4.0, 2.0, 1.0], np.sqrt(21.0), (9, 3), complete=True)
+    assert NoiseLevel(0.1, 2.0).rank(s) == 1
+    assert NoiseLevel(0.1, 2.0).variance_below(s) == pytest.approx(5 / 21, rel=1e-15)
     part = Spectrum([4.0, 2.0], np.sqrt(21.0), (9, 3), complete=False)
     assert NoiseLevel(0.1, 2.0).rank(part) == 1
     with pytest.raises(ValueError, match=r"edge 1\.5.*all 2 leading values.*spectrum\(update, rank=\.\.\.\), up to 3"):
@@ -212,6 +212,6 @@ def test_rank_and_variance_below_the_edge():
         (np.ones((2, 3)), np.ones((2, 3), dtype=complex), "^tuned has unsupported dtype complex128"),
     ],
 )
-def test_bad_input(base, tuned, message):
+def test_pairs_that_do_not_match_are_refused(base, tuned, message):
     with pytest.raises(ValueError, match=message):
         rounding_noise(base, tuned)

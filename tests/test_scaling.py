@@ -1,4 +1,4 @@
-"""Scaling rules: their figures, their names, and what is said of bad ones."""
+"""Scaling rules: their figures, their names, and refused arguments."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_the_articles_scalings():
 
 
 @pytest.mark.parametrize("rule", [standard, rslora, unscaled, power_rule(0), power_rule(-2), power_rule(1.5)])
-def test_nothing_is_scaled_at_rank_0(rule):
+def test_every_rule_is_0_at_rank_0(rule):
     assert rule(16, 0) == 0
     assert rule([1.0, 2.0], [0, 1])[0] == 0
 
@@ -64,7 +64,7 @@ def test_a_power_must_be_finite(power):
         power_rule(power)
 
 
-def test_equivalent_alphas_of_the_field():
+def test_equivalent_alphas_by_hand():
     assert equivalent_alpha(16, 64, "rslora", to_rule="standard") == 128
     assert equivalent_alpha(16, 64, "standard", to_rule="rslora") == 2
     assert equivalent_alpha(16, 8, "standard", to_rank=64) == 128
@@ -106,24 +106,24 @@ def test_learning_gains():
     assert learning_gain(2, [3, 5], power_rule(1)).tolist() == [108, 500]
 
 
-def test_ones_own_rule_gets_arrays_and_is_never_asked_of_rank_0():
-    asked = []
+def test_a_users_rule_receives_arrays_and_never_rank_0():
+    calls = []
 
     def own(alpha, rank):
-        asked.append((alpha, rank))
+        calls.append((alpha, rank))
         return alpha / rank
 
     assert learning_gain(16, [0, 8], own).tolist() == [0, 32]
-    of = spectrum(np.eye(3))
-    sweep = error_sweep(of, [0, 2], rules=[own], alpha=[4.0, 8.0])
+    s = spectrum(np.eye(3))
+    sweep = error_sweep(s, [0, 2], rules=[own], alpha=[4.0, 8.0])
     assert sweep.scalings.tolist() == [[[0, 2], [0, 4]]]
     assert sweep.rules == ("own",)
-    for alpha, rank in asked:
+    for alpha, rank in calls:
         assert isinstance(alpha, np.ndarray)
         assert np.all(np.asarray(rank) > 0)
 
 
-def test_tables_of_scalings():
+def test_scalings_are_tables_of_rules_alphas_and_ranks():
     ranks, alphas = np.array([0, 1, 4]), np.array([2.0, 16.0])
     table = scalings(["standard", rslora], alphas, ranks)
     assert table.tolist() == [[[0, 2, 0.5], [0, 16, 4]], [[0, 2, 1], [0, 16, 8]]]

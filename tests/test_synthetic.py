@@ -1,4 +1,4 @@
-"""Updates to try things on: their spectra, their noise, and whose random numbers they use."""
+"""Synthetic updates: their spectra, their noise, and their random streams."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ MAKERS = [style_update, facts_update]
 makers = pytest.mark.parametrize("make", MAKERS)
 
 
-def test_style_has_the_articles_values_and_then_none():
+def test_style_updates_have_the_articles_values():
     values = np.linalg.svd(style_update(20, 12, noise=0.0, rng=0), compute_uv=False)
     assert np.allclose(values[:4], [5.0, 3.5, 2.0, 0.5], rtol=1e-14)
     assert np.all(values[4:] <= 1e-14)
@@ -19,7 +19,7 @@ def test_style_has_the_articles_values_and_then_none():
     assert not style_update(3, 3, true_rank=0, noise=0.0, rng=0).any()
 
 
-def test_facts_have_the_articles_values():
+def test_facts_updates_have_the_articles_values():
     for shape in ((12, 20), (20, 12), (7, 7)):
         values = np.linalg.svd(facts_update(*shape, noise=0.0, rng=0), compute_uv=False)
         assert np.allclose(values, np.linspace(3.0, 0.5, min(shape)), rtol=1e-14)
@@ -59,7 +59,7 @@ def test_a_random_state_draws_in_the_articles_order():
     ("values", "shape"),
     [([3.0, 1.0], (5, 4)), ([1.0, 3.0, 3.0], (3, 7)), ([2.0], (1, 1)), ([], (3, 2)), ([0.0], (4, 4))],
 )
-def test_an_update_has_the_spectrum_asked_for(values, shape):
+def test_an_update_has_the_given_spectrum(values, shape):
     update = update_with_spectrum(values, shape, rng=0)
     exact = np.zeros(min(shape))
     exact[: len(values)] = sorted(values, reverse=True)
@@ -71,17 +71,17 @@ def test_leading_axes_of_the_values_make_a_stack():
     values = np.arange(1.0, 13.0).reshape(2, 3, 2)
     stack = update_with_spectrum(values, (4, 5), rng=0)
     assert stack.shape == (2, 3, 4, 5)
-    found = np.linalg.svd(stack, compute_uv=False)
-    assert np.allclose(found[..., :2], values[..., ::-1], rtol=1e-14)
-    assert np.all(found[..., 2:] < 1e-13)
+    result = np.linalg.svd(stack, compute_uv=False)
+    assert np.allclose(result[..., :2], values[..., ::-1], rtol=1e-14)
+    assert np.all(result[..., 2:] < 1e-13)
     # Bases differ from one matrix to the next.
     assert not np.allclose(stack[0, 0] / stack[0, 0, 0, 0], stack[0, 1] / stack[0, 1, 0, 0])
 
 
-def test_what_is_no_spectrum_is_refused():
-    with pytest.raises(ValueError, match=r"values of shape \(3,\) do not fit an update of 2 × 5"):
+def test_values_that_are_not_a_spectrum_are_refused():
+    with pytest.raises(ValueError, match=r"values have shape \(3,\).*min\(m, n\) = 2"):
         update_with_spectrum([3, 2, 1], (2, 5), rng=0)
-    with pytest.raises(ValueError, match=r"do not fit"):
+    with pytest.raises(ValueError, match=r"shape \(\)"):
         update_with_spectrum(3.0, (2, 5), rng=0)
     for bad in ([-1.0], [np.nan], [np.inf]):
         with pytest.raises(ValueError, match=r"finite and not negative: they are singular values"):
@@ -102,7 +102,7 @@ def test_sizes_must_be_positive_whole_numbers(size):
 @makers
 @pytest.mark.parametrize("noise", [-0.1, np.nan, np.inf])
 def test_noise_is_a_standard_deviation(make, noise):
-    with pytest.raises(ValueError, match=r"noise must be finite and not negative; got .*standard deviation"):
+    with pytest.raises(ValueError, match=r"noise must be finite and at least 0; got .*standard deviation"):
         make(4, 4, noise=noise, rng=0)
 
 

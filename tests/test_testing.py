@@ -1,4 +1,4 @@
-"""The strategies produce what they say, shrink to what one can read, and the verifiers catch what is wrong."""
+"""Strategies draw what they document and shrink to readable matrices; verifiers refuse wrong results."""
 
 import importlib.util
 import sys
@@ -61,9 +61,9 @@ def test_every_kind_is_drawn_in_every_dtype(kind, dtype):
             return size > LARGEST[dtype] / 64
         return KIND_OF[kind](values_of(update))
 
-    found = find(updates(kinds=[kind], dtypes=[dtype]), drawn, settings=once)
-    assert found.dtype.name == dtype
-    assert np.all(np.isfinite(found.astype(np.float64)))
+    example = find(updates(kinds=[kind], dtypes=[dtype]), drawn, settings=once)
+    assert example.dtype.name == dtype
+    assert np.all(np.isfinite(example.astype(np.float64)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,8 +89,8 @@ def test_bases_keep_the_spectrum(update):
 
 
 def test_graded_spectra_fall_over_300_orders_of_magnitude():
-    found = find(spectra(kinds=["graded"]), lambda of: of.values[-1] < 1e-300 * of.values[0], settings=once)
-    assert found.values[-1] > 0
+    example = find(spectra(kinds=["graded"]), lambda s: s.values[-1] < 1e-300 * s.values[0], settings=once)
+    assert example.values[-1] > 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -109,38 +109,38 @@ def test_every_layout_is_drawn(layout):
 
 
 @given(updates(max_side=5), stacks_of_updates(max_side=4, max_items=2), spectra(max_side=6), spectra(complete=None))
-def test_sizes_are_kept_and_numbers_finite(update, stack, of, other):
+def test_sizes_are_kept_and_numbers_finite(update, stack, s, other):
     assert update.ndim == 2
     assert max(update.shape) <= 5
     assert 3 <= stack.ndim <= 4
     assert max(stack.shape[-2:]) <= 4
     assert max(stack.shape[:-2]) <= 2
-    assert max(of.shape) <= 6
-    assert of.complete
-    for array in (update, stack, of.values, other.values):
+    assert max(s.shape) <= 6
+    assert s.complete
+    for array in (update, stack, s.values, other.values):
         assert np.all(np.isfinite(array.astype(np.float64)))
 
 
 @given(st.data())
-def test_ranks_are_those_that_can_be_asked(data):
-    of = data.draw(spectra(complete=None))
-    assert 0 <= data.draw(ranks_for(of)) <= (min(of.shape) if of.complete else len(of.values))
+def test_drawn_ranks_are_legal(data):
+    s = data.draw(spectra(complete=None))
+    assert 0 <= data.draw(ranks_for(s)) <= (min(s.shape) if s.complete else len(s.values))
     update = data.draw(stacks_of_updates())
     assert 0 <= data.draw(ranks_for(update)) <= min(update.shape[-2:])
 
 
-def test_both_ends_of_the_ranks_are_drawn():
-    for of in (UPDATE, spectrum(UPDATE), spectrum(UPDATE, rank=1), LowRankUpdate(UPDATE, np.eye(2))):
-        largest = 1 if isinstance(of, Spectrum) and not of.complete else 2
-        assert find(ranks_for(of), lambda _: True, settings=once) == 0
-        assert find(ranks_for(of), lambda rank: rank == largest, settings=once) == largest  # noqa: B023
+def test_the_least_and_the_largest_rank_are_drawn():
+    for s in (UPDATE, spectrum(UPDATE), spectrum(UPDATE, rank=1), LowRankUpdate(UPDATE, np.eye(2))):
+        largest = 1 if isinstance(s, Spectrum) and not s.complete else 2
+        assert find(ranks_for(s), lambda _: True, settings=once) == 0
+        assert find(ranks_for(s), lambda rank: rank == largest, settings=once) == largest  # noqa: B023
 
 
-def test_spectra_that_hold_fewer_values_and_incomplete_ones_are_drawn():
-    find(spectra(), lambda of: len(of.values) < min(of.shape), settings=once)
-    find(spectra(complete=False), lambda of: of.norm > np.linalg.norm(of.values) * 1.01, settings=once)
-    find(spectra(complete=None), lambda of: of.complete, settings=once)
-    find(spectra(complete=None), lambda of: not of.complete, settings=once)
+def test_short_and_incomplete_spectra_are_drawn():
+    find(spectra(), lambda s: len(s.values) < min(s.shape), settings=once)
+    find(spectra(complete=False), lambda s: s.norm > np.linalg.norm(s.values) * 1.01, settings=once)
+    find(spectra(complete=None), lambda s: s.complete, settings=once)
+    find(spectra(complete=None), lambda s: not s.complete, settings=once)
 
 
 FACTORS_OF = {
@@ -161,12 +161,12 @@ def test_every_kind_of_factors_is_drawn(kind, dtype):
 
     if kind == "cancelled" and dtype in {"float16", "bfloat16"}:
         return  # Their rounding leaves differences of 1e-3 and more, or none.
-    found = find(low_rank_updates(kinds=[kind], dtypes=[dtype]), drawn, settings=once)
-    assert found.dtype == dtype
+    example = find(low_rank_updates(kinds=[kind], dtypes=[dtype]), drawn, settings=once)
+    assert example.dtype == dtype
 
 
 @given(low_rank_updates(max_side=5, max_rank=3, max_dims=2))
-def test_factors_have_the_sizes_asked_for(update):
+def test_drawn_factors_are_within_the_requested_sizes(update):
     assert 1 <= update.rank <= 3
     assert max(update.shape[-2:]) <= 5
     assert len(update.shape) <= 4
@@ -188,7 +188,7 @@ def test_failures_shrink_to_small_diagonal_matrices():
     assert smallest.flags.writeable
 
 
-def test_right_answers_pass():
+def test_verifiers_accept_right_answers():
     U, values, Vt = np.linalg.svd(UPDATE, full_matrices=False)
     assert_spectrum(UPDATE, values)
     assert_spectrum(UPDATE, values[:1])
@@ -207,7 +207,7 @@ def test_right_answers_pass():
 
 @pytest.mark.parametrize("size", [1.0, 1e-310, 1e300])
 @pytest.mark.parametrize("stack", [False, True])
-def test_wrong_answers_do_not(size, stack):
+def test_verifiers_refuse_wrong_answers(size, stack):
     update = size * (np.stack([UPDATE, UPDATE]) if stack else UPDATE)
 
     def spoilt(array, change):
@@ -236,10 +236,10 @@ def test_wrong_answers_do_not(size, stack):
         assert_eckart_young(update, update, 1)
 
 
-def test_a_wrong_norm_a_wrong_shape_and_too_many_values_are_caught():
-    of = spectrum(UPDATE, rank=1)
+def test_verifiers_refuse_a_wrong_norm_a_wrong_shape_and_too_many_values():
+    s = spectrum(UPDATE, rank=1)
     with pytest.raises(AssertionError, match="the norm"):
-        assert_spectrum(UPDATE, Spectrum(of.values, of.norm * (1 + 1e-10), of.shape, complete=False))
+        assert_spectrum(UPDATE, Spectrum(s.values, s.norm * (1 + 1e-10), s.shape, complete=False))
     for values in ([3.0, 2.0, 0.0], [[3.0, 2.0]]):
         with pytest.raises(AssertionError, match="do not belong"):
             assert_spectrum(UPDATE, values)
@@ -269,6 +269,6 @@ def test_c_and_eps_set_the_bound():
 
 def test_without_hypothesis_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
-    found = importlib.util.spec_from_file_location("strategies_again", strategies.__file__)
+    example = importlib.util.spec_from_file_location("strategies_again", strategies.__file__)
     with pytest.raises(ImportError, match=r'pip install "lowrank_core\[testing\]"'):
-        found.loader.exec_module(importlib.util.module_from_spec(found))
+        example.loader.exec_module(importlib.util.module_from_spec(example))

@@ -1,4 +1,4 @@
-"""Updates held as factors."""
+"""Low-rank updates in factored form."""
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ A = np.array([[1.0, 0.0, -1.0, 2.0], [0.5, 1.0, 0.0, 0.0]])
 DENSE = 0.5 * B @ A
 
 
-def test_shapes_ranks_and_the_product():
+def test_a_product_has_its_rank_its_shape_and_its_scaling():
     update = LowRankUpdate(B, A, 0.5)
     assert (update.rank, update.shape, update.scaling, update.dtype) == (2, (3, 4), 0.5, "float64")
     assert np.array_equal(update.to_dense(), DENSE)
@@ -32,7 +32,7 @@ def test_factors_keep_their_own_dtype(dtype):
     assert LowRankUpdate(rough, rough).to_dense() == float(rough[0, 0]) ** 2
 
 
-def test_factors_given_as_lists_are_arrays():
+def test_lists_become_arrays():
     update = LowRankUpdate([[1.0], [2.0]], [[3.0, 4.0, 5.0]])
     assert update.rank == 1
     assert isinstance(update.B, np.ndarray)
@@ -58,7 +58,7 @@ def test_batches_broadcast():
     assert np.array_equal(stack.apply(x)[1, 2], stack.to_dense()[1, 2] @ x[1, 2])
 
 
-def test_rank_0():
+def test_a_product_of_rank_0_is_zero():
     update = LowRankUpdate(np.ones((3, 0)), np.ones((0, 4)))
     assert update.rank == 0
     assert np.array_equal(update.to_dense(), np.zeros((3, 4)))
@@ -66,7 +66,7 @@ def test_rank_0():
     assert update.balanced().shape == (3, 4)
 
 
-def test_balanced_puts_the_root_of_sigma_in_each():
+def test_balanced_factors_have_the_square_root_of_sigma_each():
     update = LowRankUpdate(np.eye(3, 2) * [8.0, 0.5], np.eye(2, 4), 3.0).balanced()
     assert np.allclose(update.B, np.eye(3, 2) * np.sqrt([8.0, 0.5]), rtol=1e-15)
     assert np.allclose(update.A, np.eye(2, 4) * np.sqrt([[8.0], [0.5]]), rtol=1e-15)
@@ -74,7 +74,7 @@ def test_balanced_puts_the_root_of_sigma_in_each():
 
 
 @pytest.mark.parametrize("sizes", [(1.0, 1e-200), (1e200, 1e-200), (1e300, 1e-300), (5e-324, 1.0), (1e-160, 1e-160)])
-def test_balanced_keeps_components_of_any_size(sizes):
+def test_balancing_keeps_components_of_any_size(sizes):
     big, small = sizes
     update = LowRankUpdate(np.diag([big, small]), np.diag([small, big]))
     product = big * small
@@ -82,20 +82,20 @@ def test_balanced_keeps_components_of_any_size(sizes):
     assert np.all(np.isfinite(update.balanced().B))
 
 
-def test_balanced_drops_what_is_zero_on_one_side():
+def test_balanced_factors_of_a_component_with_one_zero_factor_are_zero():
     update = LowRankUpdate([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [3.0, 4.0]]).balanced()
     assert not update.B.any()
     assert not update.A.any()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_balanced_is_in_float64(dtype):
+def test_balanced_factors_are_float64(dtype):
     update = LowRankUpdate(B.astype(dtype), A.astype(dtype), 0.5).balanced()
     assert update.B.dtype == update.A.dtype == np.float64
     assert np.allclose(update.to_dense(), DENSE, rtol=1e-14, atol=1e-14)
 
 
-def test_factors_that_do_not_fit_are_refused():
+def test_factors_that_do_not_multiply_are_refused():
     with pytest.raises(ValueError, match=r"B of shape \(3, 2\) has rank 2 but A of shape \(4, 2\) has rank 4; B is"):
         LowRankUpdate(B, A.T)
     with pytest.raises(ValueError, match=r"batch axes of B \(2,\) and A \(3,\) do not broadcast"):

@@ -1,4 +1,4 @@
-"""The iteration for the edge of uneven noise: how many rounds it takes, and on which threads."""
+"""The iteration for the edge of uneven noise: how many iterations it takes, and on which threads."""
 
 from contextlib import nullcontext
 
@@ -14,7 +14,7 @@ PRODUCTS = noise._products
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_edge_is_found_in_a_few_dozen_rounds(profile, monkeypatch):
+def test_edge_converges_in_a_few_dozen_iterations(profile, monkeypatch):
     rounds = []
     monkeypatch.setattr(noise, "_products", lambda *given: rounds.append(None) or PRODUCTS(*given))
     noise_edge(PROFILES[profile])
@@ -22,11 +22,11 @@ def test_edge_is_found_in_a_few_dozen_rounds(profile, monkeypatch):
     assert len(rounds) <= 2 * 40
 
 
-def test_edge_is_a_bound_however_early_the_rounds_end(monkeypatch):
+def test_edge_is_a_bound_after_any_number_of_iterations(monkeypatch):
     for variances in PROFILES.values():
         exact = oracles.noise_edge(variances)
         for rounds in (1, 2, 5):
-            monkeypatch.setattr(noise, "_ROUNDS", rounds)
+            monkeypatch.setattr(noise, "_ITERATIONS", rounds)
             assert noise_edge(variances)[0] >= exact * (1 - 1e-5)
 
 

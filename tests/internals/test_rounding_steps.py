@@ -1,4 +1,4 @@
-"""The steps between stored numbers, and the blocks that weights are read in."""
+"""Steps between stored numbers, and the blocks in which weights are read."""
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +25,7 @@ def test_blocks_hold_a_mebi_of_entries_or_one_row():
 
 
 @pytest.mark.parametrize("shape", [(40, 3), (3, 40), (16, 16)])
-def test_matrices_of_many_blocks_are_what_one_block_is(shape, monkeypatch):
+def test_matrices_of_many_blocks_equal_those_of_one(shape, monkeypatch):
     base, tuned = np.random.default_rng(9).standard_normal((2, *shape)).astype(np.float16)
     whole = rounding_noise(base, tuned)
     monkeypatch.setattr(module, "_BLOCK", 32)

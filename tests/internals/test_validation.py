@@ -1,10 +1,11 @@
-"""What may come in at the door, and what is said of what may not."""
+"""Which arguments are accepted, how they are converted, and how others are refused."""
 
 import re
 
 import ml_dtypes
 import numpy as np
 import pytest
+from scipy import sparse
 
 from lowrank_core import (
     LowRankUpdate,
@@ -16,12 +17,13 @@ from lowrank_core import (
     spectrum,
     standard,
     truncate,
+    update_with_spectrum,
     variance_captured,
 )
 from lowrank_core._dtypes import coarsest
 from lowrank_core._validation import (
     as_alpha,
-    as_factor,
+    as_factors,
     as_fraction,
     as_ranks,
     as_stack,
@@ -31,30 +33,30 @@ from lowrank_core._validation import (
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.integers(-8, 9, (5, 4)) / 4  # exact in every dtype
-TAKERS = {
+CALLS = {
     "spectrum": spectrum,
     "truncate": lambda update: truncate(update, 1),
     "learning_sweep": lambda update: learning_sweep(update, [1], steps=1),
     "adam": lambda update: learning_sweep(update, [1], steps=1, optimizer="adam"),
 }
-takers = pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
+calls = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
-def refused(take, update, *words):
+def refused(call, update, *words):
     """The message says what was given, what is accepted, and what to do: each of the words is in it."""
     with pytest.raises(ValueError, match=".*".join(re.escape(word) for word in words)):
-        take(update)
+        call(update)
 
 
-def means_its_numbers(take, update, dtype):
+def means_its_numbers(call, update, dtype):
     """Stored in that dtype, and read as the numbers of MATRIX."""
     assert spectrum(update).dtype == dtype
-    found, exact = (take(given) for given in (update, MATRIX))
+    result, exact = (call(given) for given in (update, MATRIX))
     for field in ("values", "errors"):
         if hasattr(exact, field):
-            assert np.allclose(getattr(found, field), getattr(exact, field), rtol=1e-6, atol=1e-7)
-    if take is TAKERS["truncate"]:
-        assert np.allclose(found.to_dense(), exact.to_dense(), rtol=0, atol=1e-6)
+            assert np.allclose(getattr(result, field), getattr(exact, field), rtol=1e-6, atol=1e-7)
+    if call is CALLS["truncate"]:
+        assert np.allclose(result.to_dense(), exact.to_dense(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -67,17 +69,17 @@ def means_its_numbers(take, update, dtype):
         (MATRIX.tolist(), "float64"),
     ],
 )
-@takers
-def test_each_stored_dtype_means_its_numbers(take, update, dtype):
-    means_its_numbers(take, update, dtype)
+@calls
+def test_each_dtype_is_read_as_its_numbers(call, update, dtype):
+    means_its_numbers(call, update, dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint64, np.bool_])
 def test_integers_and_booleans_are_taken_as_float64(dtype):
     update = RNG.integers(0, 2, (4, 3)).astype(dtype)
-    found = spectrum(update)
-    assert found.dtype == "float64"
-    assert np.array_equal(found.values, spectrum(update.astype(np.float64)).values)
+    result = spectrum(update)
+    assert result.dtype == "float64"
+    assert np.array_equal(result.values, spectrum(update.astype(np.float64)).values)
 
 
 def test_the_largest_integers_do_not_overflow():
@@ -87,8 +89,8 @@ def test_the_largest_integers_do_not_overflow():
 
 @pytest.mark.parametrize("layout", ["F", "read-only", "strided", "reversed"])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int32"])
-@takers
-def test_layouts_change_nothing_but_rounding(take, layout, dtype):
+@calls
+def test_layouts_change_nothing_but_rounding(call, layout, dtype):
     matrix = (4 * MATRIX).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     other = {
         "F": np.asfortranarray(matrix),
@@ -97,50 +99,69 @@ def test_layouts_change_nothing_but_rounding(take, layout, dtype):
         "reversed": matrix[::-1, ::-1].copy()[::-1, ::-1],
     }[layout]
     other.flags.writeable = False
-    found, exact = take(other), take(matrix)
+    result, exact = call(other), call(matrix)
     for field in ("values", "errors"):
         if hasattr(exact, field):
-            assert np.allclose(getattr(found, field), getattr(exact, field), rtol=1e-12, atol=1e-7)
+            assert np.allclose(getattr(result, field), getattr(exact, field), rtol=1e-12, atol=1e-7)
 
 
-@takers
+@calls
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-def test_what_is_not_finite_is_named_with_its_place(take, bad, dtype):
+def test_an_entry_that_is_not_finite_is_named_with_its_position(call, bad, dtype):
     stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     stack = np.ones((2, 3, 4, 5), dtype=stored)
     stack[1, 0, 2, 3] = bad
     stack[1, 2, 0, 0] = bad
-    refused(take, stack, "at batch index (1, 0)", f"contains {bad}", "row 2, column 3", "must be finite", "Look for")
+    refused(call, stack, "at batch index (1, 0)", f"contains {bad}", "row 2, column 3", "must be finite", "Look for")
     with pytest.raises(ValueError, match="contains") as raised:
-        take(stack[1, 0])
+        call(stack[1, 0])
     assert "batch index" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["B", "A"])
-def test_what_is_not_finite_in_a_factor_is_named(name):
+def test_an_entry_of_a_factor_that_is_not_finite_is_named(name):
     factors = {"B": np.ones((2, 4, 3)), "A": np.ones((2, 3, 5))}
     factors[name][1, 2, 0] = np.nan
-    for take in TAKERS.values():
-        refused(take, LowRankUpdate(**factors), name, "at batch index (1,)", "row 2, column 0", "must be finite")
+    for call in CALLS.values():
+        refused(call, LowRankUpdate(**factors), name, "at batch index (1,)", "row 2, column 0", "must be finite")
 
 
-@takers
-def test_other_dtypes_are_refused_with_the_accepted_ones(take):
+@calls
+def test_other_dtypes_are_refused_with_the_accepted_ones(call):
     accepted = "accepted are float64, float32, float16, bfloat16, integers and booleans"
-    refused(take, np.ones((2, 2), dtype=complex), "dtype complex128", accepted, ".real")
-    refused(take, np.ones((2, 2), dtype=object), "dtype object", accepted, ".astype('float64')")
-    refused(take, np.ones((2, 2), dtype=np.longdouble), "dtype " + np.dtype(np.longdouble).name, accepted)
-    refused(take, np.ones((2, 2), dtype=ml_dtypes.float8_e4m3fn), "dtype float8_e4m3fn", accepted)
-    refused(take, [["one", "two"]], "dtype str", accepted)
+    refused(call, np.ones((2, 2), dtype=complex), "dtype complex128", accepted, ".real")
+    refused(call, np.ones((2, 2), dtype=object), "dtype object", accepted, ".astype('float64')")
+    refused(call, np.ones((2, 2), dtype=np.longdouble), "dtype " + np.dtype(np.longdouble).name, accepted)
+    refused(call, np.ones((2, 2), dtype=ml_dtypes.float8_e4m3fn), "dtype float8_e4m3fn", accepted)
+    refused(call, [["one", "two"]], "dtype str", accepted)
 
 
-@takers
-def test_vectors_scalars_and_empty_matrices_are_refused(take):
-    refused(take, np.ones(3), "shape (3,)", "(m, n)", "Reshape")
-    refused(take, 1.0, "shape ()", "(m, n)", "Reshape")
-    refused(take, np.ones((0, 3)), "shape (0, 3)", "empty", "at least 1")
-    refused(take, np.ones((2, 3, 0)), "shape (2, 3, 0)", "empty", "at least 1")
+@calls
+def test_arrays_that_are_not_plain_are_refused(call):
+    masked = np.ma.MaskedArray(MATRIX, mask=MATRIX > 0)
+    refused(call, masked, "masked array", "plain arrays are accepted", ".filled(0)")
+    refused(call, sparse.csr_array(MATRIX), "sparse array", "dense ones are accepted", ".toarray()")
+    refused(call, sparse.coo_matrix(MATRIX), "sparse array", "dense ones are accepted", ".toarray()")
+    refused(call, MATRIX.astype([("entry", np.float64)]), "dtype void", "accepted are float64", ".astype")
+    refused(call, MATRIX.astype("datetime64[s]"), "dtype datetime64", "accepted are float64", ".astype")
+
+
+def test_factors_and_vectors_that_are_not_plain_are_refused():
+    masked = np.ma.MaskedArray(MATRIX, mask=MATRIX > 0)
+    refused(lambda B: LowRankUpdate(B, np.eye(4)), masked, "B is a masked array")
+    refused(lambda A: LowRankUpdate(np.eye(5), A), sparse.csr_array(MATRIX), "A is a sparse array")
+    refused(LowRankUpdate(MATRIX, np.eye(4)).apply, masked[0, :4], "x is a masked array")
+    refused(LowRankUpdate(MATRIX, np.eye(4)).apply, np.ones(4, dtype=object), "x has unsupported dtype object")
+    refused(lambda values: update_with_spectrum(values, (4, 4), rng=0), np.ma.ones(2), "values is a masked array")
+
+
+@calls
+def test_vectors_scalars_and_empty_matrices_are_refused(call):
+    refused(call, np.ones(3), "shape (3,)", "(m, n)", "Reshape")
+    refused(call, 1.0, "shape ()", "(m, n)", "Reshape")
+    refused(call, np.ones((0, 3)), "shape (0, 3)", "empty", "at least 1")
+    refused(call, np.ones((2, 3, 0)), "shape (2, 3, 0)", "empty", "at least 1")
 
 
 @pytest.mark.parametrize(
@@ -158,13 +179,13 @@ def test_vectors_scalars_and_empty_matrices_are_refused(take):
     ],
 )
 def test_ranks_beyond_negative_or_not_whole_are_refused(rank, words):
-    of = spectrum(MATRIX)
+    s = spectrum(MATRIX)
     product = LowRankUpdate(MATRIX, np.eye(4))
     for ask in (
-        lambda r: variance_captured(of, r),
-        lambda r: reconstruction_error(of, [r]),
-        lambda r: error_sweep(of, [r]),
-        lambda r: learning_sweep(of, [r], steps=1),
+        lambda r: variance_captured(s, r),
+        lambda r: reconstruction_error(s, [r]),
+        lambda r: error_sweep(s, [r]),
+        lambda r: learning_sweep(s, [r], steps=1),
         lambda r: spectrum(MATRIX, rank=r),
         lambda r: spectrum(product, rank=r),
         lambda r: truncate(MATRIX, r),
@@ -174,7 +195,7 @@ def test_ranks_beyond_negative_or_not_whole_are_refused(rank, words):
         with pytest.raises(ValueError, match=r"rank|whole number"):
             ask(rank)
     with pytest.raises(ValueError, match=".*".join(re.escape(word) for word in words)):
-        variance_captured(of, rank)
+        variance_captured(s, rank)
 
 
 @pytest.mark.parametrize("rank", [3, 3.0, np.int8(3), np.uint64(3), np.float32(3)])
@@ -185,11 +206,11 @@ def test_a_whole_number_of_any_kind_is_a_rank(rank):
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, np.nan, np.inf, "16", None, 1j, True, [16.0, 0.0]])
 def test_alpha_must_be_finite_and_positive(alpha):
-    of = spectrum(MATRIX)
+    s = spectrum(MATRIX)
     for ask in (
         lambda a: standard(a, 4),
-        lambda a: error_sweep(of, [1], alpha=a),
-        lambda a: learning_sweep(of, [1], alpha=a, steps=1),
+        lambda a: error_sweep(s, [1], alpha=a),
+        lambda a: learning_sweep(s, [1], alpha=a, steps=1),
     ):
         refused(ask, alpha, "alpha must be finite and positive", f"got {alpha!r}", "Common choices")
 
@@ -202,7 +223,7 @@ def test_fractions_lie_between_0_and_1(fraction):
     )  # fmt: skip
 
 
-def test_conversions_alone():
+def test_conversions_return_the_documented_dtypes_and_shapes():
     assert as_ranks([0, 4.0], 4).dtype == np.int64
     assert as_ranks([], 4).shape == (0,)
     assert as_whole_numbers([[1, 2]], "x").shape == (1, 2)
@@ -211,22 +232,22 @@ def test_conversions_alone():
     assert as_stack(np.ones((2, 3, 4, 5)), 2).shape == (6, 4, 5)
     assert as_stack(np.ones((4, 0)), 2).shape == (1, 4, 0)
     assert as_stack(np.ones((2, 0, 4, 5)), 2).shape == (0, 4, 5)
-    assert as_factor(np.ones((4, 0)), "B")[0].shape == (4, 0)
+    assert as_factors(np.ones((4, 0)), np.ones((0, 3)))[2] == (4, 3)
     assert coarsest("float64", "bfloat16", "float32") == "bfloat16"
     assert coarsest("float16", "float32") == "float16"
     check_finite(np.ones((0, 3, 3)))
 
 
-def test_an_empty_batch_is_answered_with_empty_batches():
+def test_an_empty_batch_gives_empty_batches():
     stack = np.ones((2, 0, 4, 3))
-    of = spectrum(stack)
-    assert isinstance(of, Spectrum)
-    assert of.values.shape == (2, 0, 3)
-    assert of.norm.shape == (2, 0)
-    assert variance_captured(of, [1, 2]).shape == (2, 0, 2)
-    assert reconstruction_error(of).shape == (2, 0, 4)
-    assert error_sweep(of, [1]).errors.shape == (2, 0, 2, 1)
-    assert rank_for_variance(of, 0.5).shape == (2, 0)
+    s = spectrum(stack)
+    assert isinstance(s, Spectrum)
+    assert s.values.shape == (2, 0, 3)
+    assert s.norm.shape == (2, 0)
+    assert variance_captured(s, [1, 2]).shape == (2, 0, 2)
+    assert reconstruction_error(s).shape == (2, 0, 4)
+    assert error_sweep(s, [1]).errors.shape == (2, 0, 2, 1)
+    assert rank_for_variance(s, 0.5).shape == (2, 0)
     assert truncate(stack, 2).B.shape == (2, 0, 4, 2)
     for optimizer in ("sgd", "adam"):
         assert learning_sweep(stack, [1], steps=3, optimizer=optimizer).curves.shape == (2, 0, 2, 1, 4)

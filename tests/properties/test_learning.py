@@ -1,4 +1,4 @@
-"""Theorems on gradient descent, and runs held against a plain loop over dense matrices."""
+"""Theorems on gradient descent, and runs against a plain loop over dense matrices."""
 
 import numpy as np
 import pytest
@@ -15,24 +15,24 @@ seeds = st.integers(0, 2**32 - 1)
 AGREE = 1e-10
 
 
-def diagonal(of):
+def diagonal(s):
     return (
-        np.vstack([np.diag(of.values), np.zeros((of.shape[0] - len(of.values), len(of.values)))])
-        if (of.shape[0] >= of.shape[1])
-        else np.hstack([np.diag(of.values), np.zeros((len(of.values), of.shape[1] - len(of.values)))])
+        np.vstack([np.diag(s.values), np.zeros((s.shape[0] - len(s.values), len(s.values)))])
+        if (s.shape[0] >= s.shape[1])
+        else np.hstack([np.diag(s.values), np.zeros((len(s.values), s.shape[1] - len(s.values)))])
     )
 
 
 @given(st.data(), targets, seeds, st.floats(0.1, 4), st.floats(1e-3, 0.05), st.integers(-8, 2))
 def test_gradient_descent_is_the_dense_loop(data, update, seed, alpha, rate, power):
     update = np.ldexp(update, power)
-    of, (m, n) = spectrum(update), update.shape
+    s, (m, n) = spectrum(update), update.shape
     rank, repeats = data.draw(st.integers(1, min(m, n))), data.draw(st.integers(1, 2))
-    sweep = learning_sweep(of, [rank], alpha=alpha, steps=12, learning_rate=rate, repeats=repeats, rng=seed)
+    sweep = learning_sweep(s, [rank], alpha=alpha, steps=12, learning_rate=rate, repeats=repeats, rng=seed)
     for rule in range(2):
         runs = [
             oracles.learn(
-                diagonal(of),
+                diagonal(s),
                 oracles.starting_factor(seed, repeat, rank, n, 1 / n),
                 sweep.scalings[rule, 0],
                 steps=12,
@@ -109,48 +109,48 @@ def test_before_the_first_step_nothing_is_learnt(data, update, seed):
 @given(st.data(), targets, seeds, st.floats(0.1, 10))
 def test_the_first_step_moves_by_the_gain(data, update, seed, alpha):
     # From B = 0: B = η γ Δ Aᵀ and A unchanged, so the error is ‖Δ (I − η γ² AᵀA)‖ / ‖Δ‖.
-    of, n = spectrum(update), update.shape[1]
+    s, n = spectrum(update), update.shape[1]
     rank = data.draw(st.integers(1, min(update.shape)))
-    sweep = learning_sweep(of, [rank], steps=1, alpha=alpha, learning_rate=0.01, init_variance=0.5, rng=seed)
+    sweep = learning_sweep(s, [rank], steps=1, alpha=alpha, learning_rate=0.01, init_variance=0.5, rng=seed)
     A = oracles.starting_factor(seed, 0, rank, n, 0.5)
     for rule in range(2):
         gamma = sweep.scalings[rule, 0]
-        left = diagonal(of) @ (np.eye(n) - 0.01 * gamma**2 * A.T @ A)
-        assert abs(sweep.errors[rule, 0] - np.linalg.norm(left) / of.norm) <= AGREE * max(1, sweep.errors[rule, 0])
+        left = diagonal(s) @ (np.eye(n) - 0.01 * gamma**2 * A.T @ A)
+        assert abs(sweep.errors[rule, 0] - np.linalg.norm(left) / s.norm) <= AGREE * max(1, sweep.errors[rule, 0])
         # Both gradients: A's is zero at B = 0.
-        assert abs(sweep.gradient_norms[rule, 0, 0] - gamma * np.linalg.norm(diagonal(of) @ A.T)) <= (
+        assert abs(sweep.gradient_norms[rule, 0, 0] - gamma * np.linalg.norm(diagonal(s) @ A.T)) <= (
             1e-12 * sweep.gradient_norms[rule, 0, 0]
         )
 
 
 @given(st.data(), targets, seeds)
-def test_ranks_rules_and_repeats_do_not_touch_each_other(data, update, seed):
-    of, p = spectrum(update), min(update.shape)
+def test_ranks_rules_and_repeats_are_independent(data, update, seed):
+    s, p = spectrum(update), min(update.shape)
     ranks = data.draw(st.permutations(range(p + 1)))
     rules = ["rslora", "unscaled", power_rule(-0.75)]
-    sweep = learning_sweep(of, ranks, rules=rules, steps=4, learning_rate=0.01, alpha=3.0, rng=seed)
+    sweep = learning_sweep(s, ranks, rules=rules, steps=4, learning_rate=0.01, alpha=3.0, rng=seed)
     for i, rank in enumerate(ranks):
         for j, rule in enumerate(rules):
-            alone = learning_sweep(of, [rank], rules=[rule], steps=4, learning_rate=0.01, alpha=3.0, rng=seed)
-            assert np.array_equal(alone.curves[0, 0], sweep.curves[j, i])
-            assert np.array_equal(alone.gradient_norms[0, 0], sweep.gradient_norms[j, i])
+            single = learning_sweep(s, [rank], rules=[rule], steps=4, learning_rate=0.01, alpha=3.0, rng=seed)
+            assert np.array_equal(single.curves[0, 0], sweep.curves[j, i])
+            assert np.array_equal(single.gradient_norms[0, 0], sweep.gradient_norms[j, i])
 
 
 @given(targets, seeds)
 def test_a_smaller_rule_at_a_larger_alpha_is_the_same_run(update, seed):
-    of, p = spectrum(update), min(update.shape)
-    first = learning_sweep(of, [p], alpha=4.0 * p, rules=["standard"], steps=4, learning_rate=1e-3, rng=seed)
-    second = learning_sweep(of, [p], alpha=4.0, rules=[power_rule(0)], steps=4, learning_rate=1e-3, rng=seed)
+    s, p = spectrum(update), min(update.shape)
+    first = learning_sweep(s, [p], alpha=4.0 * p, rules=["standard"], steps=4, learning_rate=1e-3, rng=seed)
+    second = learning_sweep(s, [p], alpha=4.0, rules=[power_rule(0)], steps=4, learning_rate=1e-3, rng=seed)
     assert np.array_equal(first.curves, second.curves)
 
 
 @given(targets, seeds, st.integers(-6, 6))
 def test_size_can_be_traded_for_rate_and_variance(update, seed, power):
     # Δ → 4^p Δ, A → 2^p A, B → 2^p B and η → 4^-p η leaves every relative error as it is.
-    of = spectrum(update)
-    larger = Spectrum(np.ldexp(of.values, 2 * power), np.ldexp(of.norm, 2 * power), of.shape, complete=True)
+    s = spectrum(update)
+    larger = Spectrum(np.ldexp(s.values, 2 * power), np.ldexp(s.norm, 2 * power), s.shape, complete=True)
     common = {"steps": 6, "alpha": 2.0, "rng": seed}
-    first = learning_sweep(of, [1], learning_rate=2.0**-7, init_variance=0.25, **common)
+    first = learning_sweep(s, [1], learning_rate=2.0**-7, init_variance=0.25, **common)
     second = learning_sweep(
         larger, [1], learning_rate=2.0 ** (-7 - 2 * power), init_variance=0.25 * 4.0**power, **common
     )
@@ -171,18 +171,18 @@ def test_a_product_learns_as_its_dense_update(optimizer, seed):
 
 @given(targets, seeds)
 def test_more_repeats_begin_with_the_same_runs(update, seed):
-    of = spectrum(update)
+    s = spectrum(update)
     one, three = (
-        learning_sweep(of, [1], steps=3, repeats=repeats, learning_rate=0.01, alpha=2.0, rng=seed).errors
+        learning_sweep(s, [1], steps=3, repeats=repeats, learning_rate=0.01, alpha=2.0, rng=seed).errors
         for repeats in (1, 3)
     )
     n = update.shape[1]
-    alone = [
+    single = [
         oracles.learn(
-            diagonal(of), oracles.starting_factor(seed, repeat, 1, n, 1 / n), 2.0, steps=3, learning_rate=0.01
+            diagonal(s), oracles.starting_factor(seed, repeat, 1, n, 1 / n), 2.0, steps=3, learning_rate=0.01
         )[0][-1]
         for repeat in range(3)
     ]
-    assume(np.all(np.isfinite(alone)))
-    assert np.all(np.abs(one[:, 0] - alone[0]) <= 1e-10)
-    assert np.all(np.abs(three[:, 0] - np.mean(alone)) <= 1e-10)
+    assume(np.all(np.isfinite(single)))
+    assert np.all(np.abs(one[:, 0] - single[0]) <= 1e-10)
+    assert np.all(np.abs(three[:, 0] - np.mean(single)) <= 1e-10)

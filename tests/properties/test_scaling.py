@@ -51,12 +51,12 @@ def test_equivalent_alpha_keeps_the_scaling_and_comes_back(rule, alpha, rank, to
 
 @given(alphas, ranks)
 def test_the_paper_turns_rslora_into_standard_by_the_root_of_the_rank(alpha, rank):
-    found = equivalent_alpha(alpha, rank, "rslora", to_rule="standard")
-    assert found == pytest.approx(alpha * np.sqrt(rank), rel=CLOSE)
+    result = equivalent_alpha(alpha, rank, "rslora", to_rule="standard")
+    assert result == pytest.approx(alpha * np.sqrt(rank), rel=CLOSE)
 
 
 @given(alphas, ranks, proportional)
-def test_nothing_changed_keeps_alpha(alpha, rank, rule):
+def test_the_same_rank_and_rule_keep_alpha(alpha, rank, rule):
     assert equivalent_alpha(alpha, rank, rule) == pytest.approx(alpha, rel=CLOSE)
 
 
@@ -69,7 +69,7 @@ def test_gains_of_one_step(alpha, rank):
 
 @given(st.lists(alphas, min_size=1, max_size=4), st.lists(st.integers(0, 64), min_size=1, max_size=4), proportional)
 @example([1.0], [48], power_rule(2.0**-7))  # NumPy's ** of one number and of an array differ in the last bit
-def test_arrays_are_their_entries(alpha, rank, rule):
+def test_rules_of_arrays_are_those_of_their_entries(alpha, rank, rule):
     table = scaling_rule(rule)(np.array(alpha)[:, np.newaxis], rank)
     gains = learning_gain(np.array(alpha)[:, np.newaxis], rank, rule)
     assert table.shape == gains.shape == (len(alpha), len(rank))

@@ -1,4 +1,4 @@
-"""Theorems on updates that are made to order."""
+"""Theorems on synthetic updates."""
 
 import numpy as np
 import pytest
@@ -24,24 +24,24 @@ def made(make, d, k, rank, noise, seed):
 
 
 @given(st.data(), sides, sides, seeds)
-def test_an_update_has_the_spectrum_that_it_was_made_with(data, m, n, seed):
+def test_an_update_has_its_given_spectrum(data, m, n, seed):
     values = np.array(data.draw(st.lists(sizes, max_size=min(m, n))))
-    found = spectrum(update_with_spectrum(values, (m, n), rng=seed)).values
+    result = spectrum(update_with_spectrum(values, (m, n), rng=seed)).values
     exact = np.zeros(min(m, n))
     exact[: len(values)] = np.sort(values)[::-1]
     # The bases are orthonormal to rounding, and the product is rounded once more.
-    assert np.all(np.abs(found - exact) <= 4 * bounds.of_values((m, n), "float64", exact[0]))
+    assert np.all(np.abs(result - exact) <= 4 * bounds.of_values((m, n), "float64", exact[0]))
 
 
 @given(st.data(), sides, sides, seeds, st.integers(-300, 300))
-def test_its_size_is_a_factor(data, m, n, seed, power):
+def test_scaled_values_scale_the_update(data, m, n, seed, power):
     values = np.array(data.draw(st.lists(st.floats(1e-3, 1.0), max_size=min(m, n))))
     first, second = (update_with_spectrum(sized, (m, n), rng=seed) for sized in (values, np.ldexp(values, power)))
     assert np.array_equal(second, np.ldexp(first, power))
 
 
 @given(st.data(), sides, sides, seeds, st.integers(1, 3))
-def test_a_stack_is_made_with_the_spectrum_of_each(data, m, n, seed, count):
+def test_each_matrix_of_a_stack_has_its_given_spectrum(data, m, n, seed, count):
     p = data.draw(st.integers(0, min(m, n)))
     values = np.array(data.draw(st.lists(st.floats(0.0, 1.0), min_size=count * p, max_size=count * p)))
     values = np.sort(values.reshape(count, p))[:, ::-1]
@@ -71,7 +71,7 @@ def test_noise_is_a_matrix_of_its_own_and_moves_no_value_by_more_than_its_norm(m
 
 @pytest.mark.parametrize("make", [style_update, facts_update])
 @given(d=sides, k=sides, seed=seeds)
-def test_a_seed_is_an_update(make, d, k, seed):
+def test_a_seed_determines_the_update(make, d, k, seed):
     first, second, other = (made(make, d, k, 4, 0.1, rng)[0] for rng in (seed, np.random.default_rng(seed), seed ^ 1))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, other)
@@ -79,11 +79,11 @@ def test_a_seed_is_an_update(make, d, k, seed):
 
 @pytest.mark.parametrize("make", [style_update, facts_update])
 @given(d=st.integers(20, 60), k=st.integers(20, 60), seed=seeds)
-def test_noise_has_its_deviation_in_every_entry_alike(make, d, k, seed):
+def test_noise_has_its_standard_deviation_in_every_row_and_column(make, d, k, seed):
     clean, one = (made(make, d, k, 4, level, seed)[0] for level in (0.0, 1.0))
     squares = (one - clean) ** 2
     for axis in (None, 0, 1):
         mean = squares.mean(axis=axis)
         # Beyond this with a probability of e⁻⁴⁰ (Laurent and Massart, Ann. Statist. 28 (2000) 1302, lemma 1).
-        share = 40 * mean.size / squares.size
-        assert np.all(np.abs(mean - 1) <= 2 * np.sqrt(share) + 2 * share)
+        ratio = 40 * mean.size / squares.size
+        assert np.all(np.abs(mean - 1) <= 2 * np.sqrt(ratio) + 2 * ratio)

@@ -1,4 +1,4 @@
-"""Theorems on updates that are held as factors."""
+"""Theorems on low-rank updates in factored form."""
 
 import numpy as np
 from hypothesis import given
@@ -27,44 +27,46 @@ def test_to_dense_is_the_product(update):
         A = np.broadcast_to(update.A, (*update.shape[:-2], update.rank, update.shape[-1]))[index].astype(float)
         # As a sum of rank-one updates.
         naive = sum(update.scaling * np.outer(B[:, i], A[i]) for i in range(update.rank))
-        room = (update.rank + 2) * bounds.EPS64 * size(LowRankUpdate(B, A, update.scaling))
-        assert np.all(np.abs(dense[index] - naive) <= room)
+        tolerance = (update.rank + 2) * bounds.EPS64 * size(LowRankUpdate(B, A, update.scaling))
+        assert np.all(np.abs(dense[index] - naive) <= tolerance)
 
 
 @given(products, st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_apply_is_the_dense_update_times_x(update, seed, count):
     x = np.random.default_rng(seed).standard_normal((count, *(1,) * (len(update.shape) - 2), update.shape[-1]))
     exact = np.einsum("...mn,...n->...m", update.to_dense(), x)
-    found = update.apply(x)
-    assert found.shape == exact.shape
-    room = 8 * (update.rank + update.shape[-1]) * bounds.EPS64 * np.einsum("...mn,...n->...m", size(update), np.abs(x))
-    assert np.all(np.abs(found - exact) <= room)
+    result = update.apply(x)
+    assert result.shape == exact.shape
+    tolerance = (
+        8 * (update.rank + update.shape[-1]) * bounds.EPS64 * np.einsum("...mn,...n->...m", size(update), np.abs(x))
+    )
+    assert np.all(np.abs(result - exact) <= tolerance)
 
 
 @given(doubles, st.integers(0, 2**32 - 1))
 def test_apply_is_linear(update, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.standard_normal((2, update.shape[-1]))
-    room = 40 * (update.rank + update.shape[-1]) * bounds.EPS64 * (size(update) @ (np.abs(x) + np.abs(y)))
-    assert np.all(np.abs(update.apply(x + 2 * y) - update.apply(x) - 2 * update.apply(y)) <= room)
+    tolerance = 40 * (update.rank + update.shape[-1]) * bounds.EPS64 * (size(update) @ (np.abs(x) + np.abs(y)))
+    assert np.all(np.abs(update.apply(x + 2 * y) - update.apply(x) - 2 * update.apply(y)) <= tolerance)
 
 
 @given(products)
 def test_balancing_keeps_the_product_and_makes_the_norms_equal(update):
     balanced = update.balanced()
     assert balanced.scaling == update.scaling
-    room = 8 * bounds.EPS64 * size(update) * (update.rank + 2)
-    assert np.all(np.abs(balanced.to_dense() - update.to_dense()) <= room)
+    tolerance = 8 * bounds.EPS64 * size(update) * (update.rank + 2)
+    assert np.all(np.abs(balanced.to_dense() - update.to_dense()) <= tolerance)
     left, right = np.linalg.norm(balanced.B, axis=-2), np.linalg.norm(balanced.A, axis=-1)
     assert np.all(np.abs(left - right) <= 8 * bounds.EPS64 * max(update.shape) * left)
 
 
 @given(doubles, st.lists(st.integers(-300, 300), min_size=4, max_size=4))
-def test_balancing_does_not_mind_where_the_size_was(update, powers):
+def test_balancing_does_not_depend_on_which_factor_is_large(update, powers):
     powers = np.array(powers[: update.rank])
     moved = LowRankUpdate(np.ldexp(update.B, powers), np.ldexp(update.A, -powers[:, np.newaxis]), update.scaling)
-    room = 8 * bounds.EPS64 * size(update) * (update.rank + 2)
-    assert np.all(np.abs(moved.balanced().to_dense() - update.to_dense()) <= room)
+    tolerance = 8 * bounds.EPS64 * size(update) * (update.rank + 2)
+    assert np.all(np.abs(moved.balanced().to_dense() - update.to_dense()) <= tolerance)
 
 
 @given(doubles)
@@ -72,26 +74,25 @@ def test_the_transpose_has_the_factors_swapped(update):
     swapped = LowRankUpdate(np.swapaxes(update.A, -1, -2), np.swapaxes(update.B, -1, -2), update.scaling)
     assert_same_update(swapped, np.swapaxes(update.to_dense(), -1, -2), c=1000)
     first, second = spectrum(swapped), spectrum(update)
-    room = 2 * bounds.of_product(update, second.norm[..., np.newaxis])
-    assert np.all(np.abs(first.values - second.values) <= room)
+    tolerance = 2 * bounds.of_product(update, second.norm[..., np.newaxis])
+    assert np.all(np.abs(first.values - second.values) <= tolerance)
 
 
 @given(stacks_of_updates(dtypes=["float64", "float32"]))
 def test_an_update_times_the_identity_is_itself(stack):
-    held = LowRankUpdate(stack, np.eye(stack.shape[-1], dtype=stack.dtype))
-    assert np.array_equal(held.to_dense(), stack)
-    assert held.dtype == stack.dtype.name
+    product = LowRankUpdate(stack, np.eye(stack.shape[-1], dtype=stack.dtype))
+    assert np.array_equal(product.to_dense(), stack)
+    assert product.dtype == stack.dtype.name
 
 
 def close(update, first, second):
     """Whether the values of two products that ought to be `update` agree."""
-    room = 3 * bounds.of_product(update, np.max(spectrum(update).norm, initial=0.0)[..., np.newaxis])
+    tolerance = 3 * bounds.of_product(update, np.max(spectrum(update).norm, initial=0.0)[..., np.newaxis])
     p = max(first.values.shape[-1], second.values.shape[-1])
     padded = (
-        np.concatenate([of.values, np.zeros((*of.norm.shape, p - of.values.shape[-1]))], axis=-1)
-        for of in (first, second)
+        np.concatenate([s.values, np.zeros((*s.norm.shape, p - s.values.shape[-1]))], axis=-1) for s in (first, second)
     )
-    return np.all(np.abs(np.subtract(*padded)) <= room)
+    return np.all(np.abs(np.subtract(*padded)) <= tolerance)
 
 
 @given(doubles, st.integers(0, 2**32 - 1))
@@ -100,8 +101,8 @@ def test_components_can_be_rotated_among_themselves(update, seed):
     rotated = LowRankUpdate(update.B @ Q, Q.T @ update.A, update.scaling)
     # The rotation's own rounding is relative to the largest components, which it mixes with all others.
     norms = np.linalg.norm(update.B, axis=(-2, -1)) * np.linalg.norm(update.A, axis=(-2, -1))
-    room = 30 * max(*update.shape[-2:], update.rank) * bounds.EPS64 * abs(update.scaling) * norms
-    assert np.all(np.abs(spectrum(rotated).values - spectrum(update).values) <= room[..., np.newaxis])
+    tolerance = 30 * max(*update.shape[-2:], update.rank) * bounds.EPS64 * abs(update.scaling) * norms
+    assert np.all(np.abs(spectrum(rotated).values - spectrum(update).values) <= tolerance[..., np.newaxis])
 
 
 @given(products, st.randoms(use_true_random=False))
