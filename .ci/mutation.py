@@ -37,8 +37,8 @@ LEAST_KILLED = 0.95
 KERNELS = "_linalg/kernels/"
 
 # The tests that a mutant of each module is tried against, the quickest first; of those of kernels, on small matrices.
-COMPILED = "tests/test_layering.py::test_every_function_of_a_kernel_is_compiled"
 INTERNALS = "tests/internals"
+COMPILED = f"{INTERNALS}/test_kernel_files.py"
 TESTS = {
     "scaling": "tests/test_scaling.py tests/test_messages.py tests/properties/test_scaling.py tests/test_sweeps.py",
     "updates": "tests/test_updates.py tests/test_messages.py tests/test_public_api.py tests/properties/test_updates.py",

@@ -15,14 +15,14 @@ def test_a_row_measured_again_replaces_its_own_lines_in_the_tables_order(tmp_pat
         file, {"date": "first"}, lines_of(("small", 1), ("small", 1), ("article", 1), ("demo", 1)), quick=False
     )
     compare.keep(file, {"date": "later"}, lines_of(("sweep", 2), ("small", 2)), quick=False)
-    held = json.loads(file.read_text(encoding="utf-8"))
-    assert held["lines"] == lines_of(("small", 2), ("sweep", 2), ("article", 1), ("demo", 1))
-    assert held["machine"] == {"date": "first"}
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert kept["lines"] == lines_of(("small", 2), ("sweep", 2), ("article", 1), ("demo", 1))
+    assert kept["machine"] == {"date": "first"}
 
 
-def test_lines_of_small_inputs_never_stand_among_those_of_full_ones(tmp_path):
+def test_lines_of_small_inputs_are_never_among_those_of_full_ones(tmp_path):
     file = tmp_path / "figures.json"
     compare.keep(file, {"date": "first"}, lines_of(("small", 1), ("demo", 1)), quick=True)
     compare.keep(file, {"date": "later"}, lines_of(("small", 2)), quick=False)
-    held = json.loads(file.read_text(encoding="utf-8"))
-    assert held == {"machine": {"date": "later"}, "quick": False, "lines": lines_of(("small", 2))}
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert kept == {"machine": {"date": "later"}, "quick": False, "lines": lines_of(("small", 2))}

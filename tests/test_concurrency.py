@@ -122,5 +122,5 @@ def test_values_survive_the_way_between_processes():
     for value in (OF, PRODUCT, lc.error_sweep(OF, [1]), lc.learning_sweep(STACK[0], [1], steps=1)):
         other = pickle.loads(pickle.dumps(value))
         assert type(other) is type(value)
-        for field, held in vars(value).items():
-            assert np.array_equal(getattr(other, field), held), field
+        for field, content in vars(value).items():
+            assert np.array_equal(getattr(other, field), content), field

@@ -23,7 +23,7 @@ PAGES = {
     if not any(part.startswith("_") for part in path.relative_to(ROOT).parts)
 }
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-# Directives of Sphinx that hold no code, and those of this site.
+# Directives of Sphinx without code, and those of this site.
 MARKUP = {"{drawn}", "{include}", "{run}", "{toctree}"}
 MODULES = sorted(
     module.name
@@ -33,7 +33,7 @@ MODULES = sorted(
 
 
 def fences(text):
-    """(kind, code, line) for every fenced block, without its indentation."""
+    """Yield (kind, code, line) for every fenced block, without its indentation."""
     for match in FENCE.finditer(text):
         code = "\n".join(line.removeprefix(match["indent"]) for line in match["code"].splitlines())
         yield match["kind"], code, text.count("\n", 0, match.start("code"))
@@ -58,7 +58,7 @@ PYTHON_PAGES = [
 def test_python_blocks_of_a_page_run_in_order(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    # Blank lines for all else, so that a failure names the page's own line.
+    # Blank lines in place of the text, so that a failure names the page's own line.
     lines = [""] * (PAGES[page].count("\n") + 1)
     for kind, code, start in fences(PAGES[page]):
         if kind == "python":
@@ -85,11 +85,11 @@ def test_every_block_of_code_is_of_a_kind_that_is_run():
             assert kind != "python" or all(">>> " in block for block in code.split("\n\n")), f"{page}:\n{code}"
 
 
-def test_lines_that_only_the_gate_can_run_are_lines_of_the_gate():
-    """A ``sh`` block installs, or needs the checkout: each line of it is one that the README or the gate runs."""
+def test_lines_that_install_or_need_the_checkout_are_run_by_continuous_integration():
+    """Each line of an ``sh`` block, which no test can run, is a line of the README or of .ci/run, which runs both."""
     readme = PAGES["README.md"]
-    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    known = {line.strip().removesuffix(" >/dev/null") for line in [*readme.splitlines(), *gate.splitlines()]}
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    known = {line.strip().removesuffix(" >/dev/null") for line in [*readme.splitlines(), *script.splitlines()]}
     for page, text in PAGES.items():
         for kind, code, _ in fences(text):
             for line in code.splitlines() if kind == "sh" else ():
@@ -98,14 +98,14 @@ def test_lines_that_only_the_gate_can_run_are_lines_of_the_gate():
 
 SHELL_LINES = {
     ". .venv/bin/activate",
-    # The README's install lines, with other extras or none; pyproject.toml is held to them below.
+    # The README's install lines, with other extras or none, which the next test looks up in pyproject.toml.
     "python3 -m venv .venv && .venv/bin/pip install -q .",
     "pip install -q -e '.[dev]'",
 }
 
 
 def is_pytest_line(line):
-    """Whether a line runs pytest on files that are there."""
+    """Whether a line runs pytest on files that exist."""
     program, *arguments = line.split()
     paths = [argument for argument in arguments if not argument.startswith("-")]
     return program == "pytest" and all((ROOT / path).exists() for path in paths)
@@ -126,11 +126,11 @@ def test_examples_of_a_module_run(module, monkeypatch, tmp_path):
         run_examples(test)
 
 
-def test_every_name_at_the_door_has_an_example():
+def test_every_public_name_has_an_example():
     without = [
         name
         for name in lowrank_core.__all__
         if name != "__version__" and ">>> " not in (getattr(lowrank_core, name).__doc__ or "")
     ]
-    # Results, which only the functions that return them make.
+    # Results, which are made by the functions that return them.
     assert without == ["ErrorSweep", "LearningSweep"]

@@ -1,91 +1,132 @@
-"""The house: imports only run downwards, and the core needs nothing but NumPy, Numba and threadpoolctl."""
+"""The layers of the package: imports run downwards without circles, and the core needs no extra."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import lowrank_core
 
+ROOT = Path(__file__).parents[1]
 PACKAGE = Path(lowrank_core.__file__).parent
-FLOORS = [
-    {"_version", "arrays", "kernels", "thresholds"},
-    {"threads", "scaling", "factors", "synthetic"},
-    {"band"},
-    {"dense"},
-    {"krylov", "products"},
-    {"decompose", "noise"},
-    {"spectra"},
-    {"truncation", "sweeps", "ranks", "allocation", "storage"},
-    {"learning"},
-    {"__init__"},
-]
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 EXTRAS = {"hypothesis", "matplotlib", "ml_dtypes", "numba", "peft", "rich", "safetensors", "scipy", "torch", "typer"}
 
 
-def imports(path):
-    """(module, name) for each import in a file, at the top or within a function; name is None for a plain import."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def module_of(path):
+    """The name of a module within the package; a package has that of its folder, and the public API is ""."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def trees(paths):
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(paths)}
+
+
+TREES = {module_of(path): tree for path, tree in trees(PACKAGE.rglob("*.py")).items()}
+PACKAGES = {module_of(path) for path in PACKAGE.rglob("__init__.py")}
+
+
+def names_imported(tree):
+    """(module, name) of each import in a file, at the top or within a function; the name is None for a plain import."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} has a relative import"
-            yield from ((node.module, alias.name) for alias in node.names)
+            yield from (("." * node.level + (node.module or ""), alias.name) for alias in node.names)
 
 
-def rooms_imported(path):
-    """Rooms of this package that a file imports; ``__init__`` is the door."""
-    rooms = set()
-    for module, name in imports(path):
-        package, *inner = module.split(".")
+def modules_imported(module):
+    """Modules of this package that a module imports."""
+    for imported, name in names_imported(TREES[module]):
+        package, _, inner = imported.partition(".")
         if package == "lowrank_core":
-            room = inner[0] if inner else name
-            is_room = (PACKAGE / f"{room}.py").exists() or (PACKAGE / str(room)).is_dir()
-            rooms.add(room if is_room else "__init__")
-    return rooms
+            submodule = f"{inner}.{name}".lstrip(".")
+            yield submodule if submodule in TREES else inner
 
 
-@pytest.mark.parametrize("room", sorted(set(FLOOR) - {"kernels"}))
-def test_imports_run_downwards(room):
-    assert {other for other in rooms_imported(PACKAGE / f"{room}.py") if FLOOR[other] >= FLOOR[room]} == set()
+IMPORTS = {module: set(modules_imported(module)) - {module} for module in TREES}
 
 
-def test_every_room_has_a_floor():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set(FLOOR) - {"kernels"}
+def within(package):
+    """A package and all modules below it."""
+    return {module for module in TREES if not package or f"{module}.".startswith(f"{package}.")}
 
 
-def test_a_kernels_helpers_stand_in_its_own_file():
-    # Numba's on-disk cache would go on using a helper as it was before an edit; CONTRIBUTING.md tells what to do after
-    # one to the files that several share.
-    for path in sorted((PACKAGE / "kernels").glob("*.py")):
-        own = {module for module, _ in imports(path) if module.startswith("lowrank_core")}
-        shared = {"lowrank_core._linalg.kernels." + name for name in ("compiling", "simd", "dqds")}
-        assert own <= shared, path.name
+def beside(package):
+    """Modules in the folder of a package, without those of its own packages."""
+    return {module for module in within(package) if module.rpartition(".")[0] == package} - PACKAGES
 
 
-def test_every_function_of_a_kernel_is_compiled():
-    for path in sorted((PACKAGE / "kernels").glob("*.py")):
-        functions = [
-            node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
-        ]
-        for function in functions if path.stem not in {"compiling", "simd"} else []:
-            assert [ast.unparse(by) for by in function.decorator_list] == ["kernel"], f"{path.stem}.{function.name}"
+def upward(layers):
+    """Imports of modules of a higher layer; the lowest layer comes first."""
+    height = {module: number for number, layer in enumerate(layers) for module in layer}
+    return {
+        (module, imported)
+        for module in height
+        for imported in IMPORTS[module]
+        if height.get(imported, -1) > height[module]
+    }
 
 
-def test_testing_stands_on_the_core():
-    for path in sorted((PACKAGE / "testing").glob("*.py")):
-        assert rooms_imported(path) <= {"arrays", "factors", "spectra", "testing", "__init__"}, path.name
+def test_the_packages_of_models_import_downwards():
+    folders = [within(f"models.{folder}") for folder in ("files", "formats", "inspection", "operations")]
+    layers = [beside("models"), *folders, {"models"}]
+    assert set().union(*layers) == within("models")
+    assert upward(layers) == set()
 
 
-@pytest.mark.parametrize("face", ["models", "cli"])
-def test_upper_floors_use_the_door(face):
-    # Rounding noise is no question to an update alone, and so not at the door: whoever has both matrices imports it.
-    below = {"models": {"__init__", "models", "storage"}, "cli": {"__init__", "models", "cli"}}[face]
-    for path in sorted((PACKAGE / face).glob("*.py")):
-        assert rooms_imported(path) <= below, path.name
+def test_imports_are_absolute():
+    assert {
+        module for module, tree in TREES.items() for name, _ in names_imported(tree) if name.startswith(".")
+    } == set()
+
+
+def test_imports_have_no_circles():
+    # Raises CycleError, which names the modules of a circle.
+    assert len(list(TopologicalSorter(IMPORTS).static_order())) == len(TREES)
+
+
+def test_models_and_the_command_line_use_the_public_api():
+    # Rounding noise and noise are public modules of their own, which the public API does not repeat.
+    public = IMPORTS[""]
+    upper = within("models") | within("cli")
+    assert {(module, imported) for module in upper for imported in IMPORTS[module] & public} == set()
+    assert {module for module in upper if "_linalg" in IMPORTS[module]} == set()
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", ".ci"])
+def test_no_file_is_over_400_lines(folder):
+    counts = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {path: count for path, count in counts.items() if count > 400} == {}
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_imported(tree):
+    """Private modules and names of this package that a file imports, and private names that it takes from modules."""
+    modules = set()
+    for imported, name in names_imported(tree):
+        parts = [*imported.split("."), *([name] if name else [])]
+        if parts[0] == "lowrank_core":
+            modules.add(parts[-1])
+            yield from (".".join(parts) for part in parts if is_private(part))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) in modules:
+            yield ast.unparse(node)
+
+
+def test_peers_are_imported_where_tests_are_marked_for_them():
+    tests = trees(path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "interop")
+    peers = {"peft", "sklearn", "torch", "transformers"}
+    found = {(path.name, module) for path, tree in tests.items() for module, _ in names_imported(tree)}
+    assert {(file, module) for file, module in found if module.partition(".")[0] in peers} == set()
 
 
 def test_importing_the_core_imports_no_extra_and_no_compiler():
