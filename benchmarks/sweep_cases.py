@@ -25,8 +25,8 @@ from lowrank_core import (
     spectrum,
     style_update,
 )
-from lowrank_core.cli.demo.article import Settings
-from lowrank_core.cli.demo.article import run as run_article
+from lowrank_core.cli.demo.experiments import Settings
+from lowrank_core.cli.demo.experiments import run as run_article
 
 ALPHA = 16.0
 RULES = ("standard", "rslora", "unscaled")

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from lowrank_core import reconstruction_error, rslora, spectrum, standard
-from lowrank_core.cli.demo.article import Settings
-from lowrank_core.cli.demo.article import run as run_article
+from lowrank_core.cli.demo.experiments import Settings
+from lowrank_core.cli.demo.experiments import run as run_article
 from lowrank_core.cli.figures import LOOKS, style
 from lowrank_core.models.inspection.layers import inspect
 

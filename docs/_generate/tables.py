@@ -11,8 +11,8 @@ import numpy as np
 
 from lowrank_core import LowRankUpdate, spectrum
 from lowrank_core._linalg.routes import choose_route
-from lowrank_core.cli.demo.article import Settings
-from lowrank_core.cli.demo.article import run as run_article
+from lowrank_core.cli.demo.experiments import Settings
+from lowrank_core.cli.demo.experiments import run as run_article
 from lowrank_core.cli.demo.verdicts import verdicts
 
 ROOT = Path(__file__).parents[2]

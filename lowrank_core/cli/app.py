@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from lowrank_core.cli.verbs import core as verbs
+    from lowrank_core.cli.program import run
 
-    code = verbs.run(arguments)
+    code = run(arguments)
     # Now, and not when the interpreter ends: only here can a closed pipe still be told from a failure.
     sys.stdout.flush()
     return code

@@ -1,11 +1,11 @@
-"""Figures for a talk: read in grey by line style and marker, labelled where the lines are, drawn without a display.
+"""Figures for a talk: legible in grey by line style and marker, labels at the ends of lines, drawn without a display.
 
-Matplotlib is slow to load, so the command line imports this room only when a figure is asked for.
+Matplotlib is slow to load, so the command line imports this module only when a figure is wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOOKS",
     "Look",
+    "depth_rows",
     "index_ticks",
     "mark_one",
     "place_labels",
@@ -42,7 +43,7 @@ LineStyle = str | tuple[int, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Look:
-    """How one quantity is drawn, everywhere: its colour never carries the meaning alone."""
+    """How one quantity is drawn in every figure: never told apart by its colour alone."""
 
     label: str
     color: str
@@ -76,11 +77,14 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "lowrank_core",
     "pdf.fonttype": 42,
 }
-# The room a label takes, in lines of text, when labels at the ends of lines are moved apart.
+# The height of a label at the end of a line, its distance to the next included.
 LABEL_POINTS = 13.0
-# The part of a panel's width, beyond the lines, that is left for their labels.
-LABEL_ROOM = 0.5
+# The width for labels, beyond the lines, as a fraction of the lines' own width.
+LABEL_WIDTH = 0.5
 LABELLED = "label:"
+# In rows: between the marks of two layers of a kind, and what all marks of a kind take at most.
+APART = 0.15
+DEPTH_SPREAD = 0.6
 
 
 def save(figure: Figure, path: Path, ending: str) -> None:
@@ -93,9 +97,9 @@ def save(figure: Figure, path: Path, ending: str) -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw as the project's figures are drawn."""
+    """Apply the project's style to what is drawn within."""
     with mpl.rc_context():
-        # From matplotlib's own defaults: what someone has set for other work must not change these figures.
+        # From matplotlib's own defaults: settings made for other work must not change these figures.
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         yield
@@ -111,14 +115,14 @@ def plot(axes: Axes, x: ArrayLike, y: ArrayLike, look: Look, text: str | None = 
 
 
 def rank_ticks(axes: Axes, ranks: Sequence[int] | NDArray[np.int64]) -> None:
-    """Put ranks on a logarithmic axis, as many as can be read."""
+    """Label a logarithmic axis with ranks, as many as can be read."""
     axes.xaxis.set_major_locator(FixedLocator(_apart([float(rank) for rank in ranks])))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
 
 
 def _apart(ranks: Sequence[float]) -> list[float]:
-    """Leave out the ranks whose numbers would run into each other on a logarithmic axis; the last one stays."""
+    """Return the last rank and those whose numbers do not overlap on a logarithmic axis."""
     kept = [ranks[-1]]
     for rank in reversed(ranks[:-1]):
         if rank * 1.5 < kept[-1]:
@@ -127,12 +131,12 @@ def _apart(ranks: Sequence[float]) -> list[float]:
 
 
 def index_ticks(axes: Axes, size: int) -> None:
-    """Put the quarters of a size on a linear axis that begins at 1."""
+    """Label a linear axis that begins at 1 with the quarters of a size."""
     axes.xaxis.set_major_locator(FixedLocator(np.unique(np.linspace(0, size, 5).round()).clip(1).tolist()))
 
 
 def plain_decades(axis: Axis) -> None:
-    """Write the numbers of a logarithmic axis as plain figures, not as powers."""
+    """Label a logarithmic axis with plain numbers, not with powers."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0,) if np.log10(high / low) > 2 else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
@@ -140,7 +144,7 @@ def plain_decades(axis: Axis) -> None:
 
 
 def mark_one(axes: Axes, meaning: str) -> None:
-    """Draw a line at 1 and say what it means."""
+    """Draw a line at 1, labelled with what it means."""
     axes.axhline(1.0, color=GREY, linewidth=1)
     axes.annotate(
         meaning,
@@ -155,13 +159,28 @@ def mark_one(axes: Axes, meaning: str) -> None:
     )
 
 
+def depth_rows(axes: Axes, kinds: Mapping[str, Sequence[object]], *, above: float = 0.0) -> NDArray[np.float64]:
+    """Give a panel a row for each kind of layer, from the top; return each layer's height, the deeper the lower.
+
+    `above` is the space over the first row, in rows.
+    """
+    axes.set_yticks(range(len(kinds)), list(kinds))
+    axes.set_ylim(len(kinds) - 0.5, -0.5 - above)
+    return np.concatenate([row + _depths(len(layers)) for row, layers in enumerate(kinds.values())])
+
+
+def _depths(layers: int) -> NDArray[np.float64]:
+    reach = min(DEPTH_SPREAD, APART * (layers - 1)) / 2
+    return np.linspace(-reach, reach, layers)
+
+
 def place_labels(figure: Figure) -> None:
     """Write each line's label at its right end, moved apart where ends meet."""
     labelled = {axes: [line for line in axes.lines if _label_of(line)] for axes in figure.axes}
     for axes, lines in labelled.items():
         if lines:
-            _make_room(axes, max(float(np.asarray(line.get_xdata())[-1]) for line in lines))
-    # Where the ends lie on the page is known only once the layout has been made.
+            _widen(axes, max(float(np.asarray(line.get_xdata())[-1]) for line in lines))
+    # Where the ends lie on the page is known only after the layout.
     figure.draw_without_rendering()
     for axes, lines in labelled.items():
         _write_apart(axes, lines, figure.dpi)
@@ -171,11 +190,11 @@ def _label_of(line: Line2D) -> str:
     return (line.get_gid() or "").partition(LABELLED)[2]
 
 
-def _make_room(axes: Axes, end: float) -> None:
+def _widen(axes: Axes, end: float) -> None:
     left, right = axes.get_xlim()
     forward, back = axes.transScale.transform, axes.transScale.inverted().transform
     (start, _), (stop, _) = forward([(left, 1.0), (end, 1.0)])
-    (limit, _) = back((start + (stop - start) * (1 + LABEL_ROOM), 1.0))
+    (limit, _) = back((start + (stop - start) * (1 + LABEL_WIDTH), 1.0))
     axes.set_xlim(left, max(right, limit))
 
 
@@ -211,7 +230,7 @@ def _last_visible(line: Line2D, axes: Axes) -> tuple[float, float]:
 
 
 def _spread(heights: NDArray[np.float64], gap: float, low: float, high: float) -> NDArray[np.float64]:
-    """Move sorted heights apart to the gap, as little as needed: those that touch share a centre."""
+    """Return sorted heights moved apart to the gap, as little as needed: those that touch keep their common centre."""
 
     def within(mean: float, members: int) -> float:
         reach = gap * (members - 1) / 2

@@ -5,15 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Protocol, TypeVar
 
-__all__ = ["blocks", "by_kind", "common_prefix", "in_natural_order", "kind"]
+__all__ = ["blocks", "by_kind", "by_short_name", "common_prefix", "in_natural_order", "kind"]
 
 NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 BLOCK = re.compile(r"(?P<block>.*?(?<![A-Za-z0-9])\d+)[._](?P<rest>.+)")
 
 
+class Named(Protocol):
+    """A layer, of whatever report."""
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+
+
+Layer = TypeVar("Layer", bound=Named)
+
+
 def common_prefix(names: Sequence[str]) -> str:
-    """Find what all names begin with, up to a dot or an underscore; nothing for a single name.
+    """Return what all names begin with, up to a dot or an underscore; nothing for a single name.
 
     Examples
     --------
@@ -22,15 +34,21 @@ def common_prefix(names: Sequence[str]) -> str:
     """
     if len(names) < 2:
         return ""
-    # What the first and the last in order share, all between them share.
+    # Every name lies between the first and the last in order, and so begins with what these two have in common.
     first, last = min(names), max(names)
     differs = next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
-    shared = first[:differs]
-    return shared[: max(shared.rfind("."), shared.rfind("_")) + 1]
+    common = first[:differs]
+    return common[: max(common.rfind("."), common.rfind("_")) + 1]
+
+
+def by_short_name(layers: Sequence[Layer]) -> tuple[str, dict[str, Layer]]:
+    """Return what all names begin with, and the layers by the rest of their names."""
+    prefix = common_prefix([layer.name for layer in layers])
+    return prefix, {layer.name.removeprefix(prefix): layer for layer in layers}
 
 
 def kind(name: str) -> str:
-    """Name the kind of a layer: its numbers replaced by stars.
+    """Return the kind of a layer: its name with stars for numbers.
 
     Examples
     --------
@@ -40,33 +58,19 @@ def kind(name: str) -> str:
     return NUMBER.sub("*", name)
 
 
-def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
-    """Gather names, in natural order, under their kinds, less what all kinds begin with.
-
-    Parameters
-    ----------
-    names : iterable of str
-
-    Returns
-    -------
-    dict of str to list of str
-
-    Examples
-    --------
-    >>> by_kind(["h.0.fc", "h.0.attn", "h.1.fc"])
-    {'attn': ['h.0.attn'], 'fc': ['h.0.fc', 'h.1.fc']}
-    """
-    ordered = in_natural_order(names)
-    prefix = common_prefix(sorted({kind(name) for name in ordered}))
-    found: dict[str, list[str]] = {}
-    for name in ordered:
+def by_kind(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
+    """Return layers, in natural order, by their kinds, without what all kinds begin with."""
+    by_name = {layer.name: layer for layer in layers}
+    prefix = common_prefix(sorted({kind(name) for name in by_name}))
+    kinds: dict[str, list[Layer]] = {}
+    for name in in_natural_order(by_name):
         short = kind(name).removeprefix(prefix).lstrip("*._")
-        found.setdefault(short or name, []).append(name)
-    return found
+        kinds.setdefault(short or name, []).append(by_name[name])
+    return kinds
 
 
 def in_natural_order(names: Iterable[str]) -> list[str]:
-    """Sort names with their numbers as numbers, so that 2 comes before 10.
+    """Return names sorted with their numbers as numbers, so that 2 comes before 10.
 
     Examples
     --------
@@ -78,17 +82,8 @@ def in_natural_order(names: Iterable[str]) -> list[str]:
     )
 
 
-def blocks(names: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Gather names, in natural order, under the blocks that they belong to.
-
-    Parameters
-    ----------
-    names : sequence of str
-
-    Returns
-    -------
-    list of (block, list of (name, short name))
-        The block is "" where gathering would not make the names shorter.
+def blocks(names: Iterable[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (block, [(name, rest of the name), ...]) in natural order; the block is "" where it shortens nothing.
 
     Examples
     --------

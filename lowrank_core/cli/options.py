@@ -1,35 +1,38 @@
-"""Options that several verbs have, declared once for all of them."""
+"""Options that several verbs share, each declared once; a group of options is a dataclass of them."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 __all__ = [
-    "Alpha",
-    "Base",
-    "BaseRestored",
+    "DTYPE_HELP",
+    "RULE_HELP",
+    "Conversion",
     "CsvFile",
     "Dask",
-    "DryRun",
-    "Error",
-    "Exclude",
+    "Dtype",
     "FigureFile",
-    "Force",
     "Full",
-    "Include",
     "JsonFile",
-    "KohyaPrefix",
-    "LayerWorkers",
     "MaxRank",
+    "Modules",
+    "NewAdapter",
     "Objective",
+    "Out",
     "Parameters",
-    "Rank",
-    "Ratio",
-    "Uniform",
-    "Variance",
+    "RankChoice",
+    "Reports",
+    "Rule",
+    "Work",
+    "Workers",
+    "parse_ranks",
+    "ungrouped",
 ]
 
 JsonFile = Annotated[
@@ -43,23 +46,10 @@ CsvFile = Annotated[
 FigureFile = Annotated[
     Path | None, typer.Option("--figure", metavar="FILE", help="Draw the results: .png, .pdf or .svg.")
 ]
+Full = Annotated[bool, typer.Option("--full", help="Print every row of every table, however many.")]
+Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Threads over the layers.")]
 Dask = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="Work on the Dask cluster of this scheduler instead.")
-]
-LayerWorkers = Annotated[int, typer.Option(min=1, metavar="N", help="Threads over the layers.")]
-
-Rank = Annotated[
-    int | None, typer.Option(min=1, metavar="R", help="Keep R components of each layer, or all that it has.")
-]
-Variance = Annotated[
-    float | None, typer.Option(metavar="T", help="Keep the fewest with this fraction of a layer's variance, as 0.95.")
-]
-Error = Annotated[
-    float | None, typer.Option(metavar="E", help="Keep the fewest with at most this relative error, as 0.1.")
-]
-Ratio = Annotated[
-    float | None,
-    typer.Option(metavar="ρ", help="Keep those with σᵢ ≥ ρσ₁, a fraction of the largest, as 0.05."),
 ]
 Parameters = Annotated[
     int | None,
@@ -71,53 +61,176 @@ Objective = Annotated[
     str | None,
     typer.Option(
         metavar="WHAT",
-        help="Variance of a budget: relative (every layer's share alike) or absolute (large updates count more).",
+        help="Variance of a budget: relative (every layer counts alike) or absolute (large updates count more).",
         show_default="relative",
     ),
 ]
 MaxRank = Annotated[
-    int | None, typer.Option(min=1, metavar="R", help="Keep R at most in any layer, whatever another option says.")
+    int | None, typer.Option(min=1, metavar="R", help="Keep at most R in any layer, whatever another option chooses.")
 ]
+Out = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT", help="What to write: a kohya file if its name ends in .safetensors, else a PEFT folder."
+    ),
+]
+RULE_HELP = "Scaling rule of the new adapter: standard (α/r) or rslora (α/√r)."
+Rule = Annotated[str, typer.Option(metavar="RULE", help=RULE_HELP)]
+DTYPE_HELP = "What the factors are stored in: float32, bfloat16, float16 or float64."
+Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="the finest in the input")]
 
-Include = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="PATTERN",
-        help="Take only modules whose name, or its end after a dot, matches; * stands for anything. May be repeated.",
-    ),
-]
-Exclude = Annotated[
-    list[str] | None, typer.Option(metavar="PATTERN", help="Leave out modules that match. May be repeated.")
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option(
-        metavar="α",
-        help="α that the adapter holds; the factors are scaled so that the update is right under any.",
-        show_default="16",
-    ),
-]
-Uniform = Annotated[
-    bool,
-    typer.Option("--uniform", help="Pad to one rank r with zeros, with α = r: every reader then applies the scale 1."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Report without writing OUT.")]
-Full = Annotated[bool, typer.Option("--full", help="Print the size of every layer and all that is left out.")]
-Base = Annotated[
-    Path | None,
-    typer.Option(metavar="BASE", help="The base model's checkpoint, whose names turn a kohya file's into PEFT's."),
-]
-KohyaPrefix = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="What a kohya file's keys begin with, made of PEFT's names.", show_default="lora_unet"
-    ),
-]
-BaseRestored = Annotated[
-    bool,
-    typer.Option(
-        "--base-restored",
-        help="The base is again as it was before an initialisation (PiSSA and its kin) altered it.",
-    ),
-]
+
+@dataclass(frozen=True)
+class RankChoice:
+    """How many components each layer keeps."""
+
+    rank: Annotated[
+        int | None, typer.Option(min=1, metavar="R", help="Keep R components of each layer, or all that it has.")
+    ] = None
+    variance: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Keep the fewest with this fraction of a layer's variance, as 0.95."),
+    ] = None
+    error: Annotated[
+        float | None, typer.Option(metavar="E", help="Keep the fewest with at most this relative error, as 0.1.")
+    ] = None
+    ratio: Annotated[
+        float | None,
+        typer.Option(metavar="ρ", help="Keep those with σᵢ ≥ ρσ₁, a fraction of the largest, as 0.05."),
+    ] = None
+    parameters: Parameters = None
+    objective: Objective = None
+    max_rank: MaxRank = None
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Which modules are taken."""
+
+    include: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATTERN",
+            help="Take only modules whose name, or its end after a dot, matches; * stands for anything. "
+            "May be repeated.",
+        ),
+    ] = field(default_factory=list)
+    exclude: Annotated[list[str], typer.Option(metavar="PATTERN", help="Skip modules that match. May be repeated.")] = (
+        field(default_factory=list)
+    )
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What converting between formats and bases takes."""
+
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="BASE", help="The base model's checkpoint, whose names turn a kohya file's into PEFT's."),
+    ] = None
+    base_restored: Annotated[
+        bool,
+        typer.Option(
+            "--base-restored",
+            help="The base is again as it was before an initialisation (PiSSA and similar) altered it.",
+        ),
+    ] = False
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What a kohya file's keys begin with, made of PEFT's names.",
+            show_default="lora_unet",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class NewAdapter:
+    """How an adapter is written."""
+
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="α",
+            help="α that the adapter holds; the factors are scaled so that the update is right under any.",
+            show_default="16",
+        ),
+    ] = None
+    uniform: Annotated[
+        bool,
+        typer.Option(
+            "--uniform", help="Pad to one rank r with zeros, with α = r: every reader then applies the scale 1."
+        ),
+    ] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing OUT.")] = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where the work is done."""
+
+    workers: Workers = 1
+    dask: Dask = None
+
+    def __post_init__(self) -> None:
+        """Refuse two places to work in."""
+        if self.dask is not None and self.workers > 1:
+            raise ValueError("--workers and --dask exclude each other: a Dask cluster has its own number of workers.")
+
+
+@dataclass(frozen=True)
+class Reports:
+    """What is printed, and which files are written."""
+
+    full: Full = False
+    json: JsonFile = None
+    csv: CsvFile = None
+    figure: FigureFile = None
+
+
+def ungrouped(verb: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Return a verb as typer takes it: each group of options replaced by the options that it holds."""
+    parameters = inspect.signature(verb, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {one.name: one.annotation for one in parameters if is_dataclass(one.annotation)}
+
+    def run(**given: Any) -> int | None:
+        for name, group in groups.items():
+            given[name] = group(**{option.name: given.pop(option.name) for option in fields(group)})
+        return verb(**given)
+
+    flat = [option for one in parameters for option in (_options(groups[one.name]) if one.name in groups else [one])]
+    # Options by name come in any order, so those without a default need not be first.
+    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in flat}
+    run.__doc__ = verb.__doc__
+    return run
+
+
+def _options(group: type) -> list[inspect.Parameter]:
+    annotations = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=annotations[option.name]
+        )
+        for option in fields(group)
+    ]
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """Return ranks separated by commas, in increasing order and each once.
+
+    Examples
+    --------
+    >>> parse_ranks("8,2,4,4")
+    (2, 4, 8)
+    """
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise ValueError(f"--ranks takes whole numbers separated by commas, such as 2,4,8; got {text!r}.") from None

@@ -9,37 +9,41 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from rich.console import Console, RenderableType
+from lowrank_core.models.files.atomic import check_replaceable, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import RenderableType
 
 __all__ = [
     "STDOUT",
     "check_outputs",
-    "check_writable",
     "csv_text",
+    "exit_code",
     "json_text",
     "progress_bar",
-    "save_figure",
     "show",
     "write_report",
     "write_text",
-    "written",
 ]
 
 STDOUT = Path("-")
+SOME_FAILED = 1
 PIPED_WIDTH = 100
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
+
+Report = TypeVar("Report")
 
 
 def show(parts: Iterable[RenderableType]) -> None:
     """Print to standard output: in colour and as wide as the terminal, or plain and of one width where piped."""
+    from rich.console import Console
+
     stdout = _stdout()
     terminal = stdout.isatty()
     console = Console(
@@ -56,7 +60,7 @@ def show(parts: Iterable[RenderableType]) -> None:
             continue
         with console.capture() as captured:
             console.print(part)
-        # Rich pads every line to the full width; in a file or a pipe that is only noise.
+        # Rich pads every line to the full width, which a file or a pipe has no use for.
         stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
@@ -69,97 +73,61 @@ def _stdout() -> TextIO:
 
 
 def _piped_width() -> int:
-    asked = os.environ.get("COLUMNS", "")
-    return int(asked) if asked.isdecimal() and int(asked) > 0 else PIPED_WIDTH
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) > 0 else PIPED_WIDTH
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function of (name, done, total) that moves a bar on standard error; no bar where output is no terminal."""
+def progress_bar(things: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function of (name, done, total) that moves a bar on standard error, or does nothing where piped."""
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         yield lambda _name, _done, _total: None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task(what, total=None)
+        task = progress.add_task(things, total=None)
         yield lambda _name, done, total: progress.update(task, completed=done, total=total)
 
 
-def check_writable(path: Path | None) -> None:
-    """Raise before any work is done if this file could not be written at its end."""
-    if path is None or path == STDOUT:
-        return
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file to write.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into: make it first.")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(
-            f"the folder {str(path.parent)!r} may not be written to: choose another for {path.name!r}."
-        )
-
-
 def check_outputs(figure: Path | None, *texts: Path | None) -> None:
-    """Raise before any work is done if a figure or one of these texts could not be written, or two go to one place."""
+    """Check, before any work is done, that a figure and texts can be written, and not two to standard output."""
     for path in (figure, *texts):
-        check_writable(path)
+        if path is not None and path != STDOUT:
+            check_replaceable(path, None, force=True)
     if sum(path == STDOUT for path in texts) > 1:
-        raise ValueError("only one of --json and --csv can go to standard output: name a file for the other.")
+        raise ValueError("only one file can go to standard output: name a file for the others.")
     if figure is not None:
         if figure.suffix.lower() not in FIGURE_ENDINGS:
             raise ValueError(f"--figure {str(figure)!r}: its ending says the format; take {', '.join(FIGURE_ENDINGS)}.")
-        # Loaded now, so that a missing matplotlib is said before the work and not after it.
+        # Imported now, so that a missing matplotlib is reported before the work and not after it.
         importlib.import_module("lowrank_core.cli.figures")
 
 
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes `path` if all went well and disappears if it did not."""
-    final = path.resolve()
-    if final.exists() and not final.is_file():
-        # A device or a named pipe cannot be replaced, only written to.
-        yield final
-        return
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_report(
-    tables: Callable[[], Iterable[RenderableType]],
+    report: Report,
+    tables: Callable[[Report], Iterable[RenderableType]],
     texts: Sequence[tuple[Path | None, Callable[[], str]]],
     figure: Path | None = None,
-    draw: Callable[[], Figure] | None = None,
+    draw: Callable[[Report], Figure] | None = None,
 ) -> None:
-    """Write a report's files, and print its tables, or the text that is to go to standard output instead of them.
+    """Write the files of a report, and print its tables, or the text that goes to standard output instead.
 
-    Parameters
-    ----------
-    tables : callable
-        Gives the tables.
-    texts : sequence of (Path or None, callable)
-        Where a text goes, and what gives it; None: it is not asked for.
-    figure : Path, optional
-        Where the figure goes.
-    draw : callable, optional
-        Gives the figure.
+    `texts` are pairs of a path, None where the text is not wanted, and a function that returns the text.
     """
     # Files first: who reads the tables through a pipe, as head does, may close it before the last of them.
     for path, text in texts:
         if path not in {None, STDOUT}:
             write_text(path, text())
     if figure is not None and draw is not None:
-        save_figure(figure, draw())
+        _save_figure(figure, draw(report))
     printed = [text for path, text in texts if path == STDOUT]
     for text in printed:
         write_text(STDOUT, text())
     if not printed:
-        show(tables())
+        show(tables(report))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -167,25 +135,34 @@ def write_text(path: Path, text: str) -> None:
     if path == STDOUT:
         _stdout().write(text)
         return
-    with written(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+    with _written(path) as destination:
+        destination.write_text(text, encoding="utf-8", newline="")
 
 
-def save_figure(path: Path, figure: Figure) -> None:
-    """Write a figure in the format that the path's ending names."""
+def _save_figure(path: Path, figure: Figure) -> None:
     from lowrank_core.cli.figures import save
 
-    with written(path) as temporary:
-        save(figure, temporary, path.suffix)
+    with _written(path) as destination:
+        save(figure, destination, path.suffix)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    if path.exists() and not path.is_file():
+        # A device or a named pipe cannot be replaced, only written to.
+        yield path
+        return
+    with replacing(path, folder=False) as temporary:
+        yield temporary
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    """Write as JSON, an object's entries on lines of their own and a list of numbers on one; NaN and ±∞ are null."""
+    """Return JSON with an object's entries on lines of their own and a list of numbers on one; NaN and ±∞ are null."""
     return _json(_plain(value), "") + "\n"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write rows with the same keys as comma-separated values."""
+    """Return rows as comma-separated values, with a column for every key."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
@@ -204,6 +181,7 @@ def _json(value: Any, indent: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """Return a value of the types of JSON: arrays as lists, paths as text, numbers that are not finite as None."""
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     if isinstance(value, Mapping):
@@ -213,3 +191,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def exit_code(failures: Sized) -> int:
+    """Return the exit code of a run that reported everything but these failures."""
+    return SOME_FAILED if failures else 0

@@ -1,4 +1,4 @@
-"""How many components of a layer to keep, as the options of the command line say it."""
+"""The rank of a layer, as the options of the command line choose it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance
+from lowrank_core.cli.options import RankChoice
 from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.budgets import Budget
 
@@ -20,76 +21,45 @@ THRESHOLDS: dict[str, Callable[[Spectrum, float], Any]] = {
 
 
 def choose_rank(
-    *,
-    rank: int | None,
-    max_rank: int | None,
-    parameters: int | None,
-    objective: str | None,
-    above_noise: bool | None = None,
-    sides: int | None = None,
-    **thresholds: float | None,
+    choice: RankChoice, *, above_noise: bool | None = None, sides: int | None = None
 ) -> int | Callable[[Spectrum], int] | Budget | AboveNoise | None:
-    """Turn the options that choose a rank into what the library takes.
+    """Return the rank that options choose, as the library takes it, or None if no option chooses one.
 
-    Parameters
-    ----------
-    rank : int, optional
-        ``--rank``.
-    max_rank : int, optional
-        ``--max-rank``.
-    parameters : int, optional
-        ``--parameters``.
-    objective : str, optional
-        ``--objective``, of ``--parameters``.
-    above_noise : bool, optional
-        ``--above-noise``; None where a verb does not have it.
-    sides : int, optional
-        ``--sides``, of ``--above-noise``.
-    **thresholds : float, optional
-        ``--variance``, ``--error`` and ``--ratio``, by name.
-
-    Returns
-    -------
-    int, callable, Budget, AboveNoise or None
-        A number, a function of a layer's spectrum, a budget for all layers, or what stands above rounding; all can be
-        sent to another process. None if no option chooses.
-
-    Raises
-    ------
-    ValueError
-        If two options choose, one that chooses is no fraction, or one belongs to another that is not given.
+    `above_noise` is None for a verb without ``--above-noise``. A function of a spectrum can be pickled.
 
     Examples
     --------
     >>> import numpy as np
     >>> from lowrank_core import spectrum
-    >>> rule = choose_rank(rank=None, max_rank=2, parameters=None, objective=None, variance=0.99, error=None)
+    >>> rule = choose_rank(RankChoice(variance=0.99, max_rank=2))
     >>> rule(spectrum(np.diag([4.0, 3.0, 2.0, 0.1]))), rule(spectrum(np.diag([4.0, 0.1])))
     (2, 1)
     """
-    bounded = {**thresholds, "parameters": parameters}
+    bounded = {name: getattr(choice, name) for name in (*THRESHOLDS, "parameters")}
     if above_noise is not None:
         bounded["above-noise"] = above_noise or None
-    given = {name: value for name, value in {"rank": rank, **bounded}.items() if value is not None}
+    given = {name: value for name, value in {"rank": choice.rank, **bounded}.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"{_listed(given, 'and')} exclude each other: only one of them can choose the rank.")
-    if max_rank is not None and given.keys() <= {"rank"}:
+    if choice.max_rank is not None and given.keys() <= {"rank"}:
         raise ValueError(
             f"--max-rank bounds what {_listed(bounded, 'or')} chooses, and none of them is given: for a fixed rank, "
             "give --rank alone."
         )
-    _check_belongs("objective", objective, "parameters", parameters)
+    _check_belongs("objective", choice.objective, "parameters", choice.parameters)
     _check_belongs("sides", sides, "above-noise", above_noise or None)
-    if not given or rank is not None:
-        return rank
-    if parameters is not None:
-        return Budget(parameters=parameters, max_rank=max_rank, objective=objective or Budget.objective)
+    if not given or choice.rank is not None:
+        return choice.rank
+    if choice.parameters is not None:
+        return Budget(
+            parameters=choice.parameters, max_rank=choice.max_rank, objective=choice.objective or Budget.objective
+        )
     if above_noise:
-        return AboveNoise(sides=sides or AboveNoise.sides, max_rank=max_rank)
+        return AboveNoise(sides=sides or AboveNoise.sides, max_rank=choice.max_rank)
     ((name, value),) = given.items()
     if not 0 <= value <= 1:
         raise ValueError(f"--{name} is a fraction between 0 and 1; got {value:g}.")
-    return partial(_rank_by, name=name, value=value, max_rank=max_rank)
+    return partial(_rank_by, name=name, value=value, max_rank=choice.max_rank)
 
 
 def _check_belongs(name: str, value: object, owner: str, of_owner: object) -> None:
@@ -97,8 +67,8 @@ def _check_belongs(name: str, value: object, owner: str, of_owner: object) -> No
         raise ValueError(f"--{name} belongs to --{owner}, which is not given.")
 
 
-def _rank_by(found: Spectrum, *, name: str, value: float, max_rank: int | None) -> int:
-    rank = int(THRESHOLDS[name](found, value))
+def _rank_by(spectrum: Spectrum, *, name: str, value: float, max_rank: int | None) -> int:
+    rank = int(THRESHOLDS[name](spectrum, value))
     return rank if max_rank is None else min(rank, max_rank)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -10,31 +11,49 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_core.cli.names import blocks
+from lowrank_core.cli.names import Named, blocks, by_kind, by_short_name, in_natural_order
 
-__all__ = ["RULE_LABELS", "add_by_block", "count", "error_text", "note", "prose_table", "section", "table"]
+__all__ = [
+    "FEW_LAYERS",
+    "RULE_LABELS",
+    "add_by_block",
+    "beginning",
+    "count",
+    "error_text",
+    "heading",
+    "listed",
+    "note",
+    "percent",
+    "prose_table",
+    "rows_of_layers",
+    "section",
+    "shape_text",
+    "span",
+    "table",
+]
+
+Layer = TypeVar("Layer", bound=Named)
 
 RULE_LABELS = {"standard": "α/r", "rslora": "α/√r", "unscaled": "γ = 1"}
+# Up to here tables of several lines a layer have a row for every layer; beyond, for every kind of layer.
+FEW_LAYERS = 24
+ENTRIES_SHOWN = 12
+
+
+def heading(title: str, *lines: str) -> Text:
+    """Return a report's title, and lines on what it is about."""
+    return Text.assemble((title, "bold"), *(f"\n{line}" for line in lines if line))
 
 
 def section(title: str, *parts: RenderableType) -> RenderableType:
-    """Put parts under a title, indented."""
+    """Return parts under a title, indented."""
     return Group(Text(f"\n{title}", style="bold"), *(Padding(part, (0, 0, 0, 2)) for part in parts))
 
 
 def table(*headings: str, names: int = 0) -> Table:
-    """Make a table of figures, aligned right, whose first columns hold names: aligned left, folded where too long.
+    """Return an empty table: `names` columns of names, folded where too long, then numbers, aligned right.
 
-    Parameters
-    ----------
-    *headings : str
-        Each stands at the bottom of its column's head, however many lines it has.
-    names : int
-        How many columns hold names.
-
-    Returns
-    -------
-    rich.table.Table
+    A heading ends at the bottom of the head, however many lines it has.
     """
     made = _bare_table()
     height = max(heading.count("\n") for heading in headings)
@@ -47,46 +66,80 @@ def table(*headings: str, names: int = 0) -> Table:
     return made
 
 
-def add_by_block(rows: Table, names: Iterable[str], figures: Callable[[str], Iterable[str]]) -> None:
-    """Add a row for each layer, those of one block indented under its name.
-
-    Parameters
-    ----------
-    rows : rich.table.Table
-    names : iterable of str
-        The layers'.
-    figures : callable
-        Gives what follows a layer's name in its row.
-    """
-    for block, members in blocks(list(names)):
-        if block:
-            rows.add_row(Text(block, style="bold"))
-        for name, short in members:
-            rows.add_row(f"  {short}" if block else short, *figures(name))
-
-
 def prose_table(*headings: str) -> Table:
-    """Make a table whose first column is narrow and whose others hold sentences."""
+    """Return an empty table whose first column is narrow and whose others are for sentences."""
     made = _bare_table()
     for place, heading in enumerate(headings):
         made.add_column(heading, ratio=1 if place else None, no_wrap=place == 0)
     return made
 
 
+def _bare_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+
+
+def add_by_block(rows: Table, layers: Sequence[Layer], cells: Callable[[Layer], Iterable[str]]) -> None:
+    """Add a row for each layer, those of one block indented under its name; `cells` returns what follows the name."""
+    _, by_name = by_short_name(layers)
+    for block, members in blocks(by_name):
+        if block:
+            rows.add_row(Text(block, style="bold"))
+        for name, short in members:
+            rows.add_row(f"  {short}" if block else short, *cells(by_name[name]))
+
+
+def rows_of_layers(layers: Sequence[Layer], *, each: bool) -> Iterator[tuple[str, list[Layer]]]:
+    """Yield the title and the layers of each row of a table: a layer each, or all of a kind and their number."""
+    if each:
+        _, by_name = by_short_name(layers)
+        yield from ((name, [by_name[name]]) for name in in_natural_order(by_name))
+    else:
+        yield from ((f"{kind} ({len(members)})", members) for kind, members in by_kind(layers).items())
+
+
+def listed(entries: Mapping[str, str], *, full: bool, files: str = "--full or --json") -> Iterator[RenderableType]:
+    """Yield lines of names and what is said of them: in natural order, and only the first few unless in full."""
+    names = in_natural_order(entries)
+    shown = names if full else names[:ENTRIES_SHOWN]
+    for name in shown:
+        yield Text(f"{name}: {entries[name]}" if entries[name] else name)
+    if len(names) > len(shown):
+        yield note(f"… and {len(names) - len(shown):,} more: {files}.")
+
+
 def note(text: str) -> Text:
-    """Write what is not part of the figures."""
+    """Return text that explains the numbers."""
     return Text(text, style="dim")
 
 
+def beginning(layers: Sequence[Named]) -> str:
+    """Return a line on what all names begin with, which tables omit; nothing if they differ from the start."""
+    prefix, _ = by_short_name(layers)
+    return f"names begin with {prefix}" if prefix else ""
+
+
+def shape_text(shape: tuple[int, int]) -> str:
+    """Return a shape as rows × columns."""
+    return f"{shape[0]} × {shape[1]}"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction in percent."""
+    return f"{100 * fraction:.2f} %"
+
+
 def error_text(value: float) -> str:
-    """Write a relative error: very small and very large ones with an exponent."""
+    """Return a relative error as text: very small and very large ones with an exponent."""
     return f"{value:.4f}" if value == 0 or 1e-4 <= value < 1e4 else f"{value:.1e}"
 
 
+def span(values: Iterable[float], form: str = ".5g", to: str = " to ") -> str:
+    """Return the smallest and the largest value as text, or one value where both have the same text."""
+    ordered = sorted(values)
+    smallest, largest = (f"{value:{form}}" for value in (ordered[0], ordered[-1]))
+    return smallest if smallest == largest else f"{smallest}{to}{largest}"
+
+
 def count(number: int, what: str) -> str:
-    """Write a number of things, in the plural but for one."""
+    """Return a number of things, in the plural but for one."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _bare_table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))

@@ -1,37 +1,45 @@
-"""Where the work over the layers of one adapter or model runs: ``--workers`` and ``--dask``."""
+"""Where the work over layers and adapters runs: this process, its threads, local processes, or a Dask cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
-from lowrank_core.models.executors import dask_cluster
+from lowrank_core.cli.options import Work
+from lowrank_core.cli.output import progress_bar
+from lowrank_core.models.executors import dask_cluster, local_processes
 
-__all__ = ["check_workers", "workers_for_layers"]
+__all__ = ["over_adapters", "over_layers"]
 
-
-def check_workers(workers: int, dask: str | None) -> None:
-    """Refuse options that name two places to work in.
-
-    Parameters
-    ----------
-    workers : int
-    dask : str, optional
-
-    Raises
-    ------
-    ValueError
-        If there are several workers here and a cluster.
-    """
-    if dask is not None and workers > 1:
-        raise ValueError("--workers and --dask exclude each other: a Dask cluster has the workers that it has.")
+Result = TypeVar("Result")
 
 
-@contextmanager
-def workers_for_layers(workers: int, dask: str | None) -> Iterator[Executor | None]:
-    """Give what the layers of one adapter or model are read on: threads, for these share a layer's arrays, or Dask."""
-    check_workers(workers, dask)
-    here = ThreadPoolExecutor(workers) if workers > 1 else nullcontext(None)
-    with here if dask is None else dask_cluster(dask) as executor:
-        yield executor
+def over_layers(operation: Callable[..., Result], work: Work) -> Result:
+    """Return what an operation on the layers of a model gives, its executor and progress bar provided."""
+    # Threads share a layer's arrays; processes would copy them.
+    return _run(operation, work, ThreadPoolExecutor, "layers")
+
+
+def over_adapters(operation: Callable[..., Result], work: Work) -> Result:
+    """Return what an operation on many adapters gives, its executor and progress bar provided."""
+    return _run(operation, work, local_processes, "adapters")
+
+
+def _run(
+    operation: Callable[..., Result],
+    work: Work,
+    local: Callable[[int], AbstractContextManager[Executor]],
+    things: str,
+) -> Result:
+    with _executor(work, local) as executor, progress_bar(things) as progress:
+        return operation(executor=executor, progress=progress)
+
+
+def _executor(
+    work: Work, local: Callable[[int], AbstractContextManager[Executor]]
+) -> AbstractContextManager[Executor | None]:
+    if work.dask is not None:
+        return dask_cluster(work.dask)
+    return local(work.workers) if work.workers > 1 else nullcontext()

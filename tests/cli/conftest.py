@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core.cli.demo.article import Article, Settings, run
+from lowrank_core.cli.demo.experiments import Experiments, Settings, run
 
 MODULES = {"self_attn.q_proj": (12, 8), "mlp.down_proj": (8, 20)}
 
 
 @pytest.fixture(scope="session")
-def article() -> Article:
+def results() -> Experiments:
     """The demo as it runs by default."""
     return run(Settings())
 
 
 @pytest.fixture
-def small() -> Article:
+def small() -> Experiments:
     """A demo that costs little."""
     return run(Settings(size=8, ranks=(2, 4), seed=1))
 

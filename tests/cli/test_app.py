@@ -39,7 +39,7 @@ def program(*arguments: str, before: str = "") -> subprocess.CompletedProcess[st
         (["demo", "--json", "."], "is a folder"),
         (["inspect"], "Missing argument 'PATH'"),
         (["inspect", "no-such-adapter"], "no-such-adapter"),
-        (["inspect", "x", "--json", "-", "--csv", "-"], "only one of --json and --csv"),
+        (["inspect", "x", "--json", "-", "--csv", "-"], "only one file can go to standard output"),
         (["inspect", "x", "--ranks", "two"], "whole numbers separated by commas, such as 2,4,8; got 'two'"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise ModuleNotFoundError("no module", name="lowrank_core.gone")
 
-    monkeypatch.setattr("lowrank_core.cli.demo.article.run", broken)
+    monkeypatch.setattr("lowrank_core.cli.demo.experiments.run", broken)
     with pytest.raises(ModuleNotFoundError, match="no module"):
         main(["demo"])
 
@@ -122,7 +122,7 @@ def test_a_message_of_several_lines_is_told_in_one(
     def refused(*_: object) -> None:
         raise ValueError("first line\n  second line")
 
-    monkeypatch.setattr("lowrank_core.cli.demo.article.run", refused)
+    monkeypatch.setattr("lowrank_core.cli.demo.experiments.run", refused)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "lowrank: first line second line\n"
 
@@ -142,7 +142,7 @@ def test_an_interrupt_has_its_usual_exit_code(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lowrank_core.cli.demo.article.run", interrupted)
+    monkeypatch.setattr("lowrank_core.cli.demo.experiments.run", interrupted)
     assert main(["demo"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 

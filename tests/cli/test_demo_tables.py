@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from lowrank_core.cli.demo.article import Article
+from lowrank_core.cli.demo.experiments import Experiments
 from lowrank_core.cli.demo.tables import demo
 from lowrank_core.cli.demo.verdicts import Verdict, verdicts
 
@@ -35,9 +35,9 @@ SCALINGS = """
 """
 
 
-def printed(article: Article, width: int = 80, judged: list[Verdict] | None = None) -> str:
+def printed(results: Experiments, width: int = 80, judged: list[Verdict] | None = None) -> str:
     console = Console(file=io.StringIO(), width=width)
-    for part in demo(article, verdicts(article) if judged is None else judged):
+    for part in demo(results, verdicts(results) if judged is None else judged):
         console.print(part)
     return console.file.getvalue()
 
@@ -54,8 +54,8 @@ def typed(table: str) -> list[list[str]]:
     return [line.split() for line in table.split("\n") if line]
 
 
-def test_the_articles_digits_are_printed(article: Article) -> None:
-    text = printed(article)
+def test_the_articles_digits_are_printed(results: Experiments) -> None:
+    text = printed(results)
     assert "style  4.99  3.50  2.01  0.52  0.14  " in text
     assert "facts  3.00  2.96  2.91  2.87  2.84  " in text
     errors, captured, scalings = (rows(text, title) for title in "312")
@@ -68,8 +68,8 @@ def test_the_articles_digits_are_printed(article: Article) -> None:
         assert scalings[rank][:2] == figures
 
 
-def test_the_best_possible_stands_beside_both_experiments(article: Article) -> None:
-    text = printed(article)
+def test_the_best_possible_stands_beside_both_experiments(results: Experiments) -> None:
+    text = printed(results)
     learned, both = rows(text, "4"), rows(text, "5")
     best = {"2": "0.961", "8": "0.846", "16": "0.700", "32": "0.437", "48": "0.216", "64": "0.000"}
     assert {rank: learned[rank][0] for rank in best} == best
@@ -79,20 +79,20 @@ def test_the_best_possible_stands_beside_both_experiments(article: Article) -> N
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_nothing_is_cut_off(article: Article, width: int) -> None:
-    text = printed(article, width)
+def test_nothing_is_cut_off(results: Experiments, width: int) -> None:
+    text = printed(results, width)
     assert max(len(line) for line in text.splitlines()) <= width
     leading = 2
     assert text.count("…") == leading
 
 
-def test_verdicts_are_printed_as_they_are_given(article: Article) -> None:
+def test_verdicts_are_printed_as_they_are_given(results: Experiments) -> None:
     judged = [Verdict("A claim.", "undecided", "For a reason."), Verdict("Another.", "holds in part", "So.")]
-    text = printed(article, judged=judged)
+    text = printed(results, judged=judged)
     assert re.search(r"UNDECIDED +A claim\.\s+For a reason\.", text)
     assert re.search(r"HOLDS IN PART +Another\.\s+So\.", text)
     assert "FAILS" not in text
 
 
-def test_a_small_demo_has_all_its_singular_values(small: Article) -> None:
+def test_a_small_demo_has_all_its_singular_values(small: Experiments) -> None:
     assert "…" not in printed(small).partition("2  What")[0]

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lowrank_core.cli.demo import figure as demo_figure
-from lowrank_core.cli.demo.article import Article
+from lowrank_core.cli.demo.experiments import Experiments
 from lowrank_core.cli.reports import inspection_figure
 from lowrank_core.models.inspection.layers import inspect
 
@@ -28,26 +28,26 @@ def labels(figure: Figure, panel: int) -> list[str]:
     return [text.get_text() for text in figure.axes[panel].texts]
 
 
-def test_the_demo_draws_what_was_computed(article: Article) -> None:
-    figure = demo_figure.draw(article)
-    ranks = article.settings.ranks
-    assert is_drawn(figure, 0, article.style.singular_values)
-    assert is_drawn(figure, 0, article.facts.singular_values)
-    assert is_drawn(figure, 1, article.facts.captured)
+def test_the_demo_draws_what_was_computed(results: Experiments) -> None:
+    figure = demo_figure.draw(results)
+    ranks = results.settings.ranks
+    assert is_drawn(figure, 0, results.style.singular_values)
+    assert is_drawn(figure, 0, results.facts.singular_values)
+    assert is_drawn(figure, 1, results.facts.captured)
     for rule in ("standard", "rslora"):
-        assert is_drawn(figure, 2, article.scalings.gamma[rule])
-        assert is_drawn(figure, 3, article.learning[0].curves[rule][-1])
-        assert is_drawn(figure, 4, article.style.at(article.style.errors[rule], ranks))
-        assert is_drawn(figure, 5, article.facts.at(article.facts.errors[rule], ranks))
-        assert is_drawn(figure, 6, article.learning[0].errors[rule])
-        assert is_drawn(figure, 7, article.learning[1].errors[rule])
-        assert is_drawn(figure, 7, article.learning[2].errors[rule])
-    for panel, learning in ((6, article.learning[0]), (7, article.learning[1])):
+        assert is_drawn(figure, 2, results.scalings.gamma[rule])
+        assert is_drawn(figure, 3, results.learning[0].curves[rule][-1])
+        assert is_drawn(figure, 4, results.style.at(results.style.errors[rule], ranks))
+        assert is_drawn(figure, 5, results.facts.at(results.facts.errors[rule], ranks))
+        assert is_drawn(figure, 6, results.learning[0].errors[rule])
+        assert is_drawn(figure, 7, results.learning[1].errors[rule])
+        assert is_drawn(figure, 7, results.learning[2].errors[rule])
+    for panel, learning in ((6, results.learning[0]), (7, results.learning[1])):
         assert is_drawn(figure, panel, learning.best)
 
 
-def test_every_line_of_the_demo_is_labelled_and_none_shares_a_look(article: Article) -> None:
-    figure = demo_figure.draw(article)
+def test_every_line_of_the_demo_is_labelled_and_none_shares_a_look(results: Experiments) -> None:
+    figure = demo_figure.draw(results)
     assert labels(figure, 0) == ["style", "facts"]
     assert set(labels(figure, 5)) == {"no adapter", "best possible", "α/r", "α/√r"}
     assert set(labels(figure, 7)) == {"best possible", "α/r, 2e-3", "α/√r, 2e-3", "α/r, 5e-4", "α/√r, 5e-4"}
@@ -58,8 +58,8 @@ def test_every_line_of_the_demo_is_labelled_and_none_shares_a_look(article: Arti
     assert len(set(looks)) == len(looks)
 
 
-def test_labels_lie_within_the_figure_and_apart(article: Article) -> None:
-    figure = demo_figure.draw(article)
+def test_labels_lie_within_the_figure_and_apart(results: Experiments) -> None:
+    figure = demo_figure.draw(results)
     figure.draw_without_rendering()
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]
@@ -67,7 +67,7 @@ def test_labels_lie_within_the_figure_and_apart(article: Article) -> None:
         assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
-def test_drawing_leaves_matplotlibs_settings_alone(small: Article) -> None:
+def test_drawing_leaves_matplotlibs_settings_alone(small: Experiments) -> None:
     before = dict(mpl.rcParams)
     with mpl.rc_context({"axes.facecolor": "red", "lines.linewidth": 9.0}):
         figure = demo_figure.draw(small)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowrank_core.cli.reports.inspection_tables import FEW_LAYERS, inspection
+from lowrank_core.cli.reports.inspection_tables import inspection
+from lowrank_core.cli.tables import FEW_LAYERS
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.inspection.report import Inspection
 
@@ -62,7 +63,7 @@ def test_many_layers_fit_the_width_and_each_has_one_line(deep: Inspection, width
     layers, _, errors = text.partition("Relative error at rank r, median over the layers of a kind")
     for module in ("self_attn.q_proj", "mlp.down_proj"):
         assert sum(module in line for line in layers.splitlines()) == 100
-        assert f"*.{module} (100)" in errors
+        assert f"{module} (100)" in errors
     blocks = [line.strip() for line in layers.splitlines() if line.strip().isdecimal()]
     assert blocks == [str(block) for block in range(100)]
 
@@ -74,10 +75,10 @@ def test_errors_of_every_layer_on_demand(deep: Inspection) -> None:
 
 
 def test_median_errors_lie_between_those_of_the_layers(deep: Inspection) -> None:
-    line = next(line for line in printed(deep).splitlines() if line.strip().startswith("*.mlp.down_proj (100)"))
-    found = float(line.split()[3])
+    line = next(line for line in printed(deep).splitlines() if line.strip().startswith("mlp.down_proj (100)"))
+    shown = float(line.split()[3])
     errors = sorted(layer.best_error[0] for layer in deep.layers if "down_proj" in layer.name)
-    assert errors[49] - 5e-5 <= found <= errors[50] + 5e-5
+    assert errors[49] - 5e-5 <= shown <= errors[50] + 5e-5
 
 
 def test_few_layers_have_their_own_errors(tmp_path: Path) -> None:
@@ -108,8 +109,8 @@ def test_warnings_are_told(tmp_path: Path) -> None:
 
 
 def test_clamped_ranks_are_told(adapter: Path) -> None:
-    assert "in 4 layers, of which the smallest has 8" in " ".join(printed(inspect(adapter, ranks=[2, 30])).split())
-    assert "beyond a layer's own" not in printed(inspect(adapter, ranks=[2, 8]))
+    assert "in 4 layers, to 8 in the smallest" in " ".join(printed(inspect(adapter, ranks=[2, 30])).split())
+    assert "Ranks are clamped" not in printed(inspect(adapter, ranks=[2, 8]))
 
 
 def test_checkpoints_have_no_scale_and_their_failures_are_told(checkpoints: tuple[Path, Path]) -> None:

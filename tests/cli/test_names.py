@@ -1,10 +1,19 @@
 """Names are shortened, but two layers never become one."""
 
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_core.cli.names import blocks, by_kind, common_prefix, in_natural_order, kind
+
+
+class Layer(NamedTuple):
+    """A layer of whatever report."""
+
+    name: str
+
 
 parts = st.sampled_from(["model", "layers", "0", "1", "2", "10", "11", "attn", "q_proj", "mlp", "fc1"])
 names = st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), min_size=1, max_size=30, unique=True)
@@ -26,9 +35,9 @@ def test_common_prefix(given_names: list[str], prefix: str) -> None:
 
 
 @given(names)
-def test_a_prefix_is_shared_by_all_and_leaves_something_of_each(found: list[str]) -> None:
-    prefix = common_prefix(found)
-    assert all(name.startswith(prefix) and name != prefix for name in found)
+def test_a_prefix_is_shared_by_all_and_leaves_something_of_each(given_names: list[str]) -> None:
+    prefix = common_prefix(given_names)
+    assert all(name.startswith(prefix) and name != prefix for name in given_names)
 
 
 def test_kind_replaces_whole_numbers_only() -> None:
@@ -41,9 +50,9 @@ def test_numbers_are_in_their_own_order() -> None:
 
 
 @given(names)
-def test_blocks_hold_every_name_once_and_name_it_in_full(found: list[str]) -> None:
-    gathered = blocks(found)
-    assert sorted(name for _, members in gathered for name, _ in members) == sorted(found)
+def test_blocks_hold_every_name_once_and_name_it_in_full(given_names: list[str]) -> None:
+    gathered = blocks(given_names)
+    assert sorted(name for _, members in gathered for name, _ in members) == sorted(given_names)
     for block, members in gathered:
         for name, short in members:
             assert name == (f"{block}.{short}" if block else short)
@@ -55,9 +64,10 @@ def test_blocks_are_made_only_where_they_shorten() -> None:
 
 
 @given(names)
-def test_every_name_is_under_the_end_of_its_kind_once(found: list[str]) -> None:
-    gathered = by_kind(found)
-    assert sorted(name for members in gathered.values() for name in members) == sorted(found)
+def test_every_name_is_under_the_end_of_its_kind_once(given_names: list[str]) -> None:
+    kinds = by_kind(Layer(name) for name in given_names)
+    gathered = {short: [layer.name for layer in layers] for short, layers in kinds.items()}
+    assert sorted(name for members in gathered.values() for name in members) == sorted(given_names)
     for short, members in gathered.items():
         assert members == in_natural_order(members)
         assert all(kind(name).endswith(short) or short in members for name in members)

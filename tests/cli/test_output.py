@@ -61,7 +61,7 @@ def test_a_file_replaces_another_only_when_it_is_whole(tmp_path: Path) -> None:
     old = path.stat().st_ino
 
     def fail_half_way() -> None:
-        with output.written(path) as temporary:
+        with output._written(path) as temporary:
             temporary.write_text("ne")
             raise KeyboardInterrupt
 
@@ -97,16 +97,15 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "error", "message"),
-    [(".", IsADirectoryError, "is a folder"), ("no/such/report.json", FileNotFoundError, "no folder 'no/such'")],
+    [(".", FileExistsError, "is a folder"), ("no/such/report.json", FileNotFoundError, "no folder 'no/such'")],
 )
 def test_places_that_cannot_be_written_are_refused(path: str, error: type[OSError], message: str) -> None:
     with pytest.raises(error, match=message):
-        output.check_writable(Path(path))
+        output.check_outputs(None, Path(path))
 
 
 def test_no_place_and_standard_output_can_be_written() -> None:
-    output.check_writable(None)
-    output.check_writable(output.STDOUT)
+    output.check_outputs(None, None, output.STDOUT)
 
 
 def a_table() -> Table:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core.cli.app import main
-from lowrank_core.cli.verbs.core import parse_ranks
+from lowrank_core.cli.options import parse_ranks
 
 from .conftest import write_adapter
 

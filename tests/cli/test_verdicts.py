@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lowrank_core.cli.demo.article import Article, Learning
+from lowrank_core.cli.demo.experiments import Experiments, Learning
 from lowrank_core.cli.demo.verdicts import (
     drops_steadily_and_uses_the_rank,
     facts_error_is_not_steady,
@@ -23,28 +23,28 @@ def learning(standard: list[float], rslora: list[float]) -> Learning:
     return Learning("sgd", 1e-3, 1, 1, ranks, np.zeros(len(standard)), errors, errors, errors)
 
 
-def test_the_articles_own_figures_give_the_known_verdicts(article: Article) -> None:
-    outcomes = [verdict.outcome for verdict in verdicts(article)]
+def test_the_articles_own_figures_give_the_known_verdicts(results: Experiments) -> None:
+    outcomes = [verdict.outcome for verdict in verdicts(results)]
     assert outcomes == ["holds", "holds", "holds", "holds in part", "holds", "fails", "fails"]
 
 
-def test_verdicts_quote_the_figures_they_were_given(article: Article) -> None:
-    texts = [verdict.because for verdict in verdicts(article)]
+def test_verdicts_quote_the_figures_they_were_given(results: Experiments) -> None:
+    texts = [verdict.because for verdict in verdicts(results)]
     for text, quoted in zip(
         texts,
         (["99.15%", "28.34%"], ["0.25", "2", "r = 64"], ["0.628 at r = 32", "0.686 at r = 48"], ["3.016", "1.297"]),
         strict=False,
     ):
         assert all(figure in text for figure in quoted)
-    best = article.learning[0].errors["standard"].min()
+    best = results.learning[0].errors["standard"].min()
     assert f"best with {best:.3f} at r = 8" in texts[4]
 
 
-def test_verdicts_change_with_the_figures(article: Article) -> None:
+def test_verdicts_change_with_the_figures(results: Experiments) -> None:
     flat = replace(
-        article.facts, captured=np.ones(64), errors={rule: np.linspace(0.9, 0.1, 64) for rule in ("standard", "rslora")}
+        results.facts, captured=np.ones(64), errors={rule: np.linspace(0.9, 0.1, 64) for rule in ("standard", "rslora")}
     )
-    outcomes = [verdict.outcome for verdict in verdicts(replace(article, facts=flat))]
+    outcomes = [verdict.outcome for verdict in verdicts(replace(results, facts=flat))]
     assert outcomes[0] == "holds in part"
     assert outcomes[2] == "fails"
     assert outcomes[3] == "holds"
@@ -128,8 +128,8 @@ def test_one_rank_decides_nothing() -> None:
     assert {verdict.outcome for verdict in single} == {"undecided"}
 
 
-def test_experiments_are_named_by_optimiser_and_rate(article: Article) -> None:
-    assert [name_of(experiment) for experiment in article.learning] == [
+def test_experiments_are_named_by_optimiser_and_rate(results: Experiments) -> None:
+    assert [name_of(experiment) for experiment in results.learning] == [
         "gradient descent at 1e-3",
         "Adam at 2e-3",
         "Adam at 5e-4",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lowrank_core.cli.reports.compression_tables import _bytes
+from lowrank_core.cli.reports.written_tables import _bytes
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The demonstration: the article's experiments, their tables and their figure."""
+"""The demonstration: the article's experiments, its claims, their tables and their figure."""

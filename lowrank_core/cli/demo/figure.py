@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
-from lowrank_core.cli.demo.article import RULES, Article, Learning, Reconstruction
+from lowrank_core.cli.demo.experiments import RULES, Experiments, Learning, Reconstruction
 from lowrank_core.cli.demo.verdicts import rate_of
 from lowrank_core.cli.figures import LOOKS, index_ticks, mark_one, place_labels, plain_decades, plot, rank_ticks, style
 
@@ -19,23 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 
-def draw(article: Article) -> Figure:
-    """Draw both experiments of the demo.
+def draw(results: Experiments) -> Figure:
+    """Draw both experiments.
 
-    Parameters
-    ----------
-    article : Article
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Above: the spectra, the variance they leave to a rank, the scalings, the learning curves. Below: relative error
-        against rank with the best possible, truncated (style, facts) and learned (gradient descent, Adam).
+    Above: the spectra, the variance that a rank captures, the scalings, the learning curves. Below: relative error
+    against rank beside the best possible, truncated (style, facts) and learned (gradient descent, Adam).
     """
     with style():
         figure = Figure(figsize=(17, 8.6), layout="constrained")
         panels = figure.subplots(2, 4)
-        settings = article.settings
+        settings = results.settings
         figure.suptitle(
             f"Style, facts and the rank of an update   ({settings.size} × {settings.size}, α = {settings.alpha:g}, "
             f"seed {settings.seed})",
@@ -43,42 +36,42 @@ def draw(article: Article) -> Figure:
             x=0.01,
             ha="left",
         )
-        _spectra(panels[0, 0], article)
-        _captured(panels[0, 1], article)
-        _scalings(panels[0, 2], article)
-        _curves(panels[0, 3], article.learning[0])
-        _truncated(panels[1, 0], article.style, settings.ranks)
-        _truncated(panels[1, 1], article.facts, settings.ranks)
-        _learned(panels[1, 2], article.learning[:1], "Learned by gradient descent")
-        _learned(panels[1, 3], article.learning[1:], "Learned by Adam")
+        _spectra(panels[0, 0], results)
+        _captured(panels[0, 1], results)
+        _scalings(panels[0, 2], results)
+        _curves(panels[0, 3], results.learning[0])
+        _truncated(panels[1, 0], results.style, settings.ranks)
+        _truncated(panels[1, 1], results.facts, settings.ranks)
+        _learned(panels[1, 2], results.learning[:1], "Learned by gradient descent")
+        _learned(panels[1, 3], results.learning[1:], "Learned by Adam")
         place_labels(figure)
     return figure
 
 
-def _spectra(axes: Axes, article: Article) -> None:
-    for update in (article.style, article.facts):
+def _spectra(axes: Axes, results: Experiments) -> None:
+    for update in (results.style, results.facts):
         every = max(1, update.ranks.size // 12)
         plot(axes, update.ranks, update.singular_values, LOOKS[update.name], markevery=every)
     axes.set(title="Spectrum", xlabel="index i", ylabel="singular value σᵢ", yscale="log")
     plain_decades(axes.yaxis)
-    index_ticks(axes, article.settings.size)
+    index_ticks(axes, results.settings.size)
 
 
-def _captured(axes: Axes, article: Article) -> None:
-    for update in (article.style, article.facts):
+def _captured(axes: Axes, results: Experiments) -> None:
+    for update in (results.style, results.facts):
         every = max(1, update.ranks.size // 12)
         plot(axes, update.ranks, update.captured, LOOKS[update.name], markevery=every)
     axes.set(title="Variance captured", xlabel="rank r", ylabel="H / N²", ylim=(0, 1.04))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    index_ticks(axes, article.settings.size)
+    index_ticks(axes, results.settings.size)
 
 
-def _scalings(axes: Axes, article: Article) -> None:
+def _scalings(axes: Axes, results: Experiments) -> None:
     for rule in RULES:
-        plot(axes, article.scalings.ranks, article.scalings.gamma[rule], LOOKS[rule])
+        plot(axes, results.scalings.ranks, results.scalings.gamma[rule], LOOKS[rule])
     mark_one(axes, "γ = 1")
     axes.set(title="Scaling γ", xlabel="rank r", ylabel="γ", xscale="log", yscale="log")
-    rank_ticks(axes, article.scalings.ranks)
+    rank_ticks(axes, results.scalings.ranks)
     plain_decades(axes.yaxis)
 
 

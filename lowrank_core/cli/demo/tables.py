@@ -1,4 +1,4 @@
-"""The demo's report for the terminal: figures in, rich renderables out."""
+"""The demo for the terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_core.cli.demo.article import RULES, Article, Learning, Reconstruction
+from lowrank_core.cli.demo.experiments import RULES, Experiments, Learning, Reconstruction
 from lowrank_core.cli.demo.verdicts import Verdict, name_of, rate_of
-from lowrank_core.cli.tables import note, prose_table, section, table
+from lowrank_core.cli.tables import heading, note, prose_table, section, table
 
 __all__ = ["demo"]
 
@@ -25,73 +25,63 @@ TRUNCATION_NOTE = (
 )
 
 
-def demo(article: Article, verdicts: Sequence[Verdict]) -> Iterator[RenderableType]:
-    """Lay out the whole demo, section by section.
-
-    Parameters
-    ----------
-    article : Article
-    verdicts : sequence of Verdict
-
-    Yields
-    ------
-    rich renderable
-    """
-    settings = article.settings
-    yield Text.assemble(
-        ("Style, facts and the rank of an update", "bold"),
-        f"\n{settings.size} × {settings.size}, α = {settings.alpha:g}, seed {settings.seed}",
+def demo(results: Experiments, verdicts: Sequence[Verdict]) -> Iterator[RenderableType]:
+    """Yield the sections of the demo."""
+    settings = results.settings
+    yield heading(
+        "Style, facts and the rank of an update",
+        f"{settings.size} × {settings.size}, α = {settings.alpha:g}, seed {settings.seed}",
     )
-    yield section("1  What rank r can hold", _leading(article), _captured(article))
-    yield section("2  What a scaling rule multiplies by", _scalings(article))
-    yield section("3  Truncate by SVD, then scale: relative error", _reconstructions(article), note(TRUNCATION_NOTE))
+    yield section("1  What rank r can hold", _leading(results), _captured(results))
+    yield section("2  What a scaling rule multiplies by", _scalings(results))
+    yield section("3  Truncate by SVD, then scale: relative error", _reconstructions(results), note(TRUNCATION_NOTE))
     yield section(
         "4  Learn the facts spectrum from B = 0: relative error",
-        _learned(article),
-        note(_learning_note(article)),
+        _learned(results),
+        note(_learning_note(results)),
     )
     yield section(
-        f"5  The two experiments on the facts, side by side ({name_of(article.learning[0])})",
-        _side_by_side(article),
+        f"5  The two experiments on the facts, side by side ({name_of(results.learning[0])})",
+        _side_by_side(results),
         Text(),
         _reach_of_proof(),
     )
-    yield section("6  The article's claims, judged by the figures above", _verdicts(verdicts))
+    yield section("6  The article's claims, judged by the numbers above", _verdicts(verdicts))
 
 
-def _leading(article: Article) -> Text:
+def _leading(results: Experiments) -> Text:
     lines = [
         f"{update.name:<5}  {'  '.join(f'{value:.2f}' for value in update.singular_values[:LEADING])}"
         + ("  …" if update.singular_values.size > LEADING else "")
-        for update in (article.style, article.facts)
+        for update in (results.style, results.facts)
     ]
     return Text("Leading singular values\n" + "\n".join(lines) + "\n")
 
 
-def _captured(article: Article) -> Table:
+def _captured(results: Experiments) -> Table:
     rows = table("r", "variance:\nstyle", "facts", "best error:\nstyle", "facts")
-    for rank in article.settings.ranks:
+    for rank in results.settings.ranks:
         rows.add_row(
             str(rank),
-            *(f"{100 * update.captured[rank - 1]:.4f} %" for update in (article.style, article.facts)),
-            *(f"{update.best[rank - 1]:.6f}" for update in (article.style, article.facts)),
+            *(f"{100 * update.captured[rank - 1]:.4f} %" for update in (results.style, results.facts)),
+            *(f"{update.best[rank - 1]:.6f}" for update in (results.style, results.facts)),
         )
     return rows
 
 
-def _scalings(article: Article) -> Table:
-    scalings = article.scalings
+def _scalings(results: Experiments) -> Table:
+    scalings = results.scalings
     rows = table("r", "γ:\nα/r", "α/√r", "gain γ²r:\nα/r", "α/√r")
     for row, rank in enumerate(scalings.ranks):
-        columns = [figures[rule] for figures in (scalings.gamma, scalings.gain) for rule in RULES]
+        columns = [numbers[rule] for numbers in (scalings.gamma, scalings.gain) for rule in RULES]
         rows.add_row(str(rank), *(f"{column[row]:.5g}" for column in columns))
     return rows
 
 
-def _reconstructions(article: Article) -> Table:
+def _reconstructions(results: Experiments) -> Table:
     rows = table("r", "style:\nbest", "α/r", "α/√r", "facts:\nbest", "α/r", "α/√r")
-    for rank in article.settings.ranks:
-        rows.add_row(str(rank), *_errors(article.style, rank), *_errors(article.facts, rank))
+    for rank in results.settings.ranks:
+        rows.add_row(str(rank), *_errors(results.style, rank), *_errors(results.facts, rank))
     return rows
 
 
@@ -100,11 +90,11 @@ def _errors(update: Reconstruction, rank: int) -> list[str]:
     return [f"{column[rank - 1]:.6f}" for column in columns]
 
 
-def _learned(article: Article) -> Table:
-    rows = table("r", "best", *(heading for learning in article.learning for heading in _learning_headings(learning)))
-    for row, rank in enumerate(article.learning[0].ranks):
-        errors = (learning.errors[rule][row] for learning in article.learning for rule in RULES)
-        rows.add_row(str(rank), _error(article.learning[0].best[row]), *(_error(error) for error in errors))
+def _learned(results: Experiments) -> Table:
+    rows = table("r", "best", *(heading for learning in results.learning for heading in _learning_headings(learning)))
+    for row, rank in enumerate(results.learning[0].ranks):
+        errors = (learning.errors[rule][row] for learning in results.learning for rule in RULES)
+        rows.add_row(str(rank), _error(results.learning[0].best[row]), *(_error(error) for error in errors))
     return rows
 
 
@@ -116,9 +106,9 @@ def _error(value: float) -> str:
     return f"{value:.3f}" if np.isfinite(value) else "diverged"
 
 
-def _learning_note(article: Article) -> str:
-    first = article.learning[0]
-    largest = max(_largest(learning) for learning in article.learning)
+def _learning_note(results: Experiments) -> str:
+    first = results.learning[0]
+    largest = max(_largest(learning) for learning in results.learning)
     return (
         f"{first.steps} steps, mean of {first.repeats} starts; their standard deviation is at most {largest:.3f}. "
         "Gradient descent sees the spectrum alone; Adam, which is not rotation-invariant, sees the same spectrum in "
@@ -131,12 +121,12 @@ def _largest(learning: Learning) -> float:
     return float(np.max(spread[np.isfinite(spread)], initial=0.0))
 
 
-def _side_by_side(article: Article) -> Table:
-    facts, descent = article.facts, article.learning[0]
+def _side_by_side(results: Experiments) -> Table:
+    facts, descent = results.facts, results.learning[0]
     rows = table("r", "truncated:\nbest", "α/r", "α/√r", "learned:\nbest", "α/r", "α/√r")
     for row, rank in enumerate(descent.ranks):
-        truncated = [figures[rank - 1] for figures in (facts.best, *(facts.errors[rule] for rule in RULES))]
-        learned = [figures[row] for figures in (descent.best, *(descent.errors[rule] for rule in RULES))]
+        truncated = [errors[rank - 1] for errors in (facts.best, *(facts.errors[rule] for rule in RULES))]
+        learned = [errors[row] for errors in (descent.best, *(descent.errors[rule] for rule in RULES))]
         rows.add_row(str(rank), *map(_error, truncated + learned))
     return rows
 

@@ -1,4 +1,4 @@
-"""What the article claims, held against figures: each verdict follows from the numbers it is given."""
+"""What the article claims, and whether the numbers of an experiment support it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core.cli.demo.article import STYLE_RANK, Article, Learning
+from lowrank_core.cli.demo.experiments import STYLE_RANK, Experiments, Learning
 
 __all__ = [
     "Verdict",
@@ -32,41 +32,32 @@ ADAPTER_RANK = 8
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, whether it holds, and the figures that decide."""
+    """A claim, whether it holds, and the numbers that decide."""
 
     claim: str
     outcome: Outcome
     because: str
 
 
-def verdicts(article: Article) -> tuple[Verdict, ...]:
-    """Judge every claim of the article by the figures of one run.
-
-    Parameters
-    ----------
-    article : Article
-
-    Returns
-    -------
-    tuple of Verdict
-    """
-    settings, facts = article.settings, article.facts
-    top = {rule: float(gamma[-1]) for rule, gamma in article.scalings.gamma.items()}
+def verdicts(results: Experiments) -> tuple[Verdict, ...]:
+    """Return a verdict on every claim of the article."""
+    settings, facts = results.settings, results.facts
+    top = {rule: float(gamma[-1]) for rule, gamma in results.scalings.gamma.items()}
     style_rank, facts_rank = min(STYLE_RANK, settings.size), min(ADAPTER_RANK, settings.size)
     standard, rslora = (facts.at(facts.errors[rule], settings.ranks) for rule in ("standard", "rslora"))
     return (
         style_is_low_facts_are_high(
-            style_rank, article.style.captured[style_rank - 1], facts_rank, facts.captured[facts_rank - 1]
+            style_rank, results.style.captured[style_rank - 1], facts_rank, facts.captured[facts_rank - 1]
         ),
-        standard_fades(int(article.scalings.ranks[-1]), top["standard"], top["rslora"]),
+        standard_fades(int(results.scalings.ranks[-1]), top["standard"], top["rslora"]),
         facts_error_is_not_steady(settings.ranks, standard),
         drops_steadily_and_uses_the_rank(settings.ranks, standard, rslora),
-        *(rank_helps_one_rule_only(learning) for learning in article.learning),
+        *(rank_helps_one_rule_only(learning) for learning in results.learning),
     )
 
 
 def style_is_low_facts_are_high(style_rank: int, style: float, facts_rank: int, facts: float) -> Verdict:
-    """Judge the spectra: the style update fits a few directions, the facts update does not fit a usual adapter."""
+    """Judge the spectra: a small rank holds the style update, and a usual one does not hold the facts update."""
     keeps, loses = style > ALMOST_ALL, facts < A_MINORITY
     return Verdict(
         claim=f"A style update is low-rank, a facts update is not: rank {style_rank} holds over {ALMOST_ALL:.0%} of "
@@ -78,7 +69,7 @@ def style_is_low_facts_are_high(style_rank: int, style: float, facts_rank: int, 
 
 
 def standard_fades(rank: int, standard: float, rslora: float) -> Verdict:
-    """Judge the scalings at the largest rank: under α/r below 1, under α/√r not."""
+    """Judge the scalings at the largest rank: below 1 under α/r, not under α/√r."""
     fades, stays = standard < 1, rslora >= 1
     return Verdict(
         claim="α/r fades as the rank grows (γ below 1), α/√r stays meaningful (γ of 1 or more).",
@@ -101,7 +92,7 @@ def facts_error_is_not_steady(ranks: Sequence[int], standard: ArrayLike) -> Verd
 
 
 def drops_steadily_and_uses_the_rank(ranks: Sequence[int], standard: ArrayLike, rslora: ArrayLike) -> Verdict:
-    """Judge the facts update truncated and scaled by α/√r: whether it drops, and to anything of use."""
+    """Judge the facts update truncated and scaled by α/√r: its error drops steadily, to a useful size."""
     under, over = np.asarray(standard, dtype=np.float64), np.asarray(rslora, dtype=np.float64)
     claim = "With α/√r the error of the facts update drops steadily, so α/√r uses the rank."
     if len(ranks) < 2:
@@ -145,13 +136,13 @@ def rank_helps_one_rule_only(learning: Learning) -> Verdict:
 
 
 def name_of(learning: Learning) -> str:
-    """Name an experiment by its optimiser and rate."""
+    """Return an experiment's name: its optimiser and rate."""
     names = {"sgd": "gradient descent", "adam": "Adam"}
     return f"{names[learning.optimizer]} at {rate_of(learning)}"
 
 
 def rate_of(learning: Learning) -> str:
-    """Write a learning rate as 2e-3."""
+    """Return a learning rate as 2e-3."""
     mantissa, exponent = f"{learning.learning_rate:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 

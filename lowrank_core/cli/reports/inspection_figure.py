@@ -22,6 +22,7 @@ from lowrank_core.cli.figures import (
     VERMILION,
     LineStyle,
     Look,
+    depth_rows,
     place_labels,
     plain_decades,
     plot,
@@ -56,33 +57,19 @@ LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
 
 
 def draw(report: Inspection) -> Figure:
-    """Draw an inspection.
+    """Draw an inspection: spectra, best possible error against rank, and the rank for 95 % of the variance.
 
-    Parameters
-    ----------
-    report : Inspection
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Left, the singular values over the largest, and the best possible error against rank: every layer a thin line,
-        the median of each kind of layer a thick one (of all layers, where there are many kinds). Right, the rank for
-        95 % of the variance, a dot for each layer, the darker the deeper in the model.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw: no layer, or no update but zero.
+    On the left every layer is a thin line, and the median of each kind of layer (of all, where there are many kinds) a
+    thick one. On the right every layer is a mark, the deeper in the model the lower.
     """
-    drawn = {layer.name: layer for layer in report.layers if layer.norm > 0}
-    kinds = {name: [drawn[member] for member in members] for name, members in by_kind(drawn).items()}
+    kinds = by_kind(layer for layer in report.layers if layer.norm > 0)
     if not kinds:
         raise ValueError("there is no figure to draw: every update is zero.")
     with style():
         figure = Figure(figsize=(16, max(5.2, 1.6 + 0.32 * len(kinds))), layout="constrained")
         spectra, errors, ranks = figure.subplots(1, 3)
-        whose = report.path if report.base is None else f"{report.path} − {report.base}"
-        figure.suptitle(f"{whose}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
+        title = report.path if report.base is None else f"{report.path} − {report.base}"
+        figure.suptitle(f"{title}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
         _lines(spectra, kinds, _relative_values)
         spectra.set(title="Spectra", xlabel="index i", ylabel="σᵢ / σ₁", xscale="log", yscale="log")
         spectra.set_ylim(bottom=max(SMALLEST, spectra.get_ylim()[0]))
@@ -93,7 +80,7 @@ def draw(report: Inspection) -> Figure:
             title="Best possible error", xlabel="rank r", ylabel="relative error", xscale="log", ylim=(-0.03, 1.03)
         )
         _rank_axis(errors, kinds)
-        # The curves meet in one point at the full rank, so labels at their ends would not say which is which.
+        # The curves meet in one point at the full rank, where labels at their ends would overlap.
         errors.legend(loc="best", framealpha=0.9, edgecolor="none", fontsize=10, handlelength=3.5)
         _needed(ranks, kinds)
         place_labels(figure)
@@ -117,8 +104,8 @@ def _lines(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]], curve: Curve,
         grid = _thinned(max(layer.singular_values.size for layer in members))
         table = np.full((len(members), grid.size), np.nan)
         for row, layer in zip(table, members, strict=True):
-            held = grid <= layer.singular_values.size
-            row[held] = curve(layer, grid[held])
+            known = grid <= layer.singular_values.size
+            row[known] = curve(layer, grid[known])
         axes.plot(grid, table.T, color="#c4c4c4", linewidth=0.6, zorder=1)
         every = max(1, grid.size // 6)
         shown_name = _shortened(name)
@@ -143,24 +130,24 @@ def _thinned(last: int) -> NDArray[np.int64]:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_LABEL else f"…{name[1 - LONGEST_LABEL :]}"
+    """Return a name, or as many of its last parts as fit a label."""
+    if len(name) <= LONGEST_LABEL:
+        return name
+    end = name[1 - LONGEST_LABEL :]
+    # From the first whole part on, where there is one.
+    return f"…{end[end.find('.') + 1 :].removeprefix('*.')}"
 
 
 def _needed(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
-    for row, members in enumerate(kinds.values()):
-        needed = [layer.rank_for_variance[FRACTION] for layer in members]
-        greys = [f"{grey:.2f}" for grey in np.linspace(0.75, 0.0, len(members))] if len(members) > 1 else ["0.0"]
-        axes.scatter(needed, [row] * len(members), c=greys, s=42, linewidths=0, alpha=0.85, zorder=2)
-        if len(members) > 1:
-            axes.plot(
-                [float(np.median(needed))] * 2, [row - 0.32, row + 0.32], color=VERMILION, linewidth=2.5, zorder=3
-            )
-    repeated = any(len(members) > 1 for members in kinds.values())
-    axes.set_yticks(range(len(kinds)), list(kinds))
-    axes.set_ylim(len(kinds) - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    heights = depth_rows(axes, kinds)
+    needed = [[layer.rank_for_variance[FRACTION] for layer in layers] for layers in kinds.values()]
+    axes.scatter(np.concatenate(needed), heights, c=BLACK, s=26, linewidths=0, alpha=0.8, zorder=2)
+    repeated = [row for row, ranks in enumerate(needed) if len(ranks) > 1]
+    for row in repeated:
+        axes.plot([float(np.median(needed[row]))] * 2, [row - 0.4, row + 0.4], color=VERMILION, linewidth=2.5, zorder=1)
+    axes.set_xlim(0, 1.04 * max(map(max, needed)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set(
         title=f"Rank for {FRACTION:.0%} of the variance",
-        xlabel="rank (a dot a layer, darker when deeper; bar: median)" if repeated else "rank",
+        xlabel="rank (a mark a layer, lower when deeper; bar: median)" if repeated else "rank",
     )

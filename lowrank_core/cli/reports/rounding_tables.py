@@ -1,30 +1,21 @@
-"""What of an inspected update is rounding of its stored weights: figures in, rich renderables out."""
+"""What of an inspected update is rounding of its stored weights, for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core.cli.tables import add_by_block, count, note, table
+from lowrank_core.cli.tables import add_by_block, count, note, percent, table
 from lowrank_core.models.inspection.layer_noise import LayerNoise
+from lowrank_core.models.inspection.report import LayerReport
 
 __all__ = ["rounding"]
 
 
-def rounding(layers: Mapping[str, LayerNoise]) -> Iterator[RenderableType]:
-    """Lay out what stands above the rounding of each layer's stored weights, and what is lost in it.
-
-    Parameters
-    ----------
-    layers : mapping of str to LayerNoise
-        By the layers' names.
-
-    Yields
-    ------
-    rich renderable
-    """
+def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:
+    """Yield what of each layer exceeds the rounding of its stored weights, and what rounding hides."""
     rows = table(
         "layer",
         "un-\nchanged",
@@ -36,28 +27,28 @@ def rounding(layers: Mapping[str, LayerNoise]) -> Iterator[RenderableType]:
         "variance\nbelow",
         names=1,
     )
-    add_by_block(rows, layers, lambda name: _figures(layers[name]))
+    add_by_block(rows, layers, lambda layer: _cells(layer.rounding) if layer.rounding else ())
     yield rows
     yield note(
-        "Edge: rounding alone has no larger singular value in 99 of 100 draws. Below it, update and rounding cannot be "
-        "told apart. Both sides: where the tuning started from a finer copy of the base than is stored."
+        "Edge: in 99 of 100 draws, no singular value of rounding alone is larger. Below it, update and rounding cannot "
+        "be told apart. Both sides: if tuning started from a finer copy of the base than is stored."
     )
-    vague = sum(not found.noise.applies for found in layers.values())
-    if vague:
+    doubtful = sum(not layer.rounding.noise.applies for layer in layers if layer.rounding)
+    if doubtful:
         yield Text(
-            f"? in {count(vague, 'layer')}: most entries that could have changed did not, for the update is under a "
-            "step of the stored numbers. There rounding is no noise, and these figures do not hold."
+            f"? in {count(doubtful, 'layer')}: most entries that could have changed did not, because the update is "
+            "smaller than a step of the stored numbers. Rounding is not noise there, and these numbers do not hold."
         )
 
 
-def _figures(found: LayerNoise) -> list[str]:
-    mark = "" if found.noise.applies else " ?"
-    sides = zip((found.noise.one_side, found.noise.two_sides), found.rank_above, found.variance_below, strict=True)
+def _cells(layer: LayerNoise) -> list[str]:
+    mark = "" if layer.noise.applies else " ?"
+    sides = zip((layer.noise.one_side, layer.noise.two_sides), layer.rank_above, layer.variance_below, strict=True)
     return [
-        f"{100 * found.noise.unchanged:.1f} %{mark}",
+        f"{100 * layer.noise.unchanged:.1f} %{mark}",
         *(
             text
             for side, rank, below in sides
-            for text in (f"{side.edge:.3g}", f"{rank}{mark}", f"{100 * below:.2f} %{mark}")
+            for text in (f"{side.edge:.3g}", f"{rank}{mark}", f"{percent(below)}{mark}")
         ),
     ]

@@ -1,7 +1,8 @@
 """The verb ``lowrank plan``: a rank and an alpha for each layer, as PEFT's configuration takes them."""
 
-# No deferred annotations here: typer reads the types of the options from the functions themselves.
+from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,12 @@ import typer
 
 from lowrank_core.cli import options, output
 from lowrank_core.cli.reports import plan_tables
-from lowrank_core.cli.workers import workers_for_layers
+from lowrank_core.cli.workers import over_layers
+from lowrank_core.models.operations import planning
 from lowrank_core.models.operations.budgets import Budget
-from lowrank_core.models.operations.planning import plan
 from lowrank_core.models.results import to_json
 
-__all__ = ["add_to"]
+__all__ = ["EXAMPLES", "plan"]
 
 # \b keeps the line breaks of what follows it.
 EXAMPLES = (
@@ -25,15 +26,9 @@ EXAMPLES = (
     "  lowrank plan my-adapter/ --parameters 500000\n"
     "then, in Python: peft.LoraConfig(**json.load(open('plan.json')))\n"
 )
-SOME_LAYERS_FAILED = 1
 
 
-def add_to(app: typer.Typer) -> None:
-    """Give a program this verb."""
-    app.command("plan", short_help="A rank and an alpha for each layer, within a budget.", epilog=EXAMPLES)(_plan)
-
-
-def _plan(
+def plan(
     paths: Annotated[
         list[Path], typer.Argument(metavar="BASE TUNED | ADAPTER", help="Two checkpoints, or one adapter.")
     ],
@@ -61,47 +56,39 @@ def _plan(
             show_default="the adapter's own; standard for checkpoints",
         ),
     ] = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
+    modules: options.Modules,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out", metavar="FILE", help="Write ranks, alphas and modules as JSON, as peft.LoraConfig(**…) takes them."
         ),
     ] = None,
-    workers: options.LayerWorkers = 1,
-    dask: options.Dask = None,
-    full: Annotated[bool, typer.Option("--full", help="Print every layer, however many.")] = False,
+    work: options.Work,
+    full: options.Full = False,
     json: options.JsonFile = None,
 ) -> int:
-    """Plan a rank for each layer within a budget, from an update that is there already, and write it as PEFT takes it.
+    """Plan a rank for each layer within a budget, from an update that exists already, and write it as PEFT takes it.
 
     One of --parameters and --variance says how much. Ranks go where they keep the most variance for their parameters;
     the table says how far from the best possible that is, and what one rank for all layers would cost or keep. The exit
     code is 1 if some layers could not be read and the others are planned.
     """
-    output.check_outputs(None, json)
-    output.check_writable(out)
+    output.check_outputs(None, json, out)
     if len(paths) > 2:
         raise ValueError(f"two checkpoints, BASE and TUNED, or one ADAPTER; got {len(paths)} paths.")
-    *bases, path = paths
-    budget = Budget(parameters, variance, max_rank, objective or Budget.objective)
     if (parameters is None) == (variance is None):
         raise ValueError("how much to keep? Give --parameters or --variance, and only one of them.")
-    with workers_for_layers(workers, dask) as executor, output.progress_bar("layers") as advance:
-        found = plan(
-            path,
-            *bases,
-            budget=budget,
-            scale=scale,
-            rule=rule,
-            include=include or (),
-            exclude=exclude or (),
-            executor=executor,
-            progress=advance,
-        )
-    output.write_report(
-        lambda: plan_tables.plan(found, full=full),
-        [(json, lambda: output.json_text(to_json(found))), (out, lambda: output.json_text(found.config))],
+    *bases, path = paths
+    budget = Budget(parameters, variance, max_rank, objective or Budget.objective)
+    made = over_layers(
+        partial(planning.plan, path, *bases, budget=budget, scale=scale, rule=rule, **vars(modules)), work
     )
-    return SOME_LAYERS_FAILED if found.failures else 0
+    output.write_report(
+        made,
+        partial(plan_tables.plan, full=full),
+        [
+            (json, lambda: output.json_text(to_json(made))),
+            (out, lambda: output.json_text(made.config)),
+        ],
+    )
+    return output.exit_code(made.failures)

@@ -1,12 +1,12 @@
-"""The article's two experiments, as values: settings in, figures out, nothing printed.
+"""The article's two experiments, as values.
 
 The first truncates an update to rank r by SVD and multiplies it by γ; the second learns the update from B = 0 under γ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,16 +31,17 @@ __all__ = [
     "RANKS",
     "RULES",
     "STYLE_RANK",
-    "Article",
+    "Experiments",
     "Learning",
     "Reconstruction",
     "Scalings",
     "Settings",
     "run",
+    "to_json",
 ]
 
-Figures = NDArray[np.float64]
-ByRule = Mapping[str, Figures]
+Numbers = NDArray[np.float64]
+ByRule = Mapping[str, Numbers]
 Optimizer = Literal["sgd", "adam"]
 
 RULES = ("standard", "rslora")
@@ -56,7 +57,7 @@ EXPERIMENTS: tuple[tuple[Optimizer, float], ...] = (("sgd", 1e-3), ("adam", 2e-3
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo may vary."""
+    """What can be chosen."""
 
     size: int = 64
     ranks: tuple[int, ...] = RANKS
@@ -64,7 +65,7 @@ class Settings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        """Refuse what the experiments have no meaning for, before any of them has run."""
+        """Check the settings before any experiment runs."""
         if self.size < STYLE_RANK:
             raise ValueError(
                 f"size {self.size} is too small: the style update has rank {STYLE_RANK}, so take {STYLE_RANK} or more."
@@ -82,22 +83,22 @@ class Reconstruction:
     """One update, truncated to every rank 1 … p and scaled by each rule."""
 
     name: str
-    singular_values: Figures  # (p,) descending
+    singular_values: Numbers  # (p,) descending
     norm: float
     ranks: NDArray[np.int64]  # (p,) 1 … p
-    captured: Figures  # (p,) fraction of the squared norm
-    best: Figures  # (p,) relative error at γ = 1
+    captured: Numbers  # (p,) fraction of the squared norm
+    best: Numbers  # (p,) relative error at γ = 1
     errors: ByRule  # (p,) each
 
-    def at(self, figures: Figures, ranks: tuple[int, ...]) -> Figures:
-        """Pick the figures of these ranks."""
-        picked: Figures = figures[np.asarray(ranks) - 1]
+    def at(self, numbers: Numbers, ranks: Sequence[int] | NDArray[np.int64]) -> Numbers:
+        """Return the numbers of these ranks."""
+        picked: Numbers = numbers[np.asarray(ranks) - 1]
         return picked
 
 
 @dataclass(frozen=True)
 class Scalings:
-    """γ and the gain γ²r of each rule."""
+    """γ and the gain γ²r under each rule."""
 
     ranks: NDArray[np.int64]
     gamma: ByRule
@@ -113,15 +114,15 @@ class Learning:
     steps: int
     repeats: int
     ranks: NDArray[np.int64]  # (R,)
-    best: Figures  # (R,) relative error that no rank-r update is below
+    best: Numbers  # (R,) the least relative error of any update of rank r
     errors: ByRule  # (R,) each
     spread: ByRule  # (R,) each, standard deviation over the repeats
     curves: ByRule  # (R, steps + 1) each
 
 
 @dataclass(frozen=True)
-class Article:
-    """Every figure of the demo."""
+class Experiments:
+    """The results of both experiments."""
 
     settings: Settings
     style: Reconstruction
@@ -130,30 +131,22 @@ class Article:
     learning: tuple[Learning, ...]
 
 
-def run(settings: Settings) -> Article:
-    """Run both experiments.
-
-    Parameters
-    ----------
-    settings : Settings
-
-    Returns
-    -------
-    Article
+def run(settings: Settings) -> Experiments:
+    """Return the results of both experiments.
 
     Examples
     --------
-    >>> from lowrank_core.cli.demo.article import Settings, run
-    >>> figures = run(Settings(size=8, ranks=(2, 4)))
-    >>> [int(r) for r in figures.scalings.ranks]
+    >>> from lowrank_core.cli.demo.experiments import Settings, run
+    >>> results = run(Settings(size=8, ranks=(2, 4)))
+    >>> [int(r) for r in results.scalings.ranks]
     [1, 2, 4, 8]
     """
-    # One generator, style first: the article's order, without which its figures do not come out.
+    # One generator, style first: the article's order, which its numbers depend on.
     generator = np.random.RandomState(settings.seed)
     size, ranks = settings.size, (*settings.ranks, settings.size)
     style = style_update(size, size, true_rank=STYLE_RANK, rng=generator)
     facts = facts_update(size, size, rng=generator)
-    return Article(
+    return Experiments(
         settings=settings,
         style=_reconstruct("style", style, settings.alpha),
         facts=_reconstruct("facts", facts, settings.alpha),
@@ -162,7 +155,33 @@ def run(settings: Settings) -> Article:
     )
 
 
-def _reconstruct(name: str, update: Figures, alpha: float) -> Reconstruction:
+def to_json(results: Experiments) -> dict[str, Any]:
+    """Return all results, those of the chosen ranks first and of every rank under "every_rank"."""
+    return {
+        "settings": asdict(results.settings),
+        "style": _reconstruction_json(results.style, results.settings.ranks),
+        "facts": _reconstruction_json(results.facts, results.settings.ranks),
+        "scaling": asdict(results.scalings),
+        "learning": [
+            {"best_possible" if name == "best" else name: value for name, value in vars(learning).items()}
+            for learning in results.learning
+        ],
+    }
+
+
+def _reconstruction_json(update: Reconstruction, ranks: tuple[int, ...]) -> dict[str, Any]:
+    def at(ranks: Sequence[int] | NDArray[np.int64]) -> dict[str, Any]:
+        return {
+            "ranks": ranks,
+            "variance_captured": update.at(update.captured, ranks),
+            "best_possible": update.at(update.best, ranks),
+            "errors": {rule: update.at(errors, ranks) for rule, errors in update.errors.items()},
+        }
+
+    return {"singular_values": update.singular_values, "norm": update.norm, **at(ranks), "every_rank": at(update.ranks)}
+
+
+def _reconstruct(name: str, update: Numbers, alpha: float) -> Reconstruction:
     values = spectrum(update)
     ranks = np.arange(1, min(values.shape) + 1)
     sweep = error_sweep(values, ranks, alpha=alpha, rules=RULES)
@@ -189,8 +208,8 @@ def _scalings(ranks: tuple[int, ...], alpha: float) -> Scalings:
 def _learn(ranks: tuple[int, ...], settings: Settings) -> tuple[Learning, ...]:
     size, distinct = settings.size, np.unique(ranks)
     values = np.linspace(3.0, 0.5, size)
-    # Gradient descent commutes with rotations, so the spectrum is enough for it; Adam does not, and needs an update in
-    # bases of its own: a second stream, or they would be made of the very numbers that A starts from.
+    # Gradient descent commutes with rotations, so it needs the spectrum alone; Adam does not, and needs an update in
+    # random bases, from a second stream: the first would repeat the numbers that A starts from.
     exact = Spectrum(values=values, norm=np.asarray(np.linalg.norm(values)), shape=(size, size), complete=True)
     dense = update_with_spectrum(values, (size, size), rng=np.random.default_rng([settings.seed, 1]))
     best = np.asarray(reconstruction_error(exact, distinct))
@@ -203,7 +222,7 @@ def _learn(ranks: tuple[int, ...], settings: Settings) -> tuple[Learning, ...]:
 
 
 def _learn_with(
-    optimizer: Optimizer, rate: float, update: Any, *, ranks: NDArray[np.int64], best: Figures, settings: Settings
+    optimizer: Optimizer, rate: float, update: Any, *, ranks: NDArray[np.int64], best: Numbers, settings: Settings
 ) -> Learning:
     sweep = learning_sweep(
         update,
@@ -229,5 +248,5 @@ def _learn_with(
     )
 
 
-def _by_rule(figures: Figures) -> ByRule:
-    return dict(zip(RULES, figures, strict=True))
+def _by_rule(numbers: Numbers) -> ByRule:
+    return dict(zip(RULES, numbers, strict=True))

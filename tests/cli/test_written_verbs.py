@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from lowrank_core.cli import workers
 from lowrank_core.cli.app import main
-from lowrank_core.cli.verbs import compression as compression_verbs
-from lowrank_core.cli.verbs.compression import parse_weights
+from lowrank_core.cli.verbs.merge import parse_weights
 
 from .conftest import write_adapter
 
@@ -218,31 +218,42 @@ def test_a_uniform_adapter_has_one_rank_and_the_table_says_what_is_padding(
 def test_workers_change_nothing(verb: str, tuning: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
     sources = {"extract": tuning, "resize": [adapter], "merge": [adapter, adapter]}[verb]
     outs = [tmp_path / name for name in ("one", "two")]
-    for out, workers in zip(outs, (1, 2), strict=True):
-        assert run(verb, *sources, out, "--variance", 0.9, "--workers", workers) == 0
+    for out, threads in zip(outs, (1, 2), strict=True):
+        assert run(verb, *sources, out, "--variance", 0.9, "--workers", threads) == 0
     written = [(out / "adapter_model.safetensors").read_bytes() for out in outs]
     assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("verb", ["extract", "resize", "merge"])
-def test_the_layers_are_worked_on_where_the_options_say(
-    verb: str, tuning: tuple[Path, Path], adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "options", "argument"),
+    [("ThreadPoolExecutor", ["--workers", 3], 3), ("dask_cluster", ["--dask", "tcp://x:1"], "tcp://x:1")],
+)
+def test_layers_are_worked_on_where_the_options_say(
+    verb: str,
+    place: str,
+    options: list,
+    argument: object,
+    tuning: tuple[Path, Path],
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked, layers = [], []
+    requested, layers = [], []
 
     class Recorder(ThreadPoolExecutor):
         def submit(self, *arguments, **options):
             layers.append(arguments)
             return super().submit(*arguments, **options)
 
-    def workers(*where: object) -> Recorder:
-        asked.append(where)
+    def executor(argument: object) -> Recorder:
+        requested.append(argument)
         return Recorder(1)
 
-    monkeypatch.setattr(compression_verbs, "workers_for_layers", workers)
+    monkeypatch.setattr(workers, place, executor)
     sources = {"extract": tuning, "resize": [adapter], "merge": [adapter, adapter]}[verb]
-    assert run(verb, *sources, tmp_path / "out", "--rank", 2, "--workers", 3, "--dask", "tcp://x:1") == 0
-    assert asked == [(3, "tcp://x:1")]
+    assert run(verb, *sources, tmp_path / "out", "--rank", 2, *options) == 0
+    assert requested == [argument]
     assert len(layers) == 4
 
 
@@ -283,7 +294,7 @@ def test_resize_without_a_rank_keeps_all_and_says_where_a_rank_is_more_than_ther
     assert run("resize", adapter, tmp_path / "more", "--rank", 7) == 0
     printed = capsys.readouterr().out
     assert row_of(printed, "self_attn.q_proj")[3] == "3*"
-    assert "where rank 7 was asked for" in printed
+    assert "where rank 7 was requested" in printed
 
 
 def test_resize_keeps_the_dtype_unless_told(adapter: Path, tmp_path: Path) -> None:

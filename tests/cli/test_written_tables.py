@@ -1,4 +1,4 @@
-"""The report of a written adapter: readable at 80 columns and with many layers, and true to the figures."""
+"""The report of a written adapter: readable at 80 columns and with many layers, and true to the numbers."""
 
 import dataclasses
 import io
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lowrank_core.cli.reports.compression_tables import FEW_LAYERS, OTHERS_SHOWN, compression
+from lowrank_core.cli.reports.written_tables import written
+from lowrank_core.cli.tables import ENTRIES_SHOWN, FEW_LAYERS
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.resizing import resize
@@ -17,7 +18,7 @@ from .conftest import write_adapter
 
 def printed(report: Compression, width: int = 80, *, full: bool = False) -> str:
     console = Console(file=io.StringIO(), width=width)
-    for part in compression(report, full=full):
+    for part in written(report, full=full):
         console.print(part)
     return console.file.getvalue()
 
@@ -89,7 +90,7 @@ def test_many_layers_fit_the_width_and_each_has_one_line(deep: Compression, widt
     layers, _, sizes = text.partition("\nSize, by kind of layer\n")
     for module, entries in (("self_attn.q_proj", (6000, 2000)), ("mlp.down_proj", (8400, 5600))):
         assert sum(module in line for line in layers.splitlines()) == 100
-        row = next(row for row in rows(sizes) if row[:2] == [f"*.{module}", "(100)"])
+        row = next(row for row in rows(sizes) if row[:2] == [module, "(100)"])
         assert row[2:4] == [f"{number:,}" for number in entries]
     blocks = [line.strip() for line in layers.splitlines() if line.strip().isdecimal()]
     assert blocks == [str(block) for block in range(100)]
@@ -124,7 +125,7 @@ def test_long_names_are_folded_and_no_figure_is_cut(report: Compression) -> None
 def test_clamped_ranks_are_told(adapter: Path, tmp_path: Path) -> None:
     text = printed(resize(adapter, tmp_path / "out", rank=30, dry_run=True))
     assert [row[4] for row in rows(text) if row[2:3] == ["×"] and row[0] != "layer"] == ["3*"] * 4
-    assert "* all that the layer has, where rank 30 was asked for." in text
+    assert "* all that the layer has, where rank 30 was requested." in text
     assert "*" not in printed(resize(adapter, tmp_path / "out", rank=3, dry_run=True))
 
 
@@ -133,7 +134,7 @@ def test_a_layer_that_keeps_nothing_is_told(adapter: Path, tmp_path: Path) -> No
     text = printed(kept)
     assert "2 layers of rank 3" in text
     assert ["self_attn.q_proj", "12", "×", "8", "0", "0.00", "%", "1.0000", "1.0000", "0.0000"] in rows(text)
-    assert "Of a layer with r = 0 nothing is in the adapter." in text
+    assert "A layer with r = 0 is not in the adapter." in text
     assert ["0.self_attn.q_proj", "60", "0", "0.00", "%", "240", "B", "0", "B"] in rows(text)
 
 
@@ -151,24 +152,24 @@ def test_padding_has_a_column_of_its_own(adapter: Path, tmp_path: Path) -> None:
 def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
     full = dataclasses.replace(
         report,
-        unchanged=tuple(f"still.{number}" for number in range(OTHERS_SHOWN + 3)),
-        skipped={f"norm.{number}": f"changed by norm {number}" for number in range(OTHERS_SHOWN + 2)},
+        unchanged=tuple(f"still.{number}" for number in range(ENTRIES_SHOWN + 3)),
+        skipped={f"norm.{number}": f"changed by norm {number}" for number in range(ENTRIES_SHOWN + 2)},
         copied={"head": "a module saved in full"},
-        failures={f"bad.{number}": "it holds NaN" for number in range(OTHERS_SHOWN + 1)},
+        failures={f"bad.{number}": "it holds NaN" for number in range(ENTRIES_SHOWN + 1)},
         warnings=("a reader would apply another scale",),
     )
     text = " ".join(printed(full).split())
     for told in (
-        "Without an update, and not in the adapter still.0, still.1,",
+        "Without an update, and not in the adapter still.0 still.1",
         "… and 3 more: --full or --json.",
         "Not in the adapter norm.0: changed by norm 0 norm.1:",
         "… and 2 more: --full or --json.",
-        "Copied as they are head: a module saved in full",
-        f"bad.{OTHERS_SHOWN}: it holds NaN",
+        "Copied unchanged head: a module saved in full",
+        f"bad.{ENTRIES_SHOWN}: it holds NaN",
         "- a reader would apply another scale",
     ):
         assert told in text
-    assert f"still.{OTHERS_SHOWN}" not in text
+    assert f"still.{ENTRIES_SHOWN}" not in text
     everything = printed(full, full=True)
     assert all(f" {name}" in everything for name in (*full.unchanged, *full.skipped))
     assert text.index("Failed, and not in the adapter") < text.index("bad.0") < text.index("Warnings")

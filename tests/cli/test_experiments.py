@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import LearningSweep, learning_sweep
-from lowrank_core.cli.demo.article import MAX_SEED, Article, Reconstruction, Settings, run
+from lowrank_core.cli.demo.experiments import MAX_SEED, Experiments, Reconstruction, Settings, run
 
 RANKS = (2, 4, 8, 16, 32, 48)
 ERRORS = {
@@ -31,30 +31,30 @@ ADAM_AT_2E3 = {8: (0.848, 0.846), 32: (0.449, 0.439), 48: (0.233, 0.218), 64: (0
 ADAM_AT_5E4 = {8: (0.885, 0.869), 32: (0.707, 0.505), 48: (0.666, 0.297), 64: (0.643, 0.129)}
 
 
-def update_of(article: Article, name: str) -> Reconstruction:
-    return {"style": article.style, "facts": article.facts}[name]
+def update_of(results: Experiments, name: str) -> Reconstruction:
+    return {"style": results.style, "facts": results.facts}[name]
 
 
 @pytest.mark.parametrize(("name", "rule"), ERRORS)
-def test_reconstruction_errors_in_every_digit(article: Article, name: str, rule: str) -> None:
-    update = update_of(article, name)
+def test_reconstruction_errors_in_every_digit(results: Experiments, name: str, rule: str) -> None:
+    update = update_of(results, name)
     assert " ".join(f"{error:.6f}" for error in update.at(update.errors[rule], RANKS)) == ERRORS[name, rule]
 
 
 @pytest.mark.parametrize("name", CAPTURED)
-def test_variance_captured_in_every_digit(article: Article, name: str) -> None:
-    update = update_of(article, name)
+def test_variance_captured_in_every_digit(results: Experiments, name: str) -> None:
+    update = update_of(results, name)
     captured = update.at(update.captured, RANKS[:5])
     assert " ".join(f"{100 * share:.4f}" for share in captured) == CAPTURED[name]
 
 
 @pytest.mark.parametrize("name", LEADING)
-def test_leading_singular_values_in_every_digit(article: Article, name: str) -> None:
-    assert " ".join(f"{value:.2f}" for value in update_of(article, name).singular_values[:5]) == LEADING[name]
+def test_leading_singular_values_in_every_digit(results: Experiments, name: str) -> None:
+    assert " ".join(f"{value:.2f}" for value in update_of(results, name).singular_values[:5]) == LEADING[name]
 
 
-def test_scalings_in_every_digit(article: Article) -> None:
-    scalings = article.scalings
+def test_scalings_in_every_digit(results: Experiments) -> None:
+    scalings = results.scalings
     at = np.isin(scalings.ranks, [1, 4, 8, 16, 32, 64])
     assert [f"{gamma:.5g}" for gamma in scalings.gamma["standard"][at]] == ["16", "4", "2", "1", "0.5", "0.25"]
     assert [f"{gamma:.5g}" for gamma in scalings.gamma["rslora"][at]] == ["16", "8", "5.6569", "4", "2.8284", "2"]
@@ -63,8 +63,8 @@ def test_scalings_in_every_digit(article: Article) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_best_possible_errors_of_learning_in_every_digit(article: Article, place: int) -> None:
-    learning = article.learning[place]
+def test_best_possible_errors_of_learning_in_every_digit(results: Experiments, place: int) -> None:
+    learning = results.learning[place]
     found = dict(zip(learning.ranks.tolist(), learning.best, strict=True))
     assert {rank: f"{found[rank]:.3f}" for rank in BEST} == BEST
 
@@ -74,9 +74,9 @@ def test_best_possible_errors_of_learning_in_every_digit(article: Article, place
     [(0, "sgd", 1e-3, DESCENT), (1, "adam", 2e-3, ADAM_AT_2E3), (2, "adam", 5e-4, ADAM_AT_5E4)],
 )
 def test_learning_within_the_seeds_own_scatter(
-    article: Article, place: int, optimizer: str, rate: float, expected: dict[int, tuple[float, float]]
+    results: Experiments, place: int, optimizer: str, rate: float, expected: dict[int, tuple[float, float]]
 ) -> None:
-    learning = article.learning[place]
+    learning = results.learning[place]
     assert (learning.optimizer, learning.learning_rate, learning.steps) == (optimizer, rate, 300)
     for rank, errors in expected.items():
         row = learning.ranks.tolist().index(rank)
@@ -84,8 +84,8 @@ def test_learning_within_the_seeds_own_scatter(
         np.testing.assert_allclose(found, errors, atol=0.03, rtol=0)
 
 
-def test_curves_end_at_the_errors_and_none_beats_the_best(article: Article) -> None:
-    for learning in article.learning:
+def test_curves_end_at_the_errors_and_none_beats_the_best(results: Experiments) -> None:
+    for learning in results.learning:
         for rule, curves in learning.curves.items():
             np.testing.assert_allclose(curves[:, -1], learning.errors[rule], atol=1e-6)
             np.testing.assert_allclose(curves[:, 0], 1.0)
@@ -115,9 +115,9 @@ def naive(size: int, ranks: tuple[int, ...], alpha: float, seed: int) -> dict[st
     ("size", "ranks", "alpha", "seed"), [(64, RANKS, 16.0, 0), (20, (1, 3, 19), 4.0, MAX_SEED), (9, (9,), 0.5, 3)]
 )
 def test_other_settings_equal_the_articles_program(size: int, ranks: tuple[int, ...], alpha: float, seed: int) -> None:
-    article = run(Settings(size, ranks, alpha, seed))
+    results = run(Settings(size, ranks, alpha, seed))
     for name, rows in naive(size, ranks, alpha, seed).items():
-        update = update_of(article, name)
+        update = update_of(results, name)
         columns = (update.best, update.errors["standard"], update.errors["rslora"], update.captured)
         found = np.transpose([update.at(column, ranks) for column in columns])
         np.testing.assert_allclose(found, rows, atol=1e-10, rtol=1e-10)
@@ -136,7 +136,7 @@ def test_each_experiment_is_given_what_it_can_learn_from(monkeypatch: pytest.Mon
         given.append((update, optimizer, rng))
         return learning_sweep(update, ranks, optimizer=optimizer, rng=rng, **rest)
 
-    monkeypatch.setattr("lowrank_core.cli.demo.article.learning_sweep", recorded)
+    monkeypatch.setattr("lowrank_core.cli.demo.experiments.learning_sweep", recorded)
     for seed in (1, 2):
         run(Settings(size=8, ranks=(2,), seed=seed))
     assert [(optimizer, rng) for _, optimizer, rng in given] == [

@@ -1,0 +1,88 @@
+"""The program ``lowrank``: its verbs, of which only the one that runs is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+import lowrank_core
+from lowrank_core.cli.options import ungrouped
+
+__all__ = ["run"]
+
+# \b keeps the line breaks of what follows it.
+EXAMPLES = (
+    "\b\n"
+    "Examples:\n"
+    "  lowrank demo                               the question, on a small simulation\n"
+    "  lowrank inspect ADAPTER                    a LoRA adapter, layer by layer\n"
+    "  lowrank inspect TUNED --base BASE          a fine-tune: two checkpoints\n"
+    "  lowrank extract BASE TUNED OUT --rank 32   an adapter of it\n"
+    "  lowrank resize ADAPTER OUT --rank 8        a smaller adapter\n"
+    "  lowrank plan BASE TUNED --parameters N     a rank for each layer, as PEFT takes it\n"
+    "  lowrank alpha --rank 8 --alpha 16 --to-rank 64   the alpha that keeps the scale\n"
+)
+# Each is a module of `verbs` with a function of the verb's name, and EXAMPLES.
+VERBS = {
+    "demo": "The question, on a small simulation.",
+    "inspect": "An adapter or a fine-tune, layer by layer.",
+    "extract": "An adapter from two checkpoints.",
+    "resize": "A smaller adapter from an adapter.",
+    "merge": "One adapter from the weighted sum of several.",
+    "plan": "A rank and an alpha for each layer, within a budget.",
+    "alpha": "The alpha that keeps the scale at another rank or rule.",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the verb that arguments name and return the exit code: 0, or 1 where some layers failed."""
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    try:
+        # Without its own error handling, because typer reports bad usage in several lines.
+        code = _program(verb)(args=list(arguments), prog_name="lowrank", standalone_mode=False)
+    except SystemExit as error:
+        # Typer itself exits for one reason alone, whatever its mode: a reader that closed standard output.
+        raise BrokenPipeError from error
+    except Exception as error:
+        # typer's usage errors come from click, or from a copy of click inside typer, by version: their shape is one.
+        if not hasattr(error, "format_message"):
+            raise
+        raise ValueError(error.format_message()) from error
+    return code if isinstance(code, int) else 0
+
+
+def _program(chosen: str) -> typer.Typer:
+    """Return the program with one verb that can run; the others are only listed, because importing them takes time."""
+    program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    program.callback(invoke_without_command=True, epilog=EXAMPLES)(_without_verb)
+    for name, summary in VERBS.items():
+        if name == chosen:
+            module = import_module(f"lowrank_core.cli.verbs.{name}")
+            program.command(name, epilog=module.EXAMPLES)(ungrouped(getattr(module, name)))
+        else:
+            program.command(name, short_help=summary)(_listed)
+    return program
+
+
+def _listed() -> None:
+    """Do nothing: a verb that is not called."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lowrank {lowrank_core.__version__}")
+        raise typer.Exit
+
+
+def _without_verb(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """How much of a weight update fits a low rank, and what a scaling rule does to it."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

@@ -1,0 +1,100 @@
+"""The figure of an extracted, resized or merged adapter: each layer's rank, error and size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from lowrank_core.cli.figures import BLUE, GREY, ORANGE, VERMILION, depth_rows, plain_decades, style
+from lowrank_core.cli.names import by_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from lowrank_core.models.operations.compression import Compression, LayerCompression
+
+__all__ = ["draw"]
+
+
+class Series(NamedTuple):
+    """A quantity of a layer: its label, its value, and how it is drawn."""
+
+    label: str
+    value: Callable[[LayerCompression], float]
+    color: str
+    marker: str
+
+
+RANK = (Series("", lambda layer: layer.rank, BLUE, "o"),)
+ERRORS = (
+    Series("storage", lambda layer: layer.storage_error, ORANGE, "D"),
+    Series("total", lambda layer: layer.error, VERMILION, "o"),
+)
+SIZES = (
+    Series("before", lambda layer: layer.source_parameters, GREY, "s"),
+    Series("after", lambda layer: layer.parameters, BLUE, "o"),
+)
+# In rows: the height of the labels above the first row.
+LABEL_ROWS = 0.5
+# On both sides of the marks, as a fraction of a panel's width: half a label.
+SIDE_MARGIN = 0.18
+# As many powers of ten as can be read beside each other.
+DECADES = 6
+
+
+def draw(report: Compression) -> Figure:
+    """Draw what became of the layers: the rank kept, the relative error, and the number of parameters.
+
+    Each kind of layer has a row and each layer a mark, the deeper in the model the lower. A value of zero, for which
+    logarithmic axes have no place, has no mark.
+    """
+    kinds = by_kind(report.layers)
+    layers = [layer for members in kinds.values() for layer in members]
+    with style():
+        figure = Figure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
+        ranks, errors, sizes = figure.subplots(1, 3, sharey=True)
+        figure.suptitle(f"{report.out}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
+        heights = depth_rows(ranks, kinds, above=LABEL_ROWS)
+        ranks.set(title="Rank kept", xlabel="rank r (a mark a layer, lower when deeper)")
+        errors.set(title="Relative error", xlabel="‖Δ − γBA‖ / ‖Δ‖", xscale="log")
+        sizes.set(title="Parameters", xlabel="number of entries", xscale="log")
+        for axes, series in ((ranks, RANK), (errors, ERRORS), (sizes, SIZES)):
+            _draw_marks(axes, layers, heights, series)
+            _label(axes, next(iter(kinds.values())), heights[0], series)
+        ranks.set_xlim(left=0)
+        ranks.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        for axes in (errors, sizes):
+            plain_decades(axes.xaxis)
+            axes.locator_params(axis="x", numticks=DECADES)
+        sizes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure
+
+
+def _draw_marks(
+    axes: Axes, layers: Sequence[LayerCompression], heights: NDArray[np.float64], series: Sequence[Series]
+) -> None:
+    for one in series:
+        values = np.array([one.value(layer) for layer in layers], dtype=np.float64)
+        axes.scatter(values, heights, s=26, c=one.color, marker=one.marker, linewidths=0, alpha=0.8, zorder=2)
+    axes.margins(x=SIDE_MARGIN)
+
+
+def _label(axes: Axes, first_row: Sequence[LayerCompression], top: float, series: Sequence[Series]) -> None:
+    """Write what marks mean above those of the first row, each label to its own side."""
+    places = {one: float(np.median([one.value(layer) for layer in first_row])) for one in series if one.label}
+    for one, side in zip(sorted(places, key=lambda one: places[one]), ("right", "left"), strict=False):
+        axes.annotate(
+            one.label,
+            (places[one], top),
+            xytext=(4 if side == "left" else -4, 8),
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            color=one.color,
+            fontsize=10,
+        )

@@ -1,0 +1,137 @@
+"""An extracted, resized or merged adapter for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lowrank_core.cli.tables import (
+    FEW_LAYERS,
+    RULE_LABELS,
+    add_by_block,
+    beginning,
+    count,
+    error_text,
+    heading,
+    listed,
+    note,
+    percent,
+    rows_of_layers,
+    section,
+    shape_text,
+    span,
+    table,
+)
+from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
+
+__all__ = ["written"]
+
+CLAMPED = "*"
+TOGETHER = "all together"
+BEFORE = {"extract": "of the full update", "resize": "of the adapter", "merge": "of all adapters"}
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
+    """Yield the sections of a written adapter; in full, sizes of every layer and all that was skipped."""
+    each = full or len(report.layers) <= FEW_LAYERS
+    yield _heading(report)
+    yield section("Layers", *_layers(report))
+    yield section("Size" if each else "Size, by kind of layer", *_sizes(report, each=each))
+    for title, entries in (
+        ("Without an update, and not in the adapter", dict.fromkeys(report.unchanged, "")),
+        ("Not in the adapter", report.skipped),
+        ("Copied unchanged", report.copied),
+    ):
+        if entries:
+            yield section(title, *listed(entries, full=full))
+    if report.failures:
+        yield section("Failed, and not in the adapter", *listed(report.failures, full=True))
+    if report.warnings:
+        yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
+    yield Text(f"\n{report.out} was written." if report.written else f"\nA dry run: {report.out} was not written.")
+
+
+def _heading(report: Compression) -> Text:
+    kept = [layer for layer in report.layers if layer.rank]
+    alphas = span(layer.alpha for layer in kept if layer.alpha is not None)
+    ranks = span(layer.rank for layer in kept)
+    totals = report.totals
+    scale = f"α = {alphas} under {RULE_LABELS[report.reader_rule]}"
+    return heading(
+        f"{_sources(report)} → {report.out}",
+        f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.format})",
+        f"{percent(totals.variance_captured)} of the variance in "
+        f"{percent(totals.parameters / totals.source_parameters)} of the parameters",
+        beginning(report.layers),
+    )
+
+
+def _sources(report: Compression) -> str:
+    if report.verb == "extract":
+        return " − ".join(reversed(report.sources))
+    if report.weights is None or set(report.weights) == {1.0}:
+        return " + ".join(report.sources)
+    terms = zip(report.weights, report.sources, strict=True)
+    signed = (f"{'−' if weight < 0 else '+'} {abs(weight):g} × {source}" for weight, source in terms)
+    return " ".join(signed).removeprefix("+ ")
+
+
+def _layers(report: Compression) -> Iterator[RenderableType]:
+    padded = any(layer.stored_rank > layer.rank for layer in report.layers)
+    headings = ["m × n", "r", *(["stored\nr"] if padded else []), "variance", "error", "best\nerror", "storage\nerror"]
+    rows = table("layer", *headings, names=1)
+
+    def cells(layer: LayerCompression) -> list[str]:
+        stored = [str(layer.stored_rank)] if padded else []
+        mark = CLAMPED if layer.requested_rank > layer.rank else ""
+        return [shape_text(layer.shape), f"{layer.rank}{mark}", *stored, *_losses(layer)]
+
+    add_by_block(rows, report.layers, cells)
+    rows.add_section()
+    rows.add_row(TOGETHER, "", "", *([""] if padded else []), *_losses(report.totals))
+    yield rows
+    yield note(
+        "Error: ‖Δ − γBA‖/‖Δ‖ of what is stored; best: the least of any update of rank r; storage: what rounding to "
+        f"{report.dtype} changed."
+    )
+    clamped = [layer.requested_rank for layer in report.layers if layer.requested_rank > layer.rank]
+    if clamped:
+        yield note(f"{CLAMPED} all that the layer has, where rank {span(clamped)} was requested.")
+    if any(layer.rank == 0 for layer in report.layers):
+        yield note("A layer with r = 0 is not in the adapter.")
+
+
+def _losses(kept: LayerCompression | CompressionTotals) -> list[str]:
+    return [percent(kept.variance_captured), *map(error_text, (kept.error, kept.best_error, kept.storage_error))]
+
+
+def _sizes(report: Compression, *, each: bool) -> Iterator[RenderableType]:
+    rows = table(
+        "layer" if each else "kind", "parameters\nbefore", "after", "fraction", "bytes\nbefore", "after", names=1
+    )
+    for title, layers in rows_of_layers(report.layers, each=each):
+        _add_sizes(rows, title, layers)
+    rows.add_section()
+    _add_sizes(rows, TOGETHER, report.layers)
+    yield rows
+    yield note(f"Before: {BEFORE[report.verb]}." + ("" if each else " Every layer's own: --full, --csv or --json."))
+
+
+def _add_sizes(rows: Table, title: str, layers: Sequence[LayerCompression]) -> None:
+    before, after = sum(layer.source_parameters for layer in layers), sum(layer.parameters for layer in layers)
+    sizes = sum(layer.source_bytes for layer in layers), sum(layer.bytes for layer in layers)
+    rows.add_row(title, f"{before:,}", f"{after:,}", percent(after / before), *map(_bytes, sizes))
+
+
+def _bytes(number: int) -> str:
+    """Return a number of bytes as people say it, in powers of 1000."""
+    size, units = float(number), iter(UNITS)
+    unit = next(units)
+    # What would round to 1000.0 is 1.0 of the next.
+    while size >= 999.95 and unit != UNITS[-1]:
+        size, unit = size / 1000, next(units)
+    return f"{size:.1f} {unit}" if unit != UNITS[0] else f"{number} {unit}"

@@ -1,0 +1,69 @@
+"""The verb ``lowrank demo``: what a rank can hold and what a scaling rule does, by simulation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowrank_core.cli import options, output
+from lowrank_core.cli.demo import experiments, tables, verdicts
+from lowrank_core.cli.demo.experiments import MAX_SEED, RANKS, STYLE_RANK, Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["EXAMPLES", "demo"]
+
+# \b keeps the line breaks of what follows it.
+EXAMPLES = (
+    "\b\n"
+    "Examples:\n"
+    "  lowrank demo\n"
+    "  lowrank demo --size 32 --ranks 1,2,4,8 --seed 7\n"
+    "  lowrank demo --figure demo.pdf --json demo.json\n"
+)
+
+LARGEST_SIZE = 512
+
+
+def demo(
+    *,
+    size: Annotated[
+        int, typer.Option(min=STYLE_RANK, max=LARGEST_SIZE, metavar="N", help="Rows and columns of the updates.")
+    ] = Settings.size,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,R,…",
+            help="Ranks, from 1 to the size.",
+            show_default=f"{','.join(map(str, RANKS))} up to the size",
+        ),
+    ] = None,
+    alpha: Annotated[float, typer.Option(metavar="α", help="α of the scaling rules.")] = Settings.alpha,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of every draw.")] = Settings.seed,
+    json: options.JsonFile = None,
+    figure: options.FigureFile = None,
+) -> None:
+    """Show what a rank can hold and what a scaling rule does, by simulation.
+
+    A style update (low-rank) and a facts update (full-rank) are truncated to each rank and scaled by α/r and α/√r; the
+    facts are then learned from zero under each rule, by gradient descent and by Adam. Every claim of the article that
+    this comes from is judged by the numbers just computed.
+    """
+    output.check_outputs(figure, json)
+    chosen = tuple(rank for rank in RANKS if rank <= size) if ranks is None else options.parse_ranks(ranks)
+    results = experiments.run(Settings(size=size, ranks=chosen, alpha=alpha, seed=seed))
+    judged = verdicts.verdicts(results)
+    numbers = {**experiments.to_json(results), "verdicts": [asdict(verdict) for verdict in judged]}
+    output.write_report(
+        results, lambda shown: tables.demo(shown, judged), [(json, lambda: output.json_text(numbers))], figure, _draw
+    )
+
+
+def _draw(results: experiments.Experiments) -> Figure:
+    # Imported here, because matplotlib takes a second to load and most runs draw nothing.
+    from lowrank_core.cli.demo.figure import draw
+
+    return draw(results)

@@ -1,0 +1,103 @@
+"""The verb ``lowrank extract``: an adapter from two checkpoints."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank_core.cli import options
+from lowrank_core.cli.rank_choice import choose_rank
+from lowrank_core.cli.written import write_adapter
+from lowrank_core.models.operations import extraction
+
+__all__ = ["EXAMPLES", "extract"]
+
+# \b keeps the line breaks of what follows it.
+EXAMPLES = (
+    "\b\n"
+    "Examples:\n"
+    "  lowrank extract base/ tuned/ my-adapter/ --rank 32\n"
+    "  lowrank extract base/ tuned/ my-adapter/ --variance 0.95 --max-rank 64 --exclude lm_head\n"
+    "  lowrank extract base/ tuned/ my-adapter.safetensors --rank 16 --dtype bfloat16   (a kohya file)\n"
+    "  lowrank extract base/ tuned/ my-adapter/ --parameters 2000000 --dtype bfloat16\n"
+    "  lowrank extract base/ tuned/ my-adapter/ --error 0.1 --dry-run\n"
+)
+
+
+def extract(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint before training.")],
+    tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="The checkpoint after training.")],
+    out: options.Out,
+    *,
+    choice: options.RankChoice,
+    above_noise: Annotated[
+        bool, typer.Option("--above-noise", help="Keep what exceeds the rounding of the stored weights.")
+    ] = False,
+    sides: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2,
+            metavar="N",
+            help="With --above-noise, which were rounded: 1, TUNED alone; 2, BASE as well, tuned from a finer copy.",
+            show_default="1",
+        ),
+    ] = None,
+    modules: options.Modules,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Extract modules that match as embeddings, skipped otherwise. May be repeated."
+        ),
+    ] = None,
+    transposed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Modules whose weights are stored as (in, out). May be repeated.",
+            show_default="what config.json says of the model type",
+        ),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What module names begin with in the model, as transformer; in a kohya file, what keys begin with.",
+            show_default="nothing; lora_unet for kohya",
+        ),
+    ] = None,
+    rule: options.Rule = "standard",
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help=options.DTYPE_HELP)] = "float32",
+    written: options.NewAdapter,
+    work: options.Work,
+    reports: options.Reports,
+) -> int:
+    """Extract a LoRA adapter from two checkpoints: the best update of each layer that a rank can hold.
+
+    One of --rank, --variance, --error, --ratio, --parameters and --above-noise chooses how many components of
+    TUNED − BASE each layer keeps. What an adapter cannot hold (biases, norms, embeddings unless --embedding names
+    them) is listed with the norm of its change. The exit code is 1 if some layers failed and the others were written.
+    """
+    rank = choose_rank(choice, above_noise=above_noise, sides=sides)
+    if rank is None:
+        raise ValueError(
+            "how much to keep? Give one of --rank, --variance, --error, --ratio, --parameters and --above-noise."
+        )
+    operation = partial(
+        extraction.extract,
+        base,
+        tuned,
+        out,
+        rank=rank,
+        embeddings=embedding or (),
+        transposed=transposed,
+        prefix=prefix,
+        rule=rule,
+        dtype=dtype,
+        **vars(modules),
+        **vars(written),
+    )
+    return write_adapter(operation, work, reports)

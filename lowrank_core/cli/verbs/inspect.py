@@ -1,0 +1,126 @@
+"""The verb ``lowrank inspect``: what an adapter, a fine-tune, or many adapters hold."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowrank_core.cli import options, output
+from lowrank_core.cli.reports import inspection_tables
+from lowrank_core.cli.verbs import census
+from lowrank_core.cli.workers import over_layers
+from lowrank_core.models.inspection import layers
+from lowrank_core.models.inspection.report import Inspection, to_rows
+from lowrank_core.models.results import to_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["EXAMPLES", "inspect"]
+
+# \b keeps the line breaks of what follows it.
+EXAMPLES = (
+    "\b\n"
+    "Examples:\n"
+    "  lowrank inspect my-adapter/\n"
+    "  lowrank inspect tuned/ --base base/ --ranks 4,16,64\n"
+    "  lowrank inspect my-adapter/ --csv layers.csv --figure layers.pdf\n"
+    "  lowrank inspect adapters/ --recursive --jsonl census.jsonl --workers 8\n"
+)
+
+
+def inspect(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A PEFT adapter's folder, a kohya file, (with --base) a checkpoint, or (with --recursive) a folder.",
+        ),
+    ],
+    *,
+    base: Annotated[
+        Path | None, typer.Option(metavar="BASE", help="The checkpoint that PATH was tuned from: inspect PATH − BASE.")
+    ] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,R,…",
+            help="Ranks to report errors at; one beyond a layer's own largest is taken as the largest.",
+            show_default=",".join(map(str, layers.DEFAULT_RANKS)),
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Scaling rule to report errors under: standard (α/r), rslora (α/√r) or unscaled (1). May be repeated.",
+            show_default=" and ".join(layers.DEFAULT_RULES),
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="α",
+            help="α of these rules.",
+            show_default=f"each adapter layer's own; {layers.DEFAULT_ALPHA:g} for checkpoints",
+        ),
+    ] = None,
+    reports: options.Reports,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Report every adapter under the folder PATH, in one row each.")
+    ] = False,
+    jsonl: Annotated[
+        Path | None,
+        typer.Option(
+            "--jsonl",
+            metavar="FILE",
+            help="With --recursive, add each row to FILE as it comes; run again, it continues where it stopped.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Threads over the layers; with --recursive, processes over the adapters."
+        ),
+    ] = 1,
+    dask: options.Dask = None,
+) -> int:
+    """Report what an update holds: each layer's scale, effective rank, rank needed, and error at chosen ranks.
+
+    PATH is a LoRA adapter; with --base, PATH and BASE are two safetensors checkpoints, and the update is their
+    difference. The exit code is 1 if some layers could not be read and the others are reported.
+    """
+    census.check_options(recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, figure=reports.figure)
+    output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
+    work = options.Work(workers, dask)
+    chosen = layers.DEFAULT_RANKS if ranks is None else options.parse_ranks(ranks)
+    if recursive:
+        return census.run(path, chosen, jsonl, work, reports)
+    rules = layers.DEFAULT_RULES if rule is None else tuple(dict.fromkeys(rule))
+    inspection = over_layers(partial(layers.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha), work)
+    if inspection.failures and not inspection.layers:
+        name, reason = next(iter(inspection.failures.items()))
+        raise ValueError(
+            f"no layer of {str(path)!r} could be read; the first of {len(inspection.failures)}, {name}: {reason}"
+        )
+    output.write_report(
+        inspection,
+        partial(inspection_tables.inspection, full=reports.full),
+        [
+            (reports.json, lambda: output.json_text(to_json(inspection))),
+            (reports.csv, lambda: output.csv_text(to_rows(inspection))),
+        ],
+        reports.figure,
+        _draw,
+    )
+    return output.exit_code(inspection.failures)
+
+
+def _draw(inspection: Inspection) -> Figure:
+    # Imported here, because matplotlib takes a second to load and most runs draw nothing.
+    from lowrank_core.cli.reports import inspection_figure
+
+    return inspection_figure.draw(inspection)

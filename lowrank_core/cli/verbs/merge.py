@@ -1,0 +1,77 @@
+"""The verb ``lowrank merge``: one adapter from the weighted sum of several."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank_core.cli import options
+from lowrank_core.cli.rank_choice import choose_rank
+from lowrank_core.cli.written import write_adapter
+from lowrank_core.models.operations import merging
+
+__all__ = ["EXAMPLES", "merge"]
+
+# \b keeps the line breaks of what follows it.
+EXAMPLES = (
+    "\b\n"
+    "Examples:\n"
+    "  lowrank merge one/ two/ both/\n"
+    "  lowrank merge one/ two.safetensors both/ --weights 1,-0.5 --rank 16 --base base/\n"
+)
+
+
+def merge(
+    adapters: Annotated[
+        list[Path],
+        typer.Argument(metavar="ADAPTER", help="PEFT adapters' folders and kohya files, of one base model."),
+    ],
+    out: options.Out,
+    *,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="W,W,…",
+            help="What to multiply each adapter's update by, in their order, as 1,-0.5; or --weights W for each.",
+            show_default="1 for each",
+        ),
+    ] = None,
+    choice: options.RankChoice,
+    modules: options.Modules,
+    conversion: options.Conversion,
+    rule: options.Rule = "standard",
+    dtype: options.Dtype = None,
+    written: options.NewAdapter,
+    work: options.Work,
+    reports: options.Reports,
+) -> int:
+    """Write the weighted sum of several adapters as one, whatever their formats, ranks and scaling rules.
+
+    Weights multiply updates, so that 0.5 halves one. One of --rank, --variance, --error, --ratio and --parameters
+    chooses how many components of the sum each layer keeps; without one, all, and the sum is exact. The exit code is 1
+    if some layers failed and the others were written.
+    """
+    operation = partial(
+        merging.merge,
+        adapters,
+        out,
+        weights=None if weights is None else parse_weights(weights),
+        rank=choose_rank(choice),
+        rule=rule,
+        dtype=dtype,
+        **vars(modules),
+        **vars(conversion),
+        **vars(written),
+    )
+    return write_adapter(operation, work, reports)
+
+
+def parse_weights(texts: list[str]) -> list[float]:
+    try:
+        return [float(part) for text in texts for part in text.split(",")]
+    except ValueError:
+        given = " ".join(texts)
+        raise ValueError(f"--weights takes numbers separated by commas, such as 1,-0.5; got {given!r}.") from None

@@ -1,0 +1,61 @@
+"""The verb ``lowrank resize``: a smaller adapter from an adapter."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank_core.cli import options
+from lowrank_core.cli.rank_choice import choose_rank
+from lowrank_core.cli.written import write_adapter
+from lowrank_core.models.operations import resizing
+
+__all__ = ["EXAMPLES", "resize"]
+
+# \b keeps the line breaks of what follows it.
+EXAMPLES = (
+    "\b\n"
+    "Examples:\n"
+    "  lowrank resize my-adapter/ smaller/ --rank 8\n"
+    "  lowrank resize my-adapter/ smaller/ --variance 0.99 --uniform\n"
+    "  lowrank resize my-adapter/ my-adapter.safetensors   (the same update as a kohya file)\n"
+)
+
+
+def resize(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's folder, or a kohya file.")],
+    out: options.Out,
+    *,
+    choice: options.RankChoice,
+    modules: options.Modules,
+    conversion: options.Conversion,
+    rule: Annotated[
+        str | None,
+        typer.Option(metavar="RULE", help=options.RULE_HELP, show_default="that of ADAPTER"),
+    ] = None,
+    dtype: options.Dtype = None,
+    written: options.NewAdapter,
+    work: options.Work,
+    reports: options.Reports,
+) -> int:
+    """Write the best smaller adapter of the same update, or the same one in another format, dtype or rule.
+
+    One of --rank, --variance, --error, --ratio and --parameters chooses how many components each layer keeps; without
+    one, all. The product BA is never formed. What else the adapter holds (modules saved in full, biases) is copied
+    unchanged. The exit code is 1 if some layers failed and the others were written.
+    """
+    operation = partial(
+        resizing.resize,
+        adapter,
+        out,
+        rank=choose_rank(choice),
+        rule=rule,
+        dtype=dtype,
+        **vars(modules),
+        **vars(conversion),
+        **vars(written),
+    )
+    return write_adapter(operation, work, reports)
