@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from lowrank_core.models.files.atomic import check_replaceable, replacing
+from lowrank_core.models.results import to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,6 @@ __all__ = [
     "progress_bar",
     "show",
     "write_report",
-    "write_text",
 ]
 
 STDOUT = Path("-")
@@ -37,7 +37,7 @@ SOME_FAILED = 1
 PIPED_WIDTH = 100
 FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 
-Report = TypeVar("Report")
+Result = TypeVar("Result")
 
 
 def show(parts: Iterable[RenderableType]) -> None:
@@ -107,43 +107,33 @@ def check_outputs(figure: Path | None, *texts: Path | None) -> None:
 
 
 def write_report(
-    report: Report,
-    tables: Callable[[Report], Iterable[RenderableType]],
-    texts: Sequence[tuple[Path | None, Callable[[], str]]],
-    figure: Path | None = None,
-    draw: Callable[[Report], Figure] | None = None,
+    result: Result,
+    tables: Callable[[Result], Iterable[RenderableType]],
+    *files: tuple[Path | None, Callable[[Result], str | Figure]],
 ) -> None:
-    """Write the files of a report, and print its tables, or the text that goes to standard output instead.
+    """Write the files of a result, and print its tables, or the text that goes to standard output instead.
 
-    `texts` are pairs of a path, None where the text is not wanted, and a function that returns the text.
+    `files` are pairs of a path, None where the file is not wanted, and a function that returns its text or figure.
     """
     # Files first: who reads the tables through a pipe, as head does, may close it before the last of them.
-    for path, text in texts:
-        if path not in {None, STDOUT}:
-            write_text(path, text())
-    if figure is not None and draw is not None:
-        _save_figure(figure, draw(report))
-    printed = [text for path, text in texts if path == STDOUT]
+    for path, content in files:
+        if path is not None and path != STDOUT:
+            _write(path, content(result))
+    printed = [content(result) for path, content in files if path == STDOUT]
     for text in printed:
-        write_text(STDOUT, text())
+        _stdout().write(str(text))
     if not printed:
-        show(tables(report))
+        show(tables(result))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, or to standard output for ``-``."""
-    if path == STDOUT:
-        _stdout().write(text)
-        return
+def _write(path: Path, content: str | Figure) -> None:
     with _written(path) as destination:
-        destination.write_text(text, encoding="utf-8", newline="")
+        if isinstance(content, str):
+            destination.write_text(content, encoding="utf-8", newline="")
+        else:
+            from lowrank_core.cli.figures import save
 
-
-def _save_figure(path: Path, figure: Figure) -> None:
-    from lowrank_core.cli.figures import save
-
-    with _written(path) as destination:
-        save(figure, destination, path.suffix)
+            save(content, destination, path.suffix)
 
 
 @contextmanager
@@ -156,9 +146,9 @@ def _written(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def json_text(value: Mapping[str, Any]) -> str:
+def json_text(result: object) -> str:
     """Return JSON with an object's entries on lines of their own and a list of numbers on one; NaN and ±∞ are null."""
-    return _json(_plain(value), "") + "\n"
+    return _json(_finite(to_json(result)), "") + "\n"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -166,7 +156,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
-    writer.writerows(_plain(row) for row in rows)
+    writer.writerows(map(_finite, rows))
     return stream.getvalue()
 
 
@@ -180,17 +170,13 @@ def _json(value: Any, indent: str) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of the types of JSON: arrays as lists, paths as text, numbers that are not finite as None."""
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+def _finite(value: Any) -> Any:
+    """Return plain JSON with None for numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def exit_code(failures: Sized) -> int:

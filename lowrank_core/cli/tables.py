@@ -15,26 +15,18 @@ from lowrank_core.cli.names import Named, blocks, by_kind, by_short_name, in_nat
 
 __all__ = [
     "FEW_LAYERS",
-    "RULE_LABELS",
     "add_by_block",
-    "beginning",
-    "count",
-    "error_text",
     "heading",
     "listed",
     "note",
-    "percent",
     "prose_table",
     "rows_of_layers",
     "section",
-    "shape_text",
-    "span",
     "table",
 ]
 
 Layer = TypeVar("Layer", bound=Named)
 
-RULE_LABELS = {"standard": "α/r", "rslora": "α/√r", "unscaled": "γ = 1"}
 # Up to here tables of several lines a layer have a row for every layer; beyond, for every kind of layer.
 FEW_LAYERS = 24
 ENTRIES_SHOWN = 12
@@ -110,36 +102,3 @@ def listed(entries: Mapping[str, str], *, full: bool, files: str = "--full or --
 def note(text: str) -> Text:
     """Return text that explains the numbers."""
     return Text(text, style="dim")
-
-
-def beginning(layers: Sequence[Named]) -> str:
-    """Return a line on what all names begin with, which tables omit; nothing if they differ from the start."""
-    prefix, _ = by_short_name(layers)
-    return f"names begin with {prefix}" if prefix else ""
-
-
-def shape_text(shape: tuple[int, int]) -> str:
-    """Return a shape as rows × columns."""
-    return f"{shape[0]} × {shape[1]}"
-
-
-def percent(fraction: float) -> str:
-    """Return a fraction in percent."""
-    return f"{100 * fraction:.2f} %"
-
-
-def error_text(value: float) -> str:
-    """Return a relative error as text: very small and very large ones with an exponent."""
-    return f"{value:.4f}" if value == 0 or 1e-4 <= value < 1e4 else f"{value:.1e}"
-
-
-def span(values: Iterable[float], form: str = ".5g", to: str = " to ") -> str:
-    """Return the smallest and the largest value as text, or one value where both have the same text."""
-    ordered = sorted(values)
-    smallest, largest = (f"{value:{form}}" for value in (ordered[0], ordered[-1]))
-    return smallest if smallest == largest else f"{smallest}{to}{largest}"
-
-
-def count(number: int, what: str) -> str:
-    """Return a number of things, in the plural but for one."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from lowrank_core.cli import output
+from lowrank_core.cli.drawing import draw_written
 from lowrank_core.cli.options import Reports, Work
 from lowrank_core.cli.reports import written_tables
 from lowrank_core.cli.workers import over_layers
 from lowrank_core.models.operations.compression import Compression, to_rows
-from lowrank_core.models.results import to_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["write_adapter"]
 
@@ -26,18 +22,8 @@ def write_adapter(operation: Callable[..., Compression], work: Work, reports: Re
     output.write_report(
         adapter,
         partial(written_tables.written, full=reports.full),
-        [
-            (reports.json, lambda: output.json_text(to_json(adapter))),
-            (reports.csv, lambda: output.csv_text(to_rows(adapter))),
-        ],
-        reports.figure,
-        _draw,
+        (reports.json, output.json_text),
+        (reports.csv, lambda adapter: output.csv_text(to_rows(adapter))),
+        (reports.figure, draw_written),
     )
     return output.exit_code(adapter.failures)
-
-
-def _draw(adapter: Compression) -> Figure:
-    # Imported here, because matplotlib takes a second to load and most runs draw nothing.
-    from lowrank_core.cli.reports import written_figure
-
-    return written_figure.draw(adapter)

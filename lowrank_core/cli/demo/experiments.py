@@ -6,7 +6,7 @@ The first truncates an update to rank r by SVD and multiplies it by γ; the seco
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -156,12 +156,12 @@ def run(settings: Settings) -> Experiments:
 
 
 def to_json(results: Experiments) -> dict[str, Any]:
-    """Return all results, those of the chosen ranks first and of every rank under "every_rank"."""
+    """Return all results under the names of JSON: of the chosen ranks, and of every rank under "every_rank"."""
     return {
-        "settings": asdict(results.settings),
+        "settings": results.settings,
         "style": _reconstruction_json(results.style, results.settings.ranks),
         "facts": _reconstruction_json(results.facts, results.settings.ranks),
-        "scaling": asdict(results.scalings),
+        "scaling": results.scalings,
         "learning": [
             {"best_possible" if name == "best" else name: value for name, value in vars(learning).items()}
             for learning in results.learning

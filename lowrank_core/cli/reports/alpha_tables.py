@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core import equivalent_alpha, learning_gain, scaling_rule
-from lowrank_core.cli.tables import RULE_LABELS, note, table
+from lowrank_core.cli.tables import note, table
+from lowrank_core.cli.texts import RULE_LABELS
 
 __all__ = ["Case", "alpha", "cases"]
 

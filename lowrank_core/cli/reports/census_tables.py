@@ -11,7 +11,8 @@ from rich.text import Text
 
 from lowrank_core.cli.names import in_natural_order
 from lowrank_core.cli.reports.inspection_tables import VARIANCE_HEADINGS
-from lowrank_core.cli.tables import count, error_text, heading, listed, note, section, span, table
+from lowrank_core.cli.tables import heading, listed, note, section, table
+from lowrank_core.cli.texts import count, error_text, span
 from lowrank_core.models.inspection.census_rows import AdapterRow
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
 

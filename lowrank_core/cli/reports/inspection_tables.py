@@ -10,22 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.reports import rounding_tables
-from lowrank_core.cli.tables import (
-    FEW_LAYERS,
-    RULE_LABELS,
-    add_by_block,
-    beginning,
-    count,
-    error_text,
-    heading,
-    listed,
-    note,
-    percent,
-    rows_of_layers,
-    section,
-    shape_text,
-    table,
-)
+from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
+from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS, Inspection, LayerReport
 
 __all__ = ["VARIANCE_HEADINGS", "inspection"]

@@ -8,20 +8,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.names import by_kind
-from lowrank_core.cli.tables import (
-    RULE_LABELS,
-    add_by_block,
-    beginning,
-    count,
-    error_text,
-    heading,
-    listed,
-    note,
-    percent,
-    section,
-    shape_text,
-    table,
-)
+from lowrank_core.cli.tables import add_by_block, heading, listed, note, section, table
+from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models.operations.planning import Plan, PlannedLayer
 
 __all__ = ["plan"]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core.cli.tables import add_by_block, count, note, percent, table
+from lowrank_core.cli.tables import add_by_block, note, table
+from lowrank_core.cli.texts import count, percent
 from lowrank_core.models.inspection.layer_noise import LayerNoise
 from lowrank_core.models.inspection.report import LayerReport
 

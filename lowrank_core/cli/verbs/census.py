@@ -11,7 +11,6 @@ from lowrank_core.cli.reports import census_tables
 from lowrank_core.cli.workers import over_adapters
 from lowrank_core.models.inspection.census import census
 from lowrank_core.models.inspection.census_rows import to_table
-from lowrank_core.models.results import to_json
 
 __all__ = ["check_options", "run"]
 
@@ -39,9 +38,7 @@ def run(folder: Path, ranks: tuple[int, ...], jsonl: Path | None, work: Work, re
     output.write_report(
         rows,
         partial(census_tables.census, folder, full=reports.full),
-        [
-            (reports.json, lambda: output.json_text({"adapters": [to_json(row) for row in rows]})),
-            (reports.csv, lambda: output.csv_text(to_table(rows))),
-        ],
+        (reports.json, lambda rows: output.json_text({"adapters": rows})),
+        (reports.csv, lambda rows: output.csv_text(to_table(rows))),
     )
     return output.exit_code([row for row in rows if row.failure is not None])

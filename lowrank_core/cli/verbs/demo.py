@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lowrank_core.cli import options, output
 from lowrank_core.cli.demo import experiments, tables, verdicts
 from lowrank_core.cli.demo.experiments import MAX_SEED, RANKS, STYLE_RANK, Settings
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lowrank_core.cli.drawing import draw_demo
 
 __all__ = ["EXAMPLES", "demo"]
 
@@ -56,14 +53,9 @@ def demo(
     chosen = tuple(rank for rank in RANKS if rank <= size) if ranks is None else options.parse_ranks(ranks)
     results = experiments.run(Settings(size=size, ranks=chosen, alpha=alpha, seed=seed))
     judged = verdicts.verdicts(results)
-    numbers = {**experiments.to_json(results), "verdicts": [asdict(verdict) for verdict in judged]}
     output.write_report(
-        results, lambda shown: tables.demo(shown, judged), [(json, lambda: output.json_text(numbers))], figure, _draw
+        results,
+        lambda results: tables.demo(results, judged),
+        (json, lambda results: output.json_text({**experiments.to_json(results), "verdicts": judged})),
+        (figure, draw_demo),
     )
-
-
-def _draw(results: experiments.Experiments) -> Figure:
-    # Imported here, because matplotlib takes a second to load and most runs draw nothing.
-    from lowrank_core.cli.demo.figure import draw
-
-    return draw(results)

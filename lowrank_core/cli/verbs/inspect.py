@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lowrank_core.cli import options, output
+from lowrank_core.cli.drawing import draw_inspection
 from lowrank_core.cli.reports import inspection_tables
 from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
 from lowrank_core.models.inspection import layers
-from lowrank_core.models.inspection.report import Inspection, to_rows
-from lowrank_core.models.results import to_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lowrank_core.models.inspection.report import to_rows
 
 __all__ = ["EXAMPLES", "inspect"]
 
@@ -109,18 +106,8 @@ def inspect(
     output.write_report(
         inspection,
         partial(inspection_tables.inspection, full=reports.full),
-        [
-            (reports.json, lambda: output.json_text(to_json(inspection))),
-            (reports.csv, lambda: output.csv_text(to_rows(inspection))),
-        ],
-        reports.figure,
-        _draw,
+        (reports.json, output.json_text),
+        (reports.csv, lambda inspection: output.csv_text(to_rows(inspection))),
+        (reports.figure, draw_inspection),
     )
     return output.exit_code(inspection.failures)
-
-
-def _draw(inspection: Inspection) -> Figure:
-    # Imported here, because matplotlib takes a second to load and most runs draw nothing.
-    from lowrank_core.cli.reports import inspection_figure
-
-    return inspection_figure.draw(inspection)

@@ -13,7 +13,6 @@ from lowrank_core.cli.reports import plan_tables
 from lowrank_core.cli.workers import over_layers
 from lowrank_core.models.operations import planning
 from lowrank_core.models.operations.budgets import Budget
-from lowrank_core.models.results import to_json
 
 __all__ = ["EXAMPLES", "plan"]
 
@@ -86,9 +85,7 @@ def plan(
     output.write_report(
         made,
         partial(plan_tables.plan, full=full),
-        [
-            (json, lambda: output.json_text(to_json(made))),
-            (out, lambda: output.json_text(made.config)),
-        ],
+        (json, output.json_text),
+        (out, lambda made: output.json_text(made.config)),
     )
     return output.exit_code(made.failures)

@@ -1,0 +1,35 @@
+"""The figures of reports, each drawn by a module that is imported only then: matplotlib takes a second to load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lowrank_core.cli.demo.experiments import Experiments
+    from lowrank_core.models.inspection.report import Inspection
+    from lowrank_core.models.operations.compression import Compression
+
+__all__ = ["draw_demo", "draw_inspection", "draw_written"]
+
+
+def draw_demo(results: Experiments) -> Figure:
+    """Draw both experiments of the demo."""
+    from lowrank_core.cli.demo import figure
+
+    return figure.draw(results)
+
+
+def draw_inspection(inspection: Inspection) -> Figure:
+    """Draw an inspection."""
+    from lowrank_core.cli.reports import inspection_figure
+
+    return inspection_figure.draw(inspection)
+
+
+def draw_written(adapter: Compression) -> Figure:
+    """Draw a written adapter."""
+    from lowrank_core.cli.reports import written_figure
+
+    return written_figure.draw(adapter)
