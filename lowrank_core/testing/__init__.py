@@ -1,12 +1,12 @@
-"""Hypothesis strategies and verifiers for spectra and low-rank updates, for your own tests too.
+"""Hypothesis strategies and verifiers for spectra and low-rank updates, for use in other projects' tests too.
 
-The strategies build matrices from drawn singular values, so that they meet what breaks a decomposition: zero,
-repeated, clustered, deficient and steeply graded spectra, subnormal numbers, numbers near overflow, in each dtype and
-memory layout. The verifiers bound residuals as LAPACK's own tests do, by c·max(m, n)·eps·‖Δ‖.
+The strategies build matrices from drawn singular values, so that they include what breaks a decomposition: zero,
+repeated, clustered, deficient and steeply graded spectra, subnormal numbers and numbers near overflow, in each dtype
+and memory layout. The verifiers bound residuals as LAPACK's own tests do, by c·max(m, n)·eps·‖Δ‖.
 
 Examples
 --------
-A property of one's own routine takes three lines:
+A property of your own routine takes three lines:
 
 >>> import numpy as np
 >>> from hypothesis import given

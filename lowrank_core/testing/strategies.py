@@ -1,4 +1,4 @@
-"""Strategies that draw updates, spectra and factors by their singular values."""
+"""Strategies that draw updates, spectra and factors from drawn singular values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KINDS = ("ordinary", "zero", "repeated", "clustered", "deficient", "graded", "su
 LAYOUTS = ("C", "F", "strided", "read-only")
 
 #: Kinds of factors. "unbalanced" components are large in one factor and small in the other, "padded" ones are zero,
-#: "cancelled" ones nearly annul each other.
+#: "cancelled" ones nearly cancel each other.
 FACTOR_KINDS = ("ordinary", "unbalanced", "deficient", "padded", "cancelled")
 
 #: Dtypes of matrices; bfloat16 is drawn where ml_dtypes is installed.
@@ -50,7 +50,7 @@ DTYPES = tuple(name for name in FLOATS if name != "bfloat16" or importlib.util.f
 
 @st.composite
 def _singular_values(draw: st.DrawFn, count: int, kinds: Sequence[str], dtype: str) -> tuple[Floats, int]:
-    """Descending values within 0 … 1, and the power of two to multiply them with."""
+    """Draw descending values between 0 and 1, and the power of two to multiply them by."""
     kind = draw(st.sampled_from(kinds))
     lowest, highest = FLOATS[dtype].min_exponent, FLOATS[dtype].max_exponent
     drawn = draw(st.lists(st.floats(2.0**-10, 1.0), min_size=count, max_size=count))
@@ -78,8 +78,8 @@ def _singular_values(draw: st.DrawFn, count: int, kinds: Sequence[str], dtype: s
 
 @st.composite
 def _basis(draw: st.DrawFn, side: int, count: int) -> Floats:
-    """Orthonormal columns, shape (side, count)."""
-    # Shrinks to coordinates, and a matrix with them to a diagonal one, which one can read.
+    """Draw orthonormal columns, shape (side, count)."""
+    # Shrinks to coordinates, and so a matrix to a diagonal one, which is easy to read.
     kind = draw(st.sampled_from(["coordinates", "Helmert", "random"]))
     if kind == "random":
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -127,10 +127,10 @@ def updates(
     kinds: Sequence[str] = KINDS,
     layouts: Sequence[str] = LAYOUTS,
 ) -> NDArray[Any]:
-    """Draw an update of shape (m, n) by its spectrum, each of its bases random, of coordinates, or Helmert's.
+    """Draw an update of shape (m, n) from drawn singular values in coordinate, Helmert or random bases.
 
-    With Helmert's basis [1]_ a matrix of rank r has all rows, or columns, from the r-th on equal, one of rank 1 all its
-    entries: what rounding leaves of such a matrix where it cancels is exactly zero, or exactly repeated.
+    With a Helmert basis [1]_ a matrix of rank r has equal rows, or columns, from the r-th on, and one of rank 1 equal
+    entries, so that where it cancels its rounding errors are exactly zero, or exactly repeated.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def stacks_of_updates(
     max_side : int
         Largest m and n.
     max_items : int
-        Longest batch axis; there are one or two.
+        Largest length of a batch axis; there are one or two.
     dtypes, kinds, layouts : sequence of str
         From :data:`DTYPES`, :data:`KINDS` and :data:`LAYOUTS`; one dtype and layout for the whole stack.
 
@@ -238,7 +238,7 @@ def spectra(
     shape = draw(_sides(max_side))
     values, exponent = draw(_singular_values(draw(st.integers(1, min(shape))), kinds, "float64"))
     whole = draw(st.booleans()) if complete is None else complete
-    # Whatever is missing, the norm is at least that of the values in hand.
+    # The norm of an incomplete spectrum is at least that of its values.
     rest = 0.0 if whole else draw(st.floats(0.0, 1.0))
     norm = math.sqrt(math.fsum([*values**2, rest * values[-1] ** 2]))
     return Spectrum(np.ldexp(values, exponent), np.array(math.ldexp(norm, exponent)), shape, whole)
@@ -255,14 +255,14 @@ def low_rank_updates(
     kinds: Sequence[str] = FACTOR_KINDS,
     layouts: Sequence[str] = LAYOUTS,
 ) -> LowRankUpdate:
-    """Draw an update as its factors, of rank 1 to `max_rank` (which may be more than min(m, n)).
+    """Draw an update in factored form, of rank 1 to `max_rank` (which may be more than min(m, n)).
 
     Parameters
     ----------
     max_side, max_rank : int
         Largest m and n, and largest r.
     max_dims : int
-        Most batch axes; those of the two factors broadcast against each other.
+        Largest number of batch axes; those of the two factors broadcast against each other.
     dtypes, kinds, layouts : sequence of str
         From :data:`DTYPES`, :data:`FACTOR_KINDS` and :data:`LAYOUTS`; each factor has a dtype and a layout of its own.
 
@@ -303,19 +303,20 @@ def low_rank_updates(
     elif kind == "cancelled":
         B[..., half:] = B[..., : rank - half]
         A[..., half:, :] = -A[..., : rank - half, :] * (1.0 + 2.0 ** -draw(st.integers(1, 20)))
-    stored = [
+    left, right = (
         _laid_out(factor.astype(as_dtype(name)), draw(st.sampled_from(layouts)))
         for factor, name in zip((B, A), names, strict=True)
-    ]
-    return LowRankUpdate(stored[0], stored[1], draw(st.sampled_from([1.0, 0.25, -2.0, 1e-3, 16.0])))
+    )
+    return LowRankUpdate(left, right, draw(st.sampled_from([1.0, 0.25, -2.0, 1e-3, 16.0])))
 
 
-def ranks_for(of: Any) -> st.SearchStrategy[int]:
-    """Draw a rank that can be asked of an update, of its factors, or of its spectrum.
+def ranks_for(update: Any) -> st.SearchStrategy[int]:
+    """Draw a legal rank of an update, of its factors, or of its spectrum.
 
     Parameters
     ----------
-    of : array_like, LowRankUpdate or Spectrum
+    update : array_like, LowRankUpdate or Spectrum
+        Of shape (..., m, n).
 
     Returns
     -------
@@ -333,6 +334,6 @@ def ranks_for(of: Any) -> st.SearchStrategy[int]:
     ...     assert_eckart_young(update, truncate(update, rank), rank)
     >>> test_truncation_is_the_best()
     """
-    if isinstance(of, Spectrum) and not of.complete:
-        return st.integers(0, of.values.shape[-1])
-    return st.integers(0, min(of.shape[-2:]))
+    if isinstance(update, Spectrum) and not update.complete:
+        return st.integers(0, update.values.shape[-1])
+    return st.integers(0, min(update.shape[-2:]))

@@ -20,25 +20,30 @@ _EPS64 = FLOATS["float64"].eps
 
 
 def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _EPS64) -> None:
-    r"""Hold singular values against those that LAPACK finds in float64.
+    r"""Check singular values against those of LAPACK in float64.
 
-    :math:`|\hat\sigma_i - \sigma_i| \le c \max(m, n)\,(\epsilon\,\sigma_1 + 2^{-1074})`; the last term, the spacing of
-    subnormal numbers, matters to nothing else.
+    The bound is :math:`|\hat\sigma_i - \sigma_i| \le c \max(m, n)\,(\epsilon\,\sigma_1 + 2^{-1074})`; its last term is
+    the spacing of subnormal numbers.
 
     Parameters
     ----------
     update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+        The matrices themselves.
     values : array_like, shape (..., k), or Spectrum
-        The leading k singular values, descending. The norm of a Spectrum is held to the same bound, relative to itself.
+        Leading k singular values, descending. The norm of a Spectrum has the same bound, relative to itself.
     c : float
-        The constant.
+        Constant of the bound.
     eps : float
-        Rounding unit of the arithmetic that found the values: 2⁻⁵² for float64, 2⁻²³ for float32.
+        Rounding unit of the arithmetic that computed the values: 2⁻⁵² for float64, 2⁻²³ for float32.
 
     Raises
     ------
     AssertionError
-        If a value is out of bound, or values are not descending or are negative; the message gives the worst.
+        If a value is out of bound, negative, or larger than the one before it.
+
+    See Also
+    --------
+    assert_eckart_young : for truncations.
 
     References
     ----------
@@ -54,30 +59,32 @@ def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _
     norm = None
     if isinstance(values, Spectrum):
         values, norm = values.values, np.ldexp(values.norm, -exponents)
-    found = np.ldexp(np.asarray(values, dtype=np.float64), -exponents[..., np.newaxis])
+    computed = np.ldexp(np.asarray(values, dtype=np.float64), -exponents[..., np.newaxis])
     exact = np.linalg.svd(scaled, compute_uv=False)
-    if found.shape[:-1] != exact.shape[:-1] or found.shape[-1] > exact.shape[-1]:
-        raise AssertionError(f"{found.shape} singular values do not belong to updates of shape {scaled.shape}")
-    if np.any(found < 0) or np.any(found[..., 1:] > found[..., :-1]):
-        raise AssertionError("singular values are not negative, and descend along the last axis")
+    if computed.shape[:-1] != exact.shape[:-1] or computed.shape[-1] > exact.shape[-1]:
+        raise AssertionError(f"values of shape {computed.shape} do not belong to updates of shape {scaled.shape}")
+    if np.any(computed < 0) or np.any(computed[..., 1:] > computed[..., :-1]):
+        raise AssertionError("singular values must not be negative, and must descend along the last axis")
     bound = _bound(scaled, exponents, exact[..., 0], c, eps)[..., np.newaxis]
-    _assert_within(np.abs(found - exact[..., : found.shape[-1]]), bound, "a singular value")
+    _assert_within(np.abs(computed - exact[..., : computed.shape[-1]]), bound, "a singular value")
     if norm is not None:
         true_norm = np.linalg.norm(scaled, axis=(-2, -1))
         _assert_within(np.abs(norm - true_norm), _bound(scaled, exponents, true_norm, c, eps), "the norm")
 
 
 def assert_same_update(actual: Any, expected: Any, *, c: float = 30.0, eps: float = _EPS64) -> None:
-    r"""Hold one update against another.
+    r"""Check one update against another.
 
-    :math:`\lVert \hat\Delta - \Delta \rVert_F \le c \max(m, n)\,(\epsilon\,\lVert \Delta \rVert_F + 2^{-1074})`. With
-    U Σ Vᵀ as the first, this is the residual of a decomposition in LAPACK's normalised form.
+    The bound is :math:`c \max(m, n)\,(\epsilon\,\lVert \Delta \rVert_F + 2^{-1074})` on
+    :math:`\lVert \hat\Delta - \Delta \rVert_F`. With U Σ Vᵀ as the first update, this is the
+    residual of a decomposition in LAPACK's normalised form.
 
     Parameters
     ----------
     actual, expected : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+        The computed update, and the exact one.
     c : float
-        The constant. LAPACK's own tests allow 30 for an SVD with its vectors, whose residual does reach half of that.
+        Constant of the bound. LAPACK's own tests allow 30 for an SVD with vectors, whose residual reaches half of it.
     eps : float
         As in :func:`assert_spectrum`.
 
@@ -85,6 +92,10 @@ def assert_same_update(actual: Any, expected: Any, *, c: float = 30.0, eps: floa
     ------
     AssertionError
         If the shapes differ or the residual is out of bound, for any matrix of a stack.
+
+    References
+    ----------
+    LAPACK Working Note 41, for the test ratios.
 
     Examples
     --------
@@ -94,15 +105,15 @@ def assert_same_update(actual: Any, expected: Any, *, c: float = 30.0, eps: floa
     >>> assert_same_update((U * values) @ Vt, np.arange(6.0).reshape(2, 3))
     """
     exact, exponents = _scaled(expected)
-    found = np.ldexp(_dense(actual), -exponents[..., np.newaxis, np.newaxis])
-    if found.shape != exact.shape:
-        raise AssertionError(f"an update of shape {found.shape} is not one of shape {exact.shape}")
+    computed = np.ldexp(_dense(actual), -exponents[..., np.newaxis, np.newaxis])
+    if computed.shape != exact.shape:
+        raise AssertionError(f"an update of shape {exact.shape} is expected; got shape {computed.shape}")
     bound = _bound(exact, exponents, np.linalg.norm(exact, axis=(-2, -1)), c, eps)
-    _assert_within(np.linalg.norm(found - exact, axis=(-2, -1)), bound, "the update")
+    _assert_within(np.linalg.norm(computed - exact, axis=(-2, -1)), bound, "the update")
 
 
 def assert_eckart_young(update: Any, approximation: Any, rank: int, *, c: float = 30.0, eps: float = _EPS64) -> None:
-    r"""Hold an approximation of rank r against the best there is, in the Frobenius and the spectral norm.
+    r"""Check an approximation of rank r against the best one, in the Frobenius and the spectral norm.
 
     With :math:`\tau = c \max(m, n)\,(\epsilon\,\lVert \Delta \rVert_F + 2^{-1074})`: its rank is at most r, that is
     :math:`\sigma_{r+1}(X) \le \tau`; :math:`\lVert \Delta - X \rVert_F \le \sqrt{T_r} + \tau`; and
@@ -111,14 +122,20 @@ def assert_eckart_young(update: Any, approximation: Any, rank: int, *, c: float 
     Parameters
     ----------
     update, approximation : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+        The exact update, and its approximation.
     rank : int
+        From 0 to min(m, n).
     c, eps : float
         As in :func:`assert_same_update`.
 
     Raises
     ------
     AssertionError
-        If the shapes differ or a bound is broken, for any matrix of a stack.
+        If the shapes differ or a bound is exceeded, for any matrix of a stack.
+
+    See Also
+    --------
+    lowrank_core.truncate : the best approximation.
 
     References
     ----------
@@ -131,18 +148,18 @@ def assert_eckart_young(update: Any, approximation: Any, rank: int, *, c: float 
     >>> assert_eckart_young(np.diag([3.0, 4.0]), np.diag([0.0, 4.0]), rank=1)
     """
     exact, exponents = _scaled(update)
-    found = np.ldexp(_dense(approximation), -exponents[..., np.newaxis, np.newaxis])
-    if found.shape != exact.shape:
-        raise AssertionError(f"an approximation of shape {found.shape} is not one of an update of shape {exact.shape}")
+    computed = np.ldexp(_dense(approximation), -exponents[..., np.newaxis, np.newaxis])
+    if computed.shape != exact.shape:
+        raise AssertionError(f"an approximation of shape {exact.shape} is expected; got shape {computed.shape}")
     slack = _bound(exact, exponents, np.linalg.norm(exact, axis=(-2, -1)), c, eps)
     tail = np.linalg.svd(exact, compute_uv=False)[..., rank:]
-    beyond = np.linalg.svd(found, compute_uv=False)[..., rank:]
-    left = np.linalg.svd(exact - found, compute_uv=False)
+    beyond = np.linalg.svd(computed, compute_uv=False)[..., rank:]
+    residual = np.linalg.svd(exact - computed, compute_uv=False)
     _assert_within(_largest(beyond), slack, f"singular value {rank + 1} of the approximation")
     _assert_within(
-        np.linalg.norm(left, axis=-1), np.linalg.norm(tail, axis=-1) + slack, "the Frobenius norm of the rest"
+        np.linalg.norm(residual, axis=-1), np.linalg.norm(tail, axis=-1) + slack, "the Frobenius norm of the residual"
     )
-    _assert_within(_largest(left), _largest(tail) + slack, "the spectral norm of the rest")
+    _assert_within(_largest(residual), _largest(tail) + slack, "the spectral norm of the residual")
 
 
 def _largest(values: NDArray[Any]) -> NDArray[Any]:
@@ -166,12 +183,13 @@ def _bound(scaled: Floats, exponents: NDArray[np.int64], size: NDArray[Any], c: 
 
 def _assert_within(error: NDArray[Any], bound: NDArray[Any], what: str) -> None:
     # Negated, so that a NaN does not pass.
-    broken = ~(error <= bound)
-    if not np.any(broken):
+    exceeded = ~(error <= bound)
+    if not np.any(exceeded):
         return
-    where = np.unravel_index(int(np.argmax(broken)), np.shape(broken))
-    place = f" at index {tuple(int(i) for i in where)}" if where else ""
-    off, allowed = np.asarray(error)[where], np.broadcast_to(bound, np.shape(error))[where]
+    index = np.unravel_index(int(np.argmax(exceeded)), np.shape(exceeded))
+    position = f" at index {tuple(int(i) for i in index)}" if index else ""
+    worst, limit = np.asarray(error)[index], np.broadcast_to(bound, np.shape(error))[index]
     raise AssertionError(
-        f"{what}{place}: {off:.3g} where {allowed:.3g} is allowed, in units of the power of two above the largest entry"
+        f"{what}{position}: {worst:.3g} where at most {limit:.3g} is allowed, in units of the power of two above the "
+        "largest entry"
     )
