@@ -30,7 +30,7 @@ def test_a_kohya_file_that_bears_pefts_name_is_still_kohya(write_file):
 
 def test_several_adapters_in_a_folder_have_to_be_chosen_from(write_peft):
     write_peft(PEFT, "outer/one")
-    with pytest.raises(ValueError, match=r"holds several adapters \(one, two\)"):
+    with pytest.raises(ValueError, match=r"contains several adapters \(one, two\)"):
         open_adapter(write_peft(PEFT, "outer/two").parent)
 
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_told_from_an_adapter(write_file):
     path = write_file({"a.weight": np.ones((2, 2))})
     with pytest.raises(ValueError, match="is a model checkpoint, not an adapter"):
         open_adapter(path.parent)
-    with pytest.raises(ValueError, match=r"holds no LoRA factors \(its first tensor is 'a.weight'\)"):
+    with pytest.raises(ValueError, match=r"contains no LoRA factors \(its first tensor is 'a.weight'\)"):
         open_adapter(path)
 
 

@@ -1,12 +1,13 @@
 """Budgets over the layers of a checkpoint or an adapter."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lowrank_core import allocate_ranks, spectrum
-from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
+from lowrank_core.models.operations.budgets import Budget, layer_spectra
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
 from lowrank_core.models.operations.planning import plan
@@ -57,10 +58,9 @@ def test_only_the_layers_that_are_written_share_the_budget(tmp_path, rng):
 
 def test_spectra_come_in_order_with_progress():
     calls = []
-    sources = [Source(name, lambda size=size: np.eye(size)) for name, size in (("b", 2), ("a", 3))]
-    spectra, failures = layer_spectra(
-        [*sources, Source("bad", lambda: np.full((2, 2), np.nan))], progress=lambda *call: calls.append(call)
-    )
+    matrices = {"b": np.eye(2), "a": np.eye(3), "bad": np.full((2, 2), np.nan)}
+    layers = [SimpleNamespace(name=name, update=lambda name=name: matrices[name]) for name in matrices]
+    spectra, failures = layer_spectra(layers, progress=lambda *call: calls.append(call))
     assert list(spectra) == ["b", "a"]
     assert list(failures) == ["bad"]
     assert calls == [("b", 1, 3), ("a", 2, 3), ("bad", 3, 3)]

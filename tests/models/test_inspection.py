@@ -120,7 +120,7 @@ def test_a_bad_layer_is_a_failure_beside_the_reports_of_the_others(write_file, w
     }
     report = inspect(write_peft(bad))
     assert not report.layers
-    assert "'base_model.model.x.lora_A.weight' holds NaN or infinity" in report.failures["x"]
+    assert "'base_model.model.x.lora_A.weight' contains NaN or infinity" in report.failures["x"]
     assert report.totals.norm == 0.0
     json.dumps(to_json(report), allow_nan=False)
 

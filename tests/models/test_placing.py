@@ -103,7 +103,7 @@ def test_the_places_of_another_format(peft, kohya, tmp_path):
 def test_the_norm_of_a_skipped_layer_that_is_damaged(write_peft):
     tensors = {"e.lora_embedding_A": np.full((2, 7), np.nan, "f4"), "e.lora_embedding_B": np.ones((3, 2), "f4")}
     placed = place_layers(open_adapter(write_peft(tensors)).layers, KOHYA, prefix=None, base=None)
-    assert "norm unknown, 'base_model.model.e.lora_embedding_A' holds NaN" in placed.skipped["e"]
+    assert "norm unknown, 'base_model.model.e.lora_embedding_A' contains NaN" in placed.skipped["e"]
 
 
 def test_two_modules_of_one_name_in_the_file():

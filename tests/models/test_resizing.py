@@ -194,7 +194,7 @@ def test_a_base_of_other_names_or_shapes(kohya, tmp_path):
     with pytest.raises(ValueError, match=r"stands for each of a\.q, a_q"):
         resize(kohya, tmp_path / "out", base=tmp_path / "both.safetensors", include=["lora_unet_a_q"])
     save_file({"a.q.weight": np.zeros((20, 11))}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="for no module of the base"):
+    with pytest.raises(ValueError, match="any module of the base"):
         resize(kohya, tmp_path / "out", base=tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="is an update of 20 × 12, but the base's weight has shape"):
         resize(kohya, tmp_path / "out", base=tmp_path / "other.safetensors", include=["lora_unet_a_q"])
@@ -258,7 +258,7 @@ def test_tensors_of_a_layer_that_was_not_chosen_go_with_it(with_others, tmp_path
 
 
 def test_dora_does_not_change_its_format(with_others, tmp_path):
-    with pytest.raises(ValueError, match=r"is a DoRA adapter .* no low-rank product"):
+    with pytest.raises(ValueError, match=r"is a DoRA adapter"):
         resize(with_others, tmp_path / "out.safetensors", rank=2)
 
 
@@ -268,7 +268,7 @@ def test_nan_in_one_layer(adapter, tmp_path):
     save_file(tensors, adapter / "adapter_model.safetensors")
     report = resize(adapter, tmp_path / "out", rank=2)
     (reason,) = report.failures.values()
-    assert reason == "'base_model.model.a.q.lora_B.weight' holds NaN or infinity in 1 of its 120 entries"
+    assert reason == "'base_model.model.a.q.lora_B.weight' contains NaN or infinity in 1 of its 120 entries"
     assert set(written_updates(tmp_path / "out")) == {"a.conv", "embed"}
     assert report.config["target_modules"] == ["a.conv", "embed"]
 

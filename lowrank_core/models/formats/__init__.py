@@ -30,18 +30,18 @@ __all__ = [
     "open_adapter",
 ]
 
-# kohya's first, whose tensors tell it whatever the file is called; PEFT's then takes every adapter_model.safetensors
-# with a configuration beside it, to say of another type of adapter what the configuration says.
+# kohya's first, which the names of tensors decide whatever the file's name; PEFT's is then every
+# adapter_model.safetensors with a configuration beside it, because that names other types of adapters.
 FORMATS: tuple[Format, ...] = (KOHYA, PEFT)
 
 
 def open_adapter(path: str | PathLike[str]) -> Adapter:
-    """Open a LoRA adapter: read its configuration and what its file holds, but no factor yet.
+    """Open a LoRA adapter: read its configuration and the header of its file, but no factor.
 
     Parameters
     ----------
     path : path-like
-        A PEFT adapter's folder (or the folder above, if it holds one adapter alone), its adapter_model.safetensors,
+        A PEFT adapter's folder (or the folder above, if it contains one adapter alone), its adapter_model.safetensors,
         or a kohya safetensors file. The format is recognised from the content.
 
     Returns
@@ -59,7 +59,7 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
 
     See Also
     --------
-    lowrank_core.models.inspect : Report what an adapter holds.
+    lowrank_core.models.inspect : Report what is in an adapter.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
             return each.read(file)
     example = f"its first tensor is {next(iter(file.tensors))!r}" if file.tensors else "it is empty"
     raise ValueError(
-        f"{str(where)!r} holds no LoRA factors ({example}): neither "
+        f"{str(where)!r} contains no LoRA factors ({example}): neither "
         f"{', nor '.join(each.factors for each in FORMATS)}. To inspect a checkpoint, give the one that it was "
         "tuned from as its base"
     )
@@ -143,7 +143,7 @@ def _find_adapter(folder: Path) -> Path:
         return _tensors_in(*inner.popitem())
     if inner:
         names = ", ".join(sorted(adapter.name for adapter in inner))
-        raise ValueError(f"{str(folder)!r} holds several adapters ({names}): give the folder of one of them")
+        raise ValueError(f"{str(folder)!r} contains several adapters ({names}): give the folder of one of them")
     if (folder / "model.safetensors").is_file() or any(folder.glob("*.safetensors.index.json")):
         raise ValueError(
             f"{str(folder)!r} is a model checkpoint, not an adapter: its update is its difference from the checkpoint "
@@ -152,7 +152,7 @@ def _find_adapter(folder: Path) -> Path:
     files = sorted(folder.glob(f"*{SINGLE_FILE}"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ValueError(f"{str(folder)!r} holds several files ({names}): give one of them")
+        raise ValueError(f"{str(folder)!r} contains several files ({names}): give one of them")
     if files:
         return files[0]
     for file in sorted(folder.iterdir()):

@@ -42,7 +42,7 @@ class Placement:
     name : str
         The layer's name in reports.
     module : str
-        The name by which the file's configuration tells layers apart.
+        The name that the file's configuration matches.
     keys : tuple of str
         The names of its tensors in the file, in the order of the format's ``arrange``.
     dims : tuple of int
@@ -71,7 +71,7 @@ def transposed(update: LowRankUpdate) -> LowRankUpdate:
 
 @dataclass(frozen=True)
 class GroupedProduct:
-    """The product of a convolution in groups, whose B holds the blocks of a block-diagonal matrix."""
+    """The product of a convolution in groups, whose B consists of the blocks of a block-diagonal matrix."""
 
     groups: int
 
@@ -92,7 +92,7 @@ class GroupedProduct:
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """One layer of an adapter: its tensors on disk, how they make its update, and the scale of it.
+    """One layer of an adapter: its tensors on disk, how its update is made from them, and its scale.
 
     A plain value that can be sent to another process; nothing is read before :meth:`update` is called.
 
@@ -133,7 +133,7 @@ class AdapterLayer:
 
     @property
     def name(self) -> str:
-        """The module's name, as the base model has it, or as the file has it where that is all it tells."""
+        """The module's name in the base model, or in the file where only that is known."""
         return self.placement.name
 
     @property
@@ -155,27 +155,14 @@ class AdapterLayer:
     def untransposed_update(self) -> LowRankUpdate:
         """Read the update of the module as a map, (out, in), whichever way its weight is stored.
 
-        Returns
-        -------
-        LowRankUpdate
-            The factors in their stored dtype, and the scale.
-
-        Raises
-        ------
-        ValueError
-            If a tensor holds NaN or infinity, or the file cannot be read.
-
-        Notes
-        -----
-        The factors of a linear layer mean the same whether its weight is stored as (out, in) or (in, out), and PEFT's
-        configuration has one fan_in_fan_out for all layers, that of whichever was adapted last: where linear layers
-        and Conv1D are mixed, or adapters disagree, only this orientation can be relied on.
+        Where linear layers and Conv1D are mixed, or adapters disagree, only this orientation can be relied on: PEFT's
+        configuration has one fan_in_fan_out for all layers, that of whichever was adapted last.
         """
         arrays = read_tensors(self.tensors)
         for tensor, array in zip(self.tensors, arrays, strict=True):
             bad = array.size - int(np.count_nonzero(np.isfinite(array)))
             if bad:
-                raise ValueError(f"{tensor.key!r} holds NaN or infinity in {bad} of its {array.size} entries")
+                raise ValueError(f"{tensor.key!r} contains NaN or infinity in {bad} of its {array.size} entries")
         return self.build(*arrays, self.scaling)
 
     def update(self) -> LowRankUpdate:
@@ -189,7 +176,7 @@ class AdapterLayer:
         Raises
         ------
         ValueError
-            If a tensor holds NaN or infinity, or the file cannot be read.
+            If a tensor contains NaN or infinity, or the file cannot be read.
         """
         update = self.untransposed_update()
         return transposed(update) if self.transposed else update
@@ -197,7 +184,7 @@ class AdapterLayer:
 
 @dataclass(frozen=True)
 class OtherTensor:
-    """A tensor of an adapter that no low-rank update holds.
+    """A tensor of an adapter that is not part of a low-rank update.
 
     Attributes
     ----------
@@ -210,7 +197,7 @@ class OtherTensor:
     scaling : float or None
         The scale of its layer that it is multiplied with; None where it is applied as it is.
     follows : str
-        The layer without which it means nothing; empty where it stands alone.
+        The layer without which it has no meaning; empty where there is none.
     magnitudes : bool
         Whether it is DoRA's, so that the update of its layer is not γBA.
     """
@@ -238,7 +225,7 @@ class OtherTensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk: its layers, and all else that it holds.
+    """An adapter on disk: its layers, and all its other tensors.
 
     Attributes
     ----------
@@ -251,7 +238,7 @@ class Adapter:
     unsupported : dict of str to str
         Modules that the adapter changes in a way that is not a product γBA: name, and why.
     others : tuple of OtherTensor
-        All tensors that no low-rank update holds.
+        All tensors that are not part of a low-rank update.
     warnings : tuple of str
         What a user of this adapter should know: an altered base, readers that would apply a different scale.
     inherited_warnings : tuple of str
@@ -295,13 +282,13 @@ def by_module(
 def both_factors(
     module: str, tensors: Mapping[str, StoredTensor], names: tuple[str, str]
 ) -> tuple[StoredTensor, StoredTensor]:
-    """Return A and B of a module by the names that the format gives them, once each is known to be a factor."""
+    """Return A and B of a module, whose names are the format's, once each is known to be a factor."""
     for name, partner in (names, names[::-1]):
         if name not in tensors:
             wanted, other = (each.strip(".").removesuffix(".weight") for each in (name, partner))
             has = f"has {other} but no {wanted}" if partner in tensors else f"has neither {other} nor {wanted}"
             raise ValueError(
-                f"{module!r} {has}: half of a product is no update; the file is incomplete, save the adapter again"
+                f"{module!r} {has}: half of a product is not an update; the file is incomplete, save the adapter again"
             )
     A, B = tensors[names[0]], tensors[names[1]]
     for factor in (A, B):
@@ -322,7 +309,7 @@ def build_of(
 ) -> tuple[Callable[..., LowRankUpdate], str]:
     """Return `build` and `fixed` of a layer with two factors, once they are known to have one rank.
 
-    B of a convolution in g groups has rank/g columns: the rank of the configuration tells it from a mistake.
+    B of a convolution in g groups has rank/g columns: the rank of the configuration distinguishes it from a mistake.
     """
     rows, columns = A.shape[0], B.shape[1]
     groups = rows // columns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +52,7 @@ class LossyNames(NamedTuple):
     """How a format's names for modules, which are not the base model's own, are turned into these.
 
     `reason` says what was lost, as "have underscores for dots". `modules` takes names and the base's modules, and
-    returns the module of each name that stands for one.
+    returns the modules that names stand for; names without one are left out.
     """
 
     reason: str
@@ -72,12 +71,12 @@ def as_factors(update: LowRankUpdate, dims: tuple[int, ...], _alpha: float) -> S
 
 
 def scale_by_rule(alpha: float, rule: str, rank: int, _dtype: np.dtype[Any]) -> StoredScale:
-    """Return the scale of a file whose readers know alpha, exactly as it was given, and the rule."""
+    """Return the scale of a file whose readers know the exact alpha and the rule."""
     return StoredScale(rank, alpha, float(scaling_rule(rule)(alpha, rank)))
 
 
 def no_headers(*_: object) -> Headers:
-    """Return nothing: the headers of a format whose files hold factors alone."""
+    """Return the headers of a format whose files consist of factors alone: none."""
     return Headers()
 
 
@@ -107,11 +106,11 @@ class Format:
         ``place(name, dims, prefix, embedding)`` makes the :class:`~lowrank_core.models.formats.adapter.Placement` of a
         module; `prefix` is what a user wants names to begin with, or None.
     embeddings : bool
-        Whether it holds updates of embeddings.
+        Whether it can store updates of embeddings.
     arrange : callable
         ``arrange(update, dims, alpha)`` makes the tensors that a placement names from an update in the stored dtype.
     rules : tuple of str
-        The scaling rules that its readers know; the first stands for all others.
+        The scaling rules that its readers know; the first is taken for any other.
     scale : callable
         ``scale(alpha, rule, rank, dtype)`` makes the :class:`StoredScale` that readers find of what was asked for.
     headers : callable
@@ -145,13 +144,3 @@ class Format:
     def output(self) -> str:
         """What messages call an output of this format, and the name that asks for it."""
         return f"{self.title} ({'a folder' if self.files else f'a name that ends in {SINGLE_FILE}'})"
-
-
-def check_scale(name: str, read: tuple[int, float], made: StoredScale) -> None:
-    """Raise an error if a reader gives a layer another rank or scale than its factors were made for."""
-    rank, scaling = read
-    if rank != made.rank or not math.isclose(scaling, made.scaling, rel_tol=1e-12):
-        raise ValueError(
-            f"{name!r} would be read with rank {rank} and scale {scaling}, but was made for rank {made.rank} and scale "
-            f"{made.scaling}: nothing was written"
-        )

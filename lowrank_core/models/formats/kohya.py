@@ -53,7 +53,7 @@ def _read(file: AdapterFile) -> Adapter:
     if not any(key.endswith((_DOWN, _UP)) for key in file.tensors):
         raise ValueError(
             f"{str(file.path)!r} is a LyCORIS adapter of another kind than LoRA ({_other_kind(file.tensors)!r}): its "
-            "update is no product of two factors"
+            "update is not a product of two factors"
         )
     modules, rest = by_module(file.tensors, (_DOWN, _UP, _MID, _ALPHA))
     unsupported = _unsupported(modules, rest)
@@ -81,7 +81,7 @@ def _read(file: AdapterFile) -> Adapter:
 
 def _unsupported(modules: Mapping[str, Mapping[str, StoredTensor]], rest: Iterable[str]) -> dict[str, str]:
     reasons = {
-        module: "has a lora_mid: a Tucker decomposition, whose update is no product of two matrices"
+        module: "has a lora_mid: a Tucker decomposition, whose update is not a product of two matrices"
         for module, tensors in sorted(modules.items())
         if _MID in tensors
     }
@@ -89,7 +89,7 @@ def _unsupported(modules: Mapping[str, Mapping[str, StoredTensor]], rest: Iterab
         module, _, part = key.partition(".")
         if part.startswith(_OTHER_KINDS):
             reasons.setdefault(
-                module, f"is of another kind than LoRA ({part}): its update is no product of two factors"
+                module, f"is of another kind than LoRA ({part}): its update is not a product of two factors"
             )
     return reasons
 
@@ -140,7 +140,7 @@ def _place(name: str, dims: tuple[int, ...], prefix: str | None, _embedding: boo
 
 
 def _modules(names: Iterable[str], modules: Iterable[str]) -> dict[str, str]:
-    """Return the module that each name stands for, of those that stand for any; several are an error."""
+    """Return the modules that names stand for, without the names that stand for none; several are an error."""
     meant: dict[str, list[str]] = {}
     for module in sorted(set(modules)):
         meant.setdefault(module.replace(".", "_"), []).append(module)

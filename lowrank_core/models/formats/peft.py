@@ -17,7 +17,7 @@ from lowrank_core.models.formats.adapter import (
     build_of,
     followed_module,
 )
-from lowrank_core.models.formats.format import AdapterFile, Format, Headers, StoredScale, check_scale
+from lowrank_core.models.formats.format import AdapterFile, Format, Headers, StoredScale
 from lowrank_core.models.formats.peft_config import (
     PeftConfig,
     as_names,
@@ -45,7 +45,7 @@ _EXPERTS = (
 
 
 def _recognises(file: AdapterFile) -> bool:
-    # With its configuration, because that tells of another type of adapter better than the names of tensors do.
+    # By its configuration too, which names another type of adapter better than its tensors do.
     configured = file.path.name == _WEIGHTS and file.path.with_name(_CONFIG).is_file()
     return configured or any(_FACTOR.fullmatch(key) for key in file.tensors)
 
@@ -63,7 +63,7 @@ def _read(file: AdapterFile) -> Adapter:
             rest[name] = tensor
     if not factors:
         raise ValueError(
-            f"{str(file.path)!r} holds no LoRA factors: no tensor of it is a lora_A or lora_B as PEFT names them"
+            f"{str(file.path)!r} contains no LoRA factors: no tensor of it is a lora_A or lora_B as PEFT names them"
         )
     layers = {module: _layer(module, tensors, config) for module, tensors in sorted(factors.items())}
     stacked = [module for module, layer in layers.items() if _is_expert_stack(layer, config)]
@@ -134,7 +134,7 @@ def _layer_name(module: str) -> str:
 
 
 def _configured_name(module: str) -> str:
-    # What PEFT holds patterns against: of a layer within a wrapped one, the name of the outer.
+    # What PEFT matches patterns with: of a layer within a wrapped one, the name of the outer.
     return module.partition(".base_layer")[0]
 
 
@@ -271,9 +271,6 @@ def _headers(
     )
     config = check_peft_config(Path(_CONFIG), raw)
     scales = dict(sorted((_module_of(placement), scale) for placement, scale in stored.items()))
-    for module, scale in scales.items():
-        alpha, _ = config.alpha_of(_configured_name(module))
-        check_scale(_layer_name(module), (scale.rank, float(scaling_rule(config.rule)(alpha, scale.rank))), scale)
     return Headers(config=raw, warnings=_warnings(scales, config)[0])
 
 

@@ -19,7 +19,7 @@ _OTHER_PRODUCTS = {
     "arrow_config": "Arrow routes between several adapters",
     "kasa_config": "KaSA puts a diagonal between the factors and truncates the base",
 }
-# What another set of layers, ranks or factors makes void; everything else in a configuration stays.
+# What another set of layers, ranks or factors makes void; everything else in a configuration is kept.
 _REPLACED: dict[str, Any] = {
     "init_lora_weights": True,
     "exclude_modules": None,
@@ -52,11 +52,11 @@ class PeftConfig:
         return "rslora" if self.use_rslora else "standard"
 
     def rank_of(self, module: str) -> int:
-        """Return the rank that PEFT gives to a module, whose name is without "base_model.model."."""
+        """Return PEFT's rank of a module, whose name is without "base_model.model."."""
         return self.rank_pattern.get(pattern_key(self.rank_pattern, module), self.r)
 
     def alpha_of(self, module: str) -> tuple[float, str]:
-        """Return the alpha that PEFT gives to a module, and the entry that it came from."""
+        """Return PEFT's alpha of a module, and the entry that it came from."""
         key = pattern_key(self.alpha_pattern, module)
         if key in self.alpha_pattern:
             return self.alpha_pattern[key], f"alpha_pattern {key!r}"
@@ -69,7 +69,7 @@ def pattern_key(patterns: Iterable[str], module: str) -> str:
 
 
 def read_peft_config(path: Path) -> PeftConfig:
-    """Read and check the configuration of an adapter; PEFT's defaults stand for what is missing."""
+    """Read and check the configuration of an adapter; PEFT's defaults replace what is missing."""
     return check_peft_config(path, read_json(path))
 
 
@@ -77,7 +77,7 @@ def check_peft_config(path: Path, raw: dict[str, Any]) -> PeftConfig:
     """Return a configuration whose entries are known to be of the right types; `path` is for messages."""
     if raw.get("peft_type") != "LORA":
         given = f"peft_type {raw['peft_type']!r}" if "peft_type" in raw else "no peft_type"
-        raise ValueError(f"{str(path)!r} has {given}: only LoRA adapters (peft_type 'LORA') hold an update γBA")
+        raise ValueError(f"{str(path)!r} has {given}: the update is γBA in LoRA adapters (peft_type 'LORA') alone")
     for key, how in _OTHER_PRODUCTS.items():
         if raw.get(key):
             raise ValueError(f"{str(path)!r} sets {key}: {how}, so the update is not γBA and cannot be read")
@@ -102,7 +102,7 @@ def lora_config(
     others: Iterable[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the configuration that gives each module its rank and its alpha in PEFT, beside the settings to keep.
+    """Return the configuration in which PEFT finds each module's rank and alpha, beside the settings to keep.
 
     The commonest rank and alpha are ``r`` and ``lora_alpha``, and the other layers have patterns of their own: ``'^'``
     and the escaped full name, the one form that matches nothing else. `others` are modules that no layer is for.
@@ -129,7 +129,7 @@ def lora_config(
 
 
 def as_names(value: Any) -> list[str]:
-    """Return a list of module names as a configuration gives it, empty where it is null."""
+    """Return a configuration's list of module names, empty where it is null."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
@@ -169,7 +169,7 @@ def _pattern_entry(path: Path, raw: Mapping[str, Any], key: str, convert: Callab
             re.compile(rf"(.*\.)?({pattern})$")
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
-                f"{str(path)!r} has {key} {pattern!r}, which is no regular expression ({error})"
+                f"{str(path)!r} has {key} {pattern!r}, which is not a regular expression ({error})"
             ) from error
     return {pattern: _entry(path, patterns, pattern, None, convert) for pattern in patterns}
 

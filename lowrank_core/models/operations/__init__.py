@@ -1,1 +1,1 @@
-"""Operations that write adapters, and the pipeline that they share."""
+"""Operations that write or plan adapters, and their common pipeline."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lowrank_core import RankAllocation, Spectrum, allocate_ranks, spectrum
-from lowrank_core.models.layerwise import Progress, collect_layers
+from lowrank_core.models.layerwise import Named, Progress, collect_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor
-    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Budget:
-    """
-    What all layers together may cost, or have to keep; a rank for each follows from their spectra.
+    """What all layers together may cost, or have to keep; a rank for each follows from their spectra.
 
     Attributes
     ----------
@@ -29,11 +27,15 @@ class Budget:
         At most so many entries in all factors together. A layer that may not be left out, because other tensors of its
         adapter need it, gets rank 1 beside the budget where it would get none.
     variance : float or None
-        Instead: the share of the variance to keep, with as few parameters as possible.
+        Instead: the fraction of the variance to keep, with as few parameters as possible.
     max_rank : int or None
         The largest rank of any layer.
     objective : str
-        "relative": every layer's own share counts alike. "absolute": large updates count more.
+        "relative": the fraction of every layer's own variance counts alike. "absolute": large updates count more.
+
+    See Also
+    --------
+    lowrank_core.allocate_ranks : How the budget is divided.
 
     Notes
     -----
@@ -48,68 +50,24 @@ class Budget:
     objective: str = "relative"
 
     def allocate(self, spectra: Mapping[str, Spectrum]) -> RankAllocation:
-        """
-        Share the budget among layers.
-
-        Parameters
-        ----------
-        spectra : mapping of str to Spectrum
-            Those of all layers.
-
-        Returns
-        -------
-        RankAllocation
-            As :func:`lowrank_core.allocate_ranks` gives it.
-
-        Raises
-        ------
-        ValueError
-            If the budget cannot be met.
-        """
-        return allocate_ranks(
-            spectra,
-            parameters=self.parameters,
-            variance=self.variance,
-            max_rank=self.max_rank,
-            objective=self.objective,
-        )
+        """Return the rank of each layer, as :func:`lowrank_core.allocate_ranks` allocates it."""
+        return allocate_ranks(spectra, **asdict(self))
 
 
-class Source(NamedTuple):
-    """A layer's name, and what reads its update; picklable."""
+class Readable(Named, Protocol):
+    """What has a name and an update, as a layer does; picklable where it goes to another process."""
 
-    name: str
-    update: Callable[[], NDArray[Any] | LowRankUpdate]
+    def update(self) -> NDArray[Any] | LowRankUpdate:
+        """Read the update."""
 
 
 def layer_spectra(
-    sources: Sequence[Source],
-    *,
-    executor: Executor | None = None,
-    progress: Progress | None = None,
+    layers: Sequence[Readable], *, executor: Executor | None = None, progress: Progress | None = None
 ) -> tuple[dict[str, Spectrum], dict[str, str]]:
-    """
-    Find the spectrum of every layer, with one of them in memory at a time.
-
-    Parameters
-    ----------
-    sources : sequence of Source
-        The layers.
-    executor : concurrent.futures.Executor, optional
-        Where they are read and decomposed. None: here.
-    progress : callable, optional
-        Called as ``progress(name, done, total)`` after each.
-
-    Returns
-    -------
-    spectra : dict of str to Spectrum
-        Of the layers that could be read, in their order.
-    failures : dict of str to str
-        Those that could not, and why.
-    """
-    spectra, failures = collect_layers(_spectrum, sources, executor, progress)
+    """Return the spectra of layers by name, with one layer in memory at a time, and why others could not be read."""
+    spectra, failures = collect_layers(_spectrum, layers, executor, progress)
     return dict(spectra), failures
 
 
-def _spectrum(source: Source) -> Spectrum:
-    return spectrum(source.update())
+def _spectrum(layer: Readable) -> Spectrum:
+    return spectrum(layer.update())

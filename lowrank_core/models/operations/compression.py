@@ -33,7 +33,7 @@ class LayerCompression:
     stored_rank : int
         The rank of the written factors: `rank`, or more where they were padded with zeros.
     alpha, scaling : float or None
-        The alpha that the adapter holds for this layer and the scale γ that a reader applies; None at rank 0.
+        The alpha that the adapter has for this layer and the scale γ that a reader applies; None at rank 0.
     norm : float
         Frobenius norm of the update.
     singular_values : ndarray
@@ -124,7 +124,7 @@ class Compression:
     unchanged : tuple of str
         Layers without an update, which are not in the adapter.
     skipped : dict of str to str
-        What the adapter does not hold, with its norm where it changed.
+        What is not in the adapter, with its norm where it changed.
     copied : dict of str to str
         Tensors that were copied as they are.
     failures : dict of str to str

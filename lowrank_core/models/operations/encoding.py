@@ -1,4 +1,4 @@
-"""How factors are stored: dtype, alpha and rule, and the scale that a file's readers find of them."""
+"""How factors are stored: dtype, alpha and rule, and the scale that readers of the file apply."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FactorEncoding:
         return DEFAULT_ALPHA if self.alpha is None else self.alpha
 
     def stored_scale(self, rank: int) -> StoredScale:
-        """Return the alpha that a file holds for a layer of this rank, at least 1, and the scale that readers apply."""
+        """Return the alpha that is stored for a layer of this rank, at least 1, and the scale that readers apply."""
         if self.uniform:
             return StoredScale(rank, float(rank), 1.0)
         return self.scale(self._alpha, self.rule, rank, as_dtype(self.dtype))
@@ -79,5 +79,5 @@ def finest_dtype(tensors: Iterable[StoredTensor]) -> str:
 
 
 def stored_bytes(tensors: Iterable[StoredTensor]) -> int:
-    """Return what tensors of types that hold weights take in their files."""
+    """Return the size of tensors in their files; of dtypes for weights alone."""
     return sum(tensor.size * item_size(tensor) for tensor in tensors)

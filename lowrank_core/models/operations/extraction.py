@@ -1,7 +1,8 @@
-"""Extract an adapter from two checkpoints: the best update of each layer that a rank can hold."""
+"""Extract an adapter from two checkpoints: the best update of each layer at a rank."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,9 @@ from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
-from lowrank_core.models.formats import Format, Placement, format_of_output
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
-from lowrank_core.models.operations.encoding import FactorEncoding, stored_bytes
-from lowrank_core.models.operations.pipeline import Destination, Task, check_destination, compress
+from lowrank_core.models.operations.encoding import stored_bytes
+from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import no_embeddings
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from os import PathLike
 
+    from lowrank_core.models.formats import Format, Placement
     from lowrank_core.models.layerwise import Progress
     from lowrank_core.models.operations.compression import Compression
     from lowrank_core.models.operations.factoring import Rank
@@ -54,7 +55,7 @@ def extract(
     Parameters
     ----------
     base, tuned : path-like
-        Before and after training: safetensors files, sharded or not, or the folders that hold them.
+        Before and after training: safetensors files, sharded or not, or their folders.
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
     rank : int, callable, mapping, Budget or AboveNoise
@@ -138,11 +139,12 @@ def extract(
            [0., 0.]])
     """
     out = Path(out)
-    target = format_of_output(out)
-    encoding = FactorEncoding(dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, scale=target.scale)
     pair = pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)))
     _check_not_an_input(out, pair.base, pair.tuned)
-    check_destination(out, target, force=force, dry_run=dry_run)
+    destination = destination_for(
+        out, None, dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, force=force, dry_run=dry_run
+    )
+    target = destination.format
     layers = {layer.name: layer for layer in pair.layers}
     names = sorted(layers.keys() | pair.mismatched.keys())
     check_patterns("embedding", embeddings, names)
@@ -163,23 +165,16 @@ def extract(
             is_transposed = embedding or (name in as_conv1d and len(layers[name].tuned.shape) == 2)
             dims = layers[name].tuned.shape[::-1] if is_transposed else layers[name].tuned.shape
             tasks.append(_task(layers[name], target.place(name, dims, prefix, embedding), is_transposed=is_transposed))
-    destination = Destination(
-        path=out,
-        format=target,
-        encoding=encoding,
-        force=force,
-        dry_run=dry_run,
-        settings={
-            "base_model_name_or_path": str(base),
-            "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in tasks),
-        },
-        modules=tuple(f"{prefix}.{module}" if prefix else module for module in sorted(module_names)),
-    )
+    settings = {
+        "base_model_name_or_path": str(base),
+        "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in tasks),
+    }
+    modules = tuple(f"{prefix}.{module}" if prefix else module for module in sorted(module_names))
     return compress(
         "extract",
         (str(base), str(tuned)),
         tasks,
-        destination,
+        replace(destination, settings=settings, modules=modules),
         rank,
         skipped=skipped | dict(pair.other_changes()),
         failures=failures,

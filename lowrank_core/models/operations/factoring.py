@@ -1,4 +1,4 @@
-"""One layer's update becomes the factors that a file will hold, and what was lost on the way."""
+"""The factors of one layer's update in their stored dtype, and what they lose of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Rank: TypeAlias = LayerRank | Mapping[str, int] | Budget | AboveNoise
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Factored:
-    """One update as the factors that a file will hold, in their stored dtype, and what they lose of it.
+    """One update as factors in their stored dtype, and what they lose of it.
 
     `update` is None at rank 0. `requested_rank` is not clamped to the layer's own. `error` is that of the stored
     factors, ‖Δ − γBA‖ / ‖Δ‖, and `storage_error` what their rounding moved, ‖γBA − Δ_r‖ / ‖Δ‖, with Δ_r the best
@@ -62,7 +62,7 @@ def factor(
     The error of the factors is measured against Δ itself, in float64 and after rounding: in blocks of rows, or for a
     product through the QR factors of :math:`[\gamma' B', -\gamma B]` and :math:`[A'; A]`. Where only the leading
     singular values are known (large float32 layers at a fixed small rank) the best error is :math:`\sqrt{N^2 - H_r}/N`:
-    nothing under about 3e-8 can be told from zero by it, and it may lie above the truth by a relative 5e-5.
+    nothing under about 3e-8 can be distinguished from zero, and the figure may be too large by a relative 5e-5.
     """
     best, spectrum, requested = _truncated(update, rank, min_rank)
     norm = float(spectrum.norm)
@@ -106,7 +106,7 @@ def check_rank(rank: Rank, names: Iterable[str]) -> None:
 
 
 def rank_of(rank: LayerRank | Mapping[str, int] | AboveNoise, name: str) -> LayerRank | AboveNoise:
-    """Return the rank of one layer: its entry in a mapping, else what was given."""
+    """Return the rank of one layer: its entry in a mapping, else `rank` itself."""
     return rank[name] if isinstance(rank, Mapping) else rank
 
 
@@ -132,7 +132,7 @@ def _truncated(
     """Return the best update of a rank, the spectrum, and the rank that was requested."""
     own = min(update.shape)
 
-    # Only float32 and below are ever decomposed in part: for all others the whole spectrum comes at no cost.
+    # Only float32 and below are ever decomposed in part: for all others the whole spectrum costs nothing more.
     if not (isinstance(update, LowRankUpdate) or callable(rank) or update.dtype == np.float64):
         requested, norm = _as_count(rank), frobenius_norm(update)
         best = truncate(update, max(min(requested, own) if norm else 0, min_rank))
@@ -156,7 +156,7 @@ def _rounding_bound(update: LowRankUpdate) -> float:
     """Return a bound on what rounding in float64 makes of a product's zero singular values.
 
     QR errs within eps in each column, and the core within eps·Σ‖b_i‖‖a_i‖, however much of that cancels in the product
-    itself, as it does in the difference of two adapters: such values are no components.
+    itself, as it does in the difference of two adapters: such values are not components.
     """
     (B, B_exponent), (A, A_exponent) = _column_norms(update.B), _column_norms(update.A.T)
     size = float(np.dot(B, A)) * abs(update.scaling) * max(update.shape) * FLOATS["float64"].eps

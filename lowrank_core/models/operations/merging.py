@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.executors import path_for
 from lowrank_core.models.files.tensors import describe_shape
-from lowrank_core.models.formats import Format, format_named, format_of_output, open_adapter
+from lowrank_core.models.formats import Format, format_named, open_adapter
 from lowrank_core.models.module_names import select
-from lowrank_core.models.operations.encoding import FactorEncoding, finest_dtype, stored_bytes
+from lowrank_core.models.operations.encoding import finest_dtype, stored_bytes
 from lowrank_core.models.operations.factoring import Rank, keep_all
 from lowrank_core.models.operations.norms import stacked
-from lowrank_core.models.operations.pipeline import Destination, Task, check_destination, compress
+from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def merge(
     .. math:: \sum_i w_i \gamma_i B_i A_i = [w_1 \gamma_1 B_1, w_2 \gamma_2 B_2, \ldots]\,[A_1; A_2; \ldots]
 
     is a product again, and is truncated through its core. PEFT's own ``add_weighted_adapter`` (0.21) gives the same
-    sum as "svd" and "cat" under α/r alone: under rsLoRA its result is √r too large. Its "linear" is no weighted sum:
+    sum as "svd" and "cat" under α/r alone: under rsLoRA its result is √r too large. Its "linear" is not a weighted sum:
     it adds the factors up, so that each B is multiplied with the other adapters' A too.
 
     Examples
@@ -145,16 +145,18 @@ def merge(
     for adapter in opened:
         check_base(adapter, restored=base_restored)
         check_no_magnitudes(adapter)
-    target = format_of_output(out, opened[0].format)
     stored = (tensor for adapter in opened for layer in adapter.layers for tensor in layer.tensors)
-    encoding = FactorEncoding(
+    destination = destination_for(
+        out,
+        opened[0].format,
         dtype=finest_dtype(stored) if dtype is None else dtype,
         alpha=alpha,
         rule=rule,
         uniform=uniform,
-        scale=target.scale,
+        force=force,
+        dry_run=dry_run,
     )
-    check_destination(out, target, force=force, dry_run=dry_run)
+    target = destination.format
     sums, incomplete = _by_module(opened, weights, target)
     chosen = select(sorted(sums.keys() | incomplete.keys()), include, exclude)
     # The first term decides where the sum goes.
@@ -166,15 +168,6 @@ def merge(
         if layer.name in placed.placements
     ]
     configs = [adapter.settings for adapter in opened if adapter.settings]
-    destination = Destination(
-        path=out,
-        format=target,
-        encoding=encoding,
-        force=force,
-        dry_run=dry_run,
-        settings=_settings(configs, base),
-        modules=tuple(sums),
-    )
     named = list(zip(map(str, adapters), opened, strict=True))
     others = {f"{other.name} ({name})": other.describe() for name, adapter in named for other in adapter.others}
     inherited = [f"{name}: {warning}" for name, adapter in named for warning in adapter.inherited_warnings]
@@ -182,7 +175,7 @@ def merge(
         "merge",
         [name for name, _ in named],
         tasks,
-        destination,
+        replace(destination, settings=_settings(configs, base), modules=tuple(sums)),
         keep_all if rank is None else rank,
         skipped=placed.skipped | others,
         failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},

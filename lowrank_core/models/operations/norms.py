@@ -34,7 +34,7 @@ def product_norm(update: LowRankUpdate) -> float:
 
     From the Gram matrices of the factors in float64, :math:`\sum_{ij} (B^T B)_{ij} (A A^T)_{ij}`, in a fraction of the
     time of their QR. That errs by at most :math:`(m + n)\,\epsilon\,s^2` with
-    :math:`s = \sum_i \lVert b_i \rVert \lVert a_i \rVert`: where more than a 1e-5th of s² is left of it, the norm is
+    :math:`s = \sum_i \lVert b_i \rVert \lVert a_i \rVert`: where the sum is more than 1e-5·s², the norm is
     right to 1e-7 at the very worst for any layer. Where more has cancelled, QR keeps all digits.
     """
     B, A = np.asarray(update.B, dtype=np.float64), np.asarray(update.A, dtype=np.float64)

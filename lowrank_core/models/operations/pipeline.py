@@ -1,4 +1,4 @@
-"""Updates become an adapter's file, one layer in memory at a time."""
+"""The pipeline of every operation that writes an adapter, with one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.files.atomic import check_replaceable, replacing
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
-from lowrank_core.models.formats import Format, Placement
+from lowrank_core.models.formats import Format, Placement, format_of_output
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.layerwise import Progress, map_layers
 from lowrank_core.models.operations.above_noise import AboveNoise
-from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
+from lowrank_core.models.operations.budgets import Budget, layer_spectra
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.encoding import FactorEncoding, item_size, wider_than
 from lowrank_core.models.operations.factoring import Factored, LayerRank, Rank, check_rank, factor, rank_of
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 class Task:
     """One layer to be compressed; picklable, because it may run in another process.
 
-    `shape`, `dtype`, `source_parameters` and `source_bytes` are those of what it comes from. `update` reads it, as the
+    `shape`, `dtype`, `source_parameters` and `source_bytes` describe what is compressed. `update` reads it, as the
     transpose of its module's map where `transposed`; `update_and_noise` reads it with its rounding noise, where there
-    are two stored weights. `biases` are multiplied with the layer's scale by readers, and have to follow it.
+    are two stored weights. `biases` are multiplied with the layer's scale by readers, and are divided by it here.
     """
 
     placement: Placement
@@ -57,19 +57,23 @@ class Task:
     min_rank: int = 0
     update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
 
+    @property
+    def name(self) -> str:
+        """The layer's name in reports."""
+        return self.placement.name
+
 
 @dataclass(frozen=True)
 class Destination:
     """What is to be written, and how.
 
-    `settings` and `metadata` are what the file takes over from others; `modules` are all known modules of the base;
+    `settings` and `metadata` are kept from the inputs; `modules` are all known modules of the base;
     `copied` are tensors to copy as they are.
     """
 
     path: Path
     format: Format
     encoding: FactorEncoding
-    force: bool
     dry_run: bool
     settings: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -77,10 +81,23 @@ class Destination:
     copied: tuple[OtherTensor, ...] = ()
 
 
-def check_destination(path: Path, target: Format, *, force: bool, dry_run: bool) -> None:
-    """Check, before anything is read, that the output may be written; a dry run writes nothing."""
+def destination_for(
+    path: Path,
+    source: str | None,
+    *,
+    dtype: str,
+    alpha: float | None,
+    rule: str,
+    uniform: bool,
+    force: bool,
+    dry_run: bool,
+) -> Destination:
+    """Return where and how to write, once it is known that the output may be written; `source` is a format's name."""
+    target = format_of_output(path, source)
+    encoding = FactorEncoding(dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, scale=target.scale)
     if not dry_run:
         check_replaceable(path, target.files or None, force=force)
+    return Destination(path, target, encoding, dry_run)
 
 
 def compress(
@@ -96,13 +113,13 @@ def compress(
     executor: Executor | None,
     progress: Progress | None,
 ) -> Compression:
-    """Truncate each layer, write the factors as they come, and return the report; `verb` and `sources` are for it.
+    """Truncate each layer, write its factors, and return the report, which names `verb` and `sources`.
 
     `skipped`, `failures` and `warnings` are what is known before. The layers are truncated on the executor and written
-    here; when this returns, the adapter is in its place.
+    here, in their order; on return, the adapter is in its place.
     """
     check_distinct(task.placement for task in tasks)
-    check_rank(rank, [task.placement.name for task in tasks])
+    check_rank(rank, [task.name for task in tasks])
     target, encoding, path = destination.format, destination.encoding, destination.path
     if isinstance(rank, Budget):
         rank = _allocated(rank, tasks, encoding, executor, progress)
@@ -134,9 +151,7 @@ def compress(
         rule=encoding.rule,
         reader_rule=encoding.rule if encoding.rule in target.rules else target.rules[0],
         layers=layers,
-        unchanged=tuple(
-            task.placement.name for task, factored in written.layers if factored.norm == 0 and factored.rank == 0
-        ),
+        unchanged=tuple(task.name for task, factored in written.layers if factored.norm == 0 and factored.rank == 0),
         skipped=dict(sorted(skipped.items())),
         copied={other.name: other.describe() for other in destination.copied},
         failures=dict(sorted(failures.items())),
@@ -156,8 +171,7 @@ def _allocated(
     """Read every layer's spectrum and return each layer's rank; a layer that cannot be read fails when factored."""
     if encoding.uniform:
         raise ValueError("uniform pads every layer to the largest rank of all, which no budget provides for: give one")
-    sources = [Source(task.placement.name, task.update) for task in tasks]
-    spectra, failures = layer_spectra(sources, executor=executor, progress=progress)
+    spectra, failures = layer_spectra(tasks, executor=executor, progress=progress)
     ranks = budget.allocate(spectra).ranks if spectra else {}
     return ranks | dict.fromkeys(failures, 0)
 
@@ -186,7 +200,7 @@ def _write_layers(
     keys = [key for task in tasks for key in (*task.placement.keys, *(bias.tensor.key for bias in task.biases))]
     keys += [other.tensor.key for other in copied]
     encodings = _encodings(tasks, encoding)
-    jobs = [_Job(task, rank_of(rank, task.placement.name), encodings[task.placement]) for task in tasks]
+    jobs = [_Job(task, rank_of(rank, task.name), encodings[task.placement]) for task in tasks]
     layers: list[tuple[Task, Factored]] = []
     failures: dict[str, str] = {}
     path = temporary / target.files[0] if temporary and target.files else temporary
@@ -235,7 +249,7 @@ class _Job(NamedTuple):
     @property
     def name(self) -> str:
         """The layer's name."""
-        return self.task.placement.name
+        return self.task.name
 
 
 def _factored(job: _Job) -> Factored:
@@ -253,7 +267,7 @@ def _update_and_noise(task: Task) -> tuple[NDArray[Any], RoundingNoise]:
 
 
 def _encodings(tasks: Sequence[Task], encoding: FactorEncoding) -> dict[Placement, FactorEncoding]:
-    """Return each layer's encoding: the scale 1 where a configuration cannot tell its rank and alpha from another's."""
+    """Return each layer's encoding: the scale 1 where a configuration has one rank and alpha for several layers."""
     members = Counter(task.placement.module for task in tasks)
     unit = replace(encoding, alpha=None, rule="standard", uniform=True)
     return {task.placement: encoding if members[task.placement.module] == 1 else unit for task in tasks}
@@ -265,7 +279,7 @@ def _layer_report(
     stored_rank = 0 if scale is None else scale.rank
     parameters = stored_rank * sum(task.shape)
     return LayerCompression(
-        name=task.placement.name,
+        name=task.name,
         shape=task.shape,
         dtype=task.dtype,
         rank=factored.rank,
@@ -310,7 +324,7 @@ def _noise_warnings(layers: Sequence[tuple[Task, Factored]]) -> tuple[str, ...]:
     task, noise = max(vague, key=lambda pair: pair[1].unchanged)
     warning = (
         f"rounding and update cannot be told apart in {len(vague)} of {len(layers)} layers: most entries of them "
-        f"changed by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.placement.name!r} not at "
+        f"changed by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.name!r} not at "
         "all), so that what is kept of them may be neither. Take weights stored in float32, or a rank of your own"
     )
     return (warning,)

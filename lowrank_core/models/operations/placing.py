@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Placed(NamedTuple):
-    """Where each layer goes, by its name; what the format does not hold; and what cannot be placed, and why."""
+    """Where each layer goes, by its name; what the format cannot store; and what cannot be placed, and why."""
 
     placements: dict[str, Placement]
     skipped: dict[str, str]
@@ -29,7 +29,7 @@ def check_base(adapter: Adapter, *, restored: bool) -> None:
     if adapter.initialisation is not None and not restored:
         raise ValueError(
             f"{str(adapter.path)!r} was initialised by {adapter.initialisation!r}, which altered the base model: its "
-            "factors are added to that altered base, and are no update of the original one. Convert it with PEFT's "
+            "factors are added to that altered base, and are not an update of the original one. Convert it with PEFT's "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...); or, if the base was restored and "
             "the factors converted, say so (--base-restored)"
         )
@@ -41,7 +41,7 @@ def check_no_magnitudes(adapter: Adapter) -> None:
     if magnitudes:
         raise ValueError(
             f"{str(adapter.path)!r} is a DoRA adapter ({magnitudes[0]!r}): its update is m·(W + γBA)/‖W + γBA‖ − W, "
-            "which is no low-rank product. Resize it within its own format, or extract an adapter from the merged model"
+            "which is not low-rank. Resize it within its own format, or extract an adapter from the merged model"
         )
 
 
@@ -101,7 +101,7 @@ def _modules_in_base(
     names: dict[str, list[str]] = {}
     for layer in layers:
         names.setdefault(layer.placement.format, []).append(layer.name)
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    placed: dict[str, tuple[str, tuple[int, ...]]] = {}
     for source in map(format_named, names):
         if source.lossy_names is None:
             continue
@@ -120,11 +120,11 @@ def _modules_in_base(
         for name in wanted:
             if name not in modules:
                 raise ValueError(
-                    f"{name!r} stands for no module of the base: such names {source.lossy_names.reason}. Give the base "
-                    f"model that these layers belong to, leave the layer out, or write {source.output}"
+                    f"{name!r} does not stand for any module of the base: such names {source.lossy_names.reason}. Give "
+                    f"the base model that these layers belong to, leave the layer out, or write {source.output}"
                 )
-            found[name] = modules[name], shapes[modules[name]]
-    return found
+            placed[name] = modules[name], shapes[modules[name]]
+    return placed
 
 
 def _norm_of(layer: AdapterLayer) -> str:

@@ -14,29 +14,27 @@ from lowrank_core.models.files.checkpoints import CheckpointPair, module_name
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
-from lowrank_core.models.operations.budgets import Budget, Source, layer_spectra
+from lowrank_core.models.operations.budgets import Budget, layer_spectra
 from lowrank_core.models.operations.extraction import skip_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from concurrent.futures import Executor
     from os import PathLike
 
-    from numpy.typing import NDArray
-
     from lowrank_core import Spectrum
-    from lowrank_core.models.formats.adapter import Adapter
+    from lowrank_core.models.formats import Adapter
+    from lowrank_core.models.layerwise import Progress
 
 # What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
 _PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")
-DEFAULT_SCALE = 1.0
+_CHECKPOINT_SCALE, _CHECKPOINT_RULE = 1.0, "standard"
 _EMBEDDING = "an embedding, which is planned for only when asked for (--include)"
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """
-    What one layer gets.
+    """The rank and alpha of one layer.
 
     Attributes
     ----------
@@ -46,14 +44,12 @@ class PlannedLayer:
         Shape (m, n) of its update.
     norm : float
         Frobenius norm of its update.
-    rank : int
-        Its share of the budget; 0 leaves it out.
-    parameters : int
-        r·(m + n).
+    rank, parameters : int
+        Its part of the budget, and r·(m + n). A layer of rank 0 is left out.
     alpha, scaling : float or None
-        The alpha that gives it the scale γ at this rank, and γ; None at rank 0.
+        The alpha with which its scale at this rank is γ, and γ; None at rank 0.
     variance_captured, best_error : float
-        What the best update of this rank holds, and its relative error.
+        The fraction of the variance in the best update of this rank, and its relative error.
     """
 
     name: str
@@ -69,15 +65,14 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class UniformRank:
-    """
-    One rank for all layers, each clamped to its own largest.
+    """One rank for all layers, each clamped to its own largest.
 
     Attributes
     ----------
     rank, parameters : int
         The rank, and the number of entries of all factors.
     variance : float
-        The share of the variance that it keeps, by the plan's objective.
+        The fraction of the variance that it keeps, by the plan's objective.
     """
 
     rank: int
@@ -87,8 +82,7 @@ class UniformRank:
 
 @dataclass(frozen=True)
 class Plan:
-    """
-    A rank and an alpha for each layer within one budget, and how good that is.
+    """A rank and an alpha for each layer within one budget, and how good that is.
 
     Attributes
     ----------
@@ -103,7 +97,7 @@ class Plan:
     parameters : int
         Number of entries of all factors.
     variance, upper_bound : float
-        The share of the variance kept, and the most that any allocation with as many parameters could keep.
+        The fraction of the variance kept, and the most that any allocation with as many parameters could keep.
     same_parameters : UniformRank
         The largest rank for all layers alike that costs no more.
     same_variance : UniformRank
@@ -139,10 +133,9 @@ def plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     executor: Executor | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
-    r"""
-    Share a budget among the layers of an adapter, or of a fine-tune, and write it as PEFT takes it.
+    r"""Divide a budget among the layers of an adapter, or of a fine-tune, and return it as PEFT takes it.
 
     Parameters
     ----------
@@ -153,28 +146,33 @@ def plan(
     budget : Budget
         Parameters to spend, or variance to keep.
     scale : float, optional
-        The scale γ that every layer is to have, whatever its rank. None: what each layer of the adapter has now; 1 for
-        checkpoints.
+        The scale γ of every layer, whatever its rank. None: what each layer of the adapter has now; 1 for checkpoints.
     rule : {"standard", "rslora"}, optional
-        The rule that the scale is to follow. None: the adapter's own; "standard" for checkpoints.
+        The rule that the scale follows. None: the adapter's own; "standard" for checkpoints.
     include, exclude : sequence of str
-        Patterns on module names, as in :func:`~lowrank_core.models.operations.extraction.extract`.
+        Patterns on module names, as in :func:`~lowrank_core.models.extract`.
     executor : concurrent.futures.Executor, optional
-        Where the layers are read, as in :func:`~lowrank_core.models.inspection.layers.inspect`.
+        Where the layers are read, as in :func:`~lowrank_core.models.inspect`.
     progress : callable, optional
         Called as ``progress(name, done, total)`` after each layer.
 
     Returns
     -------
     Plan
+        Ranks, alphas, and what one rank for all layers would cost or keep.
 
     Raises
     ------
     FileNotFoundError
         If a file is missing.
     ValueError
-        If a file is damaged, no layer could be read, the budget cannot be met, or an option is not one. A single bad
+        If a file is damaged, no layer could be read, the budget cannot be met, or an option is not valid. A single bad
         layer is a failure in the result.
+
+    See Also
+    --------
+    lowrank_core.allocate_ranks : The ranks alone, from spectra.
+    extract : Make an adapter from the same checkpoints, under the same budget.
 
     Notes
     -----
@@ -185,30 +183,38 @@ def plan(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.operations.budgets import Budget
-    >>> from lowrank_core.models.operations.planning import plan
+    >>> from lowrank_core.models import Budget, plan
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     base, tuned = pathlib.Path(folder, "base.safetensors"), pathlib.Path(folder, "tuned.safetensors")
     ...     save_file({"q.weight": np.zeros((3, 3)), "v.weight": np.zeros((3, 3))}, base)
     ...     save_file({"q.weight": np.diag([4.0, 3.0, 0.1]), "v.weight": np.diag([2.0, 2.0, 2.0])}, tuned)
-    ...     found = plan(tuned, base, budget=Budget(variance=0.9), scale=2.0)
-    >>> found.parameters, found.config["r"], found.config["lora_alpha"], found.config["rank_pattern"]
+    ...     planned = plan(tuned, base, budget=Budget(variance=0.9), scale=2.0)
+    >>> planned.parameters, planned.config["r"], planned.config["lora_alpha"], planned.config["rank_pattern"]
     (30, 2, 4, {'^v': 3})
     """
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
     source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
-    sources, skipped, failures, modules = _layers(source, include, exclude)
-    spectra, unread = layer_spectra(sources, executor=executor, progress=progress)
-    failures |= unread
+    is_pair = isinstance(source, CheckpointPair)
+    layers = {layer.name: layer for layer in source.layers}
+    bad = dict(source.mismatched if isinstance(source, CheckpointPair) else source.unsupported)
+    chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)
+    modules = _modules(source)
+    skipped = _skipped(chosen, modules, embeddings=bool(include)) if is_pair else {}
+    planned = [layers[name] for name in chosen if name in layers and name not in skipped]
+    spectra, unread = layer_spectra(planned, executor=executor, progress=progress)
+    failures = {name: bad[name] for name in chosen if name in bad and name not in skipped} | unread
     if not spectra:
         name, reason = next(iter(failures.items()), ("none at all", "there is no layer"))
         raise ValueError(f"no layer of {str(path)!r} could be read; the first of {len(failures)}, {name}: {reason}")
     allocation = budget.allocate(spectra)
-    rule = _rule_of(source) if rule is None else rule
+    if rule is None:
+        rule = _CHECKPOINT_RULE if isinstance(source, CheckpointPair) else source.layers[0].rule
     scales = _scales(source, spectra, scale)
-    layers = tuple(_planned(name, found, allocation.ranks[name], scales[name], rule) for name, found in spectra.items())
-    kept = [layer for layer in layers if layer.rank]
+    ranked = tuple(
+        _planned(name, spectrum, allocation.ranks[name], scales[name], rule) for name, spectrum in spectra.items()
+    )
+    kept = [layer for layer in ranked if layer.rank]
     if not kept:
         raise ValueError(f"there is nothing to plan: no layer of {str(path)!r} has an update, or none has to keep any")
     same_parameters, same_variance = _uniform_ranks(spectra, budget, allocation.parameters, allocation.variance)
@@ -223,7 +229,7 @@ def plan(
         base=None if base is None else str(base),
         budget=budget,
         rule=rule,
-        layers=layers,
+        layers=ranked,
         parameters=allocation.parameters,
         variance=allocation.variance,
         upper_bound=allocation.upper_bound,
@@ -235,76 +241,59 @@ def plan(
     )
 
 
-def _layers(
-    source: Adapter | CheckpointPair, include: Sequence[str], exclude: Sequence[str]
-) -> tuple[list[Source], dict[str, str], dict[str, str], set[str]]:
-    """Sort layers into those to plan for, those that adapters leave out, and bad ones; and name all known modules."""
-    bad = dict(source.mismatched if isinstance(source, CheckpointPair) else source.unsupported)
-    by_name = {layer.name: layer for layer in source.layers}
-    chosen = select(sorted(by_name.keys() | bad.keys()), include, exclude)
-    modules = set(by_name)
-    skipped: dict[str, str] = {}
+def _modules(source: Adapter | CheckpointPair) -> set[str]:
+    """Return the names of all known modules of the base."""
     if isinstance(source, CheckpointPair):
-        modules = {module_name(key) for key in source.base.tensors if key.endswith(".weight")}
-        reasons = {
-            name: skip_reason(name, modules, embedding=True)
-            or (_EMBEDDING if is_embedding(name) and not include else "")
-            for name in chosen
-        }
-        skipped = {name: reason for name, reason in reasons.items() if reason}
-    sources = [Source(name, by_name[name].update) for name in chosen if name in by_name and name not in skipped]
-    failures = {name: bad[name] for name in chosen if name in bad and name not in skipped}
-    return sources, skipped, failures, modules
+        return {module_name(key) for key in source.base.tensors if key.endswith(".weight")}
+    return {layer.name for layer in source.layers}
 
 
-def _rule_of(source: Adapter | CheckpointPair) -> str:
-    return "standard" if isinstance(source, CheckpointPair) else source.layers[0].rule
+def _skipped(names: Sequence[str], modules: Collection[str], *, embeddings: bool) -> dict[str, str]:
+    """Return the weights of a checkpoint that no adapter is planned for, and why."""
+    unwanted = {name: _EMBEDDING for name in names if is_embedding(name) and not embeddings}
+    reasons = {name: skip_reason(name, modules, embedding=True) or unwanted.get(name, "") for name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _scales(source: Adapter | CheckpointPair, spectra: Mapping[str, Spectrum], scale: float | None) -> dict[str, float]:
-    if scale is not None or isinstance(source, CheckpointPair):
-        return dict.fromkeys(spectra, DEFAULT_SCALE if scale is None else scale)
-    return {layer.name: layer.scaling for layer in source.layers}
+def _scales(source: Adapter | CheckpointPair, names: Collection[str], scale: float | None) -> dict[str, float]:
+    if scale is None and not isinstance(source, CheckpointPair):
+        return {layer.name: layer.scaling for layer in source.layers}
+    return dict.fromkeys(names, _CHECKPOINT_SCALE if scale is None else scale)
 
 
-def _planned(name: str, found: Spectrum, rank: int, scale: float, rule: str) -> PlannedLayer:
+def _planned(name: str, spectrum: Spectrum, rank: int, scale: float, rule: str) -> PlannedLayer:
     # At rank 1 and under α/r, alpha is the scale itself.
     alpha = float(equivalent_alpha(scale, 1, "standard", to_rank=rank, to_rule=rule)) if rank else None
     return PlannedLayer(
         name=name,
-        shape=found.shape,
-        norm=float(found.norm),
+        shape=spectrum.shape,
+        norm=float(spectrum.norm),
         rank=rank,
-        parameters=rank * sum(found.shape),
+        parameters=rank * sum(spectrum.shape),
         alpha=alpha,
         scaling=scale if rank else None,
-        variance_captured=float(variance_captured(found, rank)),
-        best_error=float(reconstruction_error(found, rank)),
+        variance_captured=float(variance_captured(spectrum, rank)),
+        best_error=float(reconstruction_error(spectrum, rank)),
     )
 
 
 def _uniform_ranks(
     spectra: Mapping[str, Spectrum], budget: Budget, parameters: int, variance: float
 ) -> tuple[UniformRank, UniformRank]:
-    """Find the uniform rank that costs no more, and the one that keeps no less; every layer has at least a value."""
-    used = [found for found in spectra.values() if found.norm > 0]
-    ranks = np.arange(max(len(found.values) for found in used) + 1)
-    norms = np.array([found.norm for found in used])
-    weights = np.square(norms / norms.max()) if budget.objective == "absolute" else np.ones(len(used))
+    """Return the uniform rank that costs no more, and the one that keeps no less; one layer at least is not zero."""
+    nonzero = [spectrum for spectrum in spectra.values() if spectrum.norm > 0]
+    ranks = np.arange(max(len(spectrum.values) for spectrum in nonzero) + 1)
+    norms = np.array([spectrum.norm for spectrum in nonzero])
+    weights = np.square(norms / norms.max()) if budget.objective == "absolute" else np.ones(len(nonzero))
     costs, kept = np.zeros(len(ranks), dtype=np.int64), np.zeros(len(ranks))
-    for found, weight in zip(used, weights / weights.sum(), strict=True):
-        clamped = np.minimum(ranks, len(found.values))
-        costs += clamped * sum(found.shape)
-        kept += weight * _captured(found)[clamped]
-    # Two sums of the same shares, in another order.
-    near = int(np.argmax(kept >= min(variance, kept[-1]) - 1e-12))
-    dear = int(np.searchsorted(costs, parameters, side="right")) - 1
+    for spectrum, weight in zip(nonzero, weights / weights.sum(), strict=True):
+        clamped = np.minimum(ranks, len(spectrum.values))
+        costs += clamped * sum(spectrum.shape)
+        kept += weight * np.asarray(variance_captured(spectrum))[clamped]
+    # Two sums of the same fractions, in another order.
+    least = int(np.argmax(kept >= min(variance, kept[-1]) - 1e-12))
+    largest = int(np.searchsorted(costs, parameters, side="right")) - 1
     return (
-        UniformRank(dear, int(costs[dear]), float(kept[dear])),
-        UniformRank(near, int(costs[near]), float(kept[near])),
+        UniformRank(largest, int(costs[largest]), float(kept[largest])),
+        UniformRank(least, int(costs[least]), float(kept[least])),
     )
-
-
-def _captured(found: Spectrum) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = variance_captured(found)
-    return shares

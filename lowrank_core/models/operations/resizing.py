@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.formats import Adapter, format_of_output, open_adapter
+from lowrank_core.models.formats import Adapter, open_adapter
 from lowrank_core.models.module_names import select
-from lowrank_core.models.operations.encoding import FactorEncoding, finest_dtype, stored_bytes
+from lowrank_core.models.operations.encoding import finest_dtype, stored_bytes
 from lowrank_core.models.operations.factoring import Rank, keep_all
-from lowrank_core.models.operations.pipeline import Destination, Task, check_destination, compress
+from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 
 if TYPE_CHECKING:
@@ -115,16 +116,18 @@ def resize(
     """
     out = Path(out)
     opened = open_adapter(path_for(adapter, executor))
-    target = format_of_output(out, opened.format)
-    same_format = target.name == opened.format
-    encoding = FactorEncoding(
+    destination = destination_for(
+        out,
+        opened.format,
         dtype=finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors) if dtype is None else dtype,
         alpha=alpha,
         rule=_own_rule(opened, uniform=uniform) if rule is None else rule,
         uniform=uniform,
-        scale=target.scale,
+        force=force,
+        dry_run=dry_run,
     )
-    check_destination(out, target, force=force, dry_run=dry_run)
+    target = destination.format
+    same_format = target.name == opened.format
     check_base(opened, restored=base_restored)
     if not same_format:
         check_no_magnitudes(opened)
@@ -141,12 +144,8 @@ def resize(
     dropped = {layer.name for layer in opened.layers} - chosen
     copied = _copied(others, tasks, dropped)
     kept = {*(other.tensor.key for other in copied), *(bias.tensor.key for task in tasks for bias in task.biases)}
-    destination = Destination(
-        path=out,
-        format=target,
-        encoding=encoding,
-        force=force,
-        dry_run=dry_run,
+    destination = replace(
+        destination,
         settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
         metadata=opened.metadata if same_format else {},
         modules=tuple(layer.name for layer in opened.layers),

@@ -12,7 +12,7 @@ from lowrank_core import LowRankUpdate, scaling_rule
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats import Adapter, Format, Placement, open_adapter
-from lowrank_core.models.formats.format import Headers, StoredScale, check_scale
+from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.operations.encoding import FactorEncoding, item_size
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def stored_scales(
 ) -> dict[Placement, StoredScale]:
     """Return what a file says of layers with these ranks and scales.
 
-    One rank for all where the encoding is uniform, and for layers that a configuration cannot tell apart.
+    One rank for all where the encoding is uniform, and for layers that have one entry in a configuration.
     """
     largest: dict[str, int] = {}
     for placement, (rank, _) in kept.items():
@@ -76,7 +76,17 @@ def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredS
         adapter = open_adapter(temporary)
     read = {layer.placement.keys[0]: (layer.rank, layer.scaling) for layer in adapter.layers}
     for placement, scale in scales.items():
-        check_scale(placement.name, read.get(placement.keys[0], (0, 0.0)), scale)
+        _check_scale(placement.name, read.get(placement.keys[0], (0, 0.0)), scale)
+
+
+def _check_scale(name: str, read: tuple[int, float], made: StoredScale) -> None:
+    """Check that a layer is read with the rank and the scale that its factors were made for."""
+    rank, scaling = read
+    if rank != made.rank or not math.isclose(scaling, made.scaling, rel_tol=1e-12):
+        raise ValueError(
+            f"{name!r} would be read with rank {rank} and scale {scaling}, but was made for rank {made.rank} and scale "
+            f"{made.scaling}: nothing was written"
+        )
 
 
 def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale]) -> None:
