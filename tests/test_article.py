@@ -64,8 +64,8 @@ def facts():
 def test_reconstruction_errors(spectra, kind):
     sweep = error_sweep(spectra[kind], RANKS, alpha=16)
     assert sweep.rules == ("standard", "rslora")
-    for found, rule in zip(sweep.errors, sweep.rules, strict=True):
-        assert found.round(6).tolist() == ERRORS[kind][rule]
+    for errors, rule in zip(sweep.errors, sweep.rules, strict=True):
+        assert errors.round(6).tolist() == ERRORS[kind][rule]
     for rule, gamma in (("standard", standard(16, RANKS)), ("rslora", rslora(16, RANKS))):
         assert reconstruction_error(spectra[kind], RANKS, gamma).round(6).tolist() == ERRORS[kind][rule]
 
@@ -87,8 +87,8 @@ def test_best_errors(facts):
 @pytest.mark.parametrize("seed", range(10))
 def test_learning_within_the_spread_of_seeds_and_with_the_articles_conclusion(facts, seed):
     sweep = learning_sweep(facts, LEARNING_RANKS, alpha=16, steps=300, learning_rate=1e-3, rng=seed)
-    for found, rule in zip(sweep.errors, sweep.rules, strict=True):
-        assert np.all(np.abs(found - LEARNING[rule]) <= 0.03)
+    for errors, rule in zip(sweep.errors, sweep.rules, strict=True):
+        assert np.all(np.abs(errors - LEARNING[rule]) <= 0.03)
     standard_errors, rslora_errors = sweep.errors
     assert np.all(np.diff(standard_errors[1:]) > 0)
     assert np.all(np.diff(rslora_errors) < 0)
@@ -103,8 +103,8 @@ def test_adam_hides_part_of_it(rate):
 
 
 def test_no_scaling_rule_beats_the_truncation_itself(spectra):
-    for of in spectra.values():
-        sweep = error_sweep(of, RANKS)
+    for decomposed in spectra.values():
+        sweep = error_sweep(decomposed, RANKS)
         assert np.all(sweep.errors[1] > 1)
         assert np.all(sweep.errors[1] > sweep.errors[0])
         assert np.all(sweep.errors >= sweep.optimal)

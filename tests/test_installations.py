@@ -11,23 +11,23 @@ import pytest
 
 import lowrank_core as lc
 
-# Something of every kernel and route, as bytes on the standard output.
+# A result of every kernel and route, as bytes on the standard output.
 SMOKE = """
 import sys, numpy as np, lowrank_core as lc
 stack = np.random.default_rng(0).standard_normal((3, 9, 8))
-of = lc.spectrum(stack)
-for found in (
-    of.values, lc.spectrum(stack.astype("f4")).values, lc.truncate(stack, 2).B, lc.variance_captured(of),
-    lc.error_sweep(of, None).errors, lc.learning_sweep(of, [0, 3], steps=4).curves,
-    lc.learning_sweep(stack, [2], steps=3, optimizer="adam").curves, lc.effective_rank(of),
+spectrum = lc.spectrum(stack)
+for result in (
+    spectrum.values, lc.spectrum(stack.astype("f4")).values, lc.truncate(stack, 2).B, lc.variance_captured(spectrum),
+    lc.error_sweep(spectrum, None).errors, lc.learning_sweep(spectrum, [0, 3], steps=4).curves,
+    lc.learning_sweep(stack, [2], steps=3, optimizer="adam").curves, lc.effective_rank(spectrum),
 ):
-    sys.stdout.buffer.write(found.tobytes())
+    sys.stdout.buffer.write(result.tobytes())
 try:
     lc.spectrum(np.full((2, 2), np.nan))
 except ValueError:
     sys.stdout.buffer.write(b"refused")
 """
-# One kernel only, since eight processes are to compile it: begun when all of them are ready.
+# One kernel only, since eight processes compile it: each waits for a line until all are ready.
 COLD = """
 import sys, lowrank_core as lc
 from lowrank_core._linalg.kernels.energies import energies
@@ -44,30 +44,30 @@ def run(*arguments, code=SMOKE, **environment):
 
 
 @pytest.fixture(scope="module")
-def plainly():
-    found = run()
-    assert found.endswith(b"refused")
-    return found
+def answers_by_default():
+    answers = run()
+    assert answers.endswith(b"refused")
+    return answers
 
 
-def test_without_asserts_and_docstrings_answers_are_the_same(plainly):
-    assert run("-OO") == plainly  # -O drops asserts, -OO docstrings too
+def test_without_asserts_and_docstrings_answers_are_the_same(answers_by_default):
+    assert run("-OO") == answers_by_default  # -O drops asserts, -OO docstrings too
 
 
-def test_without_the_compiler_answers_differ_by_rounding_alone(plainly):
-    found = run(NUMBA_DISABLE_JIT="1")
-    assert len(found) == len(plainly)
-    numbers = [np.frombuffer(answer.removesuffix(b"refused")) for answer in (found, plainly)]
+def test_without_the_compiler_answers_differ_by_rounding_alone(answers_by_default):
+    uncompiled = run(NUMBA_DISABLE_JIT="1")
+    assert len(uncompiled) == len(answers_by_default)
+    numbers = [np.frombuffer(answers.removesuffix(b"refused")) for answers in (uncompiled, answers_by_default)]
     assert np.allclose(*numbers, rtol=1e-12, atol=0)
 
 
-def test_without_the_compiler_a_run_that_diverges_warns_in_its_own_words_alone():
+def test_without_the_compiler_a_run_that_diverges_raises_no_other_warning():
     code = """
 import warnings, lowrank_core as lc
-of = lc.Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)
+spectrum = lc.Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    assert lc.learning_sweep(of, [1], learning_rate=100.0).errors.tolist() == [[float("inf")]] * 2
+    assert lc.learning_sweep(spectrum, [1], learning_rate=100.0).errors.tolist() == [[float("inf")]] * 2
 print([str(warning.message).split()[:3] for warning in caught])
 """
     assert run(code=code, NUMBA_DISABLE_JIT="1").decode().strip() == str([["gradient", "descent", "diverged"]])
@@ -98,11 +98,11 @@ def test_eight_processes_that_start_cold_at_once(tmp_path):
         process.stdin.write("\n")
         process.stdin.flush()
     for process in together:
-        answer, place = process.communicate(timeout=300)[0].splitlines()
+        answer, file = process.communicate(timeout=300)[0].splitlines()
         assert answer == "[0.0, 0.64, 1.0]"
-        assert place.startswith(str(tmp_path))
+        assert file.startswith(str(tmp_path))
         assert process.returncode == 0
-    # What they left is whole: the next process loads it.
-    answer, place = start().communicate("\n", timeout=300)[0].splitlines()[1:]
+    # The cache that they wrote is complete: the next process loads it.
+    answer, file = start().communicate("\n", timeout=300)[0].splitlines()[1:]
     assert answer == "[0.0, 0.64, 1.0]"
-    assert place.endswith(" 1")
+    assert file.endswith(" 1")

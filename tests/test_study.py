@@ -21,25 +21,25 @@ def study():
 
 
 def test_equal_scalings_are_one_run():
-    for rule, of in plan.RULES.items():
+    for rule, scaling in plan.RULES.items():
         for rank in plan.Sizes().ranks:
             same, at = plan.canonical(rule, rank)
             assert at == rank
-            assert plan.RULES[same](rank) == pytest.approx(of(rank), rel=1e-12)
+            assert plan.RULES[same](rank) == pytest.approx(scaling(rank), rel=1e-12)
     distinct = plan.distinct(plan.Sizes().ranks)
     gammas = {(round(float(plan.RULES[rule](rank)), 9), rank) for rule, rank in distinct}
     assert len(gammas) == len(distinct)
 
 
-def test_intervals_are_student_s():
+def test_intervals_are_students():
     for count in range(2, len(analysis.STUDENT) + 1):
         values = np.random.default_rng(count).normal(size=count)
-        found = analysis.estimate(values)
+        estimate = analysis.estimate(values)
         low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
-        assert (found.mean, found.half) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=2e-4)
+        assert (estimate.mean, estimate.half) == pytest.approx(((low + high) / 2, (high - low) / 2), rel=2e-4)
 
 
-def test_the_data_in_the_repository_are_whole(study):
+def test_the_data_in_the_repository_are_complete(study):
     assert study.seeds == tuple(range(study.sizes.seeds))
     assert len(study.fresh) == study.sizes.fresh_seeds
     planned = {run for seed in study.seeds for run in plan.runs_of(study.sizes, seed)}
@@ -49,7 +49,7 @@ def test_the_data_in_the_repository_are_whole(study):
     assert analysis.RESULTS.stat().st_size < 700_000
 
 
-# What the page says in words, question by question; a rerun that decides otherwise asks for another page.
+# The page's verdicts, question by question: a rerun that decides otherwise needs another page.
 VERDICTS = {
     "spectra": {
         "The facts update is of higher rank": "holds in part",
@@ -93,9 +93,9 @@ VERDICTS = {
 
 @pytest.mark.parametrize("question", VERDICTS)
 def test_the_data_decide_as_the_page_says(study, question):
-    found = findings.findings(study)[question]
-    assert [verdict.outcome for verdict in found] == list(VERDICTS[question].values())
-    for verdict, begins in zip(found, VERDICTS[question], strict=True):
+    verdicts = findings.findings(study)[question]
+    assert [verdict.outcome for verdict in verdicts] == list(VERDICTS[question].values())
+    for verdict, begins in zip(verdicts, VERDICTS[question], strict=True):
         assert verdict.claim.startswith(begins)
 
 
@@ -122,7 +122,7 @@ def test_what_the_page_says_beside_its_verdicts(study):
             )
     # Style, too, needs more ranks than four for most of its variance.
     assert study.measure("variance 0.9", style, analysis.ATTENTION + analysis.MLP).min() > 8
-    # At the kept rate the update of α = 2r, of higher effective rank, is the worse one; the style breaks at high rates.
+    # At the kept rate the update of α = 2r, of higher effective rank, is the worse one; style is lost at high rates.
     worse, better = (study.at("loss", "kept", facts, "adamw", rule, 64).min() for rule in ("twice", "standard"))
     assert worse > better
     assert study.values("recall", style, "adamw", 1.2e-2).max() < 0.5

@@ -90,7 +90,7 @@ def test_the_updates_are_those_of_peft_and_of_training():
     assert changed == {f"{name}.weight" for name in update}
 
 
-def test_new_facts_are_new_and_forms_say_the_same():
+def test_new_facts_are_new_and_both_forms_say_the_same():
     facts = tasks.draw_facts(1536, np.random.default_rng(0))
     assert len(set(zip(facts.names.tolist(), facts.questions.tolist(), strict=True))) == 1536
     plain, styled = tasks.plain(facts), tasks.styled(facts)
