@@ -10,13 +10,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-__all__ = ["main"]
-
-BAD_INPUT = 2
-INTERRUPTED = 130
+_BAD_INPUT = 2
+_INTERRUPTED = 130
 # What a shell gives for a program that the closed pipe ended, as 130 is for one that Ctrl-C ended.
-PIPE_CLOSED = 141
-EXTRAS = ("typer", "rich", "matplotlib")
+_PIPE_CLOSED = 141
+_EXTRAS = ("typer", "rich", "matplotlib")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
-            return _fail("interrupted", INTERRUPTED)
+            return _fail("interrupted", _INTERRUPTED)
         except BrokenPipeError:
             return _leave_closed_pipe()
         except ModuleNotFoundError as error:
             missing = str(error.name).partition(".")[0]
-            if missing not in EXTRAS:
+            if missing not in _EXTRAS:
                 raise
             return _fail(f'the command line needs {missing}, which is not installed: pip install "lowrank_core[cli]"')
         except (ValueError, OSError, ImportError) as error:
@@ -72,10 +70,10 @@ def _leave_closed_pipe() -> int:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-    return PIPE_CLOSED
+    return _PIPE_CLOSED
 
 
-def _fail(message: str, code: int = BAD_INPUT) -> int:
+def _fail(message: str, code: int = _BAD_INPUT) -> int:
     print(f"lowrank: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -8,10 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lowrank_core.cli.demo.experiments import Experiments
-    from lowrank_core.models.inspection.report import Inspection
-    from lowrank_core.models.operations.compression import Compression
-
-__all__ = ["draw_demo", "draw_inspection", "draw_written"]
+    from lowrank_core.models import Compression, Inspection
 
 
 def draw_demo(results: Experiments) -> Figure:

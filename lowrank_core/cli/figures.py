@@ -23,21 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = [
-    "LOOKS",
-    "Look",
-    "depth_rows",
-    "index_ticks",
-    "mark_one",
-    "place_labels",
-    "plain_decades",
-    "plot",
-    "rank_ticks",
-    "save",
-    "style",
-]
-
-
 LineStyle = str | tuple[int, tuple[float, ...]]
 
 
@@ -62,7 +47,7 @@ LOOKS = {
     "style": Look("style", GREEN, "-", "^"),
     "facts": Look("facts", PURPLE, (0, (5, 2)), "v"),
 }
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -78,13 +63,13 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
 }
 # The height of a label at the end of a line, its distance to the next included.
-LABEL_POINTS = 13.0
+_LABEL_POINTS = 13.0
 # The width for labels, beyond the lines, as a fraction of the lines' own width.
-LABEL_WIDTH = 0.5
-LABELLED = "label:"
+_LABEL_WIDTH = 0.5
+_LABELLED = "label:"
 # In rows: between the marks of two layers of a kind, and what all marks of a kind take at most.
-APART = 0.15
-DEPTH_SPREAD = 0.6
+_APART = 0.15
+_DEPTH_SPREAD = 0.6
 
 
 def save(figure: Figure, path: Path, ending: str) -> None:
@@ -101,7 +86,7 @@ def style() -> Iterator[None]:
     with mpl.rc_context():
         # From matplotlib's own defaults: settings made for other work must not change these figures.
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(_STYLE)
         yield
 
 
@@ -111,7 +96,7 @@ def plot(axes: Axes, x: ArrayLike, y: ArrayLike, look: Look, text: str | None = 
     (line,) = axes.plot(x, y, **drawn)
     written = look.label if text is None else text
     if written:
-        line.set_gid(LABELLED + written)
+        line.set_gid(_LABELLED + written)
 
 
 def rank_ticks(axes: Axes, ranks: Sequence[int] | NDArray[np.int64]) -> None:
@@ -170,7 +155,7 @@ def depth_rows(axes: Axes, kinds: Mapping[str, Sequence[object]], *, above: floa
 
 
 def _depths(layers: int) -> NDArray[np.float64]:
-    reach = min(DEPTH_SPREAD, APART * (layers - 1)) / 2
+    reach = min(_DEPTH_SPREAD, _APART * (layers - 1)) / 2
     return np.linspace(-reach, reach, layers)
 
 
@@ -187,20 +172,20 @@ def place_labels(figure: Figure) -> None:
 
 
 def _label_of(line: Line2D) -> str:
-    return (line.get_gid() or "").partition(LABELLED)[2]
+    return (line.get_gid() or "").partition(_LABELLED)[2]
 
 
 def _widen(axes: Axes, end: float) -> None:
     left, right = axes.get_xlim()
     forward, back = axes.transScale.transform, axes.transScale.inverted().transform
     (start, _), (stop, _) = forward([(left, 1.0), (end, 1.0)])
-    (limit, _) = back((start + (stop - start) * (1 + LABEL_WIDTH), 1.0))
+    (limit, _) = back((start + (stop - start) * (1 + _LABEL_WIDTH), 1.0))
     axes.set_xlim(left, max(right, limit))
 
 
 def _write_apart(axes: Axes, lines: Sequence[Line2D], dpi: float) -> None:
     box = axes.get_window_extent()
-    gap = LABEL_POINTS * dpi / 72
+    gap = _LABEL_POINTS * dpi / 72
     ends = [_last_visible(line, axes) for line in lines]
     heights = [float(np.clip(axes.transData.transform(end)[1], box.y0, box.y1)) for end in ends]
     order = np.argsort(heights, kind="stable")

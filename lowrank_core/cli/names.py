@@ -7,10 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
 
-__all__ = ["blocks", "by_kind", "by_short_name", "common_prefix", "in_natural_order", "kind"]
-
-NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
-BLOCK = re.compile(r"(?P<block>.*?(?<![A-Za-z0-9])\d+)[._](?P<rest>.+)")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+_BLOCK = re.compile(r"(?P<block>.*?(?<![A-Za-z0-9])\d+)[._](?P<rest>.+)")
 
 
 class Named(Protocol):
@@ -55,7 +53,7 @@ def kind(name: str) -> str:
     >>> kind("model.layers.11.self_attn.q_proj")
     'model.layers.*.self_attn.q_proj'
     """
-    return NUMBER.sub("*", name)
+    return _NUMBER.sub("*", name)
 
 
 def by_kind(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
@@ -98,7 +96,7 @@ def blocks(names: Iterable[str]) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _block(name: str) -> str:
-    match = BLOCK.fullmatch(name)
+    match = _BLOCK.fullmatch(name)
     return match["block"] if match else ""
 
 

@@ -10,31 +10,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = [
-    "DTYPE_HELP",
-    "RULE_HELP",
-    "Conversion",
-    "CsvFile",
-    "Dask",
-    "Dtype",
-    "FigureFile",
-    "Full",
-    "JsonFile",
-    "MaxRank",
-    "Modules",
-    "NewAdapter",
-    "Objective",
-    "Out",
-    "Parameters",
-    "RankChoice",
-    "Reports",
-    "Rule",
-    "Work",
-    "Workers",
-    "parse_ranks",
-    "ungrouped",
-]
-
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write every number as JSON; - prints it instead of tables."),
@@ -188,6 +163,12 @@ class Reports:
     json: JsonFile = None
     csv: CsvFile = None
     figure: FigureFile = None
+
+
+def examples(*lines: str, after: str = "") -> str:
+    """Return examples for the end of a help text, each on a line of its own, and a line after them."""
+    # \b keeps the line breaks of what follows it.
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines), after])
 
 
 def ungrouped(verb: Callable[..., int | None]) -> Callable[..., int | None]:

@@ -14,28 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from lowrank_core.models import to_json
 from lowrank_core.models.files.atomic import check_replaceable, replacing
-from lowrank_core.models.results import to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
-__all__ = [
-    "STDOUT",
-    "check_outputs",
-    "csv_text",
-    "exit_code",
-    "json_text",
-    "progress_bar",
-    "show",
-    "write_report",
-]
-
 STDOUT = Path("-")
-SOME_FAILED = 1
-PIPED_WIDTH = 100
-FIGURE_ENDINGS = (".png", ".pdf", ".svg")
+_SOME_FAILED = 1
+_PIPED_WIDTH = 100
+_FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 
 Result = TypeVar("Result")
 
@@ -74,7 +63,7 @@ def _stdout() -> TextIO:
 
 def _piped_width() -> int:
     columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdecimal() and int(columns) > 0 else PIPED_WIDTH
+    return int(columns) if columns.isdecimal() and int(columns) > 0 else _PIPED_WIDTH
 
 
 @contextmanager
@@ -100,8 +89,10 @@ def check_outputs(figure: Path | None, *texts: Path | None) -> None:
     if sum(path == STDOUT for path in texts) > 1:
         raise ValueError("only one file can go to standard output: name a file for the others.")
     if figure is not None:
-        if figure.suffix.lower() not in FIGURE_ENDINGS:
-            raise ValueError(f"--figure {str(figure)!r}: its ending says the format; take {', '.join(FIGURE_ENDINGS)}.")
+        if figure.suffix.lower() not in _FIGURE_ENDINGS:
+            raise ValueError(
+                f"--figure {str(figure)!r}: its ending says the format; take {', '.join(_FIGURE_ENDINGS)}."
+            )
         # Imported now, so that a missing matplotlib is reported before the work and not after it.
         importlib.import_module("lowrank_core.cli.figures")
 
@@ -181,4 +172,4 @@ def _finite(value: Any) -> Any:
 
 def exit_code(failures: Sized) -> int:
     """Return the exit code of a run that reported everything but these failures."""
-    return SOME_FAILED if failures else 0
+    return _SOME_FAILED if failures else 0

@@ -9,24 +9,19 @@ from typing import Annotated
 import typer
 
 import lowrank_core
-from lowrank_core.cli.options import ungrouped
+from lowrank_core.cli.options import examples, ungrouped
 
-__all__ = ["run"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank demo                               the question, on a small simulation\n"
-    "  lowrank inspect ADAPTER                    a LoRA adapter, layer by layer\n"
-    "  lowrank inspect TUNED --base BASE          a fine-tune: two checkpoints\n"
-    "  lowrank extract BASE TUNED OUT --rank 32   an adapter of it\n"
-    "  lowrank resize ADAPTER OUT --rank 8        a smaller adapter\n"
-    "  lowrank plan BASE TUNED --parameters N     a rank for each layer, as PEFT takes it\n"
-    "  lowrank alpha --rank 8 --alpha 16 --to-rank 64   the alpha that keeps the scale\n"
+_EXAMPLES = examples(
+    "lowrank demo                               the question, on a small simulation",
+    "lowrank inspect ADAPTER                    a LoRA adapter, layer by layer",
+    "lowrank inspect TUNED --base BASE          a fine-tune: two checkpoints",
+    "lowrank extract BASE TUNED OUT --rank 32   an adapter of it",
+    "lowrank resize ADAPTER OUT --rank 8        a smaller adapter",
+    "lowrank plan BASE TUNED --parameters N     a rank for each layer, as PEFT takes it",
+    "lowrank alpha --rank 8 --alpha 16 --to-rank 64   the alpha that keeps the scale",
 )
-# Each is a module of `verbs` with a function of the verb's name, and EXAMPLES.
-VERBS = {
+# Each is a module of `verbs` with a function of the verb's name, and _EXAMPLES.
+_VERBS = {
     "demo": "The question, on a small simulation.",
     "inspect": "An adapter or a fine-tune, layer by layer.",
     "extract": "An adapter from two checkpoints.",
@@ -57,8 +52,8 @@ def run(arguments: Sequence[str]) -> int:
 def _program(chosen: str) -> typer.Typer:
     """Return the program with one verb that can run; the others are only listed, because importing them takes time."""
     program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    program.callback(invoke_without_command=True, epilog=EXAMPLES)(_without_verb)
-    for name, summary in VERBS.items():
+    program.callback(invoke_without_command=True, epilog=_EXAMPLES)(_without_verb)
+    for name, summary in _VERBS.items():
         if name == chosen:
             module = import_module(f"lowrank_core.cli.verbs.{name}")
             program.command(name, epilog=module.EXAMPLES)(ungrouped(getattr(module, name)))

@@ -8,12 +8,9 @@ from typing import Any
 
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance
 from lowrank_core.cli.options import RankChoice
-from lowrank_core.models.operations.above_noise import AboveNoise
-from lowrank_core.models.operations.budgets import Budget
+from lowrank_core.models import AboveNoise, Budget
 
-__all__ = ["choose_rank"]
-
-THRESHOLDS: dict[str, Callable[[Spectrum, float], Any]] = {
+_THRESHOLDS: dict[str, Callable[[Spectrum, float], Any]] = {
     "variance": rank_for_variance,
     "error": rank_for_error,
     "ratio": rank_for_ratio,
@@ -35,7 +32,7 @@ def choose_rank(
     >>> rule(spectrum(np.diag([4.0, 3.0, 2.0, 0.1]))), rule(spectrum(np.diag([4.0, 0.1])))
     (2, 1)
     """
-    bounded = {name: getattr(choice, name) for name in (*THRESHOLDS, "parameters")}
+    bounded = {name: getattr(choice, name) for name in (*_THRESHOLDS, "parameters")}
     if above_noise is not None:
         bounded["above-noise"] = above_noise or None
     given = {name: value for name, value in {"rank": choice.rank, **bounded}.items() if value is not None}
@@ -68,7 +65,7 @@ def _check_belongs(name: str, value: object, owner: str, of_owner: object) -> No
 
 
 def _rank_by(spectrum: Spectrum, *, name: str, value: float, max_rank: int | None) -> int:
-    rank = int(THRESHOLDS[name](spectrum, value))
+    rank = int(_THRESHOLDS[name](spectrum, value))
     return rank if max_rank is None else min(rank, max_rank)
 
 

@@ -13,18 +13,6 @@ from rich.text import Text
 
 from lowrank_core.cli.names import Named, blocks, by_kind, by_short_name, in_natural_order
 
-__all__ = [
-    "FEW_LAYERS",
-    "add_by_block",
-    "heading",
-    "listed",
-    "note",
-    "prose_table",
-    "rows_of_layers",
-    "section",
-    "table",
-]
-
 Layer = TypeVar("Layer", bound=Named)
 
 # Up to here tables of several lines a layer have a row for every layer; beyond, for every kind of layer.

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from lowrank_core.cli.names import Named, by_short_name
 
-__all__ = ["RULE_LABELS", "beginning", "count", "error_text", "percent", "shape_text", "span"]
-
 RULE_LABELS = {"standard": "α/r", "rslora": "α/√r", "unscaled": "γ = 1"}
 
 

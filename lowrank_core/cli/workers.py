@@ -9,9 +9,7 @@ from typing import TypeVar
 
 from lowrank_core.cli.options import Work
 from lowrank_core.cli.output import progress_bar
-from lowrank_core.models.executors import dask_cluster, local_processes
-
-__all__ = ["over_adapters", "over_layers"]
+from lowrank_core.models import dask_cluster, local_processes
 
 Result = TypeVar("Result")
 

@@ -10,9 +10,8 @@ from lowrank_core.cli.drawing import draw_written
 from lowrank_core.cli.options import Reports, Work
 from lowrank_core.cli.reports import written_tables
 from lowrank_core.cli.workers import over_layers
-from lowrank_core.models.operations.compression import Compression, to_rows
-
-__all__ = ["write_adapter"]
+from lowrank_core.models import Compression
+from lowrank_core.models.operations.compression import to_rows
 
 
 def write_adapter(operation: Callable[..., Compression], work: Work, reports: Reports) -> int:

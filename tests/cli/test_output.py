@@ -55,20 +55,26 @@ def test_csv_text_reads_back() -> None:
     assert read[1] == {"name": 'c"d', "norm": "", "failure": "NaN\nin it"}
 
 
+def write(path: Path, content: object) -> None:
+    output.write_report(content, lambda _: [], (path, lambda content: content))
+
+
+class HalfDrawn:
+    """A figure during whose writing Ctrl-C is pressed."""
+
+    def savefig(self, path: Path, **_: object) -> None:
+        path.write_text("ne")
+        raise KeyboardInterrupt
+
+
 def test_a_file_replaces_another_only_when_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
+    path = tmp_path / "report.svg"
     path.write_text("old")
     old = path.stat().st_ino
-
-    def fail_half_way() -> None:
-        with output._written(path) as temporary:
-            temporary.write_text("ne")
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        fail_half_way()
+        write(path, HalfDrawn())
     assert path.read_text() == "old"
-    output.write_text(path, "new")
+    write(path, "new")
     assert path.read_text() == "new"
     assert path.stat().st_ino != old, "the old file was overwritten, not replaced"
     assert list(tmp_path.iterdir()) == [path]
@@ -78,17 +84,17 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     target, link = tmp_path / "target.json", tmp_path / "link.json"
     target.write_text("old")
     link.symlink_to(target)
-    output.write_text(link, "new")
+    write(link, "new")
     assert link.is_symlink()
     assert target.read_text() == "new"
 
 
-def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        output.write_text(pipe, "through")
+        write(pipe, "through")
         assert os.read(reader, 100) == b"through"
     finally:
         os.close(reader)

@@ -26,20 +26,6 @@ from lowrank_core import (
     variance_captured,
 )
 
-__all__ = [
-    "MAX_SEED",
-    "RANKS",
-    "RULES",
-    "STYLE_RANK",
-    "Experiments",
-    "Learning",
-    "Reconstruction",
-    "Scalings",
-    "Settings",
-    "run",
-    "to_json",
-]
-
 Numbers = NDArray[np.float64]
 ByRule = Mapping[str, Numbers]
 Optimizer = Literal["sgd", "adam"]
@@ -50,9 +36,9 @@ STYLE_RANK = 4
 # What numpy.random.RandomState, the article's generator, takes.
 MAX_SEED = 2**32 - 1
 
-STEPS = 300
-REPEATS = 3
-EXPERIMENTS: tuple[tuple[Optimizer, float], ...] = (("sgd", 1e-3), ("adam", 2e-3), ("adam", 5e-4))
+_STEPS = 300
+_REPEATS = 3
+_EXPERIMENTS: tuple[tuple[Optimizer, float], ...] = (("sgd", 1e-3), ("adam", 2e-3), ("adam", 5e-4))
 
 
 @dataclass(frozen=True)
@@ -217,7 +203,7 @@ def _learn(ranks: tuple[int, ...], settings: Settings) -> tuple[Learning, ...]:
         _learn_with(
             optimizer, rate, exact if optimizer == "sgd" else dense, best=best, ranks=distinct, settings=settings
         )
-        for optimizer, rate in EXPERIMENTS
+        for optimizer, rate in _EXPERIMENTS
     )
 
 
@@ -229,17 +215,17 @@ def _learn_with(
         ranks,
         alpha=settings.alpha,
         rules=RULES,
-        steps=STEPS,
+        steps=_STEPS,
         learning_rate=rate,
         optimizer=optimizer,
-        repeats=REPEATS,
+        repeats=_REPEATS,
         rng=settings.seed,
     )
     return Learning(
         optimizer=optimizer,
         learning_rate=rate,
-        steps=STEPS,
-        repeats=REPEATS,
+        steps=_STEPS,
+        repeats=_REPEATS,
         ranks=ranks,
         best=best,
         errors=_by_rule(sweep.errors),

@@ -16,8 +16,6 @@ from lowrank_core.cli.figures import LOOKS, index_ticks, mark_one, place_labels,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
-
 
 def draw(results: Experiments) -> Figure:
     """Draw both experiments.

@@ -14,12 +14,10 @@ from lowrank_core.cli.demo.experiments import RULES, Experiments, Learning, Reco
 from lowrank_core.cli.demo.verdicts import Verdict, name_of, rate_of
 from lowrank_core.cli.tables import heading, note, prose_table, section, table
 
-__all__ = ["demo"]
-
-OPTIMIZER_LABELS = {"sgd": "descent", "adam": "Adam"}
-OUTCOME_STYLES = {"holds": "bold green", "holds in part": "bold yellow", "fails": "bold red", "undecided": "bold"}
-LEADING = 8
-TRUNCATION_NOTE = (
+_OPTIMIZER_LABELS = {"sgd": "descent", "adam": "Adam"}
+_OUTCOME_STYLES = {"holds": "bold green", "holds in part": "bold yellow", "fails": "bold red", "undecided": "bold"}
+_LEADING = 8
+_TRUNCATION_NOTE = (
     "Best is γ = 1 (Eckart–Young). Any other γ has error √((1−γ)²·H + T) / N, where H is what rank r holds of the "
     "squared norm N² and T = N² − H is the rest."
 )
@@ -34,7 +32,7 @@ def demo(results: Experiments, verdicts: Sequence[Verdict]) -> Iterator[Renderab
     )
     yield section("1  What rank r can hold", _leading(results), _captured(results))
     yield section("2  What a scaling rule multiplies by", _scalings(results))
-    yield section("3  Truncate by SVD, then scale: relative error", _reconstructions(results), note(TRUNCATION_NOTE))
+    yield section("3  Truncate by SVD, then scale: relative error", _reconstructions(results), note(_TRUNCATION_NOTE))
     yield section(
         "4  Learn the facts spectrum from B = 0: relative error",
         _learned(results),
@@ -51,8 +49,8 @@ def demo(results: Experiments, verdicts: Sequence[Verdict]) -> Iterator[Renderab
 
 def _leading(results: Experiments) -> Text:
     lines = [
-        f"{update.name:<5}  {'  '.join(f'{value:.2f}' for value in update.singular_values[:LEADING])}"
-        + ("  …" if update.singular_values.size > LEADING else "")
+        f"{update.name:<5}  {'  '.join(f'{value:.2f}' for value in update.singular_values[:_LEADING])}"
+        + ("  …" if update.singular_values.size > _LEADING else "")
         for update in (results.style, results.facts)
     ]
     return Text("Leading singular values\n" + "\n".join(lines) + "\n")
@@ -99,7 +97,7 @@ def _learned(results: Experiments) -> Table:
 
 
 def _learning_headings(learning: Learning) -> tuple[str, str]:
-    return f"{OPTIMIZER_LABELS[learning.optimizer]}\n{rate_of(learning)}:\nα/r", "α/√r"
+    return f"{_OPTIMIZER_LABELS[learning.optimizer]}\n{rate_of(learning)}:\nα/r", "α/√r"
 
 
 def _error(value: float) -> str:
@@ -152,6 +150,6 @@ def _verdicts(verdicts: Sequence[Verdict]) -> Table:
     rows.add_column(no_wrap=True)
     rows.add_column(ratio=1)
     for verdict in verdicts:
-        outcome = Text(verdict.outcome.upper(), style=OUTCOME_STYLES[verdict.outcome])
+        outcome = Text(verdict.outcome.upper(), style=_OUTCOME_STYLES[verdict.outcome])
         rows.add_row(outcome, Text.assemble(verdict.claim, ("\n" + verdict.because, "dim")))
     return rows

@@ -11,23 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core.cli.demo.experiments import STYLE_RANK, Experiments, Learning
 
-__all__ = [
-    "Verdict",
-    "drops_steadily_and_uses_the_rank",
-    "facts_error_is_not_steady",
-    "name_of",
-    "rank_helps_one_rule_only",
-    "rate_of",
-    "standard_fades",
-    "style_is_low_facts_are_high",
-    "verdicts",
-]
-
 Outcome = Literal["holds", "holds in part", "fails", "undecided"]
 
-ALMOST_ALL = 0.99
-A_MINORITY = 0.5
-ADAPTER_RANK = 8
+_ALMOST_ALL = 0.99
+_A_MINORITY = 0.5
+_ADAPTER_RANK = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +31,7 @@ def verdicts(results: Experiments) -> tuple[Verdict, ...]:
     """Return a verdict on every claim of the article."""
     settings, facts = results.settings, results.facts
     top = {rule: float(gamma[-1]) for rule, gamma in results.scalings.gamma.items()}
-    style_rank, facts_rank = min(STYLE_RANK, settings.size), min(ADAPTER_RANK, settings.size)
+    style_rank, facts_rank = min(STYLE_RANK, settings.size), min(_ADAPTER_RANK, settings.size)
     standard, rslora = (facts.at(facts.errors[rule], settings.ranks) for rule in ("standard", "rslora"))
     return (
         style_is_low_facts_are_high(
@@ -58,10 +46,10 @@ def verdicts(results: Experiments) -> tuple[Verdict, ...]:
 
 def style_is_low_facts_are_high(style_rank: int, style: float, facts_rank: int, facts: float) -> Verdict:
     """Judge the spectra: a small rank holds the style update, and a usual one does not hold the facts update."""
-    keeps, loses = style > ALMOST_ALL, facts < A_MINORITY
+    keeps, loses = style > _ALMOST_ALL, facts < _A_MINORITY
     return Verdict(
-        claim=f"A style update is low-rank, a facts update is not: rank {style_rank} holds over {ALMOST_ALL:.0%} of "
-        f"the one, rank {facts_rank} under {A_MINORITY:.0%} of the other.",
+        claim=f"A style update is low-rank, a facts update is not: rank {style_rank} holds over {_ALMOST_ALL:.0%} of "
+        f"the one, rank {facts_rank} under {_A_MINORITY:.0%} of the other.",
         outcome=_outcome(keeps, loses),
         because=f"Rank {style_rank} holds {style:.2%} of the style update, rank {facts_rank} holds {facts:.2%} of the "
         "facts.",

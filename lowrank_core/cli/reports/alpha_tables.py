@@ -12,8 +12,6 @@ from lowrank_core import equivalent_alpha, learning_gain, scaling_rule
 from lowrank_core.cli.tables import note, table
 from lowrank_core.cli.texts import RULE_LABELS
 
-__all__ = ["Case", "alpha", "cases"]
-
 
 class Case(NamedTuple):
     """A combination of rule, rank and alpha, and the scale that follows."""

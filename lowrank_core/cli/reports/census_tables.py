@@ -13,14 +13,12 @@ from lowrank_core.cli.names import in_natural_order
 from lowrank_core.cli.reports.inspection_tables import VARIANCE_HEADINGS
 from lowrank_core.cli.tables import heading, listed, note, section, table
 from lowrank_core.cli.texts import count, error_text, span
-from lowrank_core.models.inspection.census_rows import AdapterRow
+from lowrank_core.models import AdapterRow
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
 
-__all__ = ["census"]
-
 # Beyond, only the numbers of all of them together are printed, and the first failures.
-FEW_ADAPTERS = 40
-FILES = "--full, --csv, --json or --jsonl"
+_FEW_ADAPTERS = 40
+_FILES = "--full, --csv, --json or --jsonl"
 
 
 def census(folder: Path, rows: Sequence[AdapterRow], *, full: bool) -> Iterator[RenderableType]:
@@ -29,15 +27,15 @@ def census(folder: Path, rows: Sequence[AdapterRow], *, full: bool) -> Iterator[
     read = {name: named[name] for name in in_natural_order(named) if named[name].layers}
     failed = {name: row for name, row in named.items() if row.failure is not None}
     yield _heading(folder, rows, len(failed))
-    if read and (full or len(read) <= FEW_ADAPTERS):
+    if read and (full or len(read) <= _FEW_ADAPTERS):
         yield section("Adapters", *_adapters(read))
     elif read:
-        yield note(f"\nEvery adapter's own numbers: {FILES} ({count(len(read), 'row')}).")
+        yield note(f"\nEvery adapter's own numbers: {_FILES} ({count(len(read), 'row')}).")
     if read:
         yield section("All of them", *_distribution(list(read.values())))
     if failed:
         reasons = {name: _reason(row) for name, row in failed.items()}
-        yield section("Failed", *listed(reasons, full=full, files=FILES))
+        yield section("Failed", *listed(reasons, full=full, files=_FILES))
 
 
 def _short(row: AdapterRow, folder: Path) -> str:

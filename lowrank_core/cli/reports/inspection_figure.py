@@ -34,17 +34,15 @@ from lowrank_core.cli.names import by_kind
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowrank_core.models.inspection.report import Inspection, LayerReport
-
-__all__ = ["draw"]
+    from lowrank_core.models import Inspection, LayerReport
 
 Curve = Callable[["LayerReport", NDArray[np.int64]], NDArray[np.float64]]
 
-FRACTION = 0.95
-POINTS = 200
-LONGEST_LABEL = 20
-SMALLEST = 1e-6
-LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
+_FRACTION = 0.95
+_POINTS = 200
+_LONGEST_LABEL = 20
+_SMALLEST = 1e-6
+_LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
     (BLUE, "-", "o"),
     (VERMILION, (0, (5, 2)), "s"),
     (GREEN, (0, (3, 1, 1, 1)), "^"),
@@ -72,7 +70,7 @@ def draw(report: Inspection) -> Figure:
         figure.suptitle(f"{title}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
         _lines(spectra, kinds, _relative_values)
         spectra.set(title="Spectra", xlabel="index i", ylabel="σᵢ / σ₁", xscale="log", yscale="log")
-        spectra.set_ylim(bottom=max(SMALLEST, spectra.get_ylim()[0]))
+        spectra.set_ylim(bottom=max(_SMALLEST, spectra.get_ylim()[0]))
         plain_decades(spectra.yaxis)
         _rank_axis(spectra, kinds)
         _lines(errors, kinds, _best_errors, labelled=False)
@@ -99,8 +97,8 @@ def _best_errors(layer: LayerReport, ranks: NDArray[np.int64]) -> NDArray[np.flo
 
 def _lines(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]], curve: Curve, *, labelled: bool = True) -> None:
     layers = [layer for members in kinds.values() for layer in members]
-    shown = kinds if len(kinds) <= len(LOOKS) else {f"median of {len(layers)}": layers}
-    for nth, ((name, members), look) in enumerate(zip(shown.items(), LOOKS, strict=False)):
+    shown = kinds if len(kinds) <= len(_LOOKS) else {f"median of {len(layers)}": layers}
+    for nth, ((name, members), look) in enumerate(zip(shown.items(), _LOOKS, strict=False)):
         grid = _thinned(max(layer.singular_values.size for layer in members))
         table = np.full((len(members), grid.size), np.nan)
         for row, layer in zip(table, members, strict=True):
@@ -126,21 +124,21 @@ def _rank_axis(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
 
 
 def _thinned(last: int) -> NDArray[np.int64]:
-    return np.unique(np.geomspace(1, last, POINTS).round().astype(np.int64))
+    return np.unique(np.geomspace(1, last, _POINTS).round().astype(np.int64))
 
 
 def _shortened(name: str) -> str:
     """Return a name, or as many of its last parts as fit a label."""
-    if len(name) <= LONGEST_LABEL:
+    if len(name) <= _LONGEST_LABEL:
         return name
-    end = name[1 - LONGEST_LABEL :]
+    end = name[1 - _LONGEST_LABEL :]
     # From the first whole part on, where there is one.
     return f"…{end[end.find('.') + 1 :].removeprefix('*.')}"
 
 
 def _needed(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
     heights = depth_rows(axes, kinds)
-    needed = [[layer.rank_for_variance[FRACTION] for layer in layers] for layers in kinds.values()]
+    needed = [[layer.rank_for_variance[_FRACTION] for layer in layers] for layers in kinds.values()]
     axes.scatter(np.concatenate(needed), heights, c=BLACK, s=26, linewidths=0, alpha=0.8, zorder=2)
     repeated = [row for row, ranks in enumerate(needed) if len(ranks) > 1]
     for row in repeated:
@@ -148,6 +146,6 @@ def _needed(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
     axes.set_xlim(0, 1.04 * max(map(max, needed)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set(
-        title=f"Rank for {FRACTION:.0%} of the variance",
+        title=f"Rank for {_FRACTION:.0%} of the variance",
         xlabel="rank (a mark a layer, lower when deeper; bar: median)" if repeated else "rank",
     )

@@ -12,12 +12,11 @@ from rich.text import Text
 from lowrank_core.cli.reports import rounding_tables
 from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
-from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS, Inspection, LayerReport
+from lowrank_core.models import Inspection, LayerReport
+from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
 
-__all__ = ["VARIANCE_HEADINGS", "inspection"]
-
-RANKS_PER_TABLE = 6
-SOURCES_SHOWN = 6
+_RANKS_PER_TABLE = 6
+_SOURCES_SHOWN = 6
 VARIANCE_HEADINGS = tuple(f"{fraction:.0%}" for fraction in VARIANCE_FRACTIONS)
 
 
@@ -52,7 +51,7 @@ def _heading(report: Inspection) -> Text:
 def _layers(report: Inspection) -> Iterator[RenderableType]:
     adapter = report.base is None
     sources = Counter(layer.scaling_source for layer in report.layers)
-    marks = {source: chr(ord("a") + place) for place, (source, _) in enumerate(sources.most_common(SOURCES_SHOWN))}
+    marks = {source: chr(ord("a") + place) for place, (source, _) in enumerate(sources.most_common(_SOURCES_SHOWN))}
     several = len(sources) > 1
     rows = table(
         "layer",
@@ -131,4 +130,4 @@ def _totals(report: Inspection) -> Iterator[RenderableType]:
 
 def _slices(ranks: tuple[int, ...]) -> list[slice]:
     """Return the slices of ranks that fit beside each other in one table."""
-    return [slice(start, start + RANKS_PER_TABLE) for start in range(0, len(ranks), RANKS_PER_TABLE)]
+    return [slice(start, start + _RANKS_PER_TABLE) for start in range(0, len(ranks), _RANKS_PER_TABLE)]

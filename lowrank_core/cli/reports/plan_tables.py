@@ -10,18 +10,16 @@ from rich.text import Text
 from lowrank_core.cli.names import by_kind
 from lowrank_core.cli.tables import add_by_block, heading, listed, note, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
-from lowrank_core.models.operations.planning import Plan, PlannedLayer
-
-__all__ = ["plan"]
+from lowrank_core.models import Plan, PlannedLayer
 
 # Up to here a row is printed for every layer; beyond, for every kind of layer.
-FEW_LAYERS = 48
+_FEW_LAYERS = 48
 
 
 def plan(report: Plan, *, full: bool) -> Iterator[RenderableType]:
     """Yield the sections of a plan; in full, a row for every layer, however many there are."""
     yield _heading(report)
-    each = full or len(report.layers) <= FEW_LAYERS
+    each = full or len(report.layers) <= _FEW_LAYERS
     yield section("Layers" if each else "Kinds of layers", *(_layers(report) if each else _kinds(report)))
     yield section("One rank for all layers instead", *_uniform(report))
     if report.skipped:

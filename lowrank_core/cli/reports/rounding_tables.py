@@ -9,10 +9,8 @@ from rich.text import Text
 
 from lowrank_core.cli.tables import add_by_block, note, table
 from lowrank_core.cli.texts import count, percent
+from lowrank_core.models import LayerReport
 from lowrank_core.models.inspection.layer_noise import LayerNoise
-from lowrank_core.models.inspection.report import LayerReport
-
-__all__ = ["rounding"]
 
 
 def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:

@@ -16,12 +16,10 @@ from lowrank_core.cli.names import by_kind
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowrank_core.models.operations.compression import Compression, LayerCompression
-
-__all__ = ["draw"]
+    from lowrank_core.models import Compression, LayerCompression
 
 
-class Series(NamedTuple):
+class _Series(NamedTuple):
     """A quantity of a layer: its label, its value, and how it is drawn."""
 
     label: str
@@ -30,21 +28,21 @@ class Series(NamedTuple):
     marker: str
 
 
-RANK = (Series("", lambda layer: layer.rank, BLUE, "o"),)
-ERRORS = (
-    Series("storage", lambda layer: layer.storage_error, ORANGE, "D"),
-    Series("total", lambda layer: layer.error, VERMILION, "o"),
+_RANK = (_Series("", lambda layer: layer.rank, BLUE, "o"),)
+_ERRORS = (
+    _Series("storage", lambda layer: layer.storage_error, ORANGE, "D"),
+    _Series("total", lambda layer: layer.error, VERMILION, "o"),
 )
-SIZES = (
-    Series("before", lambda layer: layer.source_parameters, GREY, "s"),
-    Series("after", lambda layer: layer.parameters, BLUE, "o"),
+_SIZES = (
+    _Series("before", lambda layer: layer.source_parameters, GREY, "s"),
+    _Series("after", lambda layer: layer.parameters, BLUE, "o"),
 )
 # In rows: the height of the labels above the first row.
-LABEL_ROWS = 0.5
+_LABEL_ROWS = 0.5
 # On both sides of the marks, as a fraction of a panel's width: half a label.
-SIDE_MARGIN = 0.18
+_SIDE_MARGIN = 0.18
 # As many powers of ten as can be read beside each other.
-DECADES = 6
+_DECADES = 6
 
 
 def draw(report: Compression) -> Figure:
@@ -59,32 +57,32 @@ def draw(report: Compression) -> Figure:
         figure = Figure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
         ranks, errors, sizes = figure.subplots(1, 3, sharey=True)
         figure.suptitle(f"{report.out}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
-        heights = depth_rows(ranks, kinds, above=LABEL_ROWS)
+        heights = depth_rows(ranks, kinds, above=_LABEL_ROWS)
         ranks.set(title="Rank kept", xlabel="rank r (a mark a layer, lower when deeper)")
         errors.set(title="Relative error", xlabel="‖Δ − γBA‖ / ‖Δ‖", xscale="log")
         sizes.set(title="Parameters", xlabel="number of entries", xscale="log")
-        for axes, series in ((ranks, RANK), (errors, ERRORS), (sizes, SIZES)):
+        for axes, series in ((ranks, _RANK), (errors, _ERRORS), (sizes, _SIZES)):
             _draw_marks(axes, layers, heights, series)
             _label(axes, next(iter(kinds.values())), heights[0], series)
         ranks.set_xlim(left=0)
         ranks.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         for axes in (errors, sizes):
             plain_decades(axes.xaxis)
-            axes.locator_params(axis="x", numticks=DECADES)
+            axes.locator_params(axis="x", numticks=_DECADES)
         sizes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
 def _draw_marks(
-    axes: Axes, layers: Sequence[LayerCompression], heights: NDArray[np.float64], series: Sequence[Series]
+    axes: Axes, layers: Sequence[LayerCompression], heights: NDArray[np.float64], series: Sequence[_Series]
 ) -> None:
     for one in series:
         values = np.array([one.value(layer) for layer in layers], dtype=np.float64)
         axes.scatter(values, heights, s=26, c=one.color, marker=one.marker, linewidths=0, alpha=0.8, zorder=2)
-    axes.margins(x=SIDE_MARGIN)
+    axes.margins(x=_SIDE_MARGIN)
 
 
-def _label(axes: Axes, first_row: Sequence[LayerCompression], top: float, series: Sequence[Series]) -> None:
+def _label(axes: Axes, first_row: Sequence[LayerCompression], top: float, series: Sequence[_Series]) -> None:
     """Write what marks mean above those of the first row, each label to its own side."""
     places = {one: float(np.median([one.value(layer) for layer in first_row])) for one in series if one.label}
     for one, side in zip(sorted(places, key=lambda one: places[one]), ("right", "left"), strict=False):

@@ -10,14 +10,12 @@ from rich.text import Text
 
 from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text, span
-from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
+from lowrank_core.models import Compression, CompressionTotals, LayerCompression
 
-__all__ = ["written"]
-
-CLAMPED = "*"
-TOGETHER = "all together"
-BEFORE = {"extract": "of the full update", "resize": "of the adapter", "merge": "of all adapters"}
-UNITS = ("B", "kB", "MB", "GB", "TB")
+_CLAMPED = "*"
+_TOGETHER = "all together"
+_BEFORE = {"extract": "of the full update", "resize": "of the adapter", "merge": "of all adapters"}
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
@@ -72,12 +70,12 @@ def _layers(report: Compression) -> Iterator[RenderableType]:
 
     def cells(layer: LayerCompression) -> list[str]:
         stored = [str(layer.stored_rank)] if padded else []
-        mark = CLAMPED if layer.requested_rank > layer.rank else ""
+        mark = _CLAMPED if layer.requested_rank > layer.rank else ""
         return [shape_text(layer.shape), f"{layer.rank}{mark}", *stored, *_losses(layer)]
 
     add_by_block(rows, report.layers, cells)
     rows.add_section()
-    rows.add_row(TOGETHER, "", "", *([""] if padded else []), *_losses(report.totals))
+    rows.add_row(_TOGETHER, "", "", *([""] if padded else []), *_losses(report.totals))
     yield rows
     yield note(
         "Error: ‖Δ − γBA‖/‖Δ‖ of what is stored; best: the least of any update of rank r; storage: what rounding to "
@@ -85,7 +83,7 @@ def _layers(report: Compression) -> Iterator[RenderableType]:
     )
     clamped = [layer.requested_rank for layer in report.layers if layer.requested_rank > layer.rank]
     if clamped:
-        yield note(f"{CLAMPED} all that the layer has, where rank {span(clamped)} was requested.")
+        yield note(f"{_CLAMPED} all that the layer has, where rank {span(clamped)} was requested.")
     if any(layer.rank == 0 for layer in report.layers):
         yield note("A layer with r = 0 is not in the adapter.")
 
@@ -101,9 +99,9 @@ def _sizes(report: Compression, *, each: bool) -> Iterator[RenderableType]:
     for title, layers in rows_of_layers(report.layers, each=each):
         _add_sizes(rows, title, layers)
     rows.add_section()
-    _add_sizes(rows, TOGETHER, report.layers)
+    _add_sizes(rows, _TOGETHER, report.layers)
     yield rows
-    yield note(f"Before: {BEFORE[report.verb]}." + ("" if each else " Every layer's own: --full, --csv or --json."))
+    yield note(f"Before: {_BEFORE[report.verb]}." + ("" if each else " Every layer's own: --full, --csv or --json."))
 
 
 def _add_sizes(rows: Table, title: str, layers: Sequence[LayerCompression]) -> None:
@@ -114,9 +112,9 @@ def _add_sizes(rows: Table, title: str, layers: Sequence[LayerCompression]) -> N
 
 def _bytes(number: int) -> str:
     """Return a number of bytes as people say it, in powers of 1000."""
-    size, units = float(number), iter(UNITS)
+    size, units = float(number), iter(_UNITS)
     unit = next(units)
     # What would round to 1000.0 is 1.0 of the next.
-    while size >= 999.95 and unit != UNITS[-1]:
+    while size >= 999.95 and unit != _UNITS[-1]:
         size, unit = size / 1000, next(units)
-    return f"{size:.1f} {unit}" if unit != UNITS[0] else f"{number} {unit}"
+    return f"{size:.1f} {unit}" if unit != _UNITS[0] else f"{number} {unit}"

@@ -9,14 +9,9 @@ import typer
 from lowrank_core.cli import options, output
 from lowrank_core.cli.reports import alpha_tables
 
-__all__ = ["EXAMPLES", "alpha"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank alpha --rank 8 --alpha 16 --to-rank 64\n"
-    "  lowrank alpha --rank 8 --alpha 16 --to-rank 64 --to-rule rslora\n"
+EXAMPLES = options.examples(
+    "lowrank alpha --rank 8 --alpha 16 --to-rank 64",
+    "lowrank alpha --rank 8 --alpha 16 --to-rank 64 --to-rule rslora",
 )
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from lowrank_core import models
 from lowrank_core.cli import output
 from lowrank_core.cli.options import Reports, Work
 from lowrank_core.cli.reports import census_tables
 from lowrank_core.cli.workers import over_adapters
-from lowrank_core.models.inspection.census import census
 from lowrank_core.models.inspection.census_rows import to_table
-
-__all__ = ["check_options", "run"]
 
 
 def check_options(*, recursive: bool, jsonl: Path | None, **of_one: object) -> None:
@@ -29,7 +27,7 @@ def check_options(*, recursive: bool, jsonl: Path | None, **of_one: object) -> N
 
 def run(folder: Path, ranks: tuple[int, ...], jsonl: Path | None, work: Work, reports: Reports) -> int:
     """Take a census of a folder, write it, and return the exit code: 1 where some adapters failed, even in part."""
-    rows = over_adapters(partial(census, folder, ranks=ranks, jsonl=jsonl), work)
+    rows = over_adapters(partial(models.census, folder, ranks=ranks, jsonl=jsonl), work)
     if not rows:
         raise ValueError(
             f"no adapter under {str(folder)!r}: neither a folder with adapter_config.json nor a safetensors file with "

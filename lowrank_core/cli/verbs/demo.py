@@ -11,24 +11,19 @@ from lowrank_core.cli.demo import experiments, tables, verdicts
 from lowrank_core.cli.demo.experiments import MAX_SEED, RANKS, STYLE_RANK, Settings
 from lowrank_core.cli.drawing import draw_demo
 
-__all__ = ["EXAMPLES", "demo"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank demo\n"
-    "  lowrank demo --size 32 --ranks 1,2,4,8 --seed 7\n"
-    "  lowrank demo --figure demo.pdf --json demo.json\n"
+EXAMPLES = options.examples(
+    "lowrank demo",
+    "lowrank demo --size 32 --ranks 1,2,4,8 --seed 7",
+    "lowrank demo --figure demo.pdf --json demo.json",
 )
 
-LARGEST_SIZE = 512
+_LARGEST_SIZE = 512
 
 
 def demo(
     *,
     size: Annotated[
-        int, typer.Option(min=STYLE_RANK, max=LARGEST_SIZE, metavar="N", help="Rows and columns of the updates.")
+        int, typer.Option(min=STYLE_RANK, max=_LARGEST_SIZE, metavar="N", help="Rows and columns of the updates.")
     ] = Settings.size,
     ranks: Annotated[
         str | None,

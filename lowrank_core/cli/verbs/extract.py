@@ -8,22 +8,17 @@ from typing import Annotated
 
 import typer
 
+from lowrank_core import models
 from lowrank_core.cli import options
 from lowrank_core.cli.rank_choice import choose_rank
 from lowrank_core.cli.written import write_adapter
-from lowrank_core.models.operations import extraction
 
-__all__ = ["EXAMPLES", "extract"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank extract base/ tuned/ my-adapter/ --rank 32\n"
-    "  lowrank extract base/ tuned/ my-adapter/ --variance 0.95 --max-rank 64 --exclude lm_head\n"
-    "  lowrank extract base/ tuned/ my-adapter.safetensors --rank 16 --dtype bfloat16   (a kohya file)\n"
-    "  lowrank extract base/ tuned/ my-adapter/ --parameters 2000000 --dtype bfloat16\n"
-    "  lowrank extract base/ tuned/ my-adapter/ --error 0.1 --dry-run\n"
+EXAMPLES = options.examples(
+    "lowrank extract base/ tuned/ my-adapter/ --rank 32",
+    "lowrank extract base/ tuned/ my-adapter/ --variance 0.95 --max-rank 64 --exclude lm_head",
+    "lowrank extract base/ tuned/ my-adapter.safetensors --rank 16 --dtype bfloat16   (a kohya file)",
+    "lowrank extract base/ tuned/ my-adapter/ --parameters 2000000 --dtype bfloat16",
+    "lowrank extract base/ tuned/ my-adapter/ --error 0.1 --dry-run",
 )
 
 
@@ -87,7 +82,7 @@ def extract(
             "how much to keep? Give one of --rank, --variance, --error, --ratio, --parameters and --above-noise."
         )
     operation = partial(
-        extraction.extract,
+        models.extract,
         base,
         tuned,
         out,

@@ -8,24 +8,20 @@ from typing import Annotated
 
 import typer
 
+from lowrank_core import models
 from lowrank_core.cli import options, output
 from lowrank_core.cli.drawing import draw_inspection
 from lowrank_core.cli.reports import inspection_tables
 from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
-from lowrank_core.models.inspection import layers
+from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS, DEFAULT_RULES
 from lowrank_core.models.inspection.report import to_rows
 
-__all__ = ["EXAMPLES", "inspect"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank inspect my-adapter/\n"
-    "  lowrank inspect tuned/ --base base/ --ranks 4,16,64\n"
-    "  lowrank inspect my-adapter/ --csv layers.csv --figure layers.pdf\n"
-    "  lowrank inspect adapters/ --recursive --jsonl census.jsonl --workers 8\n"
+EXAMPLES = options.examples(
+    "lowrank inspect my-adapter/",
+    "lowrank inspect tuned/ --base base/ --ranks 4,16,64",
+    "lowrank inspect my-adapter/ --csv layers.csv --figure layers.pdf",
+    "lowrank inspect adapters/ --recursive --jsonl census.jsonl --workers 8",
 )
 
 
@@ -46,7 +42,7 @@ def inspect(
         typer.Option(
             metavar="R,R,…",
             help="Ranks to report errors at; one beyond a layer's own largest is taken as the largest.",
-            show_default=",".join(map(str, layers.DEFAULT_RANKS)),
+            show_default=",".join(map(str, DEFAULT_RANKS)),
         ),
     ] = None,
     rule: Annotated[
@@ -54,7 +50,7 @@ def inspect(
         typer.Option(
             metavar="RULE",
             help="Scaling rule to report errors under: standard (α/r), rslora (α/√r) or unscaled (1). May be repeated.",
-            show_default=" and ".join(layers.DEFAULT_RULES),
+            show_default=" and ".join(DEFAULT_RULES),
         ),
     ] = None,
     alpha: Annotated[
@@ -62,7 +58,7 @@ def inspect(
         typer.Option(
             metavar="α",
             help="α of these rules.",
-            show_default=f"each adapter layer's own; {layers.DEFAULT_ALPHA:g} for checkpoints",
+            show_default=f"each adapter layer's own; {DEFAULT_ALPHA:g} for checkpoints",
         ),
     ] = None,
     reports: options.Reports,
@@ -93,11 +89,11 @@ def inspect(
     census.check_options(recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, figure=reports.figure)
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
     work = options.Work(workers, dask)
-    chosen = layers.DEFAULT_RANKS if ranks is None else options.parse_ranks(ranks)
+    chosen = DEFAULT_RANKS if ranks is None else options.parse_ranks(ranks)
     if recursive:
         return census.run(path, chosen, jsonl, work, reports)
-    rules = layers.DEFAULT_RULES if rule is None else tuple(dict.fromkeys(rule))
-    inspection = over_layers(partial(layers.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha), work)
+    rules = DEFAULT_RULES if rule is None else tuple(dict.fromkeys(rule))
+    inspection = over_layers(partial(models.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha), work)
     if inspection.failures and not inspection.layers:
         name, reason = next(iter(inspection.failures.items()))
         raise ValueError(

@@ -8,19 +8,14 @@ from typing import Annotated
 
 import typer
 
+from lowrank_core import models
 from lowrank_core.cli import options
 from lowrank_core.cli.rank_choice import choose_rank
 from lowrank_core.cli.written import write_adapter
-from lowrank_core.models.operations import merging
 
-__all__ = ["EXAMPLES", "merge"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank merge one/ two/ both/\n"
-    "  lowrank merge one/ two.safetensors both/ --weights 1,-0.5 --rank 16 --base base/\n"
+EXAMPLES = options.examples(
+    "lowrank merge one/ two/ both/",
+    "lowrank merge one/ two.safetensors both/ --weights 1,-0.5 --rank 16 --base base/",
 )
 
 
@@ -55,7 +50,7 @@ def merge(
     if some layers failed and the others were written.
     """
     operation = partial(
-        merging.merge,
+        models.merge,
         adapters,
         out,
         weights=None if weights is None else parse_weights(weights),
@@ -70,6 +65,7 @@ def merge(
 
 
 def parse_weights(texts: list[str]) -> list[float]:
+    """Return weights that are separated by commas or given one by one."""
     try:
         return [float(part) for text in texts for part in text.split(",")]
     except ValueError:

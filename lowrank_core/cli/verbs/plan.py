@@ -8,22 +8,16 @@ from typing import Annotated
 
 import typer
 
+from lowrank_core import models
 from lowrank_core.cli import options, output
 from lowrank_core.cli.reports import plan_tables
 from lowrank_core.cli.workers import over_layers
-from lowrank_core.models.operations import planning
-from lowrank_core.models.operations.budgets import Budget
 
-__all__ = ["EXAMPLES", "plan"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank plan base/ tuned/ --parameters 2000000 --out plan.json\n"
-    "  lowrank plan base/ tuned/ --variance 0.9 --max-rank 128 --rule rslora --scale 2\n"
-    "  lowrank plan my-adapter/ --parameters 500000\n"
-    "then, in Python: peft.LoraConfig(**json.load(open('plan.json')))\n"
+EXAMPLES = options.examples(
+    "lowrank plan base/ tuned/ --parameters 2000000 --out plan.json",
+    "lowrank plan base/ tuned/ --variance 0.9 --max-rank 128 --rule rslora --scale 2",
+    "lowrank plan my-adapter/ --parameters 500000",
+    after="then, in Python: peft.LoraConfig(**json.load(open('plan.json')))",
 )
 
 
@@ -78,10 +72,8 @@ def plan(
     if (parameters is None) == (variance is None):
         raise ValueError("how much to keep? Give --parameters or --variance, and only one of them.")
     *bases, path = paths
-    budget = Budget(parameters, variance, max_rank, objective or Budget.objective)
-    made = over_layers(
-        partial(planning.plan, path, *bases, budget=budget, scale=scale, rule=rule, **vars(modules)), work
-    )
+    budget = models.Budget(parameters, variance, max_rank, objective or models.Budget.objective)
+    made = over_layers(partial(models.plan, path, *bases, budget=budget, scale=scale, rule=rule, **vars(modules)), work)
     output.write_report(
         made,
         partial(plan_tables.plan, full=full),

@@ -8,20 +8,15 @@ from typing import Annotated
 
 import typer
 
+from lowrank_core import models
 from lowrank_core.cli import options
 from lowrank_core.cli.rank_choice import choose_rank
 from lowrank_core.cli.written import write_adapter
-from lowrank_core.models.operations import resizing
 
-__all__ = ["EXAMPLES", "resize"]
-
-# \b keeps the line breaks of what follows it.
-EXAMPLES = (
-    "\b\n"
-    "Examples:\n"
-    "  lowrank resize my-adapter/ smaller/ --rank 8\n"
-    "  lowrank resize my-adapter/ smaller/ --variance 0.99 --uniform\n"
-    "  lowrank resize my-adapter/ my-adapter.safetensors   (the same update as a kohya file)\n"
+EXAMPLES = options.examples(
+    "lowrank resize my-adapter/ smaller/ --rank 8",
+    "lowrank resize my-adapter/ smaller/ --variance 0.99 --uniform",
+    "lowrank resize my-adapter/ my-adapter.safetensors   (the same update as a kohya file)",
 )
 
 
@@ -48,7 +43,7 @@ def resize(
     unchanged. The exit code is 1 if some layers failed and the others were written.
     """
     operation = partial(
-        resizing.resize,
+        models.resize,
         adapter,
         out,
         rank=choose_rank(choice),
