@@ -35,7 +35,7 @@ _FINEST_FIRST = (
     FloatDtype("bfloat16", 8, -126, 127),
 )
 
-#: Dtypes that hold weights, by NumPy's or ml_dtypes' name, finest first.
+#: Dtypes of weights, by NumPy's or ml_dtypes' name, finest first.
 FLOATS = {dtype.name: dtype for dtype in _FINEST_FIRST}
 
 #: Dtypes of counters, masks and quantised weights, by NumPy's name.

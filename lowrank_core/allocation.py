@@ -163,7 +163,7 @@ class _Items:
     densities: NDArray[np.float64]
     # H_k / N² for k = 0 … of each layer in turn: one more than it has items.
     heads: NDArray[np.float64]
-    # Whether a layer may have ranks beyond its items, with gains that its incomplete spectrum does not tell.
+    # Whether a layer may have ranks beyond its items, with gains unknown to its incomplete spectrum.
     unknown_beyond: NDArray[np.bool_]
 
     def captured(self, ranks: NDArray[np.int64]) -> float:

@@ -349,7 +349,7 @@ def stable_rank(spectrum: Spectrum) -> Any:
     """
     values, norm = _unit_values(spectrum)
     zero = norm == 0
-    # np.square, because ** of a lone number is another routine, which may differ in the last bit.
+    # np.square, because ** of a scalar is another routine, which may differ in the last bit.
     return np.where(zero, 0.0, np.square(norm / np.where(zero, 1.0, largest_of(values))))[()]
 
 

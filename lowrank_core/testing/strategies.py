@@ -219,7 +219,7 @@ def spectra(
     kinds : sequence of str
         From :data:`KINDS`.
     complete : bool, optional
-        Whether the values account for the whole norm; None draws either. A complete one may hold fewer than min(m, n).
+        Whether the values account for the whole norm; None draws either. A complete one may have fewer than min(m, n).
 
     Returns
     -------
