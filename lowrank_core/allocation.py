@@ -94,7 +94,7 @@ def allocate_ranks(
 
     See Also
     --------
-    rank_for_variance, rank_for_error : one rank, of one update.
+    rank_for_variance, rank_for_error : One rank, of one update.
 
     Notes
     -----

@@ -132,8 +132,8 @@ def learning_sweep(
 
     See Also
     --------
-    error_sweep : the errors of truncations.
-    learning_gain : the gain of one step.
+    error_sweep : The errors of truncations.
+    learning_gain : The gain of one step.
 
     Notes
     -----

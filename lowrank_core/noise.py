@@ -47,7 +47,7 @@ def marchenko_pastur_median(beta: float) -> float:
 
     See Also
     --------
-    optimal_threshold : for noise of a known size.
+    optimal_threshold : For noise of a known size.
 
     Notes
     -----
@@ -107,7 +107,7 @@ def optimal_threshold(beta: float) -> float:
 
     See Also
     --------
-    lowrank_core.rank_above_noise : counts the values above the threshold.
+    lowrank_core.rank_above_noise : Counts the values above the threshold.
 
     References
     ----------
@@ -140,7 +140,7 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
 
     See Also
     --------
-    lowrank_core.rounding_noise.rounding_noise : the edge for the rounding of stored weights.
+    lowrank_core.rounding_noise.rounding_noise : The edge for the rounding of stored weights.
 
     Notes
     -----

@@ -46,9 +46,9 @@ def rank_for_variance(spectrum: Spectrum, fraction: ArrayLike) -> Any:
 
     See Also
     --------
-    variance_captured : the fraction at each rank.
-    rank_for_error : by error instead.
-    allocate_ranks : for many layers with one budget.
+    variance_captured : The fraction at each rank.
+    rank_for_error : By error instead.
+    allocate_ranks : For many layers with one budget.
 
     References
     ----------
@@ -88,8 +88,8 @@ def rank_for_error(spectrum: Spectrum, error: ArrayLike) -> Any:
 
     See Also
     --------
-    reconstruction_error : the error at each rank.
-    rank_for_variance : by variance instead.
+    reconstruction_error : The error at each rank.
+    rank_for_variance : By variance instead.
 
     References
     ----------
@@ -144,7 +144,7 @@ def rank_for_ratio(spectrum: Spectrum, ratio: ArrayLike) -> Any:
 
     See Also
     --------
-    numerical_rank : with the ratio that rounding implies.
+    numerical_rank : With the ratio that rounding implies.
 
     References
     ----------
@@ -208,7 +208,7 @@ def numerical_rank(spectrum: Spectrum) -> Any:
 
     See Also
     --------
-    rank_above_noise : for noise larger than rounding.
+    rank_above_noise : For noise larger than rounding.
 
     References
     ----------
@@ -261,9 +261,9 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
 
     See Also
     --------
-    numerical_rank : for an update without noise, which is exactly of low rank.
-    lowrank_core.rounding_noise.rounding_noise : for the rounding of stored weights.
-    lowrank_core.noise : the threshold and the law.
+    numerical_rank : For an update without noise, which is exactly of low rank.
+    lowrank_core.rounding_noise.rounding_noise : For the rounding of stored weights.
+    lowrank_core.noise : The threshold and the law.
 
     Notes
     -----
@@ -334,7 +334,7 @@ def stable_rank(spectrum: Spectrum) -> Any:
 
     See Also
     --------
-    effective_rank : by the entropy of all values.
+    effective_rank : By the entropy of all values.
 
     References
     ----------
@@ -373,7 +373,7 @@ def effective_rank(spectrum: Spectrum) -> Any:
 
     See Also
     --------
-    stable_rank : needs the largest value and the norm alone.
+    stable_rank : Needs the largest value and the norm alone.
 
     References
     ----------

@@ -132,8 +132,8 @@ def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
 
     See Also
     --------
-    lowrank_core.rank_above_noise : for noise of one size, known or unknown.
-    lowrank_core.noise.noise_edge : the theory of the edge.
+    lowrank_core.rank_above_noise : For noise of one size, known or unknown.
+    lowrank_core.noise.noise_edge : The theory of the edge.
 
     Notes
     -----

@@ -55,8 +55,8 @@ def standard(alpha: ArrayLike, rank: ArrayLike) -> Any:
 
     See Also
     --------
-    rslora, unscaled, power_rule : other rules.
-    equivalent_alpha : the alpha that keeps a scaling under another rule.
+    rslora, unscaled, power_rule : Other rules.
+    equivalent_alpha : The alpha that keeps a scaling under another rule.
 
     References
     ----------
@@ -78,7 +78,7 @@ def rslora(alpha: ArrayLike, rank: ArrayLike) -> Any:
 
     See Also
     --------
-    standard, unscaled, power_rule : other rules.
+    standard, unscaled, power_rule : Other rules.
 
     References
     ----------
@@ -100,7 +100,7 @@ def unscaled(alpha: ArrayLike, rank: ArrayLike) -> Any:
 
     See Also
     --------
-    standard, rslora, power_rule : other rules.
+    standard, rslora, power_rule : Other rules.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def power_rule(power: float) -> ScalingRule:
 
     See Also
     --------
-    error_sweep, learning_sweep : take rules by name, or functions such as this one.
+    error_sweep, learning_sweep : Take rules by name, or functions such as this one.
 
     Examples
     --------
@@ -177,7 +177,7 @@ def scaling_rule(rule: str | ScalingRule) -> ScalingRule:
 
     See Also
     --------
-    power_rule : a family of rules without a name.
+    power_rule : A family of rules without a name.
 
     Examples
     --------
@@ -238,7 +238,7 @@ def equivalent_alpha(
 
     See Also
     --------
-    standard, rslora : the rules, with their sources.
+    standard, rslora : The rules, with their sources.
 
     References
     ----------
@@ -294,7 +294,7 @@ def learning_gain(alpha: ArrayLike, rank: ArrayLike, rule: str | ScalingRule) ->
 
     See Also
     --------
-    learning_sweep : gradient descent itself.
+    learning_sweep : Gradient descent itself.
 
     References
     ----------

@@ -42,8 +42,8 @@ def variance_captured(spectrum: Spectrum, ranks: ArrayLike | None = None) -> Any
 
     See Also
     --------
-    reconstruction_error : the error at each rank.
-    rank_for_variance : the least rank for a fraction.
+    reconstruction_error : The error at each rank.
+    rank_for_variance : The least rank for a fraction.
 
     References
     ----------
@@ -88,8 +88,8 @@ def reconstruction_error(spectrum: Spectrum, ranks: ArrayLike | None = None, sca
 
     See Also
     --------
-    error_sweep : for many ranks, rules and alphas in one pass.
-    rank_for_error : the least rank for an error.
+    error_sweep : For many ranks, rules and alphas in one pass.
+    rank_for_error : The least rank for an error.
 
     Notes
     -----
@@ -171,9 +171,9 @@ def error_sweep(
 
     See Also
     --------
-    reconstruction_error : one scaling, with the source of the equation.
-    standard, rslora : the rules, with their sources.
-    learning_sweep : the errors that gradient descent reaches.
+    reconstruction_error : One scaling, with the source of the equation.
+    standard, rslora : The rules, with their sources.
+    learning_sweep : The errors that gradient descent reaches.
 
     Examples
     --------

@@ -37,8 +37,8 @@ def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng
 
     See Also
     --------
-    facts_update : of full rank.
-    update_with_spectrum : with any singular values, and no noise.
+    facts_update : Of full rank.
+    update_with_spectrum : With any singular values, and no noise.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def facts_update(d: int, k: int, *, noise: float = 0.01, rng: Any) -> NDArray[np
 
     See Also
     --------
-    style_update : of low rank.
+    style_update : Of low rank.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def update_with_spectrum(values: ArrayLike, shape: tuple[int, int], *, rng: Any)
 
     See Also
     --------
-    style_update, facts_update : the article's two examples, with noise.
+    style_update, facts_update : The article's two examples, with noise.
 
     Notes
     -----

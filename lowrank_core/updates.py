@@ -41,8 +41,8 @@ class LowRankUpdate:
 
     See Also
     --------
-    truncate : the best update of a rank.
-    spectrum : singular values through the r × r core of the factors; B·A is never formed.
+    truncate : The best update of a rank.
+    spectrum : Singular values through the r × r core of the factors; B·A is never formed.
 
     References
     ----------

@@ -144,6 +144,11 @@ def updates(
     SearchStrategy of ndarray
         Shrinks towards a small diagonal float64 matrix in C order.
 
+    See Also
+    --------
+    stacks_of_updates : With batch axes.
+    low_rank_updates : In factored form.
+
     References
     ----------
     .. [1] Lancaster, "The Helmert Matrices", Am. Math. Monthly 72 (1965) 4.
@@ -188,6 +193,10 @@ def stacks_of_updates(
     -------
     SearchStrategy of ndarray
 
+    See Also
+    --------
+    updates : One matrix.
+
     Examples
     --------
     >>> import numpy as np
@@ -224,6 +233,10 @@ def spectra(
     Returns
     -------
     SearchStrategy of Spectrum
+
+    See Also
+    --------
+    updates : The matrix itself.
 
     Examples
     --------
@@ -269,6 +282,10 @@ def low_rank_updates(
     Returns
     -------
     SearchStrategy of LowRankUpdate
+
+    See Also
+    --------
+    updates : A dense matrix.
 
     Examples
     --------
@@ -322,6 +339,10 @@ def ranks_for(update: Any) -> st.SearchStrategy[int]:
     -------
     SearchStrategy of int
         From 0 to min(m, n), or to the number of values of a spectrum that is not complete.
+
+    See Also
+    --------
+    updates, low_rank_updates, spectra : What a rank is drawn for.
 
     Examples
     --------

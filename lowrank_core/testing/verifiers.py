@@ -43,7 +43,7 @@ def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _
 
     See Also
     --------
-    assert_eckart_young : for truncations.
+    assert_eckart_young : For truncations.
 
     References
     ----------
@@ -135,7 +135,7 @@ def assert_eckart_young(update: Any, approximation: Any, rank: int, *, c: float 
 
     See Also
     --------
-    lowrank_core.truncate : the best approximation.
+    lowrank_core.truncate : The best approximation.
 
     References
     ----------
