@@ -46,7 +46,7 @@ def test_the_rest_of_a_budget_buys_the_rank_that_gains_most_next():
 
 
 def test_ranks_not_needed_for_a_variance_are_dropped():
-    # "cheap" gains more a parameter, and is not needed any more once "dear" has come.
+    # "cheap" gains more a parameter, and is no longer needed beside "dear".
     layers = {"cheap": layer([1.0], (1, 1)), "dear": layer([3.0], (20, 20))}
     assert allocate_ranks(layers, variance=0.95, objective="absolute").ranks == {"cheap": 1, "dear": 1}
     assert allocate_ranks(layers, variance=0.85, objective="absolute").ranks == {"cheap": 0, "dear": 1}
@@ -155,12 +155,12 @@ def test_everything_fits_a_large_budget():
 
 
 def test_a_variance_below_the_rounding_of_sums_is_not_dropped():
-    # 2.5e-13 of the variance, and all of it is asked for.
+    # 2.5e-13 of the variance, and all of it is the target.
     assert allocate_ranks({"only": layer([1.0, 5e-7], (3, 3))}, variance=1).ranks == {"only": 2}
 
 
 def test_all_of_the_variance_is_1_and_no_more():
-    # Their squares' shares add up to 1 + 2⁻⁵².
+    # The fractions of their squares add up to 1 + 2⁻⁵².
     layers = {str(norm): layer([norm], (2, 3)) for norm in (18.0, 22.0, 25.0)}
     allocation = allocate_ranks(layers, parameters=100, objective="absolute")
     assert allocation.variance == allocation.upper_bound == 1.0
@@ -168,7 +168,7 @@ def test_all_of_the_variance_is_1_and_no_more():
 
 
 def test_a_part_of_a_rank_captures_at_most_all_of_the_variance():
-    # The three large layers' shares and 49/50 of the small one's, 2e-16, add up to 1 + 2⁻⁵².
+    # The three large layers' fractions and 49/50 of the small one's, 2e-16, add up to 1 + 2⁻⁵².
     layers = {str(norm): layer([norm], (2, 3)) for norm in (15.0, 18.0, 28.0)} | {"small": layer([4.5e-7], (20, 30))}
     allocation = allocate_ranks(layers, parameters=64, objective="absolute")
     assert allocation.variance == allocation.upper_bound == 1.0
@@ -187,7 +187,7 @@ def test_nothing_is_spent_where_nothing_is_gained():
     assert allocate_ranks({"a": zero["a"]}, parameters=0) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
     assert allocate_ranks({"a": zero["a"]}, variance=0.9) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
     assert allocate_ranks({"a": zero["a"]}, variance=0.9, max_rank=0) == RankAllocation({"a": 0}, 0, 1.0, 1.0)
-    # None of its values is held, and none is needed.
+    # It has none of its values, and none is needed.
     unheld = {"a": spectrum(np.zeros((3, 4)), rank=0), "b": zero["b"]}
     assert allocate_ranks(unheld, parameters=100) == RankAllocation({"a": 0, "b": 1}, 4, 1.0, 1.0)
     assert allocate_ranks(PLAIN, variance=0).ranks == {"q": 0, "v": 0, "o": 0}

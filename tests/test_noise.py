@@ -64,7 +64,7 @@ def test_the_threshold_is_where_keeping_costs_as_much_as_dropping(beta):
 @pytest.mark.parametrize("beta", [0.0, -0.5, 1.0001, np.nan])
 @pytest.mark.parametrize("law", [marchenko_pastur_median, optimal_threshold])
 def test_a_ratio_of_sides_is_at_most_one(law, beta):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is held below
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared below
         law(beta)
     assert str(caught.value) == f"beta must lie in 0 < beta <= 1; got {beta!r}. It is min(m, n) / max(m, n)."
 

@@ -199,7 +199,7 @@ def test_rank_above_noise_by_hand():
     assert rank_above_noise(s) == 1
     assert rank_above_noise(Spectrum([2.86, 1.0, 0.5], np.sqrt(2.86**2 + 1.25), (3, 3), complete=True)) == 1
     assert rank_above_noise(Spectrum([2.85, 1.0, 0.5], np.sqrt(2.85**2 + 1.25), (3, 3), complete=True)) == 0
-    # The values that a complete spectrum does not hold are zeros of the median: here the mean of 1 and 0.
+    # The values that a complete spectrum leaves out are zeros of the median: here the mean of 1 and 0.
     half = Spectrum([2.0, 1.0], np.sqrt(5.0), (4, 4), complete=True)
     assert rank_above_noise(half, 0.0) == 2
     assert rank_above_noise(half) == 1

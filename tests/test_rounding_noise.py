@@ -81,7 +81,7 @@ def test_rounding_alone_has_no_rank(kind, dtype):
         mean = noise.one_side.std * (np.sqrt(100) + np.sqrt(80)) * 1.05
         exceeded_by_the_mean += s.values[0] > mean
     assert none >= 95
-    # The edge of equal variances does not hold for such weights: it would call rounding an update.
+    # The edge of equal variances is too low for such weights: rounding would pass for an update.
     assert exceeded_by_the_mean > 50
 
 

@@ -6,8 +6,8 @@ import pytest
 from lowrank_core import facts_update, style_update, update_with_spectrum
 from tests import bounds, oracles
 
-MAKERS = [style_update, facts_update]
-makers = pytest.mark.parametrize("make", MAKERS)
+FUNCTIONS = [style_update, facts_update]
+each_function = pytest.mark.parametrize("function", FUNCTIONS)
 
 
 def test_style_updates_have_the_articles_values():
@@ -25,31 +25,31 @@ def test_facts_updates_have_the_articles_values():
         assert np.allclose(values, np.linspace(3.0, 0.5, min(shape)), rtol=1e-14)
 
 
-@makers
-def test_noise_is_added_to_each_entry(make):
-    clean, noisy = (make(300, 200, noise=noise, rng=0) for noise in (0.0, 0.1))
+@each_function
+def test_noise_is_added_to_each_entry(function):
+    clean, noisy = (function(300, 200, noise=noise, rng=0) for noise in (0.0, 0.1))
     drawn = noisy - clean
     # 60,000 draws: the deviation's own is 0.0003, and the mean's 0.0004.
     assert abs(drawn.std() - 0.1) < 0.0015
     assert abs(drawn.mean()) < 0.002
-    twice = make(300, 200, noise=0.2, rng=0) - clean
+    twice = function(300, 200, noise=0.2, rng=0) - clean
     assert np.allclose(twice, 2 * drawn, rtol=0, atol=1e-14)
 
 
-@makers
-def test_a_seed_a_generator_and_a_seed_sequence_agree(make):
-    first = make(8, 6, rng=7)
-    assert np.array_equal(first, make(8, 6, rng=np.random.default_rng(7)))
-    assert np.array_equal(first, make(8, 6, rng=np.random.SeedSequence(7)))
-    assert not np.array_equal(first, make(8, 6, rng=8))
+@each_function
+def test_a_seed_a_generator_and_a_seed_sequence_agree(function):
+    first = function(8, 6, rng=7)
+    assert np.array_equal(first, function(8, 6, rng=np.random.default_rng(7)))
+    assert np.array_equal(first, function(8, 6, rng=np.random.SeedSequence(7)))
+    assert not np.array_equal(first, function(8, 6, rng=8))
     generator = np.random.default_rng(7)
-    assert not np.array_equal(make(8, 6, rng=generator), make(8, 6, rng=generator))
+    assert not np.array_equal(function(8, 6, rng=generator), function(8, 6, rng=generator))
 
 
 def test_a_random_state_draws_in_the_articles_order():
     generator, again = np.random.RandomState(42), np.random.RandomState(42)
-    made = [style_update(10, 8, rng=generator), facts_update(10, 8, rng=generator)]
-    for update, values in zip(made, (np.linspace(5, 0.5, 4), np.linspace(3, 0.5, 8)), strict=True):
+    updates = [style_update(10, 8, rng=generator), facts_update(10, 8, rng=generator)]
+    for update, values in zip(updates, (np.linspace(5, 0.5, 4), np.linspace(3, 0.5, 8)), strict=True):
         U, V = again.standard_normal((10, len(values))), again.standard_normal((8, len(values)))
         plain = (np.linalg.qr(U)[0] * values) @ np.linalg.qr(V)[0].T + 0.01 * again.standard_normal((10, 8))
         assert np.array_equal(update, plain)
@@ -90,20 +90,20 @@ def test_values_that_are_not_a_spectrum_are_refused():
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "3", None])
 def test_sizes_must_be_positive_whole_numbers(size):
-    for make in (
+    for function in (
         lambda s: style_update(s, 4, rng=0),
         lambda s: facts_update(4, s, rng=0),
         lambda s: update_with_spectrum([1.0], (4, s), rng=0),
     ):
         with pytest.raises(ValueError, match=r"size|row"):
-            make(size)
+            function(size)
 
 
-@makers
+@each_function
 @pytest.mark.parametrize("noise", [-0.1, np.nan, np.inf])
-def test_noise_is_a_standard_deviation(make, noise):
+def test_noise_is_a_standard_deviation(function, noise):
     with pytest.raises(ValueError, match=r"noise must be finite and at least 0; got .*standard deviation"):
-        make(4, 4, noise=noise, rng=0)
+        function(4, 4, noise=noise, rng=0)
 
 
 def test_a_true_rank_beyond_the_shape_is_refused():

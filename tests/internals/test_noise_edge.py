@@ -31,7 +31,7 @@ def test_edge_is_a_bound_after_any_number_of_iterations(monkeypatch):
 
 
 def test_uneven_noise_is_summed_on_one_blas_thread(monkeypatch):
-    held = []
-    monkeypatch.setattr(noise, "blas_threads", lambda threads: held.append(threads) or nullcontext())
+    counts = []
+    monkeypatch.setattr(noise, "blas_threads", lambda threads: counts.append(threads) or nullcontext())
     assert noise_edge(np.array([[1.0, 2.0], [3.0, 4.0]]))[0] > 0
-    assert held == [1]
+    assert counts == [1]

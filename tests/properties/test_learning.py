@@ -41,7 +41,7 @@ def test_gradient_descent_is_the_dense_loop(data, update, seed, alpha, rate, pow
             for repeat in range(repeats)
         ]
         curve, norms = (np.mean([run[part] for run in runs], axis=0) for part in (0, 1))
-        # γBA − Δ is rounded to a few eps of Δ, however near the two have come.
+        # γBA − Δ is rounded to a few eps of Δ, however near the two are.
         assert np.all(np.abs(sweep.curves[rule, 0] - curve) <= np.maximum(AGREE * curve, 8 * 2.0**-52))
         assert np.all(np.abs(sweep.gradient_norms[rule, 0] - norms) <= AGREE * np.max(norms))
         finals = [run[0][-1] for run in runs]

@@ -22,7 +22,7 @@ from lowrank_core import (
 from lowrank_core.testing import spectra
 from tests import bounds, oracles
 
-# Norms and ratios of subnormal numbers have few digits: measures that divide by them are held to theorems elsewhere.
+# Norms and ratios of subnormal numbers have few digits: measures that divide by them have their theorems elsewhere.
 REGULAR = ("ordinary", "repeated", "clustered", "deficient", "graded", "huge")
 fractions = st.floats(0.0, 1.0) | st.sampled_from([0.5, 0.9, 0.95, 0.99, 1.0])
 regular = spectra(kinds=REGULAR)
@@ -67,7 +67,7 @@ def test_error_least_rank_agrees_with_reconstruction_error_to_the_bit(s, error):
 def test_least_ranks_are_those_of_exact_arithmetic_off_ties(s, fraction):
     exact = np.array([oracles.variance_captured(s.values, rank) for rank in range(len(s.values) + 1)])
     assume(np.all(np.abs(exact - fraction) > 1e-14) or fraction == 1)
-    # The last values of a graded spectrum add nothing that float64 can hold.
+    # The last values of a graded spectrum add less than float64 resolves.
     if fraction < 1:
         assert rank_for_variance(s, fraction) == oracles.rank_for_variance(s.values, fraction)
     errors = np.array([oracles.error(s.values, rank) for rank in range(len(s.values) + 1)])
