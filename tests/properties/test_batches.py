@@ -45,27 +45,27 @@ workers = st.sampled_from([None, 1, 2, 5])
 methods = st.sampled_from(["auto", "direct", "gram", "krylov"])
 
 
-def assert_identical(found, alone):
+def assert_identical(batched, single):
     """Equal to the bit, and of one dtype."""
-    found, alone = np.asarray(found), np.asarray(alone)
-    assert found.dtype == alone.dtype
-    assert found.shape == alone.shape
-    assert found.tobytes() == alone.tobytes()
+    batched, single = np.asarray(batched), np.asarray(single)
+    assert batched.dtype == single.dtype
+    assert batched.shape == single.shape
+    assert batched.tobytes() == single.tobytes()
 
 
 @given(stacks_of_updates(), methods, workers)
-def test_spectrum(stack, method, count):
+def test_a_spectrum_in_a_batch_is_that_of_its_matrix(stack, method, count):
     rank = 1 if method == "krylov" else None
     whole = spectrum(stack, rank=rank, method=method, workers=count)
     for index in np.ndindex(stack.shape[:-2]):
-        alone = spectrum(stack[index], rank=rank, method=method)
-        assert_identical(whole.values[index], alone.values)
-        assert_identical(whole.norm[index], alone.norm)
-        assert whole.dtype == alone.dtype
+        single = spectrum(stack[index], rank=rank, method=method)
+        assert_identical(whole.values[index], single.values)
+        assert_identical(whole.norm[index], single.norm)
+        assert whole.dtype == single.dtype
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["float64", "float32"]), methods, workers)
-def test_spectrum_of_a_stack_that_is_worth_threads(seed, dtype, method, count):
+def test_a_spectrum_in_a_batch_on_several_threads_is_that_of_its_matrix(seed, dtype, method, count):
     stack = np.random.default_rng(seed).standard_normal((24, 40, 60)).astype(dtype)
     rank = 3 if method == "krylov" else None
     whole = spectrum(stack, rank=rank, method=method, workers=count)
@@ -78,52 +78,52 @@ def test_a_generator_is_one_seed_for_the_whole_stack(seed, count):
     stack = np.random.default_rng(1).standard_normal((24, 60, 40))
     whole = spectrum(stack, rank=3, method="krylov", workers=count, rng=np.random.default_rng(seed))
     for i in (0, 11, 23):
-        alone = spectrum(stack[i], rank=3, method="krylov", rng=np.random.default_rng(seed))
-        assert_identical(whole.values[i], alone.values)
+        single = spectrum(stack[i], rank=3, method="krylov", rng=np.random.default_rng(seed))
+        assert_identical(whole.values[i], single.values)
 
 
 @given(low_rank_updates(max_dims=2), st.sampled_from(["auto", "direct", "gram"]), workers)
-def test_spectrum_of_products(update, method, count):
+def test_a_spectrum_in_a_batch_of_products_is_that_of_its_product(update, method, count):
     whole = spectrum(update, method=method, workers=count)
     batch = update.shape[:-2]
     B = np.broadcast_to(update.B, (*batch, *update.B.shape[-2:]))
     A = np.broadcast_to(update.A, (*batch, *update.A.shape[-2:]))
     for index in np.ndindex(batch):
-        alone = spectrum(LowRankUpdate(B[index], A[index], update.scaling), method=method)
-        assert_identical(whole.values[index], alone.values)
-        assert_identical(whole.norm[index], alone.norm)
+        single = spectrum(LowRankUpdate(B[index], A[index], update.scaling), method=method)
+        assert_identical(whole.values[index], single.values)
+        assert_identical(whole.norm[index], single.norm)
 
 
 @given(stacks_of_updates(), methods, workers)
-def test_truncate(stack, method, count):
+def test_a_truncation_in_a_batch_is_that_of_its_matrix(stack, method, count):
     whole = truncate(stack, 1, method=method, workers=count)
     for index in np.ndindex(stack.shape[:-2]):
-        alone = truncate(stack[index], 1, method=method)
-        assert_identical(whole.B[index], alone.B)
-        assert_identical(whole.A[index], alone.A)
+        single = truncate(stack[index], 1, method=method)
+        assert_identical(whole.B[index], single.B)
+        assert_identical(whole.A[index], single.A)
 
 
 @given(low_rank_updates(max_dims=2), workers)
-def test_truncate_of_products(update, count):
+def test_a_truncation_in_a_batch_of_products_is_that_of_its_product(update, count):
     whole = truncate(update, 1, workers=count)
     batch = update.shape[:-2]
     B = np.broadcast_to(update.B, (*batch, *update.B.shape[-2:]))
     A = np.broadcast_to(update.A, (*batch, *update.A.shape[-2:]))
     for index in np.ndindex(batch):
-        alone = truncate(LowRankUpdate(B[index], A[index], update.scaling), 1)
-        assert_identical(whole.B[index], alone.B)
-        assert_identical(whole.A[index], alone.A)
+        single = truncate(LowRankUpdate(B[index], A[index], update.scaling), 1)
+        assert_identical(whole.B[index], single.B)
+        assert_identical(whole.A[index], single.A)
 
 
 @pytest.mark.parametrize("question", sorted(QUESTIONS))
 @given(stack=stacks_of_updates(max_side=10), order=st.sampled_from("CF"))
-def test_questions(question, stack, order):
+def test_an_answer_in_a_batch_is_that_of_its_spectrum(question, stack, order):
     ask = QUESTIONS[question]
-    of = spectrum(stack)
-    laid_out = dataclasses.replace(of, values=np.array(of.values, order=order), norm=np.array(of.norm, order=order))
+    s = spectrum(stack)
+    laid_out = dataclasses.replace(s, values=np.array(s.values, order=order), norm=np.array(s.norm, order=order))
     whole = ask(laid_out)
     for index in np.ndindex(stack.shape[:-2]):
-        assert_identical(whole[index], ask(Spectrum(of.values[index], of.norm[index], of.shape, True, of.dtype)))
+        assert_identical(whole[index], ask(Spectrum(s.values[index], s.norm[index], s.shape, True, s.dtype)))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -132,22 +132,22 @@ def test_questions(question, stack, order):
     repeats=st.integers(1, 3),
     rate=st.sampled_from([1e-3, 1e-1, 10.0]),
 )
-def test_learning_sweep(optimizer, stack, repeats, rate):
+def test_a_learning_sweep_in_a_batch_is_that_of_its_matrix(optimizer, stack, repeats, rate):
     def learn(update):
         return learning_sweep(update, [0, 1], steps=6, repeats=repeats, optimizer=optimizer, learning_rate=rate)
 
     with warnings.catch_warnings():
-        # The largest rate makes some runs diverge, which is to be the same in a batch too.
+        # The largest rate makes some runs diverge, which must be the same in a batch.
         warnings.simplefilter("ignore", RuntimeWarning)
         whole = learn(stack)
         for index in np.ndindex(stack.shape[:-2]):
-            alone = learn(stack[index])
+            single = learn(stack[index])
             for field in ("errors", "spread", "curves", "gradient_norms", "optimal"):
-                assert_identical(getattr(whole, field)[index], getattr(alone, field))
+                assert_identical(getattr(whole, field)[index], getattr(single, field))
 
 
 @given(stacks_of_updates(), st.randoms(use_true_random=False))
-def test_order_does_not_matter(stack, shuffler):
+def test_the_order_of_a_batch_does_not_matter(stack, shuffler):
     flat = stack.reshape(-1, *stack.shape[-2:])
     order = list(range(len(flat)))
     shuffler.shuffle(order)
