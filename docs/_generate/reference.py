@@ -1,4 +1,4 @@
-"""The reference: a page for each room of the core, and for the rooms that users import from, from their docstrings.
+"""The reference: a page for each module of the core and for each public module beside it, from their docstrings.
 
     python docs/_generate/reference.py FOLDER
 
@@ -13,55 +13,40 @@ from pathlib import Path
 import lowrank_core
 
 # In the order in which one needs them.
-ROOMS = ("spectra", "factors", "truncation", "sweeps", "ranks", "allocation", "scaling", "learning", "synthetic")
-# Not at the door, and to be imported from.
-BESIDE = ("storage", "noise", "testing")
-FILES = (
-    *("inspection", "census", "adapters", "checkpoints", "extraction", "resizing", "merging", "compression"),
-    *("budgets", "planning", "rounding"),
-)
+CORE = ("spectra", "updates", "truncation", "sweeps", "ranks", "allocation", "scaling", "learning", "synthetic")
+# Not part of `lowrank_core` itself: imported by their own names.
+BESIDE = ("rounding_noise", "noise", "testing", "models")
 
 
 def write_all(folder):
     """Write every page into a folder."""
-    core = {room: importlib.import_module(f"lowrank_core.{room}") for room in ROOMS}
-    door = {name: getattr(lowrank_core, name) for name in lowrank_core.__all__ if name != "__version__"}
-    placed = {room: names_from(door, module) for room, module in core.items()}
-    forgotten = set(door).difference(*placed.values())
+    core = {name: importlib.import_module(f"lowrank_core.{name}") for name in CORE}
+    public = {name: getattr(lowrank_core, name) for name in lowrank_core.__all__ if name != "__version__"}
+    listed = {name: defined_in(module, public) for name, module in core.items()}
+    forgotten = set(public).difference(*listed.values())
     if forgotten:
-        raise ValueError(f"no page of the reference has {sorted(forgotten)}; add their room to ROOMS")
-    for room, module in core.items():
-        write(folder, room, room.capitalize(), "lowrank_core", placed[room], introduction=f"{summary(module)}.")
-    for room in BESIDE:
-        module = importlib.import_module(f"lowrank_core.{room}")
-        write(folder, room, module.__name__, module.__name__, module.__all__, data=module)
-    for room in FILES:
-        module = importlib.import_module(f"lowrank_core.models.{room}")
-        write(folder, f"models-{room}", f"lowrank_core.models.{room}", module.__name__, public(module))
+        raise ValueError(f"no page of the reference has {sorted(forgotten)}; add their module to CORE")
+    for name, module in core.items():
+        write(folder, name, name.capitalize(), "lowrank_core", listed[name], introduction=f"{summary(module)}.")
+    for name in BESIDE:
+        module = importlib.import_module(f"lowrank_core.{name}")
+        write(folder, name, module.__name__, module.__name__, module.__all__, data=module)
 
 
-def names_from(door, module):
-    """Names at the door that a module defines, in the module's own order."""
-    here = [name for name, value in door.items() if value.__module__ == module.__name__]
-    return sorted(here, key=lambda name: inspect.getsourcelines(door[name])[1])
-
-
-def public(module):
-    """Names that a module declares public, or else defines without an underscore."""
-    if hasattr(module, "__all__"):
-        return list(module.__all__)
-    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
-    return [name for name in own if not name.startswith("_")]
+def defined_in(module, public):
+    """Return the public names that a module defines, in the module's own order."""
+    own = [name for name, value in public.items() if value.__module__ == module.__name__]
+    return sorted(own, key=lambda name: inspect.getsourcelines(public[name])[1])
 
 
 def summary(module):
-    """First line of a module's docstring, without its full stop."""
+    """Return the first line of a module's docstring, without its full stop."""
     return module.__doc__.partition("\n")[0].rstrip(".")
 
 
 def write(folder, page, title, package, names, data=None, introduction=""):
     """Write a page that lists names, and then documents each."""
-    # A module that users import from introduces itself; the rooms behind the door are not to be imported from.
+    # A module that users import from introduces itself; a module of the core is private to the package.
     module = f".. currentmodule:: {package}" if introduction else f".. automodule:: {package}"
     parts = [title, "=" * len(title), "", introduction, "", module, "", ".. autosummary::", "   :nosignatures:", ""]
     parts += [f"   {name}" for name in names if data is None or callable(getattr(data, name))]
