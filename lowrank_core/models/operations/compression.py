@@ -107,8 +107,6 @@ class Compression:
     ----------
     verb : str
         "extract", "resize" or "merge".
-    sources : tuple of str
-        What it came from.
     out : str
         Where it was to be written.
     format : str
@@ -119,6 +117,10 @@ class Compression:
         What the factors are stored in, and the rule that their scale follows.
     reader_rule : str
         The rule that the format's readers apply to the stored alpha; another where they know only one.
+    sources : tuple of str
+        What it came from.
+    totals : CompressionTotals
+        All layers together.
     layers : tuple of LayerCompression
         Every layer that could be read and is not zero.
     unchanged : tuple of str
@@ -131,8 +133,6 @@ class Compression:
         Layers that could not be read, and why; they are not in the adapter.
     warnings : tuple of str
         What a user of the adapter should know: readers that would apply a different scale.
-    totals : CompressionTotals
-        All layers together.
     config : dict or None
         The configuration that was written; None where the format has none.
     weights : tuple of float or None
@@ -140,20 +140,20 @@ class Compression:
     """
 
     verb: str
-    sources: tuple[str, ...]
     out: str
     format: str
     written: bool
     dtype: str
     rule: str
     reader_rule: str
+    sources: tuple[str, ...]
+    totals: CompressionTotals
     layers: tuple[LayerCompression, ...]
     unchanged: tuple[str, ...]
     skipped: dict[str, str]
     copied: dict[str, str]
     failures: dict[str, str]
     warnings: tuple[str, ...]
-    totals: CompressionTotals
     config: dict[str, Any] | None
     weights: tuple[float, ...] | None = None
 

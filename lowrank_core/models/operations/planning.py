@@ -92,8 +92,6 @@ class Plan:
         What was asked for.
     rule : str
         The scaling rule that the alphas are for, "standard" or "rslora".
-    layers : tuple of PlannedLayer
-        All that could be read.
     parameters : int
         Number of entries of all factors.
     variance, upper_bound : float
@@ -102,6 +100,8 @@ class Plan:
         The largest rank for all layers alike that costs no more.
     same_variance : UniformRank
         The least rank for all layers alike that keeps no less.
+    layers : tuple of PlannedLayer
+        All that could be read.
     skipped, failures : dict of str to str
         Layers that no adapter is planned for, and those that could not be read, with the reason.
     config : dict
@@ -112,12 +112,12 @@ class Plan:
     base: str | None
     budget: Budget
     rule: str
-    layers: tuple[PlannedLayer, ...]
     parameters: int
     variance: float
     upper_bound: float
     same_parameters: UniformRank
     same_variance: UniformRank
+    layers: tuple[PlannedLayer, ...]
     skipped: dict[str, str]
     failures: dict[str, str]
     config: dict[str, Any]

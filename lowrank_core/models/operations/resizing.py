@@ -135,9 +135,12 @@ def resize(
     chosen = set(select(names, include, exclude))
     layers = [layer for layer in opened.layers if layer.name in chosen]
     placed = place_layers(layers, target, prefix=prefix, base=base)
-    others = _readable(opened) if same_format else []
+    others = [other for other in opened.others if other.tensor.is_readable] if same_format else []
+    followers: dict[str, list[OtherTensor]] = {}
+    for other in others:
+        followers.setdefault(other.follows, []).append(other)
     tasks = [
-        _task(layer, placed.placements[layer.name], [other for other in others if other.follows == layer.name])
+        _task(layer, placed.placements[layer.name], followers.get(layer.name, []))
         for layer in layers
         if layer.name in placed.placements
     ]
@@ -169,10 +172,6 @@ def resize(
 def _own_rule(adapter: Adapter, *, uniform: bool) -> str:
     """Return the scaling rule of an adapter, which is one for all its layers; factors padded to one rank need none."""
     return "standard" if uniform else next((layer.rule for layer in adapter.layers), "standard")
-
-
-def _readable(adapter: Adapter) -> list[OtherTensor]:
-    return [other for other in adapter.others if other.tensor.is_readable]
 
 
 def _task(layer: AdapterLayer, placement: Placement, followers: Sequence[OtherTensor]) -> Task:
