@@ -20,7 +20,6 @@ from lowrank_core import (
     update_with_spectrum,
     variance_captured,
 )
-from lowrank_core._dtypes import coarsest
 from lowrank_core._validation import (
     as_alpha,
     as_factors,
@@ -233,8 +232,6 @@ def test_conversions_return_the_documented_dtypes_and_shapes():
     assert as_stack(np.ones((4, 0)), 2).shape == (1, 4, 0)
     assert as_stack(np.ones((2, 0, 4, 5)), 2).shape == (0, 4, 5)
     assert as_factors(np.ones((4, 0)), np.ones((0, 3)))[2] == (4, 3)
-    assert coarsest("float64", "bfloat16", "float32") == "bfloat16"
-    assert coarsest("float16", "float32") == "float16"
     check_finite(np.ones((0, 3, 3)))
 
 
