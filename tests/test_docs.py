@@ -85,6 +85,26 @@ def test_every_block_of_code_is_of_a_kind_that_is_run():
             assert kind != "python" or all(">>> " in block for block in code.split("\n\n")), f"{page}:\n{code}"
 
 
+def test_the_worked_changes_of_the_architecture_are_run():
+    """A rule, a kernel, a format with what follows from it, a verb: each from its first step to a result."""
+    page = PAGES["docs/architecture.md"]
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    examples = {
+        section.partition("\n")[0].removeprefix("A worked change: add a "): [code for _, code, _ in fences(section)]
+        for section in sections
+        if section.startswith("A worked change: add a ")
+    }
+    calls = {
+        "scaling rule": ["constant(2, [0, 8, 64])"],
+        "kernel": ["nuclear_error(spectrum(", "test_nuclear_error()"],
+        "file format": ["inspect(", "resize(", "merge(", "plan(", "census("],
+        "verb": ["main(["],
+    }
+    assert examples.keys() == calls.keys()
+    for change, called in calls.items():
+        assert all(call in "\n".join(examples[change]) for call in called), change
+
+
 def test_lines_that_install_or_need_the_checkout_are_run_by_continuous_integration():
     """Each line of an ``sh`` block, which no test can run, is a line of the README or of .ci/run, which runs both."""
     readme = PAGES["README.md"]
