@@ -140,9 +140,9 @@ def describe_shape(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape)) if shape else "scalar"
 
 
-def describe(tensor: StoredTensor) -> str:
-    """Read a tensor and return a description, "64 × 32, bfloat16, norm 1.234"."""
-    norm = f", norm {frobenius_norm(tensor.read()):.4g}" if tensor.is_floating else ""
+def describe(tensor: StoredTensor, scaling: float = 1.0) -> str:
+    """Read a tensor and return a description of its multiple, "64 × 32, bfloat16, norm 1.234"."""
+    norm = f", norm {abs(scaling) * frobenius_norm(tensor.read()):.4g}" if tensor.is_floating else ""
     return f"{describe_shape(tensor.shape)}, {tensor.dtype}{norm}"
 
 

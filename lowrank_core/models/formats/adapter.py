@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.files.tensors import (
     PLAIN_WEIGHTS,
     StoredTensor,
@@ -35,20 +34,9 @@ _GROUPED = "a grouped convolution, whose truncation is not one: leave it out, or
 class Placement:
     """Where a format stores one layer.
 
-    Attributes
-    ----------
-    format : str
-        The format's name.
-    name : str
-        The layer's name in reports.
-    module : str
-        The name that the file's configuration matches.
-    keys : tuple of str
-        The names of its tensors in the file, in the order of the format's ``arrange``.
-    dims : tuple of int
-        (out, in), or (out, in, kh, kw) of a convolution: the module as a map, whichever way its weight is stored.
-    embedding : bool
-        Whether the module looks rows up.
+    `name` is the layer's in reports, and `module` the name that the file's configuration matches. `keys` are the names
+    of its tensors in the file, in the order of the format's ``arrange``. `dims` are (out, in), or (out, in, kh, kw) of
+    a convolution: those of the module as a map, whichever way its weight is stored.
     """
 
     format: str
@@ -166,12 +154,7 @@ class AdapterLayer:
         return self.build(*arrays, self.scaling)
 
     def update(self) -> LowRankUpdate:
-        """Read the update, oriented as the weight that it is added to.
-
-        Returns
-        -------
-        LowRankUpdate
-            The factors in their stored dtype, and the scale: ``scaling · B @ A`` is the update.
+        """Read the update, oriented as the weight that it is added to: the factors as stored, and the scale.
 
         Raises
         ------
@@ -210,17 +193,8 @@ class OtherTensor:
     magnitudes: bool = False
 
     def describe(self) -> str:
-        """Read the tensor and describe it.
-
-        Returns
-        -------
-        str
-            Its meaning, shape, dtype and norm.
-        """
-        if self.scaling in {None, 1.0} or not self.tensor.is_floating:
-            return f"{self.meaning}: {describe(self.tensor)}"
-        norm = abs(self.scaling or 0.0) * frobenius_norm(self.tensor.read())
-        return f"{self.meaning}: {describe_shape(self.tensor.shape)}, {self.tensor.dtype}, norm {norm:.4g}"
+        """Read the tensor and return its meaning, shape, dtype and norm."""
+        return f"{self.meaning}: {describe(self.tensor, 1.0 if self.scaling is None else self.scaling)}"
 
 
 @dataclass(frozen=True)

@@ -82,42 +82,35 @@ def no_headers(*_: object) -> Headers:
 
 @dataclass(frozen=True)
 class Format:
-    """A file format of adapters.
+    """A file format of adapters: how its files are recognised and read, and how they are written.
 
     Attributes
     ----------
-    name : str
-        What reports call it, as "peft".
-    title : str
-        What messages call it, as "PEFT's format".
-    factors : str
-        What its factors are called in files, for messages.
-    recognises : callable
-        Whether an :class:`AdapterFile` is of this format.
-    read : callable
-        Makes an :class:`~lowrank_core.models.formats.adapter.Adapter` of an :class:`AdapterFile`, without reading any
-        factor.
+    name, title, factors : str
+        What reports call it, as "peft"; what messages call it, as "PEFT's format", and its tensors.
+    recognises, read : callable
+        Whether an :class:`AdapterFile` is of this format; and the
+        :class:`~lowrank_core.models.formats.adapter.Adapter` that it is, none of whose factors are read yet.
     files : tuple of str
-        The files in the folder of an adapter: its tensors, and then its configuration. Empty where an adapter is a
-        single file.
+        The files in an adapter's folder, the tensors first and then the configuration. Empty for a single file.
     lossy_names : LossyNames or None
         How names of layers become the base model's; None where they are the same.
     place : callable
-        ``place(name, dims, prefix, embedding)`` makes the :class:`~lowrank_core.models.formats.adapter.Placement` of a
-        module; `prefix` is what a user wants names to begin with, or None.
+        ``place(name, dims, prefix, embedding)`` returns the
+        :class:`~lowrank_core.models.formats.adapter.Placement` of a module; a user's prefix may be None.
     embeddings : bool
         Whether it can store updates of embeddings.
     arrange : callable
-        ``arrange(update, dims, alpha)`` makes the tensors that a placement names from an update in the stored dtype.
+        ``arrange(update, dims, alpha)`` returns the tensors of a placement, from an update in the stored dtype.
     rules : tuple of str
         The scaling rules that its readers know; the first is taken for any other.
     scale : callable
-        ``scale(alpha, rule, rank, dtype)`` makes the :class:`StoredScale` that readers find of what was asked for.
+        ``scale(alpha, rule, rank, dtype)`` returns the :class:`StoredScale` that is nearest to this request.
     headers : callable
-        ``headers(stored, rule, settings, modules)`` makes the :class:`Headers` of a file from its layers' scales, by
+        ``headers(stored, rule, settings, modules)`` returns the :class:`Headers` of a file from its layers' scales by
         placement, the settings to keep, and all known modules of the base.
     metadata : callable
-        Makes the metadata that a file begins with from that of the file it replaces.
+        Returns the metadata that a file is opened with from that of the file it replaces.
     """
 
     name: str

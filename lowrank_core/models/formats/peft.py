@@ -110,7 +110,9 @@ def _layer(module: str, tensors: Mapping[str, StoredTensor], config: PeftConfig)
     alpha, source = config.alpha_of(configured)
     divisor = f"sqrt(rank {rank} ({names[0]})), use_rslora" if config.use_rslora else f"rank {rank} ({names[0]})"
     return AdapterLayer(
-        placement=_placement(module, (A.key, B.key), (B.shape[0], *A.shape[1:]), embedding=embedding),
+        placement=Placement(
+            PEFT.name, _layer_name(module), configured, (A.key, B.key), (B.shape[0], *A.shape[1:]), embedding
+        ),
         rank=rank,
         alpha=alpha,
         rule=config.rule,
@@ -122,10 +124,6 @@ def _layer(module: str, tensors: Mapping[str, StoredTensor], config: PeftConfig)
         transposed=embedding or (config.fan_in_fan_out and len(A.shape) == 2),
         fixed=fixed,
     )
-
-
-def _placement(module: str, keys: tuple[str, str], dims: tuple[int, ...], *, embedding: bool) -> Placement:
-    return Placement(PEFT.name, _layer_name(module), _configured_name(module), keys, dims, embedding)
 
 
 def _layer_name(module: str) -> str:
@@ -188,7 +186,10 @@ def _altering_initialisation(config: PeftConfig) -> str | None:
 
 def _warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what a user should know of layers with these scales under this configuration, and what is inherited."""
-    inherited = (*_invocation_warnings(config), *_pattern_warnings(scales, config))
+    inherited = tuple(_pattern_warnings(scales, config))
+    if config.raw.get("alora_invocation_tokens"):
+        applied = "alora_invocation_tokens: the update is applied only to the tokens that follow the invocation"
+        inherited = (applied, *inherited)
     return (*_base_warnings(config), *inherited, *_reader_warnings(scales, config)), inherited
 
 
@@ -202,11 +203,6 @@ def _base_warnings(config: PeftConfig) -> Iterator[str]:
         )
     if config.raw.get("use_dora"):
         yield "use_dora: the update is m·(W + γBA)/‖W + γBA‖ − W, which is not low-rank; the figures are of γBA alone"
-
-
-def _invocation_warnings(config: PeftConfig) -> Iterator[str]:
-    if config.raw.get("alora_invocation_tokens"):
-        yield "alora_invocation_tokens: the update is applied only to the tokens that follow the invocation"
 
 
 def _pattern_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> Iterator[str]:

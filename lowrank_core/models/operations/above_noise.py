@@ -42,18 +42,7 @@ class AboveNoise:
             raise ValueError(f"one side was rounded, the tuned one, or two, both of them; got {self.sides!r}")
 
     def rule(self, noise: RoundingNoise) -> Callable[[Spectrum], int]:
-        """Return the function that gives one layer's rank from its spectrum.
-
-        Parameters
-        ----------
-        noise : RoundingNoise
-            The layer's.
-
-        Returns
-        -------
-        callable
-            Of the layer's spectrum.
-        """
+        """Return the function of a layer's spectrum that chooses its rank, under the layer's own noise."""
         return partial(_rank_above, noise.one_side if self.sides == 1 else noise.two_sides, self.max_rank)
 
 

@@ -76,8 +76,3 @@ def finest_dtype(tensors: Iterable[StoredTensor]) -> str:
     """Return the finest dtype that factors are stored in, "float32" where there are none."""
     stored = {tensor.dtype for tensor in tensors} & FLOATS.keys()
     return min(stored, key=lambda name: FLOATS[name].eps, default="float32")
-
-
-def stored_bytes(tensors: Iterable[StoredTensor]) -> int:
-    """Return the size of tensors in their files; of dtypes for weights alone."""
-    return sum(tensor.size * item_size(tensor) for tensor in tensors)

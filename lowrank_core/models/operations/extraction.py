@@ -12,7 +12,6 @@ from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
-from lowrank_core.models.operations.encoding import stored_bytes
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import no_embeddings
 
@@ -162,9 +161,10 @@ def extract(
         elif reason:
             skipped |= _describe_skipped(layers[name], reason)
         else:
-            is_transposed = embedding or (name in as_conv1d and len(layers[name].tuned.shape) == 2)
-            dims = layers[name].tuned.shape[::-1] if is_transposed else layers[name].tuned.shape
-            tasks.append(_task(layers[name], target.place(name, dims, prefix, embedding), is_transposed=is_transposed))
+            layer = layers[name]
+            is_transposed = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
+            dims = layer.shape[::-1] if is_transposed else layer.tuned.shape
+            tasks.append(_task(layer, target.place(name, dims, prefix, embedding), is_transposed=is_transposed))
     settings = {
         "base_model_name_or_path": str(base),
         "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in tasks),
@@ -189,8 +189,7 @@ def _task(layer: WeightPair, placement: Placement, *, is_transposed: bool) -> Ta
         placement=placement,
         shape=layer.shape,
         dtype=layer.dtype,
-        source_parameters=layer.tuned.size,
-        source_bytes=stored_bytes([layer.tuned]),
+        tensors=(layer.tuned,),
         update=layer.update,
         transposed=is_transposed,
         update_and_noise=layer.update_and_noise,

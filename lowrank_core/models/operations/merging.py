@@ -11,7 +11,7 @@ from lowrank_core.models.executors import path_for
 from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.formats import Format, format_named, open_adapter
 from lowrank_core.models.module_names import select
-from lowrank_core.models.operations.encoding import finest_dtype, stored_bytes
+from lowrank_core.models.operations.encoding import finest_dtype
 from lowrank_core.models.operations.factoring import Rank, keep_all
 from lowrank_core.models.operations.norms import stacked
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
@@ -163,7 +163,13 @@ def merge(
     layers = [_renamed(sums[name].terms[0][1], name) for name in chosen if name in sums]
     placed = place_layers(layers, target, prefix=prefix, base=base)
     tasks = [
-        _task(layer, sums[layer.name], placed.placements[layer.name])
+        Task(
+            placement=placed.placements[layer.name],
+            shape=layer.shape,
+            dtype=" · ".join(dict.fromkeys(tensor.dtype for tensor in sums[layer.name].tensors)),
+            tensors=sums[layer.name].tensors,
+            update=sums[layer.name].update,
+        )
         for layer in layers
         if layer.name in placed.placements
     ]
@@ -232,17 +238,6 @@ def _by_module(
 
 def _renamed(layer: AdapterLayer, name: str) -> AdapterLayer:
     return replace(layer, placement=replace(layer.placement, name=name))
-
-
-def _task(layer: AdapterLayer, terms: Sum, placement: Placement) -> Task:
-    return Task(
-        placement=placement,
-        shape=layer.shape,
-        dtype=" · ".join(dict.fromkeys(tensor.dtype for tensor in terms.tensors)),
-        source_parameters=sum(tensor.size for tensor in terms.tensors),
-        source_bytes=stored_bytes(terms.tensors),
-        update=terms.update,
-    )
 
 
 def _describe_kind(placement: Placement) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lowrank_core import LowRankUpdate
+    from lowrank_core.models.files.tensors import StoredTensor
     from lowrank_core.models.formats import OtherTensor
     from lowrank_core.rounding_noise import RoundingNoise
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 class Task:
     """One layer to be compressed; picklable, because it may run in another process.
 
-    `shape`, `dtype`, `source_parameters` and `source_bytes` describe what is compressed. `update` reads it, as the
+    `shape`, `dtype` and `tensors` describe what is compressed. `update` reads it, as the
     transpose of its module's map where `transposed`; `update_and_noise` reads it with its rounding noise, where there
     are two stored weights. `biases` are multiplied with the layer's scale by readers, and are divided by it here.
     """
@@ -49,8 +50,7 @@ class Task:
     placement: Placement
     shape: tuple[int, int]
     dtype: str
-    source_parameters: int
-    source_bytes: int
+    tensors: tuple[StoredTensor, ...]
     update: Callable[[], NDArray[Any] | LowRankUpdate]
     transposed: bool = False
     biases: tuple[OtherTensor, ...] = ()
@@ -293,8 +293,8 @@ def _layer_report(
         best_error=factored.best_error,
         error=factored.error,
         storage_error=factored.storage_error,
-        source_parameters=task.source_parameters,
-        source_bytes=task.source_bytes,
+        source_parameters=sum(tensor.size for tensor in task.tensors),
+        source_bytes=sum(tensor.size * item_size(tensor) for tensor in task.tensors),
         parameters=parameters,
         bytes=parameters * as_dtype(encoding.dtype).itemsize,
     )

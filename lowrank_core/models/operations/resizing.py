@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lowrank_core.models.executors import path_for
 from lowrank_core.models.formats import Adapter, open_adapter
 from lowrank_core.models.module_names import select
-from lowrank_core.models.operations.encoding import finest_dtype, stored_bytes
+from lowrank_core.models.operations.encoding import finest_dtype
 from lowrank_core.models.operations.factoring import Rank, keep_all
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
@@ -179,8 +179,7 @@ def _task(layer: AdapterLayer, placement: Placement, followers: Sequence[OtherTe
         placement=placement,
         shape=layer.shape,
         dtype=layer.dtype,
-        source_parameters=layer.parameters,
-        source_bytes=stored_bytes(layer.tensors),
+        tensors=layer.tensors,
         update=layer.untransposed_update,
         biases=tuple(other for other in followers if other.scaling is not None),
         min_rank=1 if followers else 0,
