@@ -1,4 +1,4 @@
-"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (a night's worth), and
+"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (for a night), and
 ``few``, for runs in which kernels are Python.
 
 ``--hypothesis-profile=long`` chooses one; without it, ``ci`` where CI is set and ``dev`` elsewhere.
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.blas import blas_now
 
-# No deadline: a first call compiles. No check for slow data: on a busy machine it would say nothing about the code.
+# No deadline, since a first call compiles; no check for slow data, which a busy machine would fail.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("dev", max_examples=40, **common)
 settings.register_profile("ci", max_examples=100, derandomize=True, **common)
