@@ -59,6 +59,10 @@ def beside(package):
     return {module for module in within(package) if module.rpartition(".")[0] == package} - PACKAGES
 
 
+def calls(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
 def upward(layers):
     """Imports of modules of a higher layer; the lowest layer comes first."""
     height = {module: number for number, layer in enumerate(layers) for module in layer}
@@ -74,6 +78,13 @@ def test_the_packages_of_models_import_downwards():
     folders = [within(f"models.{folder}") for folder in ("files", "formats", "inspection", "operations")]
     layers = [beside("models"), *folders, {"models"}]
     assert set().union(*layers) == within("models")
+    assert upward(layers) == set()
+
+
+def test_verbs_are_above_all_that_they_share_and_the_program_above_the_verbs():
+    program = {"cli.program", "cli.app"}
+    verbs = within("cli.verbs")
+    layers = [within("cli") - verbs - program, verbs, program]
     assert upward(layers) == set()
 
 
@@ -94,6 +105,19 @@ def test_models_and_the_command_line_use_the_public_api():
     upper = within("models") | within("cli")
     assert {(module, imported) for module in upper for imported in IMPORTS[module] & public} == set()
     assert {module for module in upper if "_linalg" in IMPORTS[module]} == set()
+
+
+def test_a_format_is_known_to_its_own_file_alone():
+    from lowrank_core.models.formats import FORMATS
+
+    names = {each.name for each in FORMATS}
+    inner = within("models.formats")
+    makers = {module for module in inner if "Format" in (ast.unparse(call.func) for call in calls(TREES[module]))}
+    assert len(makers) == len(FORMATS)
+    for module in set(TREES) - inner:
+        assert makers.isdisjoint(IMPORTS[module]), module
+        strings = {node.value for node in ast.walk(TREES[module]) if isinstance(node, ast.Constant)}
+        assert names.isdisjoint(strings), module
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "docs", ".ci"])
