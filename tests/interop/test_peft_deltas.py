@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lowrank_core.models.formats import open_adapter
-from lowrank_core.models.formats.peft_config import pattern_key
+from lowrank_core.models.formats.patterns import ModulePatterns
 from lowrank_core.models.inspection.layers import inspect
 from tests.interop.models import Transformer, lora_layers
 
@@ -34,6 +34,10 @@ PATTERNS = [
     ["layers.1..self_attn.q_proj"],
     [],
 ]
+
+
+def pattern_key(patterns, module):
+    return next(iter(ModulePatterns(dict.fromkeys(patterns)).matching(module)), module)
 
 
 class EveryKind(nn.Module):

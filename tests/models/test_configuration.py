@@ -3,9 +3,14 @@ import re
 
 import pytest
 
-from lowrank_core.models.formats.peft_config import PeftConfig, lora_config, pattern_key, read_peft_config
+from lowrank_core.models.formats.peft_config import PeftConfig, lora_config, read_peft_config
 
 NAMES = ["layers.1.q_proj", "layers.11.q_proj", "layers.1.q_proj.inner", "q_proj", "a+b.(c)"]
+
+
+def pattern_key(patterns, name):
+    """Return what ``peft.utils.other.get_pattern_key`` returns."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), name)
 
 
 def resolved(config, name):

@@ -6,7 +6,7 @@ import pytest
 
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.adapter import GroupedProduct
-from lowrank_core.models.formats.peft_config import pattern_key, read_peft_config
+from lowrank_core.models.formats.peft_config import read_peft_config
 
 MODULE = "model.layers.11.self_attn.q_proj"
 
@@ -21,30 +21,6 @@ def factors(name="proj", rank=2, m=4, n=6, fill=1.0):
 def only_layer(path):
     (layer,) = open_adapter(path).layers
     return layer
-
-
-@pytest.mark.parametrize(
-    ("pattern", "matches"),
-    [
-        ("q_proj", True),
-        (".*q_proj", True),
-        (f"^{MODULE}", True),
-        ("self_attn.q_proj", True),
-        ("layers.11.self_attn.q_pro.", True),
-        ("^q_proj", False),
-        ("attn.q_proj", False),
-        ("layers.1.self_attn.q_proj", False),
-        ("q_pro", False),
-    ],
-)
-def test_a_pattern_matches_as_in_peft(pattern, matches):
-    assert (pattern_key([pattern], MODULE) == pattern) is matches
-
-
-def test_the_first_pattern_in_the_files_order_counts():
-    assert pattern_key([".*q_proj", "q_proj"], MODULE) == ".*q_proj"
-    assert pattern_key(["q_proj", ".*q_proj"], MODULE) == "q_proj"
-    assert pattern_key(["k_proj"], MODULE) == MODULE
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from lowrank_core.models.formats.peft_config import (
     as_names,
     check_peft_config,
     lora_config,
-    pattern_key,
     read_peft_config,
 )
 
@@ -226,8 +225,7 @@ def _pattern_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> 
 
 
 def _matching_alphas(module: str, config: PeftConfig) -> dict[str, float]:
-    name = _configured_name(module)
-    return {key: alpha for key, alpha in config.alpha_pattern.items() if pattern_key([key], name) == key}
+    return config.alpha_pattern.matching(_configured_name(module))
 
 
 def _reader_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.formats.patterns import ModulePatterns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -40,8 +41,8 @@ class PeftConfig:
 
     r: int
     lora_alpha: float
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
+    rank_pattern: ModulePatterns[int]
+    alpha_pattern: ModulePatterns[float]
     use_rslora: bool
     fan_in_fan_out: bool
     raw: dict[str, Any]
@@ -53,19 +54,13 @@ class PeftConfig:
 
     def rank_of(self, module: str) -> int:
         """Return PEFT's rank of a module, whose name is without "base_model.model."."""
-        return self.rank_pattern.get(pattern_key(self.rank_pattern, module), self.r)
+        return next(iter(self.rank_pattern.matching(module).values()), self.r)
 
     def alpha_of(self, module: str) -> tuple[float, str]:
         """Return PEFT's alpha of a module, and the entry that it came from."""
-        key = pattern_key(self.alpha_pattern, module)
-        if key in self.alpha_pattern:
-            return self.alpha_pattern[key], f"alpha_pattern {key!r}"
+        for key, alpha in self.alpha_pattern.matching(module).items():
+            return alpha, f"alpha_pattern {key!r}"
         return self.lora_alpha, "lora_alpha" if "lora_alpha" in self.raw else "PEFT's default, lora_alpha is not given"
-
-
-def pattern_key(patterns: Iterable[str], module: str) -> str:
-    """Return the first pattern that matches the end of a module's name, else the name itself, as in PEFT."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 
 def read_peft_config(path: Path) -> PeftConfig:
@@ -159,19 +154,16 @@ def _entry(path: Path, raw: Mapping[str, Any], key: str, default: Any, convert: 
         raise ValueError(f"{str(path)!r} has {key} {raw[key]!r}: {error}") from error
 
 
-def _pattern_entry(path: Path, raw: Mapping[str, Any], key: str, convert: Callable[[Any], Any]) -> dict[str, Any]:
+def _pattern_entry(path: Path, raw: Mapping[str, Any], key: str, convert: Callable[[Any], Any]) -> ModulePatterns[Any]:
     patterns = raw.get(key) or {}
     if not isinstance(patterns, dict):
         message = f"{str(path)!r} has {key} {patterns!r}: an object of patterns and their values is needed"
         raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument
-    for pattern in patterns:
-        try:
-            re.compile(rf"(.*\.)?({pattern})$")
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"{str(path)!r} has {key} {pattern!r}, which is not a regular expression ({error})"
-            ) from error
-    return {pattern: _entry(path, patterns, pattern, None, convert) for pattern in patterns}
+    values = {pattern: _entry(path, patterns, pattern, None, convert) for pattern in patterns}
+    try:
+        return ModulePatterns(values)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} has {key} {error}") from error
 
 
 def _as_rank(value: Any) -> int:
