@@ -1,4 +1,4 @@
-"""Every table of results of the site, from the library's own figures: Markdown.
+"""Write every table of results of the site as Markdown, from figures that the library computes or recorded.
 
 python docs/_generate/tables.py FOLDER
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowrank_core import LowRankUpdate, spectrum
+from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.routes import choose_route
 from lowrank_core.cli.demo.experiments import Settings
 from lowrank_core.cli.demo.experiments import run as run_article
@@ -17,7 +18,7 @@ from lowrank_core.cli.demo.verdicts import verdicts
 
 ROOT = Path(__file__).parents[2]
 RULES = {"standard": "α/r", "rslora": "α/√r"}
-SIZE, SMALL = 256, 64  # powers of four; the smaller is the largest that is taken eight at once
+SIZE, SMALL = 256, 64  # powers of four; SMALL is the largest side of matrices taken eight at once
 EPS32, EPS64 = 2.0**-23, 2.0**-52
 
 
@@ -31,6 +32,7 @@ def write_all(folder):
         "learned": learned(article),
         "verdicts": judged(article),
         "routes": routes(),
+        "thresholds": thresholds_table(),
         "accuracy": accuracy(),
         "drawn": drawn_errors(),
         "mutation": mutation(),
@@ -50,7 +52,7 @@ def write_all(folder):
 
 
 def table(heads, rows):
-    """Lay out a Markdown table, figures aligned right."""
+    """Return a Markdown table, with all columns but the first aligned right."""
     return "\n".join(
         [
             "| " + " | ".join(heads) + " |",
@@ -62,7 +64,7 @@ def table(heads, rows):
 
 
 def truncated(article):
-    """Errors of the truncated, scaled updates."""
+    """Return a table of the errors of the truncated, scaled updates."""
     ranks = article.settings.ranks
     updates = (article.style, article.facts)
     heads = ["r", *(f"{u.name}, {what}" for u in updates for what in ("best", *RULES.values()))]
@@ -71,7 +73,7 @@ def truncated(article):
 
 
 def captured(article):
-    """Variance that each rank holds."""
+    """Return a table of the variance that each rank captures."""
     ranks = article.settings.ranks
     columns = [100 * u.at(u.captured, ranks) for u in (article.style, article.facts)]
     rows = [[r, *(f"{column[i]:.4f} %" for column in columns)] for i, r in enumerate(ranks)]
@@ -79,7 +81,7 @@ def captured(article):
 
 
 def scalings(article):
-    """γ and γ²r for each rank."""
+    """Return a table of γ and γ²r for each rank."""
     found = article.scalings
     heads = ["r", *(f"γ, {label}" for label in RULES.values()), *(f"γ²r, {label}" for label in RULES.values())]
     columns = [figures[rule] for figures in (found.gamma, found.gain) for rule in RULES]
@@ -87,7 +89,7 @@ def scalings(article):
 
 
 def learned(article):
-    """Errors after learning, for each optimiser and rule."""
+    """Return a table of the errors after learning, for each optimiser and rule."""
     first = article.learning[0]
     names = {"sgd": "descent", "adam": "Adam"}
     heads = ["r", "best"]
@@ -100,7 +102,7 @@ def learned(article):
 
 
 def judged(article):
-    """Claims and verdicts."""
+    """Return a table of claims and verdicts."""
     rows = [[verdict.claim, f"**{verdict.outcome}**", verdict.because] for verdict in verdicts(article)]
     return table(["claim", "verdict", "because"], rows).replace("--:", "---")
 
@@ -117,8 +119,25 @@ def routes():
     return table(["matrix", "float64", "float32", "float16, bfloat16"], rows).replace("--:", "---")
 
 
+def thresholds_table():
+    """Return a table of the sizes at which one route gives way to another."""
+    rows = [
+        ["direct: a kernel takes eight matrices at once", f"up to {thresholds.SMALL_ENTRIES:,} entries"],
+        ["gram: a kernel takes eight matrices at once", f"smaller side up to {thresholds.LARGE:,}"],
+        ["a matrix is decomposed alone, on BLAS's own threads", f"smaller side above {thresholds.LARGE:,}"],
+        ["gram: reduction in two stages", f"smaller side from {thresholds.TWO_STAGES:,} on"],
+        [
+            "krylov, under auto: float32 and below",
+            f"smaller side s ≥ {thresholds.KRYLOV_SMALLEST_SIDE:,}, rank ≤ {thresholds.KRYLOV_LARGEST_FRACTION:g}·s",
+        ],
+        ["krylov gives way to gram, under auto", f"more than {thresholds.KRYLOV_GIVES_UP:g}·s basis vectors"],
+        ["factors in float32: a kernel forms their Gram matrices", f"rank up to {thresholds.NARROW_FACTOR}"],
+    ]
+    return table(["route", "where"], rows).replace("--:", "---")
+
+
 def accuracy():
-    """Worst errors measured, on matrices whose singular values are known without any rounding."""
+    """Return a table of the largest errors on matrices whose singular values are known without rounding."""
     rows = []
     for (kind, values), few in zip(spectra_of(SIZE).items(), spectra_of(SMALL).values(), strict=True):
         U, V, W = (exact_rotation(seed, SIZE) for seed in range(3))
@@ -138,17 +157,17 @@ def accuracy():
         )
     heads = [
         "singular values of an n × n update",
-        f"direct, eight in lanes, n = {SMALL}, float64: over n·eps64·σ₁",
+        f"direct, eight at once, n = {SMALL}, float64: over n·eps64·σ₁",
         "the same, float32: over n·eps64·σ₁",
-        f"direct, LAPACK, n = {SIZE}, float64: over n·eps64·σ₁",
-        f"gram, three diagonals, n = {SIZE}, float32: over eps32·σ₁",
-        f"factors, Gram matrices, n = {SIZE}, float32: over eps32·σ₁",
+        f"direct (LAPACK at this size), n = {SIZE}, float64: over n·eps64·σ₁",
+        f"gram, n = {SIZE}, float32: over eps32·σ₁",
+        f"factors, by Gram matrices, n = {SIZE}, float32: over eps32·σ₁",
     ]
     return table(heads, rows)
 
 
 def drawn_errors():
-    """Worst errors over every kind of drawn update, against mpmath."""
+    """Return a table of the largest errors beside mpmath, over every kind of drawn update."""
     from benchmarks import drawn
 
     rows = [
@@ -156,38 +175,38 @@ def drawn_errors():
         for name, route in drawn.ROUTES.items()
     ]
     missed = [f"{drawn.shortfall(dtype, 20):.1g}" for dtype in drawn.DTYPES]
-    return table(["stored in", *drawn.DTYPES], [*rows, ["krylov: energy missed, over what is owed", *missed]])
+    return table(["stored in", *drawn.DTYPES], [*rows, ["krylov: energy missed, over the tolerance", *missed]])
 
 
 def worst_of(drawn, name, dtype):
-    """Give a route's worst error in its unit, or a dash where it is not for this dtype."""
+    """Return a route's largest error in its unit, or a dash where it is not for this dtype."""
     return f"{drawn.worst(name, dtype, 20):.2g}" if dtype in drawn.tried(name) else "–"
 
 
 def recorded(name):
-    """Read what a command that takes too long for a build has written."""
+    """Return the record of a command that takes too long for a build."""
     return json.loads((ROOT / "docs" / "numbers" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def mutation():
-    """Mutants of each module, and how many of them a test kills."""
+    """Return a table of the mutants of each module, and how many of them a test kills."""
     results = recorded("mutation")
     rows = [[f"`{name}.py`", result["mutants"], result["killed"], result["hung"]] for name, result in results.items()]
     rows.append(["all", *(sum(row[column] or 0 for row in rows) for column in (1, 2, 3))])
-    heads = ["module", "mutants", "killed", "of these, hung", "share killed"]
+    heads = ["module", "mutants", "killed", "of these, hung", "killed, of all"]
     return table(
         heads, [[*row[:3], "–" if row[3] is None else row[3], f"{100 * row[2] / row[1]:.1f} %"] for row in rows]
     )
 
 
 def survivors():
-    """Mutants that no test kills, and why."""
+    """Return a table of the mutants that survive, and why."""
     rows = [
         [
             f"`{name}.py`",
             f"`{survivor['was']}`",
             f"`{survivor['became']}`",
-            survivor["reason"] or "**it is not: a test is missing**",
+            survivor["reason"] or "**a test is missing**",
         ]
         for name, result in recorded("mutation").items()
         for survivor in result["survivors"]
@@ -197,7 +216,7 @@ def survivors():
 
 
 def long_profile():
-    """Properties, examples and minutes of the long profile, file by file."""
+    """Return a table of the properties, examples and minutes of the long profile, file by file."""
     results = recorded("long")
     keys = ("properties", "examples", "minutes")
     rows = [[f"`{name}.py`", *(result[key] for key in keys)] for name, result in results.items()]
@@ -206,7 +225,7 @@ def long_profile():
 
 
 def whole_models():
-    """How long extraction and resizing take, and the peers beside them."""
+    """Return a table of the time of extraction and resizing, beside peers."""
     results = recorded("models")
     rows = []
     for part in ("extract", "resize"):
@@ -216,12 +235,12 @@ def whole_models():
                 per_layer = [f"{1000 * timed['seconds'] / line['timed_layers']:.0f} ms" for timed in (ours, peer)]
                 case = f"{line['case']}, {line['model']}"
                 rows.append([case, peer["name"], *per_layer, f"{peer['ratio']:.1f}", f"{max(ours['error'], 0):.0e}"])
-    heads = ["", "peer", "ours, a layer", "the peer's", "ratio", "our error above the best"]
+    heads = ["", "peer", "ours, per layer", "the peer's", "ratio", "our error above the best"]
     return table(heads, rows)
 
 
 def machine_of_models():
-    """Say what the whole models were timed on."""
+    """Return a line on the machine that whole models were timed on."""
     found = recorded("models")["extract"]["machine"]
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("numpy", "torch"))
     cores = "one core" if found["cores"] == 1 else f"{found['cores']} cores"
@@ -229,7 +248,7 @@ def machine_of_models():
 
 
 def model_memory():
-    """Peak memory of extraction, for few layers and many."""
+    """Return a table of the peak memory of extraction, for few layers and many."""
     lines = recorded("models")["memory"]["lines"]
     return table(
         ["layers", "peak, over the largest layer in float32"], [[x["layers"], f"{x['peak']:.1f}"] for x in lines]
@@ -237,22 +256,22 @@ def model_memory():
 
 
 def adapter_census():
-    """Throughput of a census, and what it projects."""
-    found = recorded("models")["census"]
-    m, n = found["shape"]
+    """Return a table of the throughput of a census, and what it projects."""
+    census = recorded("models")["census"]
+    m, n = census["shape"]
     rows = [
-        ["adapters", f"{found['adapters']:,} of {found['layers_each']} layers {m} × {n} at rank {found['rank']}"],
-        ["their size", f"{found['megabytes']:,} MB"],
-        ["workers", found["workers"]],
-        ["time", f"{found['seconds']:.1f} s"],
-        ["adapters a second", f"{found['per_second']:.0f}"],
-        [f"projected for {found['projected']:,}", f"{found['projected_minutes']:.0f} minutes"],
+        ["adapters", f"{census['adapters']:,} of {census['layers_each']} layers {m} × {n} at rank {census['rank']}"],
+        ["their size", f"{census['megabytes']:,} MB"],
+        ["workers", census["workers"]],
+        ["time", f"{census['seconds']:.1f} s"],
+        ["adapters per second", f"{census['per_second']:.0f}"],
+        [f"projected for {census['projected']:,}", f"{census['projected_minutes']:.0f} minutes"],
     ]
     return table(["", "measured"], rows)
 
 
 def versions():
-    """Releases that the tests ran with, and what came of it."""
+    """Return a table of the releases that the tests ran with, and the outcome."""
     results = recorded("versions").values()
     names = [name for name in max(results, key=len) if name not in {"python", "releases", "tests", "outcome"}]
     rows = [
@@ -263,19 +282,19 @@ def versions():
 
 
 def result_of(result):
-    """Say in a word what came of trying some releases."""
+    """Return the outcome of the tests with some releases, in a few words."""
     words = {"passed": f"{result.get('tests')} passed", "failed": "**failed**"}
     return words.get(result["outcome"], result["outcome"])
 
 
 def fuzzed():
-    """Inputs that the fuzzer tried on the readers of files."""
+    """Return a table of what the fuzzer tried on the file readers."""
     results = recorded("fuzz")
     return table(list(results), [[f"{figure:,}" if isinstance(figure, int) else figure for figure in results.values()]])
 
 
 def spectra_of(size):
-    """Descending spectra of small whole numbers."""
+    """Return descending spectra of small whole numbers."""
     half = size // 2
     return {
         "all 1": np.ones(size),
@@ -287,7 +306,7 @@ def spectra_of(size):
 
 
 def exact_rotation(seed, size):
-    """Make an orthogonal matrix whose entries are whole numbers over its size: no rounding anywhere.
+    """Return an orthogonal matrix whose entries are whole numbers over its size, so that products are exact.
 
     Sylvester's Hadamard matrix over √size is orthogonal and, as size is a power of four, exact; so is the product of
     two of them with random signs between.
@@ -301,15 +320,15 @@ def exact_rotation(seed, size):
 
 
 def in_float32(matrix):
-    """Convert, and make sure that nothing was rounded."""
+    """Return a matrix in float32, once it is known that no entry is rounded."""
     stored = matrix.astype(np.float32)
     if not np.array_equal(stored, matrix):
-        raise ValueError("entries have more bits than float32 holds")
+        raise ValueError("entries have more bits than float32")
     return stored
 
 
 def worst(update, method, values):
-    """Largest error of a singular value, over σ₁."""
+    """Return the largest error of a singular value, over σ₁."""
     return np.max(np.abs(spectrum(update, method=method).values - values)) / values[0]
 
 
@@ -318,7 +337,7 @@ def _measured():
 
 
 def performance():
-    """What ``python -m benchmarks.compare --json`` measured, against what was asked."""
+    """Return a table of what ``python -m benchmarks.compare --json`` measured, beside the aims."""
     rows = []
     for line in _measured()["lines"]:
         told = (lambda ratio: 1.0 / ratio) if (line["at_least"] or 1.0) < 1.0 else (lambda ratio: ratio)
@@ -343,20 +362,20 @@ def performance():
         "ours",
         "fastest peer",
         "ratio",
-        "asked",
+        "aim",
         "",
-        "measured, at a load of",
-        "what cannot be avoided, in our time",
+        "measured; load",
+        "limits, as fractions of our time",
     ]
     return table(heads, rows)
 
 
 def reaches():
-    """The machine that it was measured on, and what that reaches by itself."""
+    """Return a table of the machine that performance was measured on, and what it reaches."""
     machine = _measured()["machine"]
     told = [["processor", machine["processor"]], ["cores", machine["cores"]], ["date", machine["date"]]]
     told += [[name, number] for name, number in machine["versions"].items() if number]
-    told += [["processes that wanted the cores when it began", f"{machine['load']:.1f}"]]
+    told += [["load average at the start", f"{machine['load']:.1f}"]]
     return table(["", ""], told + [[name, f"{figure:.3g}"] for name, figure in machine["reaches"].items()])
 
 
