@@ -146,6 +146,12 @@ def private_names_imported(tree):
             yield ast.unparse(node)
 
 
+def test_private_code_is_tested_apart_from_theorems():
+    tests = trees(path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "internals")
+    private = {(path.name, name) for path, tree in tests.items() for name in private_names_imported(tree)}
+    assert private == set()
+
+
 def test_peers_are_imported_where_tests_are_marked_for_them():
     tests = trees(path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "interop")
     peers = {"peft", "sklearn", "torch", "transformers"}

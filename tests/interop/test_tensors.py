@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 
 from lowrank_core import LowRankUpdate, spectrum, truncate, variance_captured
-from lowrank_core._validation import as_matrices
 from lowrank_core.rounding_noise import rounding_noise
 from lowrank_core.testing import assert_eckart_young, assert_same_update, assert_spectrum, updates
 from tests import bounds
-from tests.internals.test_validation import MATRIX, means_its_numbers, refused, takers
+from tests.internals.test_validation import MATRIX, calls, means_its_numbers, refused
 
 NARROW = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -30,9 +29,9 @@ NARROW = [torch.float32, torch.float16, torch.bfloat16]
         (torch.tensor(4 * MATRIX).to(torch.int64) / 4, "float32"),
     ],
 )
-@takers
-def test_each_stored_dtype_and_layout_means_its_numbers(take, update, dtype):
-    means_its_numbers(take, update, dtype)
+@calls
+def test_each_stored_dtype_and_layout_means_its_numbers(call, update, dtype):
+    means_its_numbers(call, update, dtype)
 
 
 def test_integers_are_taken_as_float64_and_a_whole_number_is_a_rank():
@@ -43,16 +42,16 @@ def test_integers_are_taken_as_float64_and_a_whole_number_is_a_rank():
 
 def test_they_are_read_in_place_and_not_tracked():
     tensor = torch.ones(3, 3, requires_grad=True)
-    matrices, _ = as_matrices(tensor)
-    assert np.shares_memory(matrices, tensor.detach().numpy())
+    update = LowRankUpdate(tensor, np.eye(3))
+    assert np.shares_memory(update.B, tensor.detach().numpy())
     spectrum(tensor)
     assert tensor.grad is None
 
 
-@takers
-def test_what_is_elsewhere_than_in_memory_or_complex_is_refused(take):
-    refused(take, torch.ones((2, 2), device="meta"), "tensor on meta", "only CPU", ".cpu()")
-    refused(take, torch.ones((2, 2), dtype=torch.complex64), "dtype complex64", "accepted are float64, float32")
+@calls
+def test_what_is_elsewhere_than_in_memory_or_complex_is_refused(call):
+    refused(call, torch.ones((2, 2), device="meta"), "tensor on meta", "only CPU", ".cpu()")
+    refused(call, torch.ones((2, 2), dtype=torch.complex64), "dtype complex64", "accepted are float64, float32")
 
 
 def test_a_dtype_that_numpy_lacks_is_refused():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate, Spectrum, spectrum, update_with_spectrum
-from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.operations.encoding import FactorEncoding
 from lowrank_core.models.operations.factoring import check_rank, factor, keep_all, rank_of
@@ -39,7 +38,7 @@ def test_figures_are_those_of_numpy(rng, encoding, rank, kind):
         assert getattr(found, name) == pytest.approx(figure, rel=1e-9, abs=floor), name
     assert found.norm == pytest.approx(np.linalg.norm(exact), rel=1e-12)
     assert found.scaling == found.update.scaling == encoding.stored_scale(rank).scaling
-    assert found.update.B.dtype == found.update.A.dtype == as_dtype(encoding.dtype)
+    assert found.update.B.dtype == found.update.A.dtype == np.dtype(encoding.dtype)
 
 
 def test_a_large_float32_layer_is_decomposed_in_part(rng):
@@ -157,15 +156,15 @@ def test_alpha_and_scaling(encoding, rank, alpha, scaling):
 
 
 @pytest.mark.parametrize("rank", [2, 3, 7])
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_an_alpha_that_was_rounded_does_not_change_the_update(rng, rank, dtype):
     update = rng.standard_normal((9, 8))
     encoding = FactorEncoding(dtype, alpha=257.3, rule="rslora", scale=KOHYA.scale)
     found = factor(update, rank, encoding)
-    read = float(np.asarray(encoding.stored_scale(rank).alpha, dtype=as_dtype(dtype))) / rank
+    read = float(np.asarray(encoding.stored_scale(rank).alpha, dtype=np.dtype(dtype))) / rank
     product = read * found.update.B.astype(float) @ found.update.A.astype(float)
     assert np.linalg.norm(product - update) / np.linalg.norm(update) == pytest.approx(found.error, rel=1e-12)
-    assert found.storage_error <= 2 * FLOATS[dtype].eps * rank**0.25
+    assert found.storage_error <= 2 * float(ml_dtypes.finfo(dtype).eps) * rank**0.25
 
 
 @pytest.mark.parametrize(
