@@ -58,7 +58,7 @@ def shortfall(dtype: str, examples: int) -> float:
 
 
 def _largest(measured: Callable[[Any], float], product: bool, dtype: str, kind: str, examples: int) -> float:
-    found = [0.0]
+    figures = [0.0]
     strategy = low_rank_updates if product else updates
 
     # The same examples every time, so that only a change of the code changes the figure.
@@ -72,10 +72,10 @@ def _largest(measured: Callable[[Any], float], product: bool, dtype: str, kind: 
     )
     @given(strategy(max_side=MAX_SIDE, dtypes=[dtype], kinds=[kind]))
     def measure(update: Any) -> None:
-        found.append(measured(update))
+        figures.append(measured(update))
 
     measure()
-    return max(found)
+    return max(figures)
 
 
 def _exact(matrix: Any) -> Floats:
@@ -137,14 +137,14 @@ def _dense_error(update: NDArray[Any], route: Route) -> float:
 def _product_error(update: LowRankUpdate, route: Route) -> float:
     with mpmath.workdps(50):
         product = mpmath.mpf(update.scaling) * _matrix(update.B) * _matrix(update.A)
-    found = route.values(update)
-    exact = _exact(product)[: len(found)]
+    values = route.values(update)
+    exact = _exact(product)[: len(values)]
     sizes = np.linalg.norm(update.B.astype(np.float64), axis=0) * np.linalg.norm(update.A.astype(np.float64), axis=1)
     rounding = EPS64 * abs(update.scaling) * float(np.sum(sizes))
     if "eps64" in route.unit:
-        return _over(np.abs(found - exact), rounding)
+        return _over(np.abs(values - exact), rounding)
     # A product that cancels is exact to float64's rounding of its parts.
-    return _over(np.maximum(np.abs(found - exact) - 10 * MAX_SIDE * rounding, 0.0), EPS32 * exact[0])
+    return _over(np.maximum(np.abs(values - exact) - 10 * MAX_SIDE * rounding, 0.0), EPS32 * exact[0])
 
 
 def _krylov_shortfall(update: NDArray[Any]) -> float:
@@ -154,17 +154,17 @@ def _krylov_shortfall(update: NDArray[Any]) -> float:
     rank = max(1, len(exact) // 2)
     power = -int(np.frexp(exact[0])[1])
     true = np.ldexp(exact, power) ** 2
-    found = np.ldexp(spectrum(update, rank=rank, method="krylov").values, power) ** 2
-    owed = 1e-4 * min(np.sum(true[:rank]), max(np.sum(true[rank:]), 1e-6 * np.sum(true)))
+    energies = np.ldexp(spectrum(update, rank=rank, method="krylov").values, power) ** 2
+    tolerance = 1e-4 * min(np.sum(true[:rank]), max(np.sum(true[rank:]), 1e-6 * np.sum(true)))
     # Rounding, and the spacing of subnormal numbers in these units.
     rounding = 20 * MAX_SIDE * EPS64 + 8 * float(np.ldexp(SPACING, power))
-    return max(0.0, float(np.sum(true[:rank]) - np.sum(found)) - rounding) / owed
+    return max(0.0, float(np.sum(true[:rank]) - np.sum(energies)) - rounding) / tolerance
 
 
 if __name__ == "__main__":
     count = int(sys.argv[1]) if sys.argv[1:] else 100
-    for path, of in ROUTES.items():
-        for stored in tried(path):
-            print(f"{path}, {stored}: {worst(path, stored, count):.2g} {of.unit}")
+    for name, route in ROUTES.items():
+        for stored in tried(name):
+            print(f"{name}, {stored}: {worst(name, stored, count):.2g} {route.unit}")
     for stored in DTYPES:
-        print(f"krylov, {stored}: {shortfall(stored, count):.2g} of what it may miss")
+        print(f"krylov, {stored}: {shortfall(stored, count):.2g} of its tolerance")
