@@ -72,7 +72,7 @@ def test_checkpoints_before_and_after_training(base, tmp_path, dtype):
     assert "head.bias" in found.not_low_rank
 
 
-def test_a_merged_adapter_is_found_again_between_the_checkpoints(base, tmp_path):
+def test_a_merged_adapter_is_the_difference_of_the_checkpoints(base, tmp_path):
     model = train(get_peft_model(copy.deepcopy(base), LoraConfig(r=4, lora_alpha=8, target_modules=LINEAR)))
     model.save_pretrained(tmp_path / "adapter")
     save_file(base.state_dict(), tmp_path / "base.safetensors")
@@ -101,7 +101,7 @@ def test_another_adapter_of_the_same_model_is_found_in_its_subfolder(base, tmp_p
         assert_spectrum(layer, singular_values(peft[layer.name].get_delta_weight("style")))
 
 
-def test_an_initialisation_that_alters_the_base_is_told(base, tmp_path):
+def test_an_initialisation_that_alters_the_base_is_reported(base, tmp_path):
     config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa")
     get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
     found = inspect(tmp_path)
@@ -149,7 +149,7 @@ def test_dora_and_modules_to_save_are_reported_and_not_dropped(base, tmp_path):
 
 # PEFT takes the bias of lora_B for a factor that lost an axis, and warns of it.
 @pytest.mark.filterwarnings("ignore:Adapter 'default'. 4 LoRA tensor.s. have invalid shape")
-def test_every_tensor_that_peft_saved_is_accounted_for(base, tmp_path):
+def test_every_tensor_that_peft_saved_is_reported(base, tmp_path):
     config = LoraConfig(r=4, target_modules=["up", "down"], lora_bias=True, bias="lora_only", modules_to_save=["head"])
     model = train(get_peft_model(copy.deepcopy(base), config))
     model.save_pretrained(tmp_path)

@@ -324,7 +324,7 @@ def test_pefts_own_svd_and_cat_merges_are_the_same_under_the_standard_rule_alone
             assert np.linalg.norm(cat[name] - excess * delta) <= 1e-6 * np.linalg.norm(excess * delta)
 
 
-def test_pefts_linear_merge_is_no_weighted_sum(tmp_path, transformer):
+def test_pefts_linear_merge_is_not_a_weighted_sum(tmp_path, transformer):
     # (√w₁·B₁ + √w₂·B₂)(√w₁·A₁ + √w₂·A₂) has products of one adapter's B with the other's A besides.
     base, _ = transformer
     config = {"r": 6, "lora_alpha": 10, "target_modules": ["q_proj", "up"]}

@@ -24,11 +24,24 @@ def test_a_kohya_file_is_recognised_by_its_content_and_found_in_its_folder(write
     assert open_adapter(path.parent) == open_adapter(path)
 
 
-def test_a_kohya_file_that_bears_pefts_name_is_still_kohya(write_file):
+def test_a_kohya_file_with_pefts_name_is_read_as_kohyas(write_file):
     assert open_adapter(write_file(KOHYA, "adapter_model.safetensors")).format == "kohya"
 
 
-def test_several_adapters_in_a_folder_have_to_be_chosen_from(write_peft):
+@pytest.mark.parametrize("config", [{}, {"use_rslora": True}, {"peft_type": "LOHA"}])
+def test_a_configuration_belongs_to_adapter_model_safetensors_alone(write_peft, write_file, config):
+    # PEFT reads no other file of the folder, and a scale from its configuration would be another file's.
+    folder = write_peft(PEFT, lora_alpha=64, **config)
+    named = {f"transformer.{key}": tensor for key, tensor in PEFT.items()}
+    for name in ("pytorch_lora_weights.safetensors", "adapter_model_2.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name}'.*no configuration of its own, so that the scale .* is unknown"):
+            open_adapter(write_file(named, f"{folder.name}/{name}"))
+    alone = open_adapter(write_file(KOHYA, "alone.safetensors"))
+    beside = open_adapter(write_file(KOHYA, f"{folder.name}/beside.safetensors"))
+    assert [layer.scaling for layer in beside.layers] == [layer.scaling for layer in alone.layers] == [1.0]
+
+
+def test_a_folder_with_several_adapters_is_refused(write_peft):
     write_peft(PEFT, "outer/one")
     with pytest.raises(ValueError, match=r"contains several adapters \(one, two\)"):
         open_adapter(write_peft(PEFT, "outer/two").parent)
@@ -51,13 +64,13 @@ def test_a_configuration_without_factors_names_the_missing_file(write_peft):
         open_adapter(path)
 
 
-def test_an_adapter_of_another_type_is_told_from_its_configuration(write_peft):
+def test_the_configuration_names_another_type_of_adapter(write_peft):
     path = write_peft({"proj.hada_w1_a": np.ones((2, 2), np.float32)}, peft_type="LOHA")
     with pytest.raises(ValueError, match="peft_type 'LOHA'"):
         open_adapter(path)
 
 
-def test_a_checkpoint_is_told_from_an_adapter(write_file):
+def test_a_checkpoint_is_not_an_adapter(write_file):
     path = write_file({"a.weight": np.ones((2, 2))})
     with pytest.raises(ValueError, match="is a model checkpoint, not an adapter"):
         open_adapter(path.parent)
@@ -70,7 +83,7 @@ def test_other_kinds_of_lycoris_are_named(write_file):
         open_adapter(write_file({"lora_x.lokr_w1": np.ones((2, 2))}))
 
 
-def test_nothing_there_is_said(tmp_path):
+def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no adapter in"):
         open_adapter(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no file .*absent"):
@@ -100,7 +113,7 @@ def test_a_mutated_adapter_is_read_or_refused_with_a_message(write_peft, tmp_pat
     assert 50 < refused < 200
 
 
-def test_an_adapters_configuration_may_hold_what_is_unknown(write_peft):
+def test_unknown_entries_of_a_configuration_are_ignored(write_peft):
     path = write_peft(PEFT, some_new_option={"a": 1})
     assert json.loads((path / "adapter_config.json").read_text())["some_new_option"]
     assert open_adapter(path).layers[0].scaling == 4.0

@@ -16,7 +16,7 @@ from lowrank_core.models.results import to_json
 from tests.models.models_on_disk import checkpoint_pair
 
 
-def test_layers_are_given_what_their_spectra_are_worth(tmp_path, rng):
+def test_ranks_are_those_that_the_spectra_allocate(tmp_path, rng):
     paths, updates = checkpoint_pair(tmp_path, rng)
     expected = allocate_ranks({name: spectrum(update) for name, update in updates.items()}, parameters=150)
     report = extract(*paths, tmp_path / "out", rank=Budget(parameters=150))
@@ -49,14 +49,14 @@ def test_a_layer_that_cannot_be_read_fails_alone(tmp_path, rng):
     assert {layer.name: layer.rank for layer in planned.layers} == {layer.name: layer.rank for layer in report.layers}
 
 
-def test_only_the_layers_that_are_written_share_the_budget(tmp_path, rng):
+def test_the_budget_is_divided_among_the_written_layers_alone(tmp_path, rng):
     paths, updates = checkpoint_pair(tmp_path, rng)
     report = extract(*paths, tmp_path / "out", rank=Budget(parameters=100), include=["q_proj"])
     chosen = {name: spectrum(update) for name, update in updates.items() if "q_proj" in name}
     assert {layer.name: layer.rank for layer in report.layers} == allocate_ranks(chosen, parameters=100).ranks
 
 
-def test_spectra_come_in_order_with_progress():
+def test_spectra_are_in_order_and_progress_is_reported():
     calls = []
     matrices = {"b": np.eye(2), "a": np.eye(3), "bad": np.full((2, 2), np.nan)}
     layers = [SimpleNamespace(name=name, update=lambda name=name: matrices[name]) for name in matrices]
@@ -66,7 +66,7 @@ def test_spectra_come_in_order_with_progress():
     assert calls == [("b", 1, 3), ("a", 2, 3), ("bad", 3, 3)]
 
 
-def test_a_module_that_ends_as_another_does_not_reach_it(tmp_path, rng):
+def test_a_module_whose_name_is_the_end_of_another_is_planned_alone(tmp_path, rng):
     shapes = {"proj": (8, 8), "block.proj": (8, 8)}
     paths, _ = checkpoint_pair(tmp_path, rng, shapes=shapes)
     config = plan(paths[1], paths[0], budget=Budget(parameters=48), exclude=["block.proj"]).config
@@ -74,7 +74,7 @@ def test_a_module_that_ends_as_another_does_not_reach_it(tmp_path, rng):
     assert config["target_modules"] == "proj"
 
 
-def test_embeddings_take_part_when_asked_for(tmp_path, rng):
+def test_embeddings_are_planned_for_on_request(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, shapes={"q_proj": (8, 8), "embed_tokens": (20, 8)})
     planned = plan(paths[1], paths[0], budget=Budget(parameters=100))
     assert list(planned.skipped) == ["embed_tokens"]
@@ -82,7 +82,7 @@ def test_embeddings_take_part_when_asked_for(tmp_path, rng):
     assert {layer.name for layer in asked.layers} == {"q_proj", "embed_tokens"}
 
 
-def test_what_cannot_be_planned_is_said(tmp_path, rng):
+def test_nothing_to_plan(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, size=0.0)
     with pytest.raises(ValueError, match="there is nothing to plan"):
         plan(paths[1], paths[0], budget=Budget(parameters=100))

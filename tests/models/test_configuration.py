@@ -30,7 +30,7 @@ def test_every_layer_gets_its_own_rank_and_alpha():
         assert resolved(config, name) == (ranks[name], alphas[name])
 
 
-def test_a_pattern_reaches_no_other_layer():
+def test_a_pattern_matches_one_layer_alone():
     config = lora_config({name: 9 if name == NAMES[0] else 2 for name in NAMES}, dict.fromkeys(NAMES, 1.0))
     assert config["rank_pattern"] == {"^" + re.escape(NAMES[0]): 9}
     for other in ("layers.11.q_proj", "layersX1.q_proj", "model.layers.1.q_proj", "layers.1.q_proj.inner"):
@@ -51,14 +51,14 @@ def test_a_list_of_targets_where_no_name_is_the_end_of_another():
 
 
 @pytest.mark.parametrize("other", ["block.proj", "deep.block.proj"])
-def test_one_expression_where_one_is(other):
+def test_one_expression_where_a_name_is_the_end_of_another(other):
     targets = lora_config({"proj": 2}, {"proj": 1}, others=[other, "proj"])["target_modules"]
     assert isinstance(targets, str)
     assert re.fullmatch(targets, "proj")
     assert not re.fullmatch(targets, other)
 
 
-def test_settings_are_kept_but_for_what_they_say_of_layers_and_factors():
+def test_settings_are_kept_unless_they_describe_layers_or_factors():
     settings = {
         "task_type": "CAUSAL_LM",
         "modules_to_save": ["head"],

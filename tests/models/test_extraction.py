@@ -27,7 +27,7 @@ def assert_written(report, updates, transposed=()):
     assert {layer.name for layer in report.layers if layer.rank} == set(written)
     for layer in report.layers:
         figures = assert_figures(layer, updates[layer.name], written.get(layer.name, 0 * updates[layer.name]))
-        # Both factors are rounded, entry by entry: within 2·eps·r^¼·‖Δ_r‖, as layerwise.py derives.
+        # Both factors are rounded, entry by entry: within 2·eps·r^¼·‖Δ_r‖, as operations/pipeline.py derives.
         assert figures["storage_error"] <= 2 * EPS[report.dtype] * max(layer.rank, 1) ** 0.25 + 1e-7
     return written
 
@@ -69,7 +69,7 @@ def test_totals_are_those_of_the_block_diagonal_update(tmp_path, rng):
     assert report.totals.source_bytes == 4 * report.totals.source_parameters
 
 
-def test_factors_share_each_components_size(tmp_path, rng):
+def test_each_components_size_is_divided_equally_between_the_factors(tmp_path, rng):
     paths, updates = checkpoint_pair(tmp_path, rng)
     extract(*paths, tmp_path / "out", rank=4, dtype="float64")
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -81,7 +81,7 @@ def test_factors_share_each_components_size(tmp_path, rng):
         assert np.linalg.norm(B, axis=0) == pytest.approx(np.sqrt(values / 4), rel=1e-6)
 
 
-def test_a_rank_beyond_a_layers_own_is_clamped_and_said(tmp_path, rng):
+def test_a_rank_beyond_a_layers_own_is_clamped_and_reported(tmp_path, rng):
     paths, updates = checkpoint_pair(tmp_path, rng, shapes={"wide": (3, 30), "tall": (9, 5)})
     report = extract(*paths, tmp_path / "out", rank=4)
     assert_written(report, updates)
@@ -101,7 +101,7 @@ def test_ranks_from_a_function_of_the_spectrum(tmp_path, rng):
         assert layer.rank == 1 + np.count_nonzero(energy < 0.9 * energy[-1])
 
 
-def test_ranks_by_name_and_a_layer_left_out_by_rank_0(tmp_path, rng):
+def test_ranks_by_name_and_a_layer_of_rank_0(tmp_path, rng):
     paths, updates = checkpoint_pair(tmp_path, rng)
     report = extract(*paths, tmp_path / "out", rank={LINEAR[0]: 1, LINEAR[1]: 5, LINEAR[2]: 0, "another": 9})
     assert_written(report, updates)
@@ -192,14 +192,14 @@ def test_weights_stored_as_in_by_out(tmp_path, rng, how):
         assert_figures(layer, updates[layer.name], written[f"transformer.{layer.name}"])
 
 
-def test_names_of_conv1d_without_a_config_are_said(tmp_path, rng):
+def test_a_warning_of_names_of_conv1d_without_a_config(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, shapes={"h.0.c_fc": (8, 24)})
     (warning,) = extract(*paths, tmp_path / "out", rank=2, dry_run=True).warnings
     assert "named as GPT-2's Conv1D, as 'h.0.c_fc'" in warning
     assert extract(*paths, tmp_path / "out", rank=2, dry_run=True, transposed=[]).warnings == ()
 
 
-def test_embeddings_when_asked_for(tmp_path, rng):
+def test_embeddings_are_extracted_on_request(tmp_path, rng):
     paths, updates = checkpoint_pair(tmp_path, rng, shapes={"model.embed_tokens": (30, 6), "model.up": (9, 6)})
     left = extract(*paths, tmp_path / "left", rank=2)
     assert [layer.name for layer in left.layers] == ["model.up"]
@@ -213,7 +213,7 @@ def test_embeddings_when_asked_for(tmp_path, rng):
     assert "kohya's format does not have" in in_kohya.skipped["model.embed_tokens"]
 
 
-def test_what_an_adapter_cannot_carry_is_listed_with_its_norm(tmp_path, rng):
+def test_what_an_adapter_cannot_store_is_listed_with_its_norm(tmp_path, rng):
     bias, norm_weight = np.zeros(12, np.float32), np.ones(8, np.float32)
     experts = np.zeros((3, 4, 4), np.float32)
     others = [
@@ -231,7 +231,7 @@ def test_what_an_adapter_cannot_carry_is_listed_with_its_norm(tmp_path, rng):
     assert "no module's weight" in report.skipped["table"]
 
 
-def test_what_only_one_checkpoint_holds_and_other_shapes(tmp_path, rng):
+def test_tensors_of_one_checkpoint_alone_and_other_shapes(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, others=[("lm_head.weight", np.ones((4, 2)), np.ones((5, 2)))])
     tensors = load_file(paths[1])
     save_file(tensors | {"score.weight": np.ones((1, 8), np.float32)}, paths[1])
@@ -241,7 +241,7 @@ def test_what_only_one_checkpoint_holds_and_other_shapes(tmp_path, rng):
     assert extract(*paths, tmp_path / "out2", rank=2, exclude=["lm_head"]).failures == {}
 
 
-def test_a_resized_vocabulary_that_was_not_asked_for_is_left_out(tmp_path, rng):
+def test_a_resized_vocabulary_is_skipped_unless_requested(tmp_path, rng):
     others = [("embed_tokens.weight", np.ones((4, 2), np.float32), np.ones((5, 2), np.float32))]
     paths, _ = checkpoint_pair(tmp_path, rng, others=others)
     report = extract(*paths, tmp_path / "out", rank=2)
@@ -327,7 +327,7 @@ def test_an_existing_output_needs_force(tmp_path, rng, out):
     assert fingerprint(tmp_path / out) != before
 
 
-def test_an_input_is_never_written_over(tmp_path, rng):
+def test_an_input_is_never_overwritten(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng)
     with pytest.raises(FileExistsError, match="never written over its own input"):
         extract(*paths, paths[1], rank=2, force=True)
@@ -347,7 +347,7 @@ def test_an_input_is_never_written_over(tmp_path, rng):
         ({"rank": 1, "transposed": ["nothing"]}, "transposed 'nothing' matches none"),
     ],
 )
-def test_options_that_are_none(tmp_path, rng, options, message):
+def test_invalid_options(tmp_path, rng, options, message):
     paths, _ = checkpoint_pair(tmp_path, rng)
     with pytest.raises(ValueError, match=message):
         extract(*paths, tmp_path / "out", **options)
@@ -362,7 +362,7 @@ def test_factors_that_do_not_fit_their_dtype(tmp_path, rng):
     assert report.failures == {"large": "its factors do not fit float16: store them in bfloat16 or float32"}
 
 
-def test_what_a_narrow_dtype_loses_is_said(tmp_path, rng):
+def test_a_warning_of_what_a_narrow_dtype_loses(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, size=1e-14, dtype=np.float64)
     (warning,) = extract(*paths, tmp_path / "out", rank=2, dtype="float16").warnings
     assert "float16 is too narrow for the factors of 3 of 3 layers" in warning
@@ -375,7 +375,7 @@ def test_progress_and_order(tmp_path, rng):
     assert seen == [(name, i, 3) for i, name in enumerate(LINEAR, 1)]
 
 
-def test_a_name_that_is_the_end_of_another_is_targeted_alone(tmp_path, rng):
+def test_a_module_whose_name_is_the_end_of_another_is_targeted_alone(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, shapes={"proj": (6, 4), "block.proj": (6, 4)})
     config = extract(*paths, tmp_path / "out", rank=2, include=["proj"], exclude=["block.proj"]).config
     assert config["target_modules"] == "proj"

@@ -95,7 +95,7 @@ def test_rank_0():
     )
 
 
-def test_components_that_only_rounding_left_are_none(rng):
+def test_rounding_is_not_a_component(rng):
     B, A = rng.standard_normal((30, 4)), rng.standard_normal((4, 20))
     near = LowRankUpdate(np.hstack([B, B]), np.vstack([A, -A * (1 + 1e-9)]))
     same = LowRankUpdate(np.hstack([B, B]), np.vstack([A, -A]))
@@ -184,7 +184,7 @@ def test_encodings_that_are_refused(options, message):
 
 
 @pytest.mark.parametrize("rank", [-1, 1.5, True, {"a": -1}, {"a": 2.5}, {}])
-def test_ranks_that_are_none(rank):
+def test_invalid_ranks(rank):
     with pytest.raises(ValueError, match=r"a rank is a whole number|none for 1 of the layers"):
         check_rank(rank, ["a"])
 
@@ -197,7 +197,7 @@ def test_ranks_by_name_number_and_function():
     assert rank_of(keep_all, "a") is keep_all
 
 
-def test_a_function_that_gives_no_rank(rng):
+def test_a_function_that_returns_no_rank(rng):
     with pytest.raises(ValueError, match=r"a rank is a whole number of at least 0; got 1\.5"):
         factor(rng.standard_normal((3, 3)), lambda _: 1.5, FactorEncoding())
 
@@ -231,7 +231,7 @@ def test_residual_norm_does_not_cancel(rng):
     assert residual_norm(exact, off) == pytest.approx(expected, rel=1e-4)
 
 
-def test_keep_all_leaves_out_rounding_and_padding():
+def test_keep_all_ignores_rounding_and_padding():
     assert keep_all(spectrum(np.diag([1.0, 1e-3, 1e-20, 0.0]))) == 2
     assert keep_all(spectrum(np.zeros((3, 3)))) == 0
 

@@ -40,7 +40,7 @@ def test_convolutions_are_flattened(write_file, rng):
     assert np.allclose(layer.update().to_dense(), 0.5 * up[:, :, 0, 0] @ down.reshape(2, 27), rtol=1e-13)
 
 
-def test_what_is_no_product_is_named(write_file):
+def test_what_is_not_a_product_is_named(write_file):
     tensors = (
         factors()
         | factors("lora_unet_mid")
@@ -85,7 +85,7 @@ def test_ranks_that_disagree_are_refused(write_file):
 
 
 @pytest.mark.parametrize("alpha", [-1.0, np.nan, np.inf])
-def test_an_alpha_that_is_no_scale_is_refused(write_file, alpha):
+def test_an_alpha_that_is_not_finite_and_positive_is_refused(write_file, alpha):
     with pytest.raises(ValueError, match=rf"{NAME!r} has alpha {alpha:g}: alpha must be finite and positive"):
         open_adapter(write_file(factors(alpha=alpha)))
 

@@ -80,7 +80,7 @@ def test_one_adapter_is_resized(adapters, tmp_path):
         assert np.allclose(update, written_updates(tmp_path / "resized")[name], rtol=0, atol=1e-6)
 
 
-def test_an_adapter_less_itself_is_nothing(adapters, tmp_path):
+def test_an_adapter_minus_itself_has_no_component(adapters, tmp_path):
     (path, *_), _ = adapters
     with pytest.raises(ValueError, match=r"none of the 2 layers of .* keeps a component"):
         merge([path, path], tmp_path / "out", weights=[1, -1])
@@ -196,7 +196,7 @@ def test_grouped_convolutions_are_failures(adapters, write_peft, tmp_path):
         assert "a grouped convolution" in merge(order, tmp_path / "out", force=True).failures["a.conv"]
 
 
-def test_what_is_no_layer_is_left_out_by_name(write_peft, tmp_path, rng):
+def test_other_tensors_are_skipped_by_name(write_peft, tmp_path, rng):
     tensors = {"q.lora_A.weight": np.ones((2, 4), "f4"), "q.lora_B.weight": np.ones((4, 2), "f4")}
     path = write_peft(tensors | {"head.weight": np.ones((2, 2), "f4")}, modules_to_save=["head"])
     report = merge([path], tmp_path / "out")
@@ -222,7 +222,7 @@ def test_dora_and_altered_bases_are_refused(adapters, write_peft, tmp_path):
     ("weights", "message"),
     [([1.0], "1 weights for 2 adapters"), ([1, np.nan], "weights are finite numbers"), ([1, np.inf], "finite")],
 )
-def test_weights_that_are_none(adapters, tmp_path, weights, message):
+def test_invalid_weights(adapters, tmp_path, weights, message):
     paths, _ = adapters
     with pytest.raises(ValueError, match=message):
         merge(paths[:2], tmp_path / "out", weights=weights)

@@ -172,16 +172,14 @@ def test_the_command_line_knows_it(adapter, tmp_path, capsys):
     assert "(old-diffusers)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_file_of_no_format_is_told_of_all(write_file):
+def test_the_message_about_an_unknown_file_names_every_format(write_file):
     with pytest.raises(
         ValueError, match=r"kohya's lora_down and lora_up.*PEFT's lora_A.*diffusers' lora.down and lora.up"
     ):
         open_adapter(write_file({"a.weight": np.ones((2, 2))}))
 
 
-def test_a_format_that_is_only_read_is_refused_in_words_where_it_would_be_written(
-    adapter, updates, tmp_path, monkeypatch
-):
+def test_a_format_that_is_only_read_is_refused_as_an_output(adapter, updates, tmp_path, monkeypatch):
     read_only = replace(OLD_DIFFUSERS, place=formats.Format.place)
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS[:-1], read_only))
     for operation in (resize, lambda source, out: merge([source], out)):

@@ -38,7 +38,7 @@ def test_factors_of_any_size(left, right):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_error_by_storage_is_what_rounding_moved(dtype):
+def test_the_storage_error_is_what_rounding_moved(dtype):
     B, A = product()
     update = LowRankUpdate(B.astype(np.float32), A.astype(np.float32), 0.5)
     factored = factor(update, 3, FactorEncoding(dtype=dtype))

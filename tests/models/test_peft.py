@@ -117,7 +117,7 @@ def test_an_initialisation_that_alters_the_base_is_recognised(write_peft, name):
 
 
 @pytest.mark.parametrize("name", [True, False, "gaussian", "eva", "orthogonal", "mica"])
-def test_an_initialisation_that_leaves_the_base_is_not_warned_of(write_peft, name):
+def test_no_warning_of_an_initialisation_that_leaves_the_base(write_peft, name):
     adapter = open_adapter(write_peft(factors(), init_lora_weights=name))
     assert adapter.initialisation is None
     assert not adapter.warnings
@@ -149,13 +149,13 @@ def test_mixed_ranks_with_alpha_equal_to_the_rank_are_wrong_elsewhere(write_peft
     assert "as 2 instead of 1 in 'b'" in warnings[0]
 
 
-def test_patterns_whose_order_peft_changes_are_warned_of(write_peft):
+def test_a_warning_of_patterns_whose_order_peft_changes(write_peft):
     patterns = {"proj": 4, ".*proj": 16}
     warnings = open_adapter(write_peft(factors(), alpha_pattern=patterns)).warnings
     assert any("'proj' ('proj': 4, '.*proj': 16): PEFT takes the first in the file" in warning for warning in warnings)
 
 
-def test_a_rank_that_the_configuration_does_not_give_is_warned_of(write_peft):
+def test_a_warning_of_ranks_that_are_not_those_of_the_configuration(write_peft):
     adapter = open_adapter(write_peft(factors(rank=4), r=2))
     assert adapter.layers[0].scaling == 2.0
     assert any("as 'proj' with 4 and 2: PEFT refuses to load them" in warning for warning in adapter.warnings)
@@ -201,7 +201,7 @@ def test_shards_that_were_not_gathered_are_recognised(write_peft, shape):
         open_adapter(write_peft(tensors))
 
 
-def test_integers_are_no_factors(write_peft):
+def test_integer_factors_are_refused(write_peft):
     tensors = factors() | {"proj.lora_A.weight": np.ones((2, 6), np.int8)}
     with pytest.raises(ValueError, match=r"is stored as int8: plain weights are"):
         open_adapter(write_peft(tensors))

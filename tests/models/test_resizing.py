@@ -66,7 +66,7 @@ def test_the_best_update_of_a_smaller_rank(adapter, tmp_path, rule, use_rslora):
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "float64"])
-def test_without_a_rank_everything_is_kept(adapter, tmp_path, dtype):
+def test_without_a_rank_all_components_are_kept(adapter, tmp_path, dtype):
     report = resize(adapter, tmp_path / "out", dtype=dtype)
     assert_resized(adapter, report)
     assert {layer.name: layer.rank for layer in report.layers} == {"a.q": 6, "a.conv": 4, "embed": 3}
@@ -94,7 +94,7 @@ def test_sizes_before_and_after(adapter, tmp_path):
         assert (sum(t.size for t in stored), sum(t.nbytes for t in stored)) == (parameters, size)
 
 
-def test_padding_and_repeated_components_are_no_components(write_peft, tmp_path, rng):
+def test_padding_and_repetition_are_not_components(write_peft, tmp_path, rng):
     A, B = factors(rng, 20, (12,), 3)
     A = np.concatenate([A, 0 * A, A[:1]])
     B = np.concatenate([B, rng.standard_normal((20, 3)).astype(np.float32), B[:, :1]], axis=1)
@@ -139,12 +139,12 @@ def test_uniform(adapter, tmp_path):
     assert report.warnings == ()
 
 
-def test_mixed_ranks_are_warned_of(adapter, tmp_path):
+def test_a_warning_of_mixed_ranks(adapter, tmp_path):
     report = resize(adapter, tmp_path / "out", rank={"a.q": 5, "a.conv": 2, "embed": 1})
     assert any("readers of a single scale" in warning for warning in report.warnings)
 
 
-def test_what_put_the_old_adapter_in_doubt_is_said_of_the_new_one(adapter, tmp_path):
+def test_warnings_that_concern_the_update_are_inherited(adapter, tmp_path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     config |= {"alpha_pattern": {".*q": 3, "q": 4, r"^a\.conv": 12}, "alora_invocation_tokens": [1, 2]}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
@@ -231,7 +231,7 @@ def with_others(adapter):
     return adapter
 
 
-def test_other_tensors_are_carried_within_one_format(with_others, tmp_path):
+def test_other_tensors_are_copied_within_one_format(with_others, tmp_path):
     report = resize(with_others, tmp_path / "out", rank=2)
     old, new = (load_file(path / "adapter_model.safetensors") for path in (with_others, tmp_path / "out"))
     for name in ("a.q.lora_magnitude_vector", "a.conv.lora_magnitude_vector", "head.weight", "head.mask", "head.table"):
@@ -246,12 +246,12 @@ def test_other_tensors_are_carried_within_one_format(with_others, tmp_path):
     assert report.config["modules_to_save"] == ["head"]
 
 
-def test_a_layer_that_others_hang_on_is_not_dropped(with_others, tmp_path):
+def test_a_layer_that_other_tensors_follow_is_not_dropped(with_others, tmp_path):
     report = resize(with_others, tmp_path / "out", rank={"a.q": 0, "a.conv": 1, "embed": 0})
     assert {layer.name: layer.rank for layer in report.layers} == {"a.q": 1, "a.conv": 1, "embed": 0}
 
 
-def test_tensors_of_a_layer_that_was_not_chosen_go_with_it(with_others, tmp_path):
+def test_tensors_that_follow_an_excluded_layer_are_skipped(with_others, tmp_path):
     report = resize(with_others, tmp_path / "out", rank=2, exclude=["q"])
     assert not any(".a.q." in key for key in load_file(tmp_path / "out" / "adapter_model.safetensors"))
     assert report.skipped.keys() == {"a.q.lora_magnitude_vector", "a.q.lora_B.bias"}
@@ -307,6 +307,14 @@ def test_include_and_exclude(adapter, tmp_path):
     assert [layer.name for layer in names(include=["a.*"]).layers] == ["a.conv", "a.q"]
     assert [layer.name for layer in names(exclude=["embed"]).layers] == ["a.conv", "a.q"]
     assert not (tmp_path / "out").exists()
+
+
+def test_factors_without_the_ending_that_peft_writes_keep_their_keys(write_peft, tmp_path, rng):
+    A, B = factors(rng, 8, (8,), 2)
+    adapter = write_peft({"q.lora_A": A, "q.lora_B": B})
+    resize(adapter, tmp_path / "out", rank=1)
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert stored.keys() == {"base_model.model.q.lora_A", "base_model.model.q.lora_B"}
 
 
 def test_a_layer_within_a_wrapped_one_keeps_its_key(write_peft, tmp_path, rng):

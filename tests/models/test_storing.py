@@ -41,7 +41,7 @@ def test_a_uniform_rank_that_a_stored_alpha_can_equal():
 
 
 @pytest.mark.parametrize("rule", ["standard", "rslora"])
-def test_layers_that_a_configuration_cannot_tell_apart(rule):
+def test_layers_with_one_entry_in_a_configuration(rule):
     placements = {name: Placement("peft", name, "mha", (f"{name}.A", f"{name}.B"), (9, 8)) for name in ("in", "out")}
     # Such layers are factored for the scale 1.
     kept = {placements["in"]: (1, 1.0), placements["out"]: (4, 1.0)}
@@ -79,7 +79,7 @@ def test_a_writer_warns_of_what_a_reader_warns_of(write_peft):
 
 
 @pytest.mark.parametrize("out", ["out", "out.safetensors"])
-def test_nothing_stays_of_a_padding_that_fails(write_peft, tmp_path, monkeypatch, out):
+def test_a_padding_that_fails_leaves_no_file(write_peft, tmp_path, monkeypatch, out):
     tensors = {}
     for name, rank in (("a", 2), ("b", 3)):
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = np.eye(rank, 4), np.eye(5, rank)
