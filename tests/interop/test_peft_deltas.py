@@ -12,6 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.formats.adapter import GroupedProduct
 from lowrank_core.models.formats.patterns import ModulePatterns
 from lowrank_core.models.inspection.layers import inspect
 from tests.interop.models import Transformer, lora_layers
@@ -104,7 +105,7 @@ def test_a_grouped_convolution_is_what_its_forward_pass_computes(tmp_path):
     # PEFT's own get_delta_weight fails on groups, so its layer is asked what it adds to an output.
     module = saved(EveryKind(), LoraConfig(r=4, lora_alpha=10, target_modules=["grouped"]), tmp_path)["grouped"]
     (layer,) = open_adapter(tmp_path).layers
-    assert layer.groups == 2
+    assert layer.build == GroupedProduct(2)
     with torch.no_grad():
         patches = torch.randn(50, 8, 3, 3)
         added = (module(patches) - module.base_layer(patches)).squeeze(-1).squeeze(-1).double().numpy()
