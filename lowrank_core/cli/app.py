@@ -1,4 +1,4 @@
-"""The entry point: runs a verb, and turns what goes wrong into one line and an exit code.
+"""The entry point: runs a verb, and reports an error as one line and an exit code.
 
 The console script imports this file even where the command line's extras are not installed, so it needs none of them.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 _BAD_INPUT = 2
 _INTERRUPTED = 130
-# What a shell gives for a program that the closed pipe ended, as 130 is for one that Ctrl-C ended.
+# A shell's code for a program that a closed pipe ended, as 130 is for one that Ctrl-C ended.
 _PIPE_CLOSED = 141
 _EXTRAS = ("typer", "rich", "matplotlib")
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0; 1 where some layers failed and the others were reported; 2 for bad input, said in one line on stderr; 130
-        after Ctrl-C; 141 where the reader of standard output went away, as ``| head`` does.
+        after Ctrl-C; 141 where the reader of standard output closed it, as ``| head`` does.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def _run(arguments: Sequence[str]) -> int:
     from lowrank_core.cli.program import run
 
     code = run(arguments)
-    # Now, and not when the interpreter ends: only here can a closed pipe still be told from a failure.
+    # Now, and not when the interpreter ends: only here can a closed pipe still be distinguished from a failure.
     sys.stdout.flush()
     return code
 

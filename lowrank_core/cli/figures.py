@@ -28,7 +28,7 @@ LineStyle = str | tuple[int, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Look:
-    """How one quantity is drawn in every figure: never told apart by its colour alone."""
+    """How one quantity is drawn in every figure: by more than a colour."""
 
     label: str
     color: str
@@ -36,7 +36,7 @@ class Look:
     marker: str
 
 
-# Okabe and Ito's colours, which hold for colour-blind readers; purple and orange darkened, for text in them to be read.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; purple and orange darkened for text.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#A04A86", "#B37400"
 SKY, BLACK, GREY = "#2E8BC0", "#000000", "#777777"
 LOOKS = {
@@ -67,7 +67,7 @@ _LABEL_POINTS = 13.0
 # The width for labels, beyond the lines, as a fraction of the lines' own width.
 _LABEL_WIDTH = 0.5
 _LABELLED = "label:"
-# In rows: between the marks of two layers of a kind, and what all marks of a kind take at most.
+# In rows: between the marks of two layers of a kind, and at most between those of the first and the last.
 _APART = 0.15
 _DEPTH_SPREAD = 0.6
 
@@ -145,7 +145,7 @@ def mark_one(axes: Axes, meaning: str) -> None:
 
 
 def depth_rows(axes: Axes, kinds: Mapping[str, Sequence[object]], *, above: float = 0.0) -> NDArray[np.float64]:
-    """Give a panel a row for each kind of layer, from the top; return each layer's height, the deeper the lower.
+    """Set a row for each kind of layer, from the top, and return each layer's height, the deeper the lower.
 
     `above` is the space over the first row, in rows.
     """

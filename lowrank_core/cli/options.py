@@ -128,7 +128,7 @@ class NewAdapter:
         float | None,
         typer.Option(
             metavar="α",
-            help="α that the adapter holds; the factors are scaled so that the update is right under any.",
+            help="α stored in the adapter; the factors are scaled so that the update is right under any.",
             show_default="16",
         ),
     ] = None
@@ -172,7 +172,7 @@ def examples(*lines: str, after: str = "") -> str:
 
 
 def ungrouped(verb: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Return a verb as typer takes it: each group of options replaced by the options that it holds."""
+    """Return a verb as typer takes it: each group replaced by its options."""
     parameters = inspect.signature(verb, eval_str=True).parameters.values()
     groups: dict[str, Any] = {one.name: one.annotation for one in parameters if is_dataclass(one.annotation)}
 

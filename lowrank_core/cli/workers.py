@@ -15,13 +15,13 @@ Result = TypeVar("Result")
 
 
 def over_layers(operation: Callable[..., Result], work: Work) -> Result:
-    """Return what an operation on the layers of a model gives, its executor and progress bar provided."""
+    """Return the result of an operation on layers, run with an executor and a progress bar."""
     # Threads share a layer's arrays; processes would copy them.
     return _run(operation, work, ThreadPoolExecutor, "layers")
 
 
 def over_adapters(operation: Callable[..., Result], work: Work) -> Result:
-    """Return what an operation on many adapters gives, its executor and progress bar provided."""
+    """Return the result of an operation on many adapters, run with an executor and a progress bar."""
     return _run(operation, work, local_processes, "adapters")
 
 

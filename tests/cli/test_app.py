@@ -93,7 +93,7 @@ def test_a_missing_extra_names_the_line_that_installs_it(missing: str, arguments
     )
 
 
-def test_a_missing_reader_of_files_names_the_line_that_installs_it(tmp_path) -> None:
+def test_a_missing_safetensors_names_the_line_that_installs_it(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     run = program("inspect", str(tmp_path), before="import sys; sys.modules['safetensors'] = None")
@@ -102,9 +102,9 @@ def test_a_missing_reader_of_files_names_the_line_that_installs_it(tmp_path) -> 
     assert 'pip install "lowrank_core[models]"' in run.stderr
 
 
-def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise ModuleNotFoundError("no module", name="lowrank_core.gone")
+        raise ModuleNotFoundError("no module", name="lowrank_core.absent")
 
     monkeypatch.setattr("lowrank_core.cli.demo.experiments.run", broken)
     with pytest.raises(ModuleNotFoundError, match="no module"):
@@ -116,7 +116,7 @@ def test_the_demo_loads_no_matplotlib_without_a_figure() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_a_message_of_several_lines_is_told_in_one(
+def test_a_message_of_several_lines_becomes_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*_: object) -> None:
@@ -148,7 +148,7 @@ def test_an_interrupt_has_its_usual_exit_code(
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["alpha", "--rank", "8", "--alpha", "16", "--json", "all.json"]])
-def test_a_reader_that_went_away_is_no_failure(arguments, tmp_path):
+def test_a_closed_pipe_has_its_usual_exit_code(arguments, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -158,5 +158,5 @@ def test_a_reader_that_went_away_is_no_failure(arguments, tmp_path):
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
-    # What was asked for besides is there all the same.
+    # The file is written all the same.
     assert (tmp_path / "all.json").is_file() == ("all.json" in arguments)

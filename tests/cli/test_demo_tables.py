@@ -54,7 +54,7 @@ def typed(table: str) -> list[list[str]]:
     return [line.split() for line in table.split("\n") if line]
 
 
-def test_the_articles_digits_are_printed(results: Experiments) -> None:
+def test_the_digits_of_the_article_are_printed(results: Experiments) -> None:
     text = printed(results)
     assert "style  4.99  3.50  2.01  0.52  0.14  " in text
     assert "facts  3.00  2.96  2.91  2.87  2.84  " in text
@@ -68,7 +68,7 @@ def test_the_articles_digits_are_printed(results: Experiments) -> None:
         assert scalings[rank][:2] == figures
 
 
-def test_the_best_possible_stands_beside_both_experiments(results: Experiments) -> None:
+def test_both_experiments_have_the_best_possible_beside_them(results: Experiments) -> None:
     text = printed(results)
     learned, both = rows(text, "4"), rows(text, "5")
     best = {"2": "0.961", "8": "0.846", "16": "0.700", "32": "0.437", "48": "0.216", "64": "0.000"}
@@ -79,7 +79,7 @@ def test_the_best_possible_stands_beside_both_experiments(results: Experiments) 
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_nothing_is_cut_off(results: Experiments, width: int) -> None:
+def test_no_line_is_wider_than_the_terminal(results: Experiments, width: int) -> None:
     text = printed(results, width)
     assert max(len(line) for line in text.splitlines()) <= width
     leading = 2

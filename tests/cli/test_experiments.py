@@ -1,4 +1,4 @@
-"""The article's own figures, typed from it: what the demo computes is held against them digit by digit."""
+"""The article's own numbers, typed from it, and those of the demo compared with them digit by digit."""
 
 import numpy as np
 import pytest
@@ -65,8 +65,8 @@ def test_scalings_in_every_digit(results: Experiments) -> None:
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_best_possible_errors_of_learning_in_every_digit(results: Experiments, place: int) -> None:
     learning = results.learning[place]
-    found = dict(zip(learning.ranks.tolist(), learning.best, strict=True))
-    assert {rank: f"{found[rank]:.3f}" for rank in BEST} == BEST
+    best = dict(zip(learning.ranks.tolist(), learning.best, strict=True))
+    assert {rank: f"{best[rank]:.3f}" for rank in BEST} == BEST
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_learning_within_the_seeds_own_scatter(
     assert (learning.optimizer, learning.learning_rate, learning.steps) == (optimizer, rate, 300)
     for rank, errors in expected.items():
         row = learning.ranks.tolist().index(rank)
-        found = [learning.errors[rule][row] for rule in ("standard", "rslora")]
-        np.testing.assert_allclose(found, errors, atol=0.03, rtol=0)
+        learned = [learning.errors[rule][row] for rule in ("standard", "rslora")]
+        np.testing.assert_allclose(learned, errors, atol=0.03, rtol=0)
 
 
 def test_curves_end_at_the_errors_and_none_beats_the_best(results: Experiments) -> None:
@@ -93,9 +93,9 @@ def test_curves_end_at_the_errors_and_none_beats_the_best(results: Experiments) 
 
 
 def naive(size: int, ranks: tuple[int, ...], alpha: float, seed: int) -> dict[str, list[tuple[float, ...]]]:
-    """The article's program, as it stands there: an SVD and a dense product for every rank and rule."""
+    """The article's program, as printed there: an SVD and a dense product for every rank and rule."""
     random = np.random.RandomState(seed)
-    found = {}
+    tables = {}
     for name, true_rank, largest in (("style", 4, 5.0), ("facts", size, 3.0)):
         U = np.linalg.qr(random.standard_normal((size, true_rank)))[0]
         V = np.linalg.qr(random.standard_normal((size, true_rank)))[0]
@@ -107,8 +107,8 @@ def naive(size: int, ranks: tuple[int, ...], alpha: float, seed: int) -> dict[st
             norm = np.linalg.norm(update)
             errors = [np.linalg.norm(update - gamma * product) / norm for gamma in (1, alpha / rank, alpha / rank**0.5)]
             rows.append((*errors, np.sum(values[:rank] ** 2) / norm**2))
-        found[name] = rows
-    return found
+        tables[name] = rows
+    return tables
 
 
 @pytest.mark.parametrize(
@@ -119,17 +119,17 @@ def test_other_settings_equal_the_articles_program(size: int, ranks: tuple[int, 
     for name, rows in naive(size, ranks, alpha, seed).items():
         update = update_of(results, name)
         columns = (update.best, update.errors["standard"], update.errors["rslora"], update.captured)
-        found = np.transpose([update.at(column, ranks) for column in columns])
-        np.testing.assert_allclose(found, rows, atol=1e-10, rtol=1e-10)
+        computed = np.transpose([update.at(column, ranks) for column in columns])
+        np.testing.assert_allclose(computed, rows, atol=1e-10, rtol=1e-10)
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_does_not() -> None:
+def test_the_seed_decides_the_numbers() -> None:
     errors = [run(Settings(size=8, ranks=(2,), seed=seed)).learning[1].errors["rslora"] for seed in (1, 1, 2)]
     np.testing.assert_array_equal(errors[0], errors[1])
     assert not np.array_equal(errors[0], errors[2])
 
 
-def test_each_experiment_is_given_what_it_can_learn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_descent_learns_a_spectrum_and_adam_a_dense_update(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[object, str, object]] = []
 
     def recorded(update: object, ranks: object, *, optimizer: str, rng: object, **rest: object) -> LearningSweep:
@@ -161,6 +161,6 @@ def test_each_experiment_is_given_what_it_can_learn_from(monkeypatch: pytest.Mon
         ({"seed": MAX_SEED + 1}, "out of range"),
     ],
 )
-def test_settings_without_meaning_are_refused(settings: dict[str, object], message: str) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(**settings)

@@ -107,7 +107,7 @@ def test_many_kinds_of_layers_share_one_median(tmp_path: Path) -> None:
     assert labels(inspection_figure.draw(many), 0) == ["median of 16"]
 
 
-def test_zero_updates_are_left_out_and_alone_have_no_figure(adapter: Path) -> None:
+def test_zero_updates_are_not_drawn_and_alone_have_no_figure(adapter: Path) -> None:
     report = inspect(adapter)
     zero = type(report.layers[0])(**{**vars(report.layers[0]), "norm": 0.0, "singular_values": np.zeros(3)})
     inspection_figure.draw(type(report)(**{**vars(report), "layers": (zero, *report.layers[1:])}))

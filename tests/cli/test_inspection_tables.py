@@ -68,7 +68,7 @@ def test_many_layers_fit_the_width_and_each_has_one_line(deep: Inspection, width
     assert blocks == [str(block) for block in range(100)]
 
 
-def test_errors_of_every_layer_on_demand(deep: Inspection) -> None:
+def test_full_prints_the_errors_of_every_layer(deep: Inspection) -> None:
     text = printed(deep, full=True).partition("Relative error at rank r")[2]
     assert "median" not in text
     assert text.count(" best ") >= 200
@@ -101,19 +101,19 @@ def test_where_each_scale_came_from(tmp_path: Path) -> None:
     assert all(f" 4 {mark} " in line for line in queries)
 
 
-def test_warnings_are_told(tmp_path: Path) -> None:
+def test_warnings_are_printed(tmp_path: Path) -> None:
     report = inspect(write_adapter(tmp_path / "patterns", alpha_pattern={"q_proj": 12}))
     assert report.warnings
-    told = " ".join(printed(report).partition("\nWarnings\n")[2].split())
-    assert all(warning in told for warning in report.warnings)
+    section = " ".join(printed(report).partition("\nWarnings\n")[2].split())
+    assert all(warning in section for warning in report.warnings)
 
 
-def test_clamped_ranks_are_told(adapter: Path) -> None:
+def test_clamped_ranks_are_noted(adapter: Path) -> None:
     assert "in 4 layers, to 8 in the smallest" in " ".join(printed(inspect(adapter, ranks=[2, 30])).split())
     assert "Ranks are clamped" not in printed(inspect(adapter, ranks=[2, 8]))
 
 
-def test_checkpoints_have_no_scale_and_their_failures_are_told(checkpoints: tuple[Path, Path]) -> None:
+def test_checkpoints_have_no_scale_and_their_failures_are_printed(checkpoints: tuple[Path, Path]) -> None:
     base, tuned = checkpoints
     report = inspect(tuned, base)
     text = printed(report)

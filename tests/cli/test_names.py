@@ -35,7 +35,7 @@ def test_common_prefix(given_names: list[str], prefix: str) -> None:
 
 
 @given(names)
-def test_a_prefix_is_shared_by_all_and_leaves_something_of_each(given_names: list[str]) -> None:
+def test_all_names_begin_with_the_prefix_and_go_on_after_it(given_names: list[str]) -> None:
     prefix = common_prefix(given_names)
     assert all(name.startswith(prefix) and name != prefix for name in given_names)
 
@@ -45,12 +45,12 @@ def test_kind_replaces_whole_numbers_only() -> None:
     assert kind("lora_unet_down_blocks_0_attentions_1_to_q") == "lora_unet_down_blocks_*_attentions_*_to_q"
 
 
-def test_numbers_are_in_their_own_order() -> None:
+def test_numbers_in_names_are_sorted_as_numbers() -> None:
     assert in_natural_order(["h.10.b", "h.2.b", "h.2.a", "g"]) == ["g", "h.2.a", "h.2.b", "h.10.b"]
 
 
 @given(names)
-def test_blocks_hold_every_name_once_and_name_it_in_full(given_names: list[str]) -> None:
+def test_blocks_contain_every_name_once_and_in_full(given_names: list[str]) -> None:
     gathered = blocks(given_names)
     assert sorted(name for _, members in gathered for name, _ in members) == sorted(given_names)
     for block, members in gathered:

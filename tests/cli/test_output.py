@@ -42,7 +42,7 @@ def test_json_text_is_json_and_keeps_every_digit() -> None:
     assert '"a": [0.1, 0.3333333333333333]' in text
 
 
-def test_json_has_no_number_that_json_does_not_know() -> None:
+def test_json_has_null_for_numbers_that_are_not_finite() -> None:
     text = output.json_text({"a": [np.inf, -np.inf, np.nan, 1.0], "b": float("nan")})
     assert json.loads(text, parse_constant=pytest.fail) == {"a": [None, None, None, 1.0], "b": None}
 
@@ -105,12 +105,12 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     ("path", "error", "message"),
     [(".", FileExistsError, "is a folder"), ("no/such/report.json", FileNotFoundError, "no folder 'no/such'")],
 )
-def test_places_that_cannot_be_written_are_refused(path: str, error: type[OSError], message: str) -> None:
+def test_paths_that_cannot_be_written_are_refused(path: str, error: type[OSError], message: str) -> None:
     with pytest.raises(error, match=message):
         output.check_outputs(None, Path(path))
 
 
-def test_no_place_and_standard_output_can_be_written() -> None:
+def test_no_file_and_standard_output_are_accepted() -> None:
     output.check_outputs(None, None, output.STDOUT)
 
 

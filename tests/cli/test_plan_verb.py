@@ -1,4 +1,4 @@
-"""What ``lowrank plan`` prints and writes, held against the dense updates."""
+"""What ``lowrank plan`` prints and writes, compared with the dense updates."""
 
 import json
 from pathlib import Path

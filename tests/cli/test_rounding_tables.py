@@ -44,7 +44,7 @@ def test_inspect_shows_the_rank_above_rounding(
     assert "? in 1 layer: most entries that could have changed did not" in section
 
 
-def test_nothing_is_said_of_weights_in_single_precision(
+def test_weights_in_single_precision_have_no_rounding_section(
     tuning: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(tuning[1]), "--base", str(tuning[0])]) == 0

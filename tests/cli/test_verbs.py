@@ -60,7 +60,7 @@ def test_json_on_standard_output_is_json_alone(capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out)["settings"]["size"] == 8
 
 
-def test_the_demo_leaves_out_default_ranks_beyond_its_size(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_skips_default_ranks_beyond_its_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--size", "10", "--json", "-"]) == 0
     written = json.loads(capsys.readouterr().out)
     assert written["facts"]["ranks"] == [2, 4, 8]
@@ -77,18 +77,18 @@ def test_the_demo_draws_in_every_format_the_same_each_time(tmp_path: Path, endin
     assert sorted(tmp_path.iterdir()) == paths
 
 
-def test_a_demo_whose_runs_diverge_is_drawn_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_demo_whose_runs_diverge_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "demo.json"
     assert main([*SMALL, "--alpha", "2000", "--figure", str(tmp_path / "demo.png"), "--json", str(path)]) == 0
     assert None in json.loads(path.read_text())["learning"][0]["errors"]["rslora"]
     assert "diverged" in capsys.readouterr().out
 
 
-def test_a_demo_of_one_rank_is_drawn_too(tmp_path: Path) -> None:
+def test_a_demo_of_one_rank_is_drawn(tmp_path: Path) -> None:
     assert main(["demo", "--size", "4", "--ranks", "4", "--figure", str(tmp_path / "demo.svg")]) == 0
 
 
-def test_inspect_prints_and_writes_what_the_adapter_holds(
+def test_inspect_prints_and_writes_the_numbers_of_the_adapter(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {name: tmp_path / f"report.{name}" for name in ("json", "csv", "png")}

@@ -23,12 +23,12 @@ def learning(standard: list[float], rslora: list[float]) -> Learning:
     return Learning("sgd", 1e-3, 1, 1, ranks, np.zeros(len(standard)), errors, errors, errors)
 
 
-def test_the_articles_own_figures_give_the_known_verdicts(results: Experiments) -> None:
+def test_the_numbers_of_the_article_give_the_known_verdicts(results: Experiments) -> None:
     outcomes = [verdict.outcome for verdict in verdicts(results)]
     assert outcomes == ["holds", "holds", "holds", "holds in part", "holds", "fails", "fails"]
 
 
-def test_verdicts_quote_the_figures_they_were_given(results: Experiments) -> None:
+def test_verdicts_quote_the_numbers_that_decide(results: Experiments) -> None:
     texts = [verdict.because for verdict in verdicts(results)]
     for text, quoted in zip(
         texts,
@@ -40,7 +40,7 @@ def test_verdicts_quote_the_figures_they_were_given(results: Experiments) -> Non
     assert f"best with {best:.3f} at r = 8" in texts[4]
 
 
-def test_verdicts_change_with_the_figures(results: Experiments) -> None:
+def test_verdicts_change_with_the_numbers(results: Experiments) -> None:
     flat = replace(
         results.facts, captured=np.ones(64), errors={rule: np.linspace(0.9, 0.1, 64) for rule in ("standard", "rslora")}
     )

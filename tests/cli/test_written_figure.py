@@ -28,7 +28,7 @@ def marks(figure: Figure, panel: int) -> list[np.ndarray]:
     return [np.asarray(marks.get_offsets()) for marks in figure.axes[panel].collections]
 
 
-def test_every_layer_is_where_its_figures_are(report: Compression) -> None:
+def test_every_layer_is_drawn_at_its_numbers(report: Compression) -> None:
     figure = written_figure.draw(report)
     layers = [layer for kind in KINDS for layer in report.layers if layer.name.endswith(kind)]
     quantities = [["rank"], ["storage_error", "error"], ["source_parameters", "parameters"]]
@@ -66,7 +66,7 @@ def test_labels_lie_within_their_panel_and_apart(report: Compression, same_size:
         assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
-def test_a_layer_alone_and_one_that_keeps_nothing_are_drawn_too(report: Compression) -> None:
+def test_a_single_layer_and_one_of_rank_0_are_drawn(report: Compression) -> None:
     written_figure.draw(dataclasses.replace(report, layers=report.layers[:1]))
     empty = dataclasses.replace(report.layers[0], rank=0, parameters=0, storage_error=0.0, error=1.0)
     figure = written_figure.draw(dataclasses.replace(report, layers=(empty, *report.layers[1:])))

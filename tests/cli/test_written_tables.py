@@ -61,7 +61,7 @@ def test_totals_are_those_of_the_report(report: Compression) -> None:
     assert f"{100 * totals.variance_captured:.2f} % of the variance in 66.67 % of the parameters" in layers
 
 
-def test_what_was_made_of_what_is_said_first(report: Compression, tuning: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_title_names_inputs_and_output(report: Compression, tuning: tuple[Path, Path], tmp_path: Path) -> None:
     base, tuned = tuning
     merged = dataclasses.replace(report, verb="merge", sources=("one", "two"))
     for made, title in (
@@ -75,7 +75,7 @@ def test_what_was_made_of_what_is_said_first(report: Compression, tuning: tuple[
         assert printed(made, width=500).startswith(f"{title}\n")
 
 
-def test_ranks_and_scales_are_said_as_they_are(report: Compression, tuning: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_heading_has_ranks_scale_and_dtype(report: Compression, tuning: tuple[Path, Path], tmp_path: Path) -> None:
     assert "4 layers of rank 2, with α = 16 under α/r, in float16 (peft)" in printed(report)
     several = extract(*tuning, tmp_path / "out", rank=lambda s: s.shape[0] // 4, rule="rslora", alpha=2.5, dry_run=True)
     assert "4 layers of rank 2 to 3, with α = 2.5 under α/√r, in float32 (peft)" in printed(several)
@@ -96,14 +96,14 @@ def test_many_layers_fit_the_width_and_each_has_one_line(deep: Compression, widt
     assert blocks == [str(block) for block in range(100)]
 
 
-def test_bytes_before_are_those_of_the_files(report: Compression) -> None:
+def test_bytes_before_are_those_of_the_sources(report: Compression) -> None:
     layers = tuple(dataclasses.replace(layer, source_bytes=7 * at) for at, layer in enumerate(report.layers))
     sizes = printed(dataclasses.replace(report, layers=layers)).partition("\nSize\n")[2]
     assert ["1.mlp.down_proj", "84", "56", "66.67", "%", "14", "B", "112", "B"] in rows(sizes)
     assert ["all", "together", "288", "192", "66.67", "%", "42", "B", "384", "B"] in rows(sizes)
 
 
-def test_sizes_of_every_layer_on_demand_and_where_they_are_few(deep: Compression, tmp_path: Path) -> None:
+def test_full_and_few_layers_print_the_sizes_of_every_layer(deep: Compression, tmp_path: Path) -> None:
     sizes = rows(printed(deep, full=True).partition("\nSize\n")[2])
     assert sum(row[-1:] == ["B"] and row[0].endswith("q_proj") for row in sizes) == 100
     for blocks, by_kind in ((FEW_LAYERS // 2, False), (FEW_LAYERS // 2 + 1, True)):
@@ -112,7 +112,7 @@ def test_sizes_of_every_layer_on_demand_and_where_they_are_few(deep: Compression
         assert ("by kind of layer" in printed(made)) is by_kind
 
 
-def test_long_names_are_folded_and_no_figure_is_cut(report: Compression) -> None:
+def test_long_names_are_folded_and_no_number_is_cut(report: Compression) -> None:
     layers = tuple(
         dataclasses.replace(layer, name=f"{'very_' * 12}{layer.name}", shape=(14336, 53248)) for layer in report.layers
     )
@@ -122,14 +122,14 @@ def test_long_names_are_folded_and_no_figure_is_cut(report: Compression) -> None
     assert "14336 × 53248" in text
 
 
-def test_clamped_ranks_are_told(adapter: Path, tmp_path: Path) -> None:
+def test_clamped_ranks_are_noted(adapter: Path, tmp_path: Path) -> None:
     text = printed(resize(adapter, tmp_path / "out", rank=30, dry_run=True))
     assert [row[4] for row in rows(text) if row[2:3] == ["×"] and row[0] != "layer"] == ["3*"] * 4
     assert "* all that the layer has, where rank 30 was requested." in text
     assert "*" not in printed(resize(adapter, tmp_path / "out", rank=3, dry_run=True))
 
 
-def test_a_layer_that_keeps_nothing_is_told(adapter: Path, tmp_path: Path) -> None:
+def test_a_layer_of_rank_0_is_noted(adapter: Path, tmp_path: Path) -> None:
     kept = resize(adapter, tmp_path / "out", rank=lambda s: 0 if s.shape[0] == 12 else 3, dry_run=True)
     text = printed(kept)
     assert "2 layers of rank 3" in text
@@ -139,8 +139,8 @@ def test_a_layer_that_keeps_nothing_is_told(adapter: Path, tmp_path: Path) -> No
 
 
 def test_padding_has_a_column_of_its_own(adapter: Path, tmp_path: Path) -> None:
-    def rank(found: object) -> int:
-        return 1 if found.shape[0] == 12 else 2
+    def rank(spectrum: object) -> int:
+        return 1 if spectrum.shape[0] == 12 else 2
 
     text = printed(resize(adapter, tmp_path / "out", rank=rank, uniform=True, dry_run=True))
     assert "stored" in text
@@ -149,7 +149,7 @@ def test_padding_has_a_column_of_its_own(adapter: Path, tmp_path: Path) -> None:
     assert "stored" not in printed(resize(adapter, tmp_path / "out", rank=2, dry_run=True)).partition("Error:")[0]
 
 
-def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
+def test_whatever_is_not_in_the_adapter_is_listed(report: Compression) -> None:
     full = dataclasses.replace(
         report,
         unchanged=tuple(f"still.{number}" for number in range(ENTRIES_SHOWN + 3)),
@@ -159,7 +159,7 @@ def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
         warnings=("a reader would apply another scale",),
     )
     text = " ".join(printed(full).split())
-    for told in (
+    for printed_text in (
         "Without an update, and not in the adapter still.0 still.1",
         "… and 3 more: --full or --json.",
         "Not in the adapter norm.0: changed by norm 0 norm.1:",
@@ -168,14 +168,14 @@ def test_whatever_is_not_in_the_adapter_is_told(report: Compression) -> None:
         f"bad.{ENTRIES_SHOWN}: it holds NaN",
         "- a reader would apply another scale",
     ):
-        assert told in text
+        assert printed_text in text
     assert f"still.{ENTRIES_SHOWN}" not in text
     everything = printed(full, full=True)
     assert all(f" {name}" in everything for name in (*full.unchanged, *full.skipped))
     assert text.index("Failed, and not in the adapter") < text.index("bad.0") < text.index("Warnings")
 
 
-def test_whether_it_was_written_is_the_last_word(report: Compression) -> None:
+def test_the_last_line_says_whether_the_adapter_was_written(report: Compression) -> None:
     assert " ".join(printed(report).split()).endswith(f"A dry run: {report.out} was not written.")
     assert " ".join(printed(dataclasses.replace(report, written=True)).split()).endswith(f"{report.out} was written.")
 

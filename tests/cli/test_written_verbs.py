@@ -1,4 +1,4 @@
-"""What extract, resize and merge print and write, held against dense matrices and the files themselves."""
+"""What extract, resize and merge print and write, compared with dense matrices and the files themselves."""
 
 import csv
 import json
@@ -38,8 +38,8 @@ def factors(adapter: Path) -> dict[str, NDArray[np.floating]]:
 
 def product(adapter: Path, name: str = LAYER) -> NDArray[np.float64]:
     """BA of a PEFT adapter, without its scale."""
-    held = factors(adapter)
-    B, A = (held[f"{PREFIX}{name}.lora_{factor}.weight"].astype(np.float64) for factor in "BA")
+    tensors = factors(adapter)
+    B, A = (tensors[f"{PREFIX}{name}.lora_{factor}.weight"].astype(np.float64) for factor in "BA")
     return B @ A
 
 
@@ -87,7 +87,7 @@ def test_extract_prints_and_writes_the_best_update(
     np.testing.assert_allclose(16 / 3 * product(out), best(update, 3), atol=1e-5)
 
 
-def test_the_ranks_of_the_table_are_those_in_the_file_and_the_least_that_hold_the_variance(
+def test_ranks_are_the_least_that_capture_the_variance_in_table_and_file(
     tuning: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("extract", *tuning, tmp_path / "out", "--variance", 0.8, "--max-rank", 5) == 0
@@ -138,7 +138,7 @@ def test_a_dry_run_reports_the_same_and_writes_nothing(
     assert {**dry, "written": True} == wet
 
 
-def test_what_is_there_is_kept_without_force(
+def test_an_existing_adapter_is_replaced_only_with_force(
     tuning: tuple[Path, Path], adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in adapter.iterdir()}
@@ -160,7 +160,7 @@ def test_a_bad_layer_is_named_and_the_others_are_written(
     assert sorted(factors(tmp_path / "out")) == [f"{PREFIX}h.0.proj.lora_{factor}.weight" for factor in "AB"]
 
 
-def test_what_an_adapter_does_not_carry_is_listed_with_its_norm(
+def test_what_an_adapter_cannot_contain_is_listed_with_its_norm(
     tuning: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("extract", *tuning, tmp_path / "out", "--rank", 2) == 0
@@ -184,8 +184,8 @@ def test_options_reach_the_configuration(
     tuning: tuple[Path, Path], tmp_path: Path, options: list, entry: str, value: object
 ) -> None:
     assert run("extract", *tuning, tmp_path / "out", "--rank", 2, *options) == 0
-    found = config(tmp_path / "out")[entry]
-    assert (sorted(found) if isinstance(found, list) else found) == value
+    written = config(tmp_path / "out")[entry]
+    assert (sorted(written) if isinstance(written, list) else written) == value
 
 
 def test_options_reach_the_factors(tuning: tuple[Path, Path], tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_layers_are_worked_on_where_the_options_say(
 
 
 @pytest.mark.parametrize("verb", ["resize", "merge"])
-def test_an_adapter_of_an_altered_base_needs_a_word(
+def test_an_adapter_of_an_altered_base_needs_base_restored(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_adapter(tmp_path / "pissa", init_lora_weights="pissa")
@@ -281,7 +281,7 @@ def test_resize_keeps_the_best_of_the_scaled_update(
     assert row_of(printed.partition("\nSize\n")[2], "all together")[2:4] == ["288", "192"]
 
 
-def test_resize_without_a_rank_keeps_all_and_says_where_a_rank_is_more_than_there_is(
+def test_resize_without_a_rank_keeps_all_and_marks_clamped_ranks(
     adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("resize", adapter, tmp_path / "all") == 0
@@ -297,7 +297,7 @@ def test_resize_without_a_rank_keeps_all_and_says_where_a_rank_is_more_than_ther
     assert "where rank 7 was requested" in printed
 
 
-def test_resize_keeps_the_dtype_unless_told(adapter: Path, tmp_path: Path) -> None:
+def test_resize_keeps_the_dtype_unless_given_one(adapter: Path, tmp_path: Path) -> None:
     half, again, wide = (tmp_path / name for name in ("half", "again", "wide"))
     assert run("resize", adapter, half, "--rank", 2, "--dtype", "float16") == 0
     assert run("resize", half, again, "--rank", 1) == 0
@@ -307,7 +307,7 @@ def test_resize_keeps_the_dtype_unless_told(adapter: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_resize_keeps_the_rule_unless_told(tmp_path: Path, use_rslora: bool) -> None:
+def test_resize_keeps_the_rule_unless_given_one(tmp_path: Path, use_rslora: bool) -> None:
     source = write_adapter(tmp_path / "source", use_rslora=use_rslora)
     assert run("resize", source, tmp_path / "kept", "--rank", 2) == 0
     assert config(tmp_path / "kept")["use_rslora"] is use_rslora
@@ -327,7 +327,7 @@ def test_a_uniform_adapter_follows_the_one_rule_that_all_readers_know(tmp_path: 
     assert [config(tmp_path / "out")[entry] for entry in ("r", "lora_alpha", "use_rslora")] == [2, 2, False]
 
 
-def test_a_kohya_file_comes_back_with_the_names_of_the_base(tuning: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_kohya_file_is_converted_back_with_the_names_of_the_base(tuning: tuple[Path, Path], tmp_path: Path) -> None:
     base, _ = tuning
     there, back = tmp_path / "there.safetensors", tmp_path / "back"
     assert run("extract", *tuning, there, "--rank", 2, "--prefix", "lora_te1") == 0
@@ -464,9 +464,9 @@ def test_a_damaged_adapter_is_named_in_one_line(
 
 def test_factors_that_disagree_are_named(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = adapter / "adapter_model.safetensors"
-    held = load_file(path)
-    key = next(key for key in held if "lora_A" in key)
-    save_file(held | {key: np.vstack([held[key], held[key]])}, path, metadata={"format": "pt"})
+    tensors = load_file(path)
+    key = next(key for key in tensors if "lora_A" in key)
+    save_file(tensors | {key: np.vstack([tensors[key], tensors[key]])}, path, metadata={"format": "pt"})
     code = run("resize", adapter, tmp_path / "out", "--rank", 2)
     captured = capsys.readouterr()
     assert code in {1, 2}

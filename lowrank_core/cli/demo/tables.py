@@ -18,7 +18,7 @@ _OPTIMIZER_LABELS = {"sgd": "descent", "adam": "Adam"}
 _OUTCOME_STYLES = {"holds": "bold green", "holds in part": "bold yellow", "fails": "bold red", "undecided": "bold"}
 _LEADING = 8
 _TRUNCATION_NOTE = (
-    "Best is γ = 1 (Eckart–Young). Any other γ has error √((1−γ)²·H + T) / N, where H is what rank r holds of the "
+    "Best is γ = 1 (Eckart–Young). Any other γ has error √((1−γ)²·H + T) / N, where H is what rank r captures of the "
     "squared norm N² and T = N² − H is the rest."
 )
 
@@ -30,7 +30,7 @@ def demo(results: Experiments, verdicts: Sequence[Verdict]) -> Iterator[Renderab
         "Style, facts and the rank of an update",
         f"{settings.size} × {settings.size}, α = {settings.alpha:g}, seed {settings.seed}",
     )
-    yield section("1  What rank r can hold", _leading(results), _captured(results))
+    yield section("1  What rank r can capture", _leading(results), _captured(results))
     yield section("2  What a scaling rule multiplies by", _scalings(results))
     yield section("3  Truncate by SVD, then scale: relative error", _reconstructions(results), note(_TRUNCATION_NOTE))
     yield section(
@@ -133,7 +133,7 @@ def _reach_of_proof() -> Table:
     rows = prose_table("", "truncated, then scaled", "learned from B = 0")
     rows.add_row(
         "can\nprove",
-        "What rank r can hold at best, and what a γ does to factors that already have the right size.",
+        "The most that rank r can capture, and what a γ does to factors that already have the right size.",
         "How far a fixed number of steps gets under each γ, at this rate and from this start.",
     )
     rows.add_row(

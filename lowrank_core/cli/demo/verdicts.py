@@ -45,14 +45,14 @@ def verdicts(results: Experiments) -> tuple[Verdict, ...]:
 
 
 def style_is_low_facts_are_high(style_rank: int, style: float, facts_rank: int, facts: float) -> Verdict:
-    """Judge the spectra: a small rank holds the style update, and a usual one does not hold the facts update."""
+    """Judge the spectra: a small rank captures the style update, and a usual one does not capture the facts update."""
     keeps, loses = style > _ALMOST_ALL, facts < _A_MINORITY
     return Verdict(
-        claim=f"A style update is low-rank, a facts update is not: rank {style_rank} holds over {_ALMOST_ALL:.0%} of "
-        f"the one, rank {facts_rank} under {_A_MINORITY:.0%} of the other.",
+        claim=f"A style update is low-rank, a facts update is not: rank {style_rank} captures over {_ALMOST_ALL:.0%} "
+        f"of the one, rank {facts_rank} under {_A_MINORITY:.0%} of the other.",
         outcome=_outcome(keeps, loses),
-        because=f"Rank {style_rank} holds {style:.2%} of the style update, rank {facts_rank} holds {facts:.2%} of the "
-        "facts.",
+        because=f"Rank {style_rank} captures {style:.2%} of the style update, rank {facts_rank} captures {facts:.2%} "
+        "of the facts.",
     )
 
 

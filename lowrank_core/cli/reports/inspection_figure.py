@@ -142,7 +142,8 @@ def _needed(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
     axes.scatter(np.concatenate(needed), heights, c=BLACK, s=26, linewidths=0, alpha=0.8, zorder=2)
     repeated = [row for row, ranks in enumerate(needed) if len(ranks) > 1]
     for row in repeated:
-        axes.plot([float(np.median(needed[row]))] * 2, [row - 0.4, row + 0.4], color=VERMILION, linewidth=2.5, zorder=1)
+        middle = float(np.median(needed[row]))
+        axes.plot([middle, middle], [row - 0.4, row + 0.4], color=VERMILION, linewidth=2.5, zorder=1.8)
     axes.set_xlim(0, 1.04 * max(map(max, needed)))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.set(

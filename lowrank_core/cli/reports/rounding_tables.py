@@ -36,7 +36,7 @@ def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:
     if doubtful:
         yield Text(
             f"? in {count(doubtful, 'layer')}: most entries that could have changed did not, because the update is "
-            "smaller than a step of the stored numbers. Rounding is not noise there, and these numbers do not hold."
+            "smaller than a step of the stored numbers. Rounding is not noise there, and these numbers are not valid."
         )
 
 

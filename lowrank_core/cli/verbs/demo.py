@@ -1,4 +1,4 @@
-"""The verb ``lowrank demo``: what a rank can hold and what a scaling rule does, by simulation."""
+"""The verb ``lowrank demo``: what a rank can capture and what a scaling rule does, by simulation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def demo(
     json: options.JsonFile = None,
     figure: options.FigureFile = None,
 ) -> None:
-    """Show what a rank can hold and what a scaling rule does, by simulation.
+    """Show what a rank can capture and what a scaling rule does, by simulation.
 
     A style update (low-rank) and a facts update (full-rank) are truncated to each rank and scaled by α/r and α/√r; the
     facts are then learned from zero under each rule, by gradient descent and by Adam. Every claim of the article that

@@ -70,11 +70,12 @@ def extract(
     work: options.Work,
     reports: options.Reports,
 ) -> int:
-    """Extract a LoRA adapter from two checkpoints: the best update of each layer that a rank can hold.
+    """Extract a LoRA adapter from two checkpoints: of each layer the best update of its rank.
 
     One of --rank, --variance, --error, --ratio, --parameters and --above-noise chooses how many components of
-    TUNED − BASE each layer keeps. What an adapter cannot hold (biases, norms, embeddings unless --embedding names
-    them) is listed with the norm of its change. The exit code is 1 if some layers failed and the others were written.
+    TUNED − BASE each layer keeps. What an adapter cannot contain (biases, norms, embeddings unless --embedding
+    names them) is listed with the norm of its change. The exit code is 1 if some layers failed and the others were
+    written.
     """
     rank = choose_rank(choice, above_noise=above_noise, sides=sides)
     if rank is None:

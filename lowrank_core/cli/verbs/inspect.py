@@ -1,4 +1,4 @@
-"""The verb ``lowrank inspect``: what an adapter, a fine-tune, or many adapters hold."""
+"""The verb ``lowrank inspect``: an adapter, a fine-tune, or many adapters, in numbers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def inspect(
     ] = 1,
     dask: options.Dask = None,
 ) -> int:
-    """Report what an update holds: each layer's scale, effective rank, rank needed, and error at chosen ranks.
+    """Report an update layer by layer: scale, effective rank, rank needed, and error at chosen ranks.
 
     PATH is a LoRA adapter; with --base, PATH and BASE are two safetensors checkpoints, and the update is their
     difference. The exit code is 1 if some layers could not be read and the others are reported.

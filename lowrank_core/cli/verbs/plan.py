@@ -1,4 +1,4 @@
-"""The verb ``lowrank plan``: a rank and an alpha for each layer, as PEFT's configuration takes them."""
+"""The verb ``lowrank plan``: a rank and an alpha for each layer, for PEFT's configuration."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def resize(
     """Write the best smaller adapter of the same update, or the same one in another format, dtype or rule.
 
     One of --rank, --variance, --error, --ratio and --parameters chooses how many components each layer keeps; without
-    one, all. The product BA is never formed. What else the adapter holds (modules saved in full, biases) is copied
+    one, all. The product BA is never formed. What else the adapter contains (modules saved in full, biases) is copied
     unchanged. The exit code is 1 if some layers failed and the others were written.
     """
     operation = partial(
