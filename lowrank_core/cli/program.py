@@ -21,7 +21,7 @@ _EXAMPLES = examples(
     "lowrank alpha --rank 8 --alpha 16 --to-rank 64   the alpha that keeps the scale",
 )
 # Each is a module of `verbs` with a function of the verb's name, and _EXAMPLES.
-_VERBS = {
+VERBS = {
     "demo": "The question, on a small simulation.",
     "inspect": "An adapter or a fine-tune, layer by layer.",
     "extract": "An adapter from two checkpoints.",
@@ -53,7 +53,7 @@ def _program(chosen: str) -> typer.Typer:
     """Return the program with one verb that can run; the others are only listed, because importing them takes time."""
     program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     program.callback(invoke_without_command=True, epilog=_EXAMPLES)(_without_verb)
-    for name, summary in _VERBS.items():
+    for name, summary in VERBS.items():
         if name == chosen:
             module = import_module(f"lowrank_core.cli.verbs.{name}")
             program.command(name, epilog=module.EXAMPLES)(ungrouped(getattr(module, name)))

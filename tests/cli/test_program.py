@@ -32,17 +32,17 @@ def imported_by(*arguments: str) -> set[str]:
 
 def test_every_module_of_verbs_is_a_verb() -> None:
     modules = {path.stem for path in Path(verbs.__path__[0]).glob("*.py")}
-    assert modules - PARTS == set(program._VERBS)
+    assert modules - PARTS == set(program.VERBS)
 
 
 def test_help_lists_every_verb_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    for verb, summary in program._VERBS.items():
+    for verb, summary in program.VERBS.items():
         assert [verb, *summary.split()] in lines
 
 
-@pytest.mark.parametrize("verb", program._VERBS)
+@pytest.mark.parametrize("verb", program.VERBS)
 def test_every_verb_has_its_own_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
