@@ -26,7 +26,7 @@ import records
 
 PYTHONS = ("python3.11", "python3.12", "python3.13")
 # None of these is built from source: what users install is wheels.
-BINARY = "numpy,scipy,numba,llvmlite,ml_dtypes,safetensors"
+BINARY = "numpy,scipy,numba,llvmlite,ml_dtypes,regex,safetensors"
 SHOWN = ("numpy", "numba", "threadpoolctl", "ml_dtypes", "safetensors", "hypothesis")
 # These need the command line's own dependencies, or those of the documentation.
 IGNORED = ("tests/cli", "tests/test_docs.py", "tests/test_study.py")
