@@ -12,7 +12,10 @@ import lowrank_core
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(lowrank_core.__file__).parent
-EXTRAS = {"hypothesis", "matplotlib", "ml_dtypes", "numba", "peft", "regex", "rich", "safetensors", "scipy", "torch", "typer"}
+EXTRAS = {
+    *("hypothesis", "matplotlib", "ml_dtypes", "numba", "peft", "regex", "rich", "safetensors", "scipy", "torch"),
+    "typer",
+}
 
 
 def module_of(path):

@@ -10,6 +10,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from lowrank_core.cli.printable import printable
+
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 # A shell's code for a program that a closed pipe ended, as 130 is for one that Ctrl-C ended.
@@ -74,12 +76,12 @@ def _leave_closed_pipe() -> int:
 
 
 def _fail(message: str, code: int = _BAD_INPUT) -> int:
-    print(f"lowrank: {' '.join(message.split())}", file=sys.stderr)
+    print(f"lowrank: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"lowrank: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"lowrank: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

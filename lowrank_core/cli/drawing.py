@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowrank_core.cli.printable import in_figure, with_texts
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -22,11 +24,11 @@ def draw_inspection(inspection: Inspection) -> Figure:
     """Draw an inspection."""
     from lowrank_core.cli.reports import inspection_figure
 
-    return inspection_figure.draw(inspection)
+    return inspection_figure.draw(with_texts(inspection, in_figure))
 
 
 def draw_written(adapter: Compression) -> Figure:
     """Draw a written adapter."""
     from lowrank_core.cli.reports import written_figure
 
-    return written_figure.draw(adapter)
+    return written_figure.draw(with_texts(adapter, in_figure))

@@ -100,5 +100,7 @@ def _block(name: str) -> str:
     return match["block"] if match else ""
 
 
-def _number(part: str) -> int:
-    return int(part) if part.isdecimal() else 0
+def _number(part: str) -> tuple[int, str]:
+    # As text, because int takes no more than 4,300 digits.
+    digits = part.lstrip("0") if part.isdecimal() else ""
+    return len(digits), digits

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from lowrank_core.cli.printable import in_csv, in_json, printable, with_texts
 from lowrank_core.models import to_json
 from lowrank_core.models.files.atomic import check_replaceable, replacing
 
@@ -114,7 +115,7 @@ def write_report(
     for text in printed:
         _stdout().write(str(text))
     if not printed:
-        show(tables(result))
+        show(tables(with_texts(result, printable)))
 
 
 def _write(path: Path, content: str | Figure) -> None:
@@ -139,15 +140,16 @@ def _written(path: Path) -> Iterator[Path]:
 
 def json_text(result: object) -> str:
     """Return JSON with an object's entries on lines of their own and a list of numbers on one; NaN and ±∞ are null."""
-    return _json(_finite(to_json(result)), "") + "\n"
+    return in_json(_json(_finite(to_json(result)), "")) + "\n"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as comma-separated values, with a column for every key."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(stream, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(_finite, rows))
+    writer.writerows({column: in_csv(value) for column, value in _finite(row).items()} for row in rows)
     return stream.getvalue()
 
 

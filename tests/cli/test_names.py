@@ -47,6 +47,8 @@ def test_kind_replaces_whole_numbers_only() -> None:
 
 def test_numbers_in_names_are_sorted_as_numbers() -> None:
     assert in_natural_order(["h.10.b", "h.2.b", "h.2.a", "g"]) == ["g", "h.2.a", "h.2.b", "h.10.b"]
+    long = [f"h.{digit}{'0' * 5000}" for digit in "123"]
+    assert in_natural_order([*long[::-1], "h.007"]) == ["h.007", *long]
 
 
 @given(names)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lowrank_core import models
 from lowrank_core.cli import output
 from lowrank_core.cli.options import Reports, Work
+from lowrank_core.cli.printable import printable, with_texts
 from lowrank_core.cli.reports import census_tables
 from lowrank_core.cli.workers import over_adapters
 from lowrank_core.models.inspection.census_rows import to_table
@@ -35,7 +36,7 @@ def run(folder: Path, ranks: tuple[int, ...], jsonl: Path | None, work: Work, re
         )
     output.write_report(
         rows,
-        partial(census_tables.census, folder, full=reports.full),
+        partial(census_tables.census, with_texts(folder, printable), full=reports.full),
         (reports.json, lambda rows: output.json_text({"adapters": rows})),
         (reports.csv, lambda rows: output.csv_text(to_table(rows))),
     )
