@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, spectrum, truncate
-from lowrank_core._linalg.dense import direct_values, gram_values, medium_gram_values, small_values_of
+from lowrank_core._linalg.gram import kernel_gram_values, lapack_gram_values
+from lowrank_core._linalg.lapack import lapack_svd_values
+from lowrank_core._linalg.small import kernel_svd_values
 from lowrank_core._validation import as_matrices
 from lowrank_core.testing import FACTOR_KINDS, KINDS, low_rank_updates, updates
 
@@ -115,10 +117,10 @@ def _lengths(method: str) -> Callable[[Any], Floats]:
 
 
 ROUTES = {
-    "direct, eight in lanes": Route(_found_by(small_values_of), False, "eps64·σ₁"),
-    "direct, LAPACK": Route(_found_by(direct_values), False, "eps64·σ₁"),
-    "gram, three diagonals": Route(_found_by(lambda one: medium_gram_values(one, 1)), False, "eps32·σ₁"),
-    "gram, LAPACK": Route(_found_by(gram_values), False, "eps32·σ₁"),
+    "direct, eight in lanes": Route(_found_by(lambda one: kernel_svd_values(one, 1)), False, "eps64·σ₁"),
+    "direct, LAPACK": Route(_found_by(lapack_svd_values), False, "eps64·σ₁"),
+    "gram, three diagonals": Route(_found_by(lambda one: kernel_gram_values(one, 1)), False, "eps32·σ₁"),
+    "gram, LAPACK": Route(_found_by(lapack_gram_values), False, "eps32·σ₁"),
     "truncation, direct": Route(_lengths("direct"), False, "eps64·σ₁"),
     "truncation, gram": Route(_lengths("gram"), False, "eps32·σ₁"),
     "factors, QR": Route(_values("direct"), True, "eps64·γΣ‖bᵢ‖‖aᵢ‖"),

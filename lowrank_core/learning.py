@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._linalg import scaled_to_unit
-from lowrank_core._linalg.threads import in_threads
+from lowrank_core._linalg import in_threads, scaled_to_unit
 from lowrank_core._validation import (
     as_alpha,
     as_matrices,
@@ -242,13 +241,13 @@ def _run(
     results: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
 ) -> None:
     """Write curves, gradient norms and final errors of all repeats of every (rank, batch item, rule) into `results`."""
-    from lowrank_core._linalg.kernels import learning as kernels
+    from lowrank_core._linalg import learn as learn_kernel
 
     transposed = np.ascontiguousarray(np.swapaxes(target.dense, -1, -2))
     adam = target.dense.size > 0
 
     def learn(settings: tuple[int, int]) -> None:
-        kernels.learn(
+        learn_kernel(
             *settings, target.diagonals, target.dense, transposed, target.exponents, initial, ranks, table,
             adam, rate, EPSILON, *results,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg.threads import blas_threads
+from lowrank_core._linalg import blas_threads
 from lowrank_core._validation import as_ratio
 
 __all__ = ["marchenko_pastur_median", "noise_edge", "optimal_threshold"]

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg.products import product_values
-from lowrank_core._linalg.routes import choose_route, singular_values
+from lowrank_core._linalg import product_singular_values, singular_values
 from lowrank_core._validation import as_dtype_name, as_matrices, as_rank, as_ranks, as_stack, as_workers
 from lowrank_core.updates import LowRankUpdate
 
@@ -101,23 +100,31 @@ def largest_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def spectrum(
     update: Any, *, rank: int | None = None, method: str = "auto", workers: int | None = None, rng: Any = 0
 ) -> Spectrum:
-    r"""Find the singular values of an update: :math:`\Delta = \sum_i \sigma_i u_i v_i^T`.
+    r"""Compute the singular values of an update: :math:`\Delta = \sum_i \sigma_i u_i v_i^T`.
 
     Parameters
     ----------
     update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
         Leading axes are a batch. float64, float32, float16, bfloat16; integers and booleans are taken as float64.
     rank : int, optional
-        The leading values wanted, and no more: the result is not complete unless that is all there is.
-    method : {"auto", "direct", "gram", "krylov"}
-        ``direct`` is LAPACK's SVD in float64, ``gram`` the eigenvalues of a float64 Gram matrix, ``krylov`` a block
-        Krylov iteration for leading values. ``auto`` chooses by shape and dtype: direct for float64, gram for float32
-        and below, krylov for the leading few values of a large matrix in float32 or below. For a LowRankUpdate, direct
-        is QR of both factors, gram their Gram matrices.
+        How many leading values to compute; the result is then not complete, unless there are no others. None for all.
+    method : {"auto", "lapack", "direct", "gram", "krylov"}
+        How the values of a dense update are computed, all in float64 but for the products of ``krylov``:
+
+        - ``lapack``: LAPACK's SVD, at any size;
+        - ``direct``: a bidiagonal form and its dqds iteration, by a kernel of this package that takes eight matrices
+          at once, up to 4,096 entries (64 × 64); LAPACK's SVD beyond;
+        - ``gram``: the eigenvalues of the smaller Gram matrix, which lose what lies below 1e-8·σ₁;
+        - ``krylov``: a block Krylov iteration for leading values, with products in float32 for float32 and below;
+        - ``auto``: by shape and dtype. ``direct`` for float64; for float32 and below ``direct`` up to 4,096 entries,
+          ``krylov`` for the leading few values of a large matrix, ``gram`` otherwise.
+
+        The values of a LowRankUpdate are those of an r × r core: ``lapack`` and ``direct`` form it by QR of both
+        factors, ``gram`` by their Gram matrices, and ``auto`` is ``direct`` if both factors are float64, else ``gram``.
     workers : int, optional
-        Threads over the batch, or over the reduction of a large matrix; None for every core this process may use.
+        Threads over the batch, or over one large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator
-        Seed of krylov's starting block, used by nothing else.
+        Seed of the random vectors that ``krylov`` starts from; no other method uses it.
 
     Returns
     -------
@@ -127,16 +134,23 @@ def spectrum(
     ------
     ValueError
         If the update has an entry that is not finite, an empty matrix, fewer than two dimensions or another dtype;
-        if the rank is beyond min(m, n); if a singular value does not fit float64.
+        if the rank is beyond min(m, n); if the method is unknown, or is ``krylov`` without a rank or for a
+        LowRankUpdate; if a singular value does not fit float64.
+
+    See Also
+    --------
+    truncate : The best update of a rank, by the same methods.
+    numpy.linalg.svd : The SVD that ``lapack`` calls.
 
     Notes
     -----
-    Every σ is within 10·max(m, n)·eps·σ₁ (direct), or 1.2e-7·σ₁ (gram on float32 and below). A batch changes nothing:
-    ``spectrum(stack).values[i]`` equals ``spectrum(stack[i]).values`` to the bit.
+    Every σ is within 10·max(m, n)·eps·σ₁ (``lapack`` and ``direct``), or 1.2e-7·σ₁ (``gram`` on float32 and below). A
+    batch changes nothing: ``spectrum(stack).values[i]`` equals ``spectrum(stack[i]).values`` to the bit.
 
     References
     ----------
-    Golub and Van Loan, "Matrix Computations", 4th ed., §8.6; Musco and Musco, arXiv:1504.05477, for krylov.
+    Golub and Van Loan, "Matrix Computations", 4th ed., §8.6, for the SVD and the Gram matrix; Fernando and Parlett,
+    Numer. Math. 67 (1994) 191, for dqds; Musco and Musco, arXiv:1504.05477, for ``krylov``.
 
     Examples
     --------
@@ -149,14 +163,15 @@ def spectrum(
     if isinstance(update, LowRankUpdate):
         shape = (update.shape[-2], update.shape[-1])
         wanted = None if rank is None else as_rank(rank, min(shape))
-        values, norm = product_values(update, method, count)
+        values, norm = product_singular_values(
+            update.B, update.A, update.scaling, update.dtype, method=method, workers=count
+        )
         kept = values if wanted is None else values[..., :wanted]
         return Spectrum(kept, norm, shape, kept.shape == values.shape, update.dtype)
     matrices, dtype = as_matrices(update)
     shape = (matrices.shape[-2], matrices.shape[-1])
     wanted = None if rank is None else as_rank(rank, min(shape))
-    route = choose_route(method, dtype, shape, wanted)
-    values, norm = singular_values(matrices, route, wanted, count, rng)
+    values, norm = singular_values(matrices, dtype, wanted, method=method, workers=count, rng=rng)
     return Spectrum(values, norm, shape, values.shape[-1] == min(shape), dtype)
 
 
@@ -178,12 +193,12 @@ def check_complete(spectrum: Spectrum, use: str, alternative: str = "") -> None:
 
 
 def energy_fractions(spectrum: Spectrum, ranks: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give H_r / N² and T_r / N² at known ranks, each of shape (..., *ranks.shape); both are 0 for a zero update.
+    """Return H_r / N² and T_r / N² at known ranks, each of shape (..., *ranks.shape); both are 0 for a zero update.
 
-    The tails of a complete spectrum are summed from the small end, and hold down to about 1e-307 (a relative error of
-    1e-153); those of one that is not complete are N² − H_r, with a floor of about 1e-16.
+    The tails of a complete spectrum are summed from the small end, and are accurate down to about 1e-307 (a relative
+    error of 1e-153); those of one that is not complete are N² − H_r, accurate to about 1e-16.
     """
-    from lowrank_core._linalg.kernels.energies import energies
+    from lowrank_core._linalg import energies
 
     values, norms, flat = as_stack(spectrum.values, 1), as_stack(spectrum.norm, 0), np.ascontiguousarray(ranks.ravel())
     heads, tails = np.empty((len(values), flat.size)), np.empty((len(values), flat.size))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._linalg.threads import in_threads
+from lowrank_core._linalg import in_threads
 from lowrank_core._validation import as_alpha, as_finite, as_stack, as_workers, check_one_axis
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
@@ -184,7 +184,7 @@ def error_sweep(
     array([[6.608106, 2.988677, 1.      ],
            [9.729615, 6.970877, 4.642097]])
     """
-    from lowrank_core._linalg.kernels import energies as kernels
+    from lowrank_core._linalg import error_sweep as sweep_kernel
 
     known, alphas = known_ranks(spectrum, ranks), as_alpha(alpha)
     check_one_axis(known, "ranks")
@@ -196,9 +196,7 @@ def error_sweep(
     errors, optimal = np.empty((len(values), *flat_table.shape)), np.empty((len(values), known.size))
 
     def sweep(rows: slice) -> None:
-        kernels.error_sweep(
-            values[rows], norms[rows], spectrum.complete, known, flat_table, errors[rows], optimal[rows]
-        )
+        sweep_kernel(values[rows], norms[rows], spectrum.complete, known, flat_table, errors[rows], optimal[rows])
 
     chunk = max(1, TASK_SIZE // max(1, values.shape[1] + flat_table.size))
     in_threads(sweep, [slice(start, start + chunk) for start in range(0, len(values), chunk)], as_workers(None))

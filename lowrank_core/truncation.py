@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-import numpy as np
-
-from lowrank_core._linalg.dense import Decomposition, map_batch
-from lowrank_core._linalg.products import check_product, decompose_product
-from lowrank_core._linalg.routes import choose_route, decompose, holds_its_blas, krylov_seed
-from lowrank_core._validation import as_matrices, as_rank, as_stack, as_workers, check_finite
+from lowrank_core._linalg import Values, best_factors, best_product_factors
+from lowrank_core._validation import as_matrices, as_rank, as_workers
 from lowrank_core.spectra import Spectrum
 from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["truncate"]
-
-Item = TypeVar("Item")
 
 
 def truncate(
@@ -28,17 +21,25 @@ def truncate(
     workers: int | None = None,
     rng: Any = 0,
 ) -> LowRankUpdate:
-    r"""Find the best update of rank r: :math:`B = U_r \Sigma_r`, :math:`A = V_r^T`.
+    r"""Compute the best update of rank r: :math:`B = U_r \Sigma_r`, :math:`A = V_r^T`.
 
     Parameters
     ----------
     update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
         A LowRankUpdate is truncated through the r × r core of its factors; B·A is never formed.
     rank : int or callable
-        The rank, from 0 to min(m, n); or a function that gives it from the update's Spectrum, so that nothing is
+        The rank, from 0 to min(m, n); or a function that returns it for the update's Spectrum, so that nothing is
         decomposed twice. One rank per call.
-    method, workers, rng
-        As in :func:`spectrum`. A function of the spectrum needs all of it, so "auto" takes no partial method then.
+    method : {"auto", "lapack", "direct", "gram", "krylov"}
+        How factors of a dense update are computed: by LAPACK's SVD (``lapack`` and ``direct``), by the eigenvectors of
+        the smaller Gram matrix (``gram``), or by a block Krylov iteration (``krylov``). ``auto`` is ``direct`` for
+        float64; for float32 and below ``krylov`` for a small rank of a large matrix, ``gram`` otherwise. A function of
+        the spectrum needs all of it, which ``krylov`` does not compute and ``auto`` therefore does not choose. Factors
+        of a LowRankUpdate are computed by QR of both factors and LAPACK's SVD of the core, whatever the method.
+    workers : int, optional
+        Threads over the batch, or over one large matrix; None for every core this process may use.
+    rng : int or numpy.random.Generator
+        Seed of the random vectors that ``krylov`` starts from; no other method uses it.
 
     Returns
     -------
@@ -49,6 +50,11 @@ def truncate(
     ------
     ValueError
         As :func:`spectrum`, and if the rank is not one whole number from 0 to min(m, n).
+
+    See Also
+    --------
+    spectrum : The singular values alone, by the same methods.
+    LowRankUpdate.balanced : The same update with √Σ in each factor.
 
     References
     ----------
@@ -63,65 +69,19 @@ def truncate(
     """
     count = as_workers(workers)
     if isinstance(update, LowRankUpdate):
-        check_product(update, method)
-        *batch, m, n = update.shape
-        B = as_stack(np.broadcast_to(update.B, (*batch, m, update.rank)), 2)
-        A = as_stack(np.broadcast_to(update.A, (*batch, update.rank, n)), 2)
-        work = _Stack(tuple(batch), (m, n), update.dtype, (m + n, max(update.rank, 1)), count)
-        return _truncate(lambda i: decompose_product(B[i], A[i], update.scaling), work, rank)
-    matrices, dtype = as_matrices(update)
-    shape = (matrices.shape[-2], matrices.shape[-1])
-    wanted = None if callable(rank) else as_rank(rank, min(shape))
-    route = choose_route(method, dtype, shape, wanted, factors=True)
-    check_finite(matrices)
-    flat = as_stack(matrices, 2)
-    work = _Stack(matrices.shape[:-2], shape, dtype, shape, count, holds_its_blas(route, shape))
-    seed = krylov_seed(rng)
-    return _truncate(lambda i: decompose(flat[i], route, wanted, seed), work, rank)
-
-
-class _Stack(NamedTuple):
-    """A stack of updates to be decomposed one by one: what they are, and what each costs."""
-
-    batch: tuple[int, ...]
-    shape: tuple[int, int]
-    dtype: str
-    cost: tuple[int, int]
-    workers: int
-    holds_blas: bool = False
-
-    def map(self, function: Callable[[int], Item]) -> list[Item]:
-        count = math.prod(self.batch)
-        chunks = map_batch(
-            lambda c: [function(i) for i in range(c.start, c.stop)],
-            count,
-            self.cost,
-            self.workers,
-            holds_blas=self.holds_blas,
+        wanted = _checked_rank(rank, (update.shape[-2], update.shape[-1]), update.dtype)
+        return LowRankUpdate(
+            *best_product_factors(
+                update.B, update.A, update.scaling, update.dtype, wanted, method=method, workers=count
+            )
         )
-        return [item for chunk in chunks for item in chunk]
+    matrices, dtype = as_matrices(update)
+    wanted = _checked_rank(rank, (matrices.shape[-2], matrices.shape[-1]), dtype)
+    return LowRankUpdate(*best_factors(matrices, dtype, wanted, method=method, workers=count, rng=rng))
 
 
-def _truncate(
-    decomposed: Callable[[int], Decomposition], stack: _Stack, rank: int | Callable[[Spectrum], Any]
-) -> LowRankUpdate:
-    if callable(rank):
-        held = stack.map(decomposed)
-        # Outside the map, where BLAS is free again: the function may well call this library.
-        kept = as_rank(rank(_spectrum_of(held, stack)), min(stack.shape))
-        parts = stack.map(lambda i: held[i].factors(kept))
-    else:
-        kept = as_rank(rank, min(stack.shape))
-        parts = stack.map(lambda i: decomposed(i).factors(kept))
-    (m, n), batch = stack.shape, stack.batch
-    width = parts[0][0].shape[-1] if parts else kept
-    B = np.array([part[0] for part in parts]).reshape(*batch, m, width)
-    A = np.array([part[1] for part in parts]).reshape(*batch, width, n)
-    return LowRankUpdate(B, A)
-
-
-def _spectrum_of(held: list[Decomposition], stack: _Stack) -> Spectrum:
-    p = len(held[0].values) if held else 0
-    values = np.array([item.values for item in held])
-    norms = np.array([item.norm for item in held])
-    return Spectrum(values.reshape(*stack.batch, p), norms.reshape(stack.batch), stack.shape, True, stack.dtype)
+def _checked_rank(rank: Any, shape: tuple[int, int], dtype: str) -> int | Callable[[Values], int]:
+    """Check a rank; or return a function of singular values that checks the rank for their spectrum."""
+    if not callable(rank):
+        return as_rank(rank, min(shape))
+    return lambda found: as_rank(rank(Spectrum(found.values, found.norms, shape, True, dtype)), min(shape))

@@ -78,13 +78,13 @@ def test_eight_threads_in_every_function_at_once(blas_before):
     barrier = threading.Barrier(8, timeout=60)
     names = sorted(CALLS)
 
-    def together(number):
+    def concurrent(number):
         barrier.wait()
         # Each begins elsewhere, so that different functions meet.
         return all(answer(name) == alone[name] for name in names[3 * number :] + names[: 3 * number])
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(together, range(8)))
+        assert all(pool.map(concurrent, range(8)))
     assert blas_now() == blas_before
 
 

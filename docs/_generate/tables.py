@@ -11,7 +11,7 @@ import numpy as np
 
 from lowrank_core import LowRankUpdate, spectrum
 from lowrank_core._linalg import thresholds
-from lowrank_core._linalg.routes import choose_route
+from lowrank_core._linalg.routes import Problem, choose_route
 from lowrank_core.cli.demo.experiments import Settings
 from lowrank_core.cli.demo.experiments import run as run_article
 from lowrank_core.cli.demo.verdicts import verdicts
@@ -110,12 +110,11 @@ def judged(article):
 def routes():
     """Which algorithm a matrix takes, by dtype, shape and what is asked of it."""
     asked = [((64, 64), None), ((64, 64), 8), ((1024, 4096), None), ((4096, 4096), 32), ((4096, 4096), 512)]
-    words = {"krylov-or-gram": "krylov, or gram where that is cheaper"}
     rows = []
     for shape, rank in asked:
-        found = [choose_route("auto", dtype, shape, rank) for dtype in ("float64", "float32", "bfloat16")]
+        found = [choose_route("auto", Problem(dtype, shape, rank)).name for dtype in ("float64", "float32", "bfloat16")]
         size = f"{shape[0]} × {shape[1]}, {'all values' if rank is None else f'the leading {rank}'}"
-        rows.append([size, *(words.get(route, route) for route in found)])
+        rows.append([size, *found])
     return table(["matrix", "float64", "float32", "float16, bfloat16"], rows).replace("--:", "---")
 
 

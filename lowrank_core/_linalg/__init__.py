@@ -1,5 +1,47 @@
-"""Values and factors of matrices and of products: the private engine behind the public API."""
+"""The private engine: values, or factors, of matrices and of products; the kernels of the mission; and workers.
 
+Only what this module names is used outside it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lowrank_core._linalg.decompositions import (
+    best_factors,
+    best_product_factors,
+    product_singular_values,
+    singular_values,
+)
 from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_unit
+from lowrank_core._linalg.threads import blas_threads, in_threads
+from lowrank_core._linalg.values import Values
 
-__all__ = ["Scaled", "scaled_to_unit"]
+if TYPE_CHECKING:
+    from lowrank_core._linalg.kernels.energies import energies, error_sweep
+    from lowrank_core._linalg.kernels.learning import learn
+
+__all__ = [
+    "Scaled",
+    "Values",
+    "best_factors",
+    "best_product_factors",
+    "blas_threads",
+    "energies",
+    "error_sweep",
+    "in_threads",
+    "learn",
+    "product_singular_values",
+    "scaled_to_unit",
+    "singular_values",
+]
+
+_KERNELS = {"energies": "energies", "error_sweep": "energies", "learn": "learning"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a kernel, imported when it is first used: Numba takes longer to import than all of this package."""
+    if name not in _KERNELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.kernels.{_KERNELS[name]}"), name)

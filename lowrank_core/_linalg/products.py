@@ -1,200 +1,167 @@
-"""The singular values of a product γBA of two factors through an r × r core; B·A is never formed."""
+"""Singular values and factors of a product γBA of two factors, through an r × r core; B·A is never formed."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg import thresholds
-from lowrank_core._linalg.dense import Decomposition, gram_matrix, map_batch, row_factors
-from lowrank_core._linalg.powers_of_two import scaled_to_squares, scaled_to_unit, unscaled_by
+from lowrank_core._linalg.gram import gram_matrix
+from lowrank_core._linalg.orthogonal import lq
+from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_squares, scaled_to_unit
 from lowrank_core._linalg.threads import in_threads
-from lowrank_core._validation import as_stack, check_finite
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core._linalg.values import Floats, norms_of, unscaled_values
+from lowrank_core._validation import all_finite
 
-__all__ = ["check_product", "decompose_product", "product_values"]
+__all__ = ["CoreValues", "ProductFactors", "gram_core_values", "product_factors", "qr_core_values"]
 
-Floats = NDArray[np.float64]
-
-PRODUCT_METHODS = ("auto", "direct", "gram")
-
-# Factors are made orthonormal by Cholesky's method where their rows are this long, and where the first time leaves no
-# entry of the Gram matrix further from orthonormal than this: it leaves about eps·κ², which holds κ to about twenty,
-# and the digits that the inverse loses to κ far below the 10·max(m, n)·eps of QR.
+# Factors are made orthonormal by Cholesky QR where their rows are this long, and where after the first time no entry of
+# the Gram matrix is further than this from orthonormal: it leaves about eps·κ², which bounds κ by about twenty, and the
+# digits that the inverse loses to κ far below the 10·max(m, n)·eps of Householder QR.
 LONG_ROWS = 512
-WELL_CONDITIONED = 1e-13
+CHOLESKY_QR_TOL = 1e-13
+
+# A product with σ₁ under this fraction of ‖B‖₂‖A‖₂ has cancelled. The Gram route errs by 1.5e-8·‖B‖₂‖A‖₂ where a
+# singular value is zero, so that from 0.125 on it stays within eps32·σ₁; independent factors lie near ½.
+CANCELLED = 0.125
+
+# Values (count, min(r, m, n)) of stacks B (count, m, r) and A (count, r, n), on so many workers, over 2^exponents
+# (count,); None if an entry is not finite.
+CoreValues = Callable[[NDArray[Any], NDArray[Any], int], tuple[Floats, NDArray[np.int64]] | None]
 
 
-def check_product(update: LowRankUpdate, method: str) -> None:
-    """Raise a ValueError if a factor has an entry that is not finite, or the method is not one for products."""
-    _check_method(method)
-    _check_factors(update)
+def qr_core_values(
+    B: NDArray[Any],
+    A: NDArray[Any],
+    workers: int,  # noqa: ARG001 - the signature of every core
+) -> tuple[Floats, NDArray[np.int64]] | None:
+    """Compute values of products by QR of both factors and LAPACK's SVD of R_B R_Aᵀ, as `CoreValues`."""
+    if not (all_finite(B) and all_finite(A)):
+        return None
+    return _qr_core_values(B, A)
 
 
-def _check_method(method: str) -> None:
-    if method not in PRODUCT_METHODS:
-        raise ValueError(f"method {method!r} is not for a LowRankUpdate; accepted are {', '.join(PRODUCT_METHODS)}.")
-
-
-def _check_factors(update: LowRankUpdate) -> None:
-    if update.rank:
-        check_finite(update.B, "B")
-        check_finite(update.A, "A")
-
-
-def product_values(update: LowRankUpdate, method: str, workers: int) -> tuple[Floats, Floats]:
-    """Find singular values (..., min(r, m, n)) and norms (...) of γBA through an r × r core; B·A is never formed.
-
-    Raises
-    ------
-    ValueError
-        If the method is krylov, an entry is not finite, or a value does not fit float64.
-    """
-    *batch, m, n = update.shape
-    rank = update.rank
-    B = _stack_of(update.B, batch)
-    A = _stack_of(update.A, batch)
-    _check_method(method)
-    # With a rank beyond both sides the r × r core would be larger than the factors themselves; QR's is m × n.
-    gram = (method == "gram" or (method == "auto" and update.dtype != "float64")) and rank <= max(m, n)
-    if not (gram and len(B) and _is_narrow(update.B, rank) and _is_narrow(update.A, rank)):
-        _check_factors(update)
-    wanted = min(rank, m, n)
-    values = np.zeros((len(B), wanted))
-    exponents = np.zeros((len(B), 1), dtype=np.int64)
-
-    # A lone product has two sides to share out, which must be worth two threads that wait for each other.
-    lone = len(B) == 1 and rank <= thresholds.LARGE and (m + n) * rank**2 >= 16 * thresholds.THREAD_WORTHY
-    sides = workers if lone else 1
-
-    def fill(chunk: slice) -> None:
-        if gram:
-            grams = _gram_matrices(B[chunk], A[chunk], sides)
-            # Of narrow factors these are looked at instead, which saves a pass over what they are made of.
-            if not all(np.isfinite(side).all() for side, _ in grams):
-                _check_factors(update)
-            values[chunk], exponents[chunk] = _gram_core_values(B[chunk], A[chunk], wanted, *grams)
-        else:
-            values[chunk], exponents[chunk] = _qr_core_values(B[chunk], A[chunk], wanted)
-
-    if rank and len(B):
-        map_batch(fill, len(B), (m + n, rank), workers)
-    scale, scale_exponent = math.frexp(abs(update.scaling))
-    values *= scale
-    exponents += scale_exponent
-    norms = np.sqrt((values[:, ::-1] ** 2).sum(axis=-1))
-    return (
-        unscaled_by(values, exponents, "a singular value of the update").reshape(*batch, wanted),
-        unscaled_by(norms, exponents[:, 0], "the norm of the update").reshape(batch),
-    )
-
-
-def _qr_core_values(B: NDArray[Any], A: NDArray[Any], wanted: int) -> tuple[Floats, NDArray[np.int64]]:
+def _qr_core_values(B: NDArray[Any], A: NDArray[Any]) -> tuple[Floats, NDArray[np.int64]]:
     B_scaled, B_exponents = scaled_to_unit(B)
     A_scaled, A_exponents = scaled_to_unit(A)
     R_B = np.linalg.qr(B_scaled, mode="r")
     R_A = np.linalg.qr(np.swapaxes(A_scaled, -1, -2), mode="r")
     core, core_exponents = scaled_to_unit(R_B @ np.swapaxes(R_A, -1, -2))
-    values = np.linalg.svd(core, compute_uv=False)[..., :wanted].astype(np.float64, copy=False)
-    return values, (B_exponents + A_exponents + core_exponents)[:, np.newaxis]
+    values = np.linalg.svd(core, compute_uv=False).astype(np.float64, copy=False)
+    return values, B_exponents + A_exponents + core_exponents
 
 
-def _stack_of(factor: NDArray[Any], batch: list[int]) -> NDArray[Any]:
-    """Broadcast a factor to a batch, and flatten that to one axis."""
-    core = factor.shape[-2:]
-    return as_stack(factor if factor.shape[:-2] == tuple(batch) else np.broadcast_to(factor, (*batch, *core)), 2)
+def gram_core_values(
+    B: NDArray[Any], A: NDArray[Any], workers: int, *, kernel_rank: int
+) -> tuple[Floats, NDArray[np.int64]] | None:
+    """Compute values of products by the Gram matrices of both factors, as `CoreValues`.
 
-
-def _is_narrow(factor: NDArray[Any], rank: int) -> bool:
-    """Tell whether a factor is one for the kernel, whose Gram matrix is finite just where the factor is."""
-    return rank <= thresholds.NARROW_FACTOR and factor.dtype != np.float64
-
-
-def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int) -> list[tuple[Floats, NDArray[np.int64]]]:
-    """Form the Gram matrices of both factors of a stack, of each over 4^exponents."""
-
-    def gram_of(of_rows: bool) -> tuple[Floats, NDArray[np.int64]]:
-        factor, rank = (A if of_rows else B), B.shape[-1]
-        if _is_narrow(factor, rank):
-            return _narrow_grams(factor, rank, of_rows=of_rows), np.zeros(len(factor), dtype=np.int64)
-        unit, exponents = scaled_to_squares(factor)
-        return gram_matrix(unit, of_rows=of_rows), exponents
-
-    return in_threads(gram_of, [False, True], workers)
-
-
-def _narrow_grams(factors: NDArray[Any], rank: int, *, of_rows: bool) -> Floats:
-    from lowrank_core._linalg.kernels.products import gram_matrices
-
-    held = np.ascontiguousarray(factors, dtype=np.float32).view()
-    held.flags.writeable = (
-        False  # Numba would compile the kernel once for what may be written and once for what may not
-    )
-    grams = np.empty((len(factors), rank, rank))
-    gram_matrices(held, of_rows, grams)
-    return grams
-
-
-def _gram_core_values(
-    B: NDArray[Any],
-    A: NDArray[Any],
-    wanted: int,
-    B_side: tuple[Floats, NDArray[np.int64]],
-    A_side: tuple[Floats, NDArray[np.int64]],
-) -> tuple[Floats, NDArray[np.int64]]:
+    Those of narrow factors up to rank `kernel_rank` are computed by a kernel.
+    """
     from lowrank_core._linalg.kernels.products import balance
 
-    (B_core, B_exponents), (A_core, A_exponents) = B_side, A_side
+    grams = _gram_matrices(B, A, workers, kernel_rank)
+    if grams is None:
+        return None
+    (B_gram, B_exponents), (A_gram, A_exponents) = grams
     largest, bounds = np.empty(len(B), dtype=np.int64), np.empty((len(B), 2))
     # Unbalanced columns would drown the small ones (49 eps32·σ₁, balanced 1e-8).
-    balance(B_core, A_core, largest, bounds)
-    S = _root_of(A_core)
-    core = S.swapaxes(-1, -2) @ B_core @ S
+    balance(B_gram, A_gram, largest, bounds)
+    S = _square_root(A_gram)
+    core = S.swapaxes(-1, -2) @ B_gram @ S
+    wanted = min(B.shape[-1], B.shape[-2], A.shape[-1])
     values = np.ascontiguousarray(np.sqrt(np.maximum(np.linalg.eigvalsh(core), 0.0))[..., ::-1][..., :wanted])
-    exponents = (largest + B_exponents + A_exponents)[:, np.newaxis]
-    for i in _cancelled(values[..., 0], bounds[:, 0] * bounds[:, 1]).nonzero()[0]:
-        if _cancelled(values[i, 0], bounds[i, 0] * np.linalg.eigvalsh(A_core[i])[-1]):
+    exponents = largest + B_exponents + A_exponents
+    for i in _has_cancelled(values[..., 0], bounds[:, 0] * bounds[:, 1]).nonzero()[0]:
+        if _has_cancelled(values[i, 0], bounds[i, 0] * np.linalg.eigvalsh(A_gram[i])[-1]):
             # The difference of two near-equal adapters: a Gram matrix keeps half the digits, QR keeps them all.
             one = slice(i, i + 1)
-            values[one], exponents[one] = _qr_core_values(B[one], A[one], wanted)
+            values[one], exponents[one] = _qr_core_values(B[one], A[one])
     return values, exponents
 
 
-def _cancelled(largest: Any, bound_squared: Any) -> Any:
-    return (largest < thresholds.CANCELLED * np.sqrt(bound_squared)) & (bound_squared > 0)
+def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int, kernel_rank: int) -> list[Scaled] | None:
+    """Compute BᵀB and AAᵀ of stacks, each over 4^exponents; None if an entry is not finite."""
+    rank = B.shape[-1]
+
+    def gram_of(of_rows: bool) -> Scaled | None:
+        factor = A if of_rows else B
+        if rank <= kernel_rank and factor.dtype != np.float64:
+            gram = _kernel_gram(factor, of_rows=of_rows)
+            # Finite where every entry of the factor is, and much smaller to look through.
+            return Scaled(gram, np.zeros(len(factor), dtype=np.int64)) if np.isfinite(gram).all() else None
+        if not all_finite(factor):
+            return None
+        scaled, exponents = scaled_to_squares(factor)
+        return Scaled(gram_matrix(scaled, of_rows=of_rows), exponents)
+
+    grams = [gram for gram in in_threads(gram_of, [False, True], workers) if gram is not None]
+    return grams if len(grams) == 2 else None
 
 
-def _root_of(grams: Floats) -> Floats:
-    """Give an S with G = S Sᵀ for each Gram matrix of a stack."""
+def _kernel_gram(factors: NDArray[Any], *, of_rows: bool) -> Floats:
+    """Compute the Gram matrices of narrow factors by a kernel, which makes no float64 copy of them."""
+    from lowrank_core._linalg.kernels.products import gram_matrices
+
+    singles = np.ascontiguousarray(factors, dtype=np.float32).view()
+    # Numba would compile the kernel once for writeable arrays and once for read-only ones.
+    singles.flags.writeable = False
+    rank = factors.shape[-2 if of_rows else -1]
+    grams = np.empty((len(factors), rank, rank))
+    gram_matrices(singles, of_rows, grams)
+    return grams
+
+
+def _has_cancelled(largest: Any, bound_squared: Any) -> Any:
+    """Whether the largest value is far below a bound on ‖B‖₂‖A‖₂, squared."""
+    return (largest < CANCELLED * np.sqrt(bound_squared)) & (bound_squared > 0)
+
+
+def _square_root(grams: Floats) -> Floats:
+    """Return an S with G = S Sᵀ for each Gram matrix of a stack."""
     try:
         return np.asarray(np.linalg.cholesky(grams), dtype=np.float64)
     except np.linalg.LinAlgError:
         # Factors may be deficient or padded with zeros: by eigenvectors, one by one, so that a batch changes nothing.
         if len(grams) > 1:
-            return np.concatenate([_root_of(grams[i : i + 1]) for i in range(len(grams))])
+            return np.concatenate([_square_root(grams[i : i + 1]) for i in range(len(grams))])
         squares, vectors = np.linalg.eigh(grams)
         return np.asarray(vectors * np.sqrt(np.maximum(squares, 0.0))[..., np.newaxis, :], dtype=np.float64)
 
 
-def decompose_product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Decomposition:
-    """Decompose one γBA through QR of both factors and an SVD of the core, with its vectors."""
-    B_scaled, B_exponents = scaled_to_unit(B)
-    A_scaled, A_exponents = scaled_to_unit(A)
-    Q_B, L_B = _row_factors(np.ascontiguousarray(B_scaled.T))
-    Q_A, L_A = _row_factors(A_scaled)
-    core, core_exponents = scaled_to_unit(L_B.T @ L_A)
+class ProductFactors(NamedTuple):
+    """Factors of a product 2^exponent · Q_Bᵀ (U Σ Vᵀ) Q_A, with orthonormal rows Q_B and Q_A."""
+
+    values: Floats
+    norm: float
+    Q_B: Floats
+    U: Floats
+    scaled_values: Floats
+    Vt: Floats
+    Q_A: Floats
+    exponent: int
+
+    def at(self, rank: int) -> tuple[Floats, Floats]:
+        """Return B = U_r Σ_r and A = V_rᵀ of the product."""
+        B = self.Q_B.T @ (self.U[:, :rank] * self.scaled_values[:rank])
+        return np.ldexp(B, self.exponent), self.Vt[:rank] @ self.Q_A
+
+
+def product_factors(B: NDArray[Any], A: NDArray[Any], scaling: float) -> ProductFactors:
+    """Decompose one γBA through QR of both factors and an SVD of the core."""
+    B_scaled, B_exponent = scaled_to_unit(B)
+    A_scaled, A_exponent = scaled_to_unit(A)
+    L_B, Q_B = _lq(np.ascontiguousarray(B_scaled.T))
+    L_A, Q_A = _lq(A_scaled)
+    core, core_exponent = scaled_to_unit(L_B.T @ L_A)
     scale, scale_exponent = np.frexp(scaling)
-    exponent = int(B_exponents + A_exponents + core_exponents) + int(scale_exponent)
+    exponent = B_exponent + A_exponent + core_exponent + scale_exponent
     U, values, Vt = np.linalg.svd(core * scale, full_matrices=False)
-    return Decomposition(
-        unscaled_by(values, exponent, "a singular value of the update"),
-        float(unscaled_by(np.sqrt(np.sum(values[::-1] ** 2)), exponent, "the norm of the update")),
-        lambda r: (np.ldexp(Q_B.T @ (U[:, :r] * values[:r]), exponent), Vt[:r] @ Q_A),
-    )
+    unscaled, norm = unscaled_values(values, norms_of(values), exponent)
+    return ProductFactors(unscaled, float(norm), Q_B, U, values, Vt, Q_A, int(exponent))
 
 
-def _row_factors(block: Floats) -> tuple[Floats, Floats]:
-    return row_factors(block, WELL_CONDITIONED if block.shape[1] >= LONG_ROWS else 0.0)
+def _lq(block: Floats) -> tuple[Floats, Floats]:
+    return lq(block, CHOLESKY_QR_TOL if block.shape[1] >= LONG_ROWS else 0.0)

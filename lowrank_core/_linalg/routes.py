@@ -1,150 +1,188 @@
-"""Which algorithm for which matrix: one decision, in one place.
+"""Which algorithm decomposes which matrix: chosen here, and nowhere else.
 
-The route is chosen by shape and dtype alone, never by batch size or workers, and it fixes the BLAS threads: that is
-what keeps a matrix's bits the same in any batch.
+The route depends on shape and dtype alone, never on the batch or the workers, and it fixes the BLAS threads: that keeps
+the bits of a matrix the same in any batch. A further route is a file with its functions and an entry in `METHODS`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg import thresholds
-from lowrank_core._linalg.dense import (
-    Decomposition,
-    blas_threads_of,
-    direct,
-    direct_values,
-    gram,
-    gram_values,
-    large_gram_values,
-    map_batch,
-    medium_gram_values,
-    small_values_of,
-)
-from lowrank_core._linalg.krylov import krylov
-from lowrank_core._linalg.threads import blas_threads
-from lowrank_core._validation import all_finite, as_stack, check_finite
+from lowrank_core._linalg.batches import Batching, values_in_chunks
+from lowrank_core._linalg.gram import gram_factors, kernel_gram_values, lapack_gram_values
+from lowrank_core._linalg.krylov import Leading, krylov_factors
+from lowrank_core._linalg.lapack import lapack_svd_factors, lapack_svd_values
+from lowrank_core._linalg.products import CoreValues, gram_core_values, qr_core_values
+from lowrank_core._linalg.small import kernel_svd_values
+from lowrank_core._linalg.two_stage import two_stage_gram_values
+from lowrank_core._linalg.values import Factors, Values
+from lowrank_core._validation import check_choice
 
-__all__ = ["choose_route", "decompose", "holds_its_blas", "krylov_seed", "singular_values"]
-
-Floats = NDArray[np.float64]
-
-METHODS = ("auto", "direct", "gram", "krylov")
+__all__ = ["METHODS", "PRODUCT_METHODS", "Problem", "ProductRoute", "Route", "choose_product_route", "choose_route"]
 
 
-def choose_route(method: str, dtype: str, shape: tuple[int, int], rank: int | None, *, factors: bool = False) -> str:
-    """Name the route for a dense matrix.
+class Problem(NamedTuple):
+    """What is to be decomposed: matrices of a shape, the dtype they were stored in, and how many values (None: all)."""
 
-    Parameters
-    ----------
-    method : {"auto", "direct", "gram", "krylov"}
-    dtype : str
-        The dtype that the matrix was stored in.
-    shape : (m, n)
-    rank : int or None
-        How many leading values are wanted; None for all.
-    factors : bool
-        Whether vectors are wanted too.
+    dtype: str
+    shape: tuple[int, int]
+    rank: int | None = None
+    rng: Any = 0
 
-    Returns
-    -------
-    {"direct", "gram", "krylov"}
+    @property
+    def smaller_side(self) -> int:
+        """Number of singular values."""
+        return min(self.shape)
 
-    Raises
-    ------
-    ValueError
-        If the method is not known, or krylov is asked for all singular values.
+    @property
+    def batching(self) -> Batching:
+        """How a stack is divided for LAPACK: BLAS's own threads pay for large matrices only."""
+        return Batching(one_at_a_time=self.smaller_side > thresholds.LARGE)
+
+
+class Route(NamedTuple):
+    """One way to decompose matrices: the values of a stack (count, m, n), and the factors of one matrix, on workers.
+
+    `batching` says how a stack is divided for its factors; `name` is what the documentation calls the route.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; accepted are {', '.join(METHODS)}.")
-    if method == "krylov" and rank is None:
+
+    name: str
+    values: Callable[[NDArray[Any], int], Values]
+    factors: Callable[[NDArray[Any], int], Factors]
+    batching: Batching
+
+
+class ProductRoute(NamedTuple):
+    """One way to the values of products of two factors, and how a stack of them is divided."""
+
+    core_values: CoreValues
+    batching: Batching
+
+
+def choose_route(method: str, problem: Problem) -> Route:
+    """Return the route for dense matrices by a method; a ValueError if there is no such method, or not for this."""
+    check_choice(method, "method", METHODS)
+    return METHODS[method](problem)
+
+
+def choose_product_route(method: str, dtype: str, shape: tuple[int, int], rank: int) -> ProductRoute:
+    """Return the route for products of factors of a rank; a ValueError if the method is not one for products."""
+    if method not in PRODUCT_METHODS:
+        raise ValueError(f"method {method!r} is not for a LowRankUpdate; accepted are {', '.join(PRODUCT_METHODS)}.")
+    batching = Batching(one_at_a_time=min(sum(shape), rank) > thresholds.LARGE)
+    return ProductRoute(PRODUCT_METHODS[method](dtype, shape, rank), batching)
+
+
+def _lapack(problem: Problem) -> Route:
+    batching = problem.batching
+    return Route("lapack", partial(values_in_chunks, lapack_svd_values, batching), lapack_svd_factors, batching)
+
+
+def _direct(problem: Problem) -> Route:
+    lapack = _lapack(problem)._replace(name="direct")
+    return lapack._replace(values=kernel_svd_values) if _is_small(problem) else lapack
+
+
+def _gram(problem: Problem) -> Route:
+    values: Callable[[NDArray[Any], int], Values]
+    if problem.smaller_side <= thresholds.LARGE:
+        values = kernel_gram_values
+    elif problem.smaller_side < thresholds.TWO_STAGES:
+        values = partial(values_in_chunks, lapack_gram_values, problem.batching)
+    else:
+        values = two_stage_gram_values
+    return Route("gram", values, gram_factors, problem.batching)
+
+
+def _krylov(problem: Problem) -> Route:
+    if problem.rank is None:
         raise ValueError("method 'krylov' finds leading singular values only; give rank=k, or use 'auto'.")
-    if method != "auto":
-        return method
-    if dtype == "float64":
-        # A Gram matrix squares the condition: values under 1e-8·σ₁ are lost, which only float32 data can afford.
-        return "direct"
-    if shape[0] * shape[1] <= thresholds.SMALL_ENTRIES and not factors:
-        # The kernel for these knows no vectors; for them the eigenvectors of a Gram matrix are half of an SVD's work.
-        return "direct"
-    smaller = min(shape)
+    return _leading("krylov", problem, problem.rank, max_vectors=problem.smaller_side)
+
+
+def _auto(problem: Problem) -> Route:
+    if problem.dtype == "float64":
+        # A Gram matrix squares the condition number: values under 1e-8·σ₁ are lost, which float32 data had lost before.
+        return _direct(problem)
+    if _is_small(problem):
+        # The kernel has no vectors; by the eigenvectors of a Gram matrix they take half of an SVD's time.
+        return _gram(problem)._replace(name="direct", values=kernel_svd_values)
     if (
-        rank is not None
-        and smaller >= thresholds.KRYLOV_SMALLEST_SIDE
-        and rank <= thresholds.KRYLOV_LARGEST_FRACTION * smaller
+        problem.rank is not None
+        and problem.smaller_side >= thresholds.KRYLOV_SMALLEST_SIDE
+        and problem.rank <= thresholds.KRYLOV_LARGEST_FRACTION * problem.smaller_side
     ):
-        return "krylov-or-gram"
-    return "gram"
+        max_vectors = int(problem.smaller_side * thresholds.KRYLOV_GIVES_UP)
+        return _leading("krylov, or gram where that is cheaper", problem, problem.rank, max_vectors)
+    return _gram(problem)
 
 
-def singular_values(
-    matrices: NDArray[Any], route: str, rank: int | None, workers: int, rng: Any
-) -> tuple[Floats, Floats]:
-    """Find singular values (..., q) and Frobenius norms (...) of a stack of dense matrices, or raise a ValueError."""
-    batch, shape = matrices.shape[:-2], (matrices.shape[-2], matrices.shape[-1])
-    flat = as_stack(matrices, 2)
-    # In threads, as what follows: of the time for small matrices it is a tenth.
-    if not all(map_batch(lambda chunk: all_finite(flat[chunk]), len(flat), shape, workers, holds_blas=True)):
-        check_finite(matrices)
-    wanted = min(shape) if rank is None else rank
-    if route == "gram" and not thresholds.LARGE < min(shape) < thresholds.TWO_STAGES:
-        by_kernels = medium_gram_values if min(shape) <= thresholds.LARGE else large_gram_values
-        values, norms = by_kernels(flat, workers)
-        return np.ascontiguousarray(values[:, :wanted]).reshape(*batch, wanted), norms.reshape(batch)
-    seed = krylov_seed(rng) if route.startswith("krylov") else 0
-    small = route == "direct" and shape[0] * shape[1] <= thresholds.SMALL_ENTRIES
-    values, norms = np.empty((len(flat), wanted)), np.empty(len(flat))
-
-    def fill(chunk: slice) -> None:
-        if small:
-            found, norm = small_values_of(flat[chunk])
-        elif route == "direct":
-            found, norm = direct_values(flat[chunk])
-        elif route == "gram":
-            found, norm = gram_values(flat[chunk])
-        else:
-            parts = [decompose(matrix, route, wanted, seed) for matrix in flat[chunk]]
-            found, norm = np.stack([part.values for part in parts]), np.array([part.norm for part in parts])
-        values[chunk], norms[chunk] = found[:, :wanted], norm
-
-    # The kernel for small matrices needs no BLAS: holding its threads would take a fifth of a lone call's time.
-    holds_blas = small or holds_its_blas(route, shape)
-    map_batch(fill, len(flat), shape, workers, thresholds.LANES if small else 1, holds_blas=holds_blas)
-    return values.reshape(*batch, wanted), norms.reshape(batch)
+# In the order in which messages list them.
+METHODS: dict[str, Callable[[Problem], Route]] = {
+    "auto": _auto,
+    "lapack": _lapack,
+    "direct": _direct,
+    "gram": _gram,
+    "krylov": _krylov,
+}
 
 
-def holds_its_blas(route: str, shape: tuple[int, int]) -> bool:
-    """Tell whether decomposing a matrix of this shape by this route holds BLAS's threads where it needs to."""
-    return route.startswith("krylov") and blas_threads_of(shape) is None
+def _is_small(problem: Problem) -> bool:
+    return problem.shape[0] * problem.shape[1] <= thresholds.SMALL_ENTRIES
 
 
-def decompose(matrix: NDArray[Any], route: str, rank: int | None, seed: int) -> Decomposition:
-    """Decompose one finite matrix so that its factors can be had at any rank (up to `rank`, for krylov)."""
-    if route == "direct":
-        return direct(matrix)
-    if route == "gram":
-        return gram(matrix)
-    limit = int(min(matrix.shape) * (1.0 if route == "krylov" else thresholds.KRYLOV_GIVES_UP))
-    found = krylov(matrix, max(1, min(matrix.shape) if rank is None else rank), limit, seed)
-    return _gram_instead(matrix) if found is None else found
+def _leading(name: str, problem: Problem, rank: int, max_vectors: int) -> Route:
+    """Return the route by block Krylov iteration, or by a Gram matrix where that takes too many vectors."""
+    leading = Leading(max(1, rank), max_vectors, seed=int(np.random.default_rng(problem.rng).integers(2**63)))
+    # An iteration divides its products among the workers itself.
+    batching = Batching(one_at_a_time=True, takes_blas_lock=True)
+    values = partial(_leading_values, leading, problem.batching)
+    return Route(name, values, partial(_leading_factors, leading, problem.batching), batching)
 
 
-def _gram_instead(matrix: NDArray[Any]) -> Decomposition:
-    """Decompose one matrix by its Gram matrix, on the BLAS threads that its shape asks for."""
-    threads = blas_threads_of((matrix.shape[0], matrix.shape[1]))
-    with blas_threads(threads):
-        found = gram(matrix)
-
-    def factors(rank: int) -> tuple[Floats, Floats]:
-        with blas_threads(threads):
-            return found.factors(rank)
-
-    return found._replace(factors=factors)
+def _leading_values(leading: Leading, gram_batching: Batching, stack: NDArray[Any], workers: int) -> Values:
+    values, norms = np.empty((len(stack), leading.rank)), np.empty(len(stack))
+    for i, matrix in enumerate(stack):
+        found: Factors | None = krylov_factors(matrix, leading, workers)
+        if found is None:
+            with gram_batching.blas_lock():
+                found = gram_factors(matrix, workers)
+        values[i], norms[i] = found.values[: leading.rank], found.norm
+    return Values(values, norms)
 
 
-def krylov_seed(rng: Any) -> int:
-    """Draw the seed that every matrix of a call starts from, so that a shared generator cannot tell them apart."""
-    return int(np.random.default_rng(rng).integers(2**63))
+def _leading_factors(leading: Leading, gram_batching: Batching, matrix: NDArray[Any], workers: int) -> Factors:
+    found = krylov_factors(matrix, leading, workers)
+    if found is not None:
+        return found
+    with gram_batching.blas_lock():
+        return gram_factors(matrix, workers).projected(leading.rank)
+
+
+def _qr_core(dtype: str, shape: tuple[int, int], rank: int) -> CoreValues:  # noqa: ARG001 - as every entry
+    return qr_core_values
+
+
+def _gram_core(dtype: str, shape: tuple[int, int], rank: int) -> CoreValues:  # noqa: ARG001 - as every entry
+    # With a rank beyond both sides the r × r core would be larger than the factors themselves; QR's is m × n.
+    if rank > max(shape):
+        return qr_core_values
+    return partial(gram_core_values, kernel_rank=thresholds.NARROW_FACTOR)
+
+
+def _auto_core(dtype: str, shape: tuple[int, int], rank: int) -> CoreValues:
+    return qr_core_values if dtype == "float64" else _gram_core(dtype, shape, rank)
+
+
+PRODUCT_METHODS: dict[str, Callable[[str, tuple[int, int], int], CoreValues]] = {
+    "auto": _auto_core,
+    "lapack": _qr_core,
+    "direct": _qr_core,
+    "gram": _gram_core,
+}

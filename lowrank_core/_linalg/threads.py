@@ -1,4 +1,4 @@
-"""The one concurrency mechanism: worker threads over a batch, and BLAS held to a known number of threads."""
+"""The one concurrency mechanism: worker threads over a batch, and a lock on the number of threads of BLAS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 class Team:
-    """Workers, of which the caller is one, that stay for several batches of tasks: ``with Team(workers) as team``.
+    """A pool of workers for several batches of tasks, of which the caller is one: ``with Team(workers) as team``.
 
     On an error or an interrupt the tasks not yet begun are dropped, and those under way are waited for.
     """
@@ -36,12 +36,12 @@ class Team:
             self._pool.shutdown()
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
-        """Map `function` over `tasks`; results, and the first error, in the order of the tasks."""
+        """Return the results of `function` in the order of the tasks, or raise the first error in that order."""
         if self._pool is None:
             return [function(task) for task in tasks]
         results: dict[int, Result] = {}
         errors: dict[int, BaseException] = {}
-        # An iterator gives a number to one thread only.
+        # Iterators are thread-safe: each number goes to one thread only.
         waiting = iter(range(len(tasks)))
 
         def work() -> None:
@@ -70,49 +70,49 @@ def _drop(tasks: Iterator[int]) -> None:
 
 
 def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> list[Result]:
-    """Map `function` over one batch of tasks on up to `workers` threads, as a Team does."""
+    """Return the results of `function` for one batch of tasks, by a Team of up to so many workers."""
     with Team(min(workers, len(tasks))) as team:
         return team.map(function, tasks)
 
 
 @cache
 def _controller() -> Any:
-    # A fresh controller walks every loaded library, about 0.5 ms: as long as the SVD of a 64 × 64 matrix.
+    # A new controller searches all loaded libraries, in about 0.5 ms: the time of the SVD of a 64 × 64 matrix.
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas")
 
 
 def _set_threads(library: Any, threads: int) -> None:
-    # threadpoolctl 3.8 and later listen to the first thread that set a count and silently to no other, so that threads
-    # do not fight over the setting. The gate sees to that here, and whoever leaves last must be heard.
+    # threadpoolctl 3.8 and later ignore every thread but the first that set a count, without a word, so that threads do
+    # not overwrite each other's setting. Here the lock prevents that, and any thread may have to restore the count.
     release = getattr(library, "clear_controlling_thread", lambda **_: None)
     release(force=True)
     library.set_num_threads(threads)
     release(force=True)
 
 
-class _BlasGate:
+class _BlasLock:
     """A lock on BLAS's thread count, which is one setting for the whole process.
 
-    Calls that want the same count share the gate: the first in saves and sets, the last out restores. A call that
-    wants another count waits until they have left.
+    Calls that want the same count share the lock: the first saves and sets the count, the last restores it. A call that
+    wants another count waits until they have released it.
 
-    An interrupt may strike anywhere. Leaving is therefore safe to repeat, and for a holder that never came in; and the
-    lock is a plain one, taken with its own ``with``, which no interrupt can part from the block it guards.
+    An interrupt may come anywhere. To release is therefore safe twice, and for a holder that never acquired; and the
+    mutex is acquired by its own ``with`` statement, between which and its block no interrupt can come.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free = threading.Condition(self._lock)
+        self._mutex = threading.Lock()
+        self._released = threading.Condition(self._mutex)
         self._holders: set[object] = set()
         self._threads: int | None = None
         self._before: list[tuple[Any, int]] = []
 
-    def enter(self, holder: object, threads: int | None) -> None:
-        with self._lock:
+    def acquire(self, holder: object, threads: int | None) -> None:
+        with self._mutex:
             while self._holders and self._threads != threads:
-                self._free.wait()
+                self._released.wait()
             if not self._holders:
                 self._threads = threads
                 if threads is not None:
@@ -121,12 +121,12 @@ class _BlasGate:
                         _set_threads(library, threads)
             self._holders.add(holder)
 
-    def leave(self, holder: object) -> None:
-        with self._lock:
+    def release(self, holder: object) -> None:
+        with self._mutex:
             self._holders.discard(holder)
             if not self._holders:
                 self.restore()
-                self._free.notify_all()
+                self._released.notify_all()
 
     def restore(self) -> None:
         for library, threads in self._before:
@@ -134,14 +134,14 @@ class _BlasGate:
         self._before = []
 
 
-_gate = _BlasGate()
+_blas_lock = _BlasLock()
 
 
 def _reset_after_fork() -> None:
-    # The child has none of the threads that hold the gate: nobody would ever leave it.
-    global _gate  # noqa: PLW0603 - a lock copied by fork cannot be repaired, only replaced
-    _gate.restore()
-    _gate = _BlasGate()
+    # The child has none of the threads that hold the lock: none would ever release it.
+    global _blas_lock  # noqa: PLW0603 - a lock copied by fork cannot be repaired, only replaced
+    _blas_lock.restore()
+    _blas_lock = _BlasLock()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
@@ -149,26 +149,26 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 
 
 class blas_threads:  # noqa: N801 - used as a function is
-    """Hold BLAS to `threads` threads, or to the process's own setting (None), and put it back afterwards.
+    """Set BLAS to `threads` threads, or to the process's own setting (None), and restore it afterwards.
 
-    Not reentrant: a holder that asks for another count would wait for itself, so only leaf calculations hold it.
-    A class, because a generator's context manager leaves an interrupt a dozen places to fall between.
+    Not reentrant: a holder that wants another count would wait for itself, so only leaf calculations take the lock.
+    A class, because a context manager made of a generator can be interrupted before its ``finally`` is in effect.
     """
 
     def __init__(self, threads: int | None) -> None:
         self._threads = threads
-        self._gate = _gate
+        self._lock = _blas_lock
 
     def __enter__(self) -> None:
         try:
-            self._gate.enter(self, self._threads)
+            self._lock.acquire(self, self._threads)
         except BaseException:
-            self._gate.leave(self)
+            self._lock.release(self)
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._gate.leave(self)
+            self._lock.release(self)
         except BaseException:
-            self._gate.leave(self)
+            self._lock.release(self)
             raise

@@ -4,9 +4,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from lowrank_core._linalg.band import tridiagonal_eigenvalues
 from lowrank_core._linalg.kernels import bisection
 from lowrank_core._linalg.threads import Team
+from lowrank_core._linalg.two_stage import tridiagonal_eigenvalues
 from tests.bounds import EPS64
 from tests.compiled import plain
 

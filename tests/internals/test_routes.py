@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate, spectrum, truncate, update_with_spectrum
-from lowrank_core._linalg import products as core_products
-from lowrank_core._linalg import thresholds
-from lowrank_core._linalg.routes import choose_route
+from lowrank_core._linalg import batches, gram, products, thresholds, two_stage
+from lowrank_core._linalg.kernels import gram as gram_kernels
+from lowrank_core._linalg.kernels import small as svd_kernels
+from lowrank_core._linalg.routes import Problem, choose_route
 from lowrank_core.testing import assert_eckart_young, assert_same_update
 from tests import bounds, oracles
 
@@ -31,8 +32,8 @@ def made(kind, shape, dtype="float64", seed=0):
 
 
 def truth(update):
-    """LAPACK's values in float64, which are themselves held against mpmath below, on one thread."""
-    return spectrum(update, method="direct").values
+    """LAPACK's values in float64, whose own accuracy is tested below against mpmath."""
+    return spectrum(update, method="lapack").values
 
 
 @pytest.mark.parametrize(
@@ -43,87 +44,98 @@ def truth(update):
         ("auto", "float32", (8, 8), None, "direct"),
         ("auto", "float32", (65, 64), None, "gram"),
         ("auto", "bfloat16", (4096, 4096), None, "gram"),
-        ("auto", "float16", (4096, 1024), 64, "krylov-or-gram"),
+        ("auto", "float16", (4096, 1024), 64, "krylov, or gram where that is cheaper"),
         ("auto", "float16", (4096, 1024), 65, "gram"),
         ("auto", "float32", (4096, 1023), 4, "gram"),
+        ("lapack", "float32", (8, 8), None, "lapack"),
         ("direct", "bfloat16", (4096, 4096), 4, "direct"),
         ("gram", "float64", (8, 8), None, "gram"),
         ("krylov", "float64", (8, 8), 8, "krylov"),
     ],
 )
 def test_the_route_is_chosen_by_shape_and_dtype(method, dtype, shape, rank, route):
-    assert choose_route(method, dtype, shape, rank) == route
-    if dtype == "float64" or method != "auto" or shape != (8, 8):
-        assert choose_route(method, dtype, shape, rank, factors=True) == route
+    assert choose_route(method, Problem(dtype, shape, rank)).name == route
 
 
-def test_the_factors_of_small_float32_matrices_come_from_their_gram_matrices():
-    assert choose_route("auto", "float32", (8, 8), None, factors=True) == "gram"
+def test_factors_of_small_float32_matrices_come_from_their_gram_matrices():
+    route = choose_route("auto", Problem("float32", (8, 8)))
+    assert route.values is choose_route("direct", Problem("float32", (8, 8))).values
+    assert route.factors is choose_route("gram", Problem("float32", (8, 8))).factors
 
 
-def test_methods_that_are_not_are_refused():
-    for ask in (spectrum, lambda u, method: truncate(u, 1, method=method)):
-        with pytest.raises(ValueError, match=r"unknown method 'svd'; accepted are auto, direct, gram, krylov"):
-            ask(np.eye(2), method="svd")
-        with pytest.raises(ValueError, match=r"'krylov' is not for a LowRankUpdate; accepted are auto, direct, gram"):
-            ask(LowRankUpdate(np.eye(2), np.eye(2)), method="krylov")
-    for ask in (spectrum, lambda u, method: truncate(u, lambda _: 1, method=method)):
-        with pytest.raises(
-            ValueError, match=r"'krylov' finds leading singular values only; give rank=k, or use 'auto'"
-        ):
-            ask(np.eye(2), method="krylov")
+@pytest.mark.parametrize("call", [spectrum, lambda u, method: truncate(u, 1, method=method)])
+def test_unknown_methods_are_refused(call):
+    with pytest.raises(ValueError, match=r"unknown method 'svd'; accepted are auto, lapack, direct, gram, krylov"):
+        call(np.eye(2), method="svd")
+    with pytest.raises(
+        ValueError, match=r"'krylov' is not for a LowRankUpdate; accepted are auto, lapack, direct, gram\."
+    ):
+        call(LowRankUpdate(np.eye(2), np.eye(2)), method="krylov")
 
 
-# Every way to all singular values, forced on the same small inputs: the method, and the thresholds moved for it.
-WAYS = {
+@pytest.mark.parametrize("call", [spectrum, lambda u, method: truncate(u, lambda _: 1, method=method)])
+def test_krylov_without_a_rank_is_refused(call):
+    with pytest.raises(ValueError, match=r"'krylov' .*leading singular values only; give rank=k, or use 'auto'"):
+        call(np.eye(2), method="krylov")
+
+
+# Every route to all singular values, forced on the same small inputs: the method, and the thresholds moved for it.
+ROUTES = {
     "kernel": ("direct", {}),
-    "LAPACK": ("direct", {"SMALL_ENTRIES": 0}),
-    "LAPACK, large": ("direct", {"SMALL_ENTRIES": 0, "LARGE": 4}),
+    "LAPACK": ("lapack", {}),
+    "LAPACK, large": ("lapack", {"LARGE": 4}),
     "Gram kernel": ("gram", {}),
     "Gram and LAPACK": ("gram", {"LARGE": 4, "TWO_STAGES": 99}),
     "two stages": ("gram", {"LARGE": 4, "TWO_STAGES": 5}),
 }
 
 
-@pytest.fixture(params=WAYS)
-def way(request, monkeypatch):
-    method, moved = WAYS[request.param]
+@pytest.fixture(params=ROUTES)
+def forced(request, monkeypatch):
+    """The method by which a small matrix takes a route, whose thresholds have been moved."""
+    method, moved = ROUTES[request.param]
     for name, value in moved.items():
         monkeypatch.setattr(thresholds, name, value)
     return method
 
 
 @kinds
-def test_a_batch_changes_no_bit_on_any_way(way, kind):
+def test_a_batch_changes_no_bit_on_any_route(forced, kind):
     rng = np.random.default_rng(1)
     for dtype in ("float64", "float32", "float16"):
         others = rng.standard_normal((9, 20, 12)).astype(dtype)
         stack = np.concatenate([others[:4], made(kind, (20, 12), dtype)[np.newaxis], 0 * others[:1], others[4:]])
-        whole = spectrum(stack, method=way, workers=1)
+        whole = spectrum(stack, method=forced, workers=1)
         frozen = stack[::-1].copy(order="F")
         frozen.flags.writeable = False
-        for again in (spectrum(stack, method=way, workers=3), spectrum(frozen[::-1], method=way)):
+        for again in (spectrum(stack, method=forced, workers=3), spectrum(frozen[::-1], method=forced)):
             assert np.array_equal(again.values, whole.values)
             assert np.array_equal(again.norm, whole.norm)
         for i in (0, 4, 5, 10):
-            alone = spectrum(stack[i], method=way)
+            alone = spectrum(stack[i], method=forced)
             assert np.array_equal(alone.values, whole.values[i])
             assert np.array_equal(alone.norm, whole.norm[i])
 
 
-def test_a_batch_needs_a_working_set_a_worker_beside_inputs_and_results(monkeypatch, way):
-    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 2**16)
+def blocks_of(monkeypatch, entries):
+    """Have matrices converted to float64 in blocks of so many entries."""
+    for module in (batches, gram, two_stage):
+        monkeypatch.setattr(module, "BLOCK_ENTRIES", entries)
+
+
+def test_a_batch_needs_one_working_set_a_worker_besides_inputs_and_results(monkeypatch, forced):
+    blocks_of(monkeypatch, 2**16)
     # In float64 at once this stack would take 16 MiB.
     stack = np.zeros((512, 64, 64), np.float32)
     stack[:, range(64), range(64)] = np.arange(64.0, 0.0, -1.0)
-    spectrum(stack[:1], method=way)  # what compiling takes is no part of it
+    spectrum(stack[:1], method=forced)  # compiling takes memory of its own
     tracemalloc.start()
     try:
-        found = spectrum(stack, method=way, workers=2)
+        found = spectrum(stack, method=forced, workers=2)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    block = 8 * thresholds.BLOCK_ENTRIES
+    block = 8 * 2**16
     # A block of matrices, its Gram matrices and LAPACK's copies of either, for each worker; three arrays of results.
     assert peak <= 2 * 4 * block + 4 * found.values.nbytes
 
@@ -131,11 +143,11 @@ def test_a_batch_needs_a_working_set_a_worker_beside_inputs_and_results(monkeypa
 @kinds
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16)])
 @pytest.mark.parametrize("size", [1.0, 1e200, 1e-200, 1e-310])
-def test_float64_against_mpmath(way, kind, shape, size):
+def test_float64_against_mpmath(forced, kind, shape, size):
     update = size * made(kind, shape)
     exact = oracles.singular_values(update)
-    found = spectrum(update, method=way)
-    if way == "gram":
+    found = spectrum(update, method=forced)
+    if forced == "gram":
         assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0] + bounds.SPACING)
         return
     assert np.all(np.abs(found.values - exact) <= bounds.of_values(shape, "float64", exact[0]))
@@ -145,17 +157,17 @@ def test_float64_against_mpmath(way, kind, shape, size):
 @kinds
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
 @pytest.mark.parametrize("size", [1.0, 2.0**100, 2.0**-110, 2.0**-140])
-def test_float32_against_mpmath(way, kind, shape, size):
+def test_float32_against_mpmath(forced, kind, shape, size):
     update = (size * made(kind, shape)).astype(np.float32)
     exact = oracles.singular_values(update)
-    found = spectrum(update, method=way)
+    found = spectrum(update, method=forced)
     assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0])
 
 
 @kinds
 @pytest.mark.parametrize("shape", [(400, 150), (150, 400), (300, 300)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_gram_earns_a_float32s_accuracy_at_size(kind, shape, dtype):
+def test_gram_has_the_accuracy_of_float32_at_size(kind, shape, dtype):
     update = made(kind, shape, dtype)
     exact = truth(update)
     assert np.all(np.abs(spectrum(update).values - exact) <= bounds.EPS32 * exact[0])
@@ -163,16 +175,16 @@ def test_gram_earns_a_float32s_accuracy_at_size(kind, shape, dtype):
 
 @pytest.mark.parametrize("shape", [(70, 33), (33, 70), (50, 50)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gram_in_blocks_is_gram(monkeypatch, shape, dtype):
+def test_a_gram_matrix_computed_in_blocks_has_the_same_values(monkeypatch, shape, dtype):
     update = made("falling", shape, dtype)
     whole = spectrum(update, method="gram").values
-    monkeypatch.setattr(thresholds, "BLOCK_ENTRIES", 64)
+    blocks_of(monkeypatch, 64)
     parts = spectrum(update, method="gram").values
     assert np.all(np.abs(parts - whole) <= 100 * bounds.EPS64 * whole[0])
     assert_eckart_young(update, truncate(update, 5, method="gram"), 5, eps=bounds.EPS32)
 
 
-def test_a_large_stack_is_its_matrices():
+def test_a_stack_of_large_matrices_has_the_values_of_each():
     stack = np.random.default_rng(0).standard_normal((2, 520, 514)).astype(np.float32)
     whole, best = spectrum(stack), truncate(stack, 3)
     for i in range(2):
@@ -185,21 +197,21 @@ def narrow(rng, shape, dtype=np.float32):
     return rng.standard_normal(shape).astype(dtype)
 
 
-def assert_product(update, method="auto", room=1.0):
+def assert_product(update, method="auto"):
     exact = oracles.product_singular_values(update.B, update.A, update.scaling)
     found = spectrum(update, method=method).values
-    assert np.all(np.abs(found - exact) <= room * bounds.EPS32 * exact[0])
+    assert np.all(np.abs(found - exact) <= bounds.EPS32 * exact[0])
 
 
 @pytest.mark.parametrize("powers", [60, 120, 200])
-def test_columns_out_of_balance_do_not_drown_the_small_ones(powers):
+def test_unbalanced_columns_do_not_drown_the_small_ones(powers):
     rng = np.random.default_rng(0)
     B, A = narrow(rng, (12, 5)), narrow(rng, (5, 9))
     shifts = np.rint(np.linspace(-powers / 2, powers / 2, 5)).astype(int)
     for sign in (1, -1):
         update = LowRankUpdate(np.ldexp(B, sign * shifts), np.ldexp(A, -sign * shifts[:, np.newaxis]), 2.0)
         balanced = spectrum(LowRankUpdate(B, A, 2.0)).values
-        # Powers of two are all that was moved, and all that balancing moves back.
+        # Balancing moves the same powers of two back.
         assert np.array_equal(spectrum(update).values, balanced)
         assert_product(update)
 
@@ -235,7 +247,7 @@ def test_the_difference_of_two_near_equal_adapters(closeness, deficient):
     assert_product(LowRankUpdate(B, A))
 
 
-def test_what_has_cancelled_altogether_is_zero_to_float64s_rounding():
+def test_a_product_that_cancels_altogether_is_zero_to_the_rounding_of_float64():
     rng = np.random.default_rng(1)
     b, a = narrow(rng, (24, 4)), narrow(rng, (4, 17))
     update = LowRankUpdate(np.hstack([b, b]), np.vstack([a, -a]))
@@ -249,9 +261,9 @@ def test_float64_products_of_any_size(left, right):
     exact = oracles.product_singular_values(update.B, update.A, update.scaling)
     for method in ("direct", "gram"):
         found = spectrum(update, method=method)
-        room = 1e-13 if method == "direct" else bounds.EPS32
-        assert np.all(np.abs(found.values - exact) <= room * exact[0] + bounds.SPACING)
-        assert found.norm == pytest.approx(np.sqrt(np.sum((exact / exact[0]) ** 2)) * exact[0], rel=room)
+        tolerance = 1e-13 if method == "direct" else bounds.EPS32
+        assert np.all(np.abs(found.values - exact) <= tolerance * exact[0] + bounds.SPACING)
+        assert found.norm == pytest.approx(np.sqrt(np.sum((exact / exact[0]) ** 2)) * exact[0], rel=tolerance)
 
 
 @pytest.mark.parametrize("scaling", [0.0, -3.0, 5e-324, 1e300])
@@ -261,25 +273,23 @@ def test_a_scaling_of_any_size(scaling):
     assert_same_update(truncate(update, 2), update.to_dense())
 
 
-def test_mixed_dtypes_have_the_coarser_ones_accuracy():
+def test_factors_of_mixed_dtypes_have_the_accuracy_of_the_coarser_one():
     rng = np.random.default_rng(3)
     update = LowRankUpdate(rng.standard_normal((9, 3)), narrow(rng, (3, 7)))
     assert spectrum(update).dtype == "float32"
     assert_product(update)
 
 
-def test_small_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
-    from lowrank_core._linalg.kernels import small
-
+def test_small_matrices_on_which_the_kernel_does_not_converge_go_to_lapack(monkeypatch):
     stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1060)
-    whole, kernel = spectrum(stack), small.small_values
+    whole, kernel = spectrum(stack), svd_kernels.small_values
 
-    def gives_up(matrices, values, exponents):
+    def some_diverge(matrices, values, exponents):
         kernel(matrices, values, exponents)
         values[1::4] = np.nan
         return len(values[1::4])
 
-    monkeypatch.setattr(small, "small_values", gives_up)
+    monkeypatch.setattr(svd_kernels, "small_values", some_diverge)
     found = spectrum(stack)
     assert np.array_equal(found.values[::4], whole.values[::4])
     assert np.all(np.abs(found.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)
@@ -287,25 +297,23 @@ def test_small_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch)
 
 @pytest.mark.parametrize("columns", [5, 7, 31, 66])
 @pytest.mark.parametrize("rows", [600, 701, 1024])
-def test_constant_updates_are_of_rank_one(way, rows, columns):
-    # What is left of such a Gram matrix is rounding of rounding, whose squares a reflector must not be scaled by.
-    found = spectrum(np.full((rows, columns), 3.0, np.float32), method=way).values
+def test_constant_updates_are_of_rank_one(forced, rows, columns):
+    # Beside its one value such a Gram matrix has only rounding of rounding, by whose squares nothing may be divided.
+    found = spectrum(np.full((rows, columns), 3.0, np.float32), method=forced).values
     assert found[0] == pytest.approx(3 * np.sqrt(rows * columns), rel=1e-7)
     assert np.all(found[1:] <= bounds.EPS32 * found[0])
 
 
-def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
-    from lowrank_core._linalg.kernels import gram
-
+def test_gram_matrices_on_which_the_kernel_does_not_converge_go_to_lapack(monkeypatch):
     stack = np.ldexp(np.random.default_rng(0).standard_normal((11, 5, 7)), -1000)
-    whole, kernel = spectrum(stack, method="gram"), gram.tridiagonal_values
+    whole, kernel = spectrum(stack, method="gram"), gram_kernels.tridiagonal_values
 
-    def gives_up(diagonals, squares, values):
+    def some_diverge(diagonals, squares, values):
         kernel(diagonals, squares, values)
         values[1::4] = np.nan
         return len(values[1::4])
 
-    monkeypatch.setattr(gram, "tridiagonal_values", gives_up)
+    monkeypatch.setattr(gram_kernels, "tridiagonal_values", some_diverge)
     found = spectrum(stack, method="gram")
     assert np.array_equal(found.values[::4], whole.values[::4])
     assert np.array_equal(found.norm, whole.norm)
@@ -313,19 +321,19 @@ def test_gram_matrices_that_the_kernel_gives_up_are_left_to_lapack(monkeypatch):
 
 
 @pytest.mark.parametrize("side", ["B", "A"])
-def test_narrow_factors_are_looked_at_through_their_gram_matrices(side):
+def test_narrow_factors_are_checked_through_their_gram_matrices(side):
     factors = {"B": np.ones((5, 2), np.float32), "A": np.ones((2, 6), np.float32)}
     factors[side][1, 1] = np.nan
     with pytest.raises(ValueError, match=f"^{side} contains nan at row 1, column 1"):
         spectrum(LowRankUpdate(**factors))
 
 
-def test_a_bound_that_is_not_close_does_not_call_a_product_cancelled(monkeypatch):
+def test_a_loose_bound_does_not_take_a_product_for_cancelled(monkeypatch):
     A = np.random.default_rng(0).standard_normal((16, 40)).astype(np.float32)
-    gram = A.astype(float) @ A.T.astype(float)
-    largest, bound = np.linalg.eigvalsh(gram)[-1], np.max(np.sum(np.abs(gram), axis=1))
-    # By the bounds of both sides it has cancelled; by what one of them is, not.
+    AAt = A.astype(float) @ A.T.astype(float)
+    largest, bound = np.linalg.eigvalsh(AAt)[-1], np.max(np.sum(np.abs(AAt), axis=1))
+    # By the bounds of both norms it has cancelled; by the true norm of one of them it has not.
     assert largest < 0.9 * bound
-    monkeypatch.setattr(thresholds, "CANCELLED", 0.99 * np.sqrt(largest / bound))
-    monkeypatch.setattr(core_products, "_qr_core_values", None)
+    monkeypatch.setattr(products, "CANCELLED", 0.99 * np.sqrt(largest / bound))
+    monkeypatch.setattr(products, "_qr_core_values", None)
     assert spectrum(LowRankUpdate(A.T.copy(), A)).values[0] == pytest.approx(largest, rel=1e-7)

@@ -1,4 +1,4 @@
-"""Worker threads, BLAS's own threads put back, and many callers at once."""
+"""Worker threads, the lock on BLAS's threads, and many callers at once."""
 
 import multiprocessing
 import os
@@ -29,8 +29,8 @@ from tests.blas import blas_now
 
 RNG = np.random.default_rng(0)
 STACK = RNG.standard_normal((40, 48, 40))
-MEDIUM = RNG.standard_normal((6, 70, 66))  # beyond what a kernel of our own takes
-LARGE = RNG.standard_normal((520, 514)).astype(np.float32)  # a smaller side beyond the limit of a worker's BLAS
+MEDIUM = RNG.standard_normal((6, 70, 66))  # more entries than the kernel for small matrices takes
+LARGE = RNG.standard_normal((520, 514)).astype(np.float32)  # a smaller side on which BLAS's own threads work
 PRODUCT = LowRankUpdate(RNG.standard_normal((6, 48, 5)), RNG.standard_normal((6, 5, 40)), 0.5)
 
 
@@ -56,7 +56,7 @@ def test_results_come_in_the_order_of_the_tasks():
 
 
 @pytest.mark.parametrize(("workers", "tasks"), [(1, [1, 2, 3]), (8, [1]), (8, [])])
-def test_one_worker_or_one_task_stays_with_the_caller(workers, tasks):
+def test_one_worker_or_one_task_runs_in_the_callers_thread(workers, tasks):
     assert set(in_threads(lambda _: threading.get_ident(), tasks, workers)) <= {threading.get_ident()}
 
 
@@ -75,14 +75,14 @@ def test_one_worker_starts_no_thread(monkeypatch):
 
 def test_the_first_error_is_raised_and_later_tasks_are_dropped():
     begun = []
-    gate = threading.Event()
+    failed = threading.Event()
 
     def task(number):
         begun.append(number)
         if number == 0:
-            gate.set()
+            failed.set()
             raise KeyError("first")
-        gate.wait(60)
+        failed.wait(60)
         return number
 
     with pytest.raises(KeyError, match="first"):
@@ -117,7 +117,7 @@ def test_the_caller_is_one_of_the_workers():
     assert all(threading.get_ident() in idents for idents in found)
 
 
-def test_blas_is_held_and_put_back(blas_before):
+def test_blas_threads_are_set_and_restored(blas_before):
     with blas_threads(1):
         assert set(blas_now().values()) == {1}
         with blas_threads(1):
@@ -144,7 +144,7 @@ def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(m
     assert seen[72] == {1}
     assert seen[66] == {1}
     assert seen[514] == set(blas_before.values())
-    # In two stages on threads of its own, for which BLAS's make room.
+    # In two stages on threads of its own, beside one of BLAS.
     seen.clear()
     monkeypatch.setattr(thresholds, "TWO_STAGES", 513)
     spectrum(LARGE)
@@ -153,7 +153,7 @@ def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(m
     assert seen[514] == set(blas_before.values())
 
 
-def test_small_matrices_that_are_left_to_lapack_run_on_one_blas_thread(monkeypatch, blas_before):
+def test_small_matrices_that_go_to_lapack_run_on_one_blas_thread(monkeypatch, blas_before):
     from lowrank_core._linalg.kernels import small
 
     seen, plain = [], np.linalg.svd
@@ -206,11 +206,11 @@ def test_a_call_that_wants_another_count_waits_for_those_under_way(blas_before):
         with blas_threads(1):
             holding.set()
             release.wait(60)
-            order.append("left")
+            order.append("released")
 
     def other():
         with blas_threads(None):
-            order.append("entered")
+            order.append("acquired")
             assert blas_now() == blas_before
 
     holder = threading.Thread(target=hold)
@@ -221,25 +221,25 @@ def test_a_call_that_wants_another_count_waits_for_those_under_way(blas_before):
     release.set()
     holder.join(60)
     waiter.join(60)
-    assert order == ["left", "entered"]
+    assert order == ["released", "acquired"]
     assert blas_now() == blas_before
 
 
-def test_a_count_set_by_one_thread_is_put_back_by_another(blas_before):
-    first_in, second_in, first_left, done = (threading.Event() for _ in range(4))
+def test_a_count_set_by_one_thread_is_restored_by_another(blas_before):
+    first_acquired, second_acquired, first_released, done = (threading.Event() for _ in range(4))
 
     def first():
         with blas_threads(1):
-            first_in.set()
-            assert second_in.wait(60)
-        first_left.set()
+            first_acquired.set()
+            assert second_acquired.wait(60)
+        first_released.set()
         done.wait(60)  # lives on, as a pool's threads do
 
     def last():
-        assert first_in.wait(60)
+        assert first_acquired.wait(60)
         with blas_threads(1):
-            second_in.set()
-            assert first_left.wait(60)
+            second_acquired.set()
+            assert first_released.wait(60)
             assert set(blas_now().values()) == {1}
 
     threads = [threading.Thread(target=target) for target in (first, last)]
@@ -251,12 +251,12 @@ def test_a_count_set_by_one_thread_is_put_back_by_another(blas_before):
     threads[0].join(60)
 
 
-def test_every_thread_is_heard_not_only_the_first_that_set_a_count(blas_before):
+def test_every_thread_can_set_a_count_not_only_the_first(blas_before):
     alone = spectrum(LARGE[:500].astype(np.float64)).values
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(lambda: spectrum(LARGE[:500].astype(np.float64)).values).result()
-        held = pool.submit(blas_held).result()
-    assert held == {1}
+        counts = pool.submit(counts_under_one_thread).result()
+    assert counts == {1}
     assert np.array_equal(other, alone)
     assert blas_now() == blas_before
 
@@ -273,29 +273,29 @@ def test_the_callers_own_limits_still_work_afterwards():
     assert blas_now() == before
 
 
-def blas_held():
+def counts_under_one_thread():
     with blas_threads(1):
         return set(blas_now().values())
 
 
 def answers(large=True):
-    """Something of every floor, as bytes; without the large matrix, eight of which at once are slow in any BLAS."""
-    of = spectrum(STACK)
+    """Results of every layer, as bytes; without the large matrix, eight of which at once are slow in any BLAS."""
+    values = spectrum(STACK)
     learnt = learning_sweep(STACK[:2], [1, 3], steps=4, repeats=2)
     adam = learning_sweep(STACK[0], [2], steps=3, optimizer="adam")
     return [
-        np.asarray(found).tobytes()
-        for found in (
-            of.values,
+        np.asarray(result).tobytes()
+        for result in (
+            values.values,
             spectrum(STACK.astype(np.float32)).values,
             spectrum(STACK[:6], rank=3, method="krylov").values,
             spectrum(LARGE if large else LARGE[:500], rank=4).values,
             spectrum(PRODUCT).values,
             truncate(STACK[:5], 3).B,
             truncate(PRODUCT, lambda s: int(rank_for_variance(s, 0.5).max())).A,
-            error_sweep(of, [0, 4, 8]).errors,
-            variance_captured(of),
-            effective_rank(of),
+            error_sweep(values, [0, 4, 8]).errors,
+            variance_captured(values),
+            effective_rank(values),
             learnt.curves,
             learnt.gradient_norms,
             adam.curves,
@@ -307,13 +307,13 @@ def test_eight_threads_at_once_get_the_same_bits_and_leave_blas_alone(blas_befor
     alone = {large: answers(large) for large in (True, False)}
     barrier = threading.Barrier(8, timeout=60)
 
-    def together(number):
+    def concurrent(number):
         barrier.wait()
         large = number == 0
         return answers(large) == alone[large]
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(together, range(8)))
+        assert all(pool.map(concurrent, range(8)))
     assert blas_now() == blas_before
 
 
@@ -325,9 +325,9 @@ def test_a_child_forked_after_use_answers_alike():
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_child_forked_while_blas_is_held_is_free():
+def test_a_child_forked_under_the_lock_can_take_it():
     with blas_threads(1), multiprocessing.get_context("fork").Pool(1) as pool:
-        # Another count than the one held: the child would wait for ever for a holder that it does not have.
+        # Another count than the one set: the child would wait for ever for a holder that it does not have.
         found = pool.apply_async(spectrum, (LARGE,), {"rank": 2}).get(120)
     assert found.values.shape == (2,)
 
@@ -341,32 +341,33 @@ def test_a_fresh_process_answers_alike():
     assert run.stdout == lowrank_core.spectrum(STACK).values.tobytes()
 
 
-def test_a_child_begins_with_blas_as_it_was_before_the_fork_and_with_nobody_inside(blas_before):
+def test_a_child_begins_with_blas_as_before_the_lock_and_without_holders(blas_before):
     with blas_threads(1):
         threads._reset_after_fork()
         assert blas_now() == blas_before
-        # One more holder, of another count: with those of the parent still inside it would wait for ever.
+        # One more holder, of another count: with those of the parent it would wait for ever.
         with blas_threads(None):
             assert blas_now() == blas_before
     assert blas_now() == blas_before
 
 
-@pytest.mark.parametrize("broken", ["enter", "leave"])
-def test_blas_is_left_whatever_interrupts_it(monkeypatch, broken):
+@pytest.mark.parametrize("interrupted", ["acquire", "release"])
+def test_the_lock_is_released_whatever_interrupts_it(monkeypatch, interrupted):
     calls = []
 
-    class Gate:
-        def enter(self, _holder, _count):
-            calls.append("enter")
-            if broken == "enter":
+    class Lock:
+        def acquire(self, _holder, _count):
+            calls.append("acquire")
+            if interrupted == "acquire":
                 raise KeyboardInterrupt
 
-        def leave(self, _holder):
-            calls.append("leave")
-            if broken == "leave" and calls.count("leave") == 1:
+        def release(self, _holder):
+            calls.append("release")
+            if interrupted == "release" and calls.count("release") == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(threads, "_gate", Gate())
+    monkeypatch.setattr(threads, "_blas_lock", Lock())
     with pytest.raises(KeyboardInterrupt), blas_threads(1):
         calls.append("inside")
-    assert calls == (["enter", "leave"] if broken == "enter" else ["enter", "inside", "leave", "leave"])
+    after = ["release"] if interrupted == "acquire" else ["inside", "release", "release"]
+    assert calls == ["acquire", *after]

@@ -1,0 +1,151 @@
+"""Singular values, or the best factors of a rank, of dense matrices and of products of two factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core._linalg.batches import MIN_THREADED_WORK, Batching, map_batch
+from lowrank_core._linalg.products import product_factors
+from lowrank_core._linalg.routes import Problem, choose_product_route, choose_route
+from lowrank_core._linalg.values import Factors, Floats, Values, norms_of, unscaled_values
+from lowrank_core._validation import all_finite, as_stack, check_finite
+
+__all__ = ["best_factors", "best_product_factors", "product_singular_values", "singular_values"]
+
+Item = TypeVar("Item")
+
+# A rank, or a function that chooses one by the values of the whole stack.
+Rank = int | Callable[[Values], int]
+
+
+def singular_values(
+    matrices: NDArray[Any], dtype: str, rank: int | None, *, method: str, workers: int, rng: Any
+) -> Values:
+    """Compute the leading singular values (..., rank) and the norms (...) of matrices (..., m, n)."""
+    *batch, m, n = matrices.shape
+    problem = Problem(dtype, (m, n), rank, rng)
+    route = choose_route(method, problem)
+    flat = as_stack(matrices, 2)
+    # In threads, as what follows: of the time for small matrices it is a tenth.
+    batching = problem.batching._replace(takes_blas_lock=True)
+    if not all(map_batch(lambda chunk: all_finite(flat[chunk]), len(flat), (m, n), workers, batching)):
+        check_finite(matrices)
+    values, norms = route.values(flat, workers)
+    wanted = min(m, n) if rank is None else rank
+    return Values(np.ascontiguousarray(values[:, :wanted]).reshape(*batch, wanted), norms.reshape(batch))
+
+
+def product_singular_values(
+    B: NDArray[Any], A: NDArray[Any], scaling: float, dtype: str, *, method: str, workers: int
+) -> Values:
+    """Compute singular values (..., min(r, m, n)) and norms (...) of γBA, for B (..., m, r) and A (..., r, n)."""
+    m, rank, n = *B.shape[-2:], A.shape[-1]
+    route = choose_product_route(method, dtype, (m, n), rank)
+    batch, B_stack, A_stack = _broadcast_stacks(B, A)
+    count = len(B_stack)
+    values, exponents = np.zeros((count, min(rank, m, n))), np.zeros(count, dtype=np.int64)
+
+    # Each factor of a lone product can have a thread, where they are worth two threads that wait for each other.
+    lone = count == 1 and not route.batching.one_at_a_time and (m + n) * rank**2 >= 16 * MIN_THREADED_WORK
+    factor_workers = workers if lone else 1
+
+    def fill(chunk: slice) -> bool:
+        core = route.core_values(B_stack[chunk], A_stack[chunk], factor_workers)
+        if core is not None:
+            values[chunk], exponents[chunk] = core
+        return core is not None
+
+    if rank:
+        are_finite = map_batch(fill, count, (m + n, rank), workers, route.batching)
+        if not (are_finite and all(are_finite)):
+            _check_factors(B, A)
+    scale, scale_exponent = math.frexp(abs(scaling))
+    values *= scale
+    found = unscaled_values(values, norms_of(values), exponents + scale_exponent)
+    return Values(found.values.reshape(*batch, values.shape[-1]), found.norms.reshape(batch))
+
+
+def best_factors(
+    matrices: NDArray[Any], dtype: str, rank: Rank, *, method: str, workers: int, rng: Any
+) -> tuple[Floats, Floats]:
+    """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of matrices (..., m, n)."""
+    *batch, m, n = matrices.shape
+    route = choose_route(method, Problem(dtype, (m, n), None if callable(rank) else rank, rng))
+    check_finite(matrices)
+    flat = as_stack(matrices, 2)
+    stack = _Stack(tuple(batch), (m, n), (m, n), route.batching, workers)
+    return _best_factors(lambda i: route.factors(flat[i], workers), stack, rank)
+
+
+def best_product_factors(
+    B: NDArray[Any], A: NDArray[Any], scaling: float, dtype: str, rank: Rank, *, method: str, workers: int
+) -> tuple[Floats, Floats]:
+    """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of γBA, for r up to the rank of the factors."""
+    m, inner, n = *B.shape[-2:], A.shape[-1]
+    route = choose_product_route(method, dtype, (m, n), inner)
+    if inner:
+        _check_factors(B, A)
+    batch, B_stack, A_stack = _broadcast_stacks(B, A)
+    stack = _Stack(batch, (m, n), (m + n, max(inner, 1)), route.batching, workers)
+    return _best_factors(lambda i: product_factors(B_stack[i], A_stack[i], scaling), stack, rank)
+
+
+class _Stack(NamedTuple):
+    """A stack to be decomposed item by item: its batch axes, the shape of an item and of what it costs, and workers."""
+
+    batch: tuple[int, ...]
+    shape: tuple[int, int]
+    cost: tuple[int, int]
+    batching: Batching
+    workers: int
+
+    def map(self, function: Callable[[int], Item]) -> list[Item]:
+        chunks = map_batch(
+            lambda chunk: [function(i) for i in range(chunk.start, chunk.stop)],
+            math.prod(self.batch),
+            self.cost,
+            self.workers,
+            self.batching,
+        )
+        return [item for chunk in chunks for item in chunk]
+
+
+def _best_factors(decompose: Callable[[int], Factors], stack: _Stack, rank: Rank) -> tuple[Floats, Floats]:
+    if callable(rank):
+        decomposed = stack.map(decompose)
+        # Outside the map, where the BLAS lock is free: the function may well call this library.
+        kept = rank(_values_of(decomposed, stack.batch))
+        factors = stack.map(lambda i: decomposed[i].at(kept))
+    else:
+        kept = rank
+        factors = stack.map(lambda i: decompose(i).at(kept))
+    (m, n), width = stack.shape, factors[0][0].shape[-1] if factors else kept
+    B = np.array([B for B, _ in factors]).reshape(*stack.batch, m, width)
+    A = np.array([A for _, A in factors]).reshape(*stack.batch, width, n)
+    return B, A
+
+
+def _values_of(decomposed: list[Factors], batch: tuple[int, ...]) -> Values:
+    p = len(decomposed[0].values) if decomposed else 0
+    values = np.array([factors.values for factors in decomposed]).reshape(*batch, p)
+    return Values(values, np.array([factors.norm for factors in decomposed]).reshape(batch))
+
+
+def _broadcast_stacks(B: NDArray[Any], A: NDArray[Any]) -> tuple[tuple[int, ...], NDArray[Any], NDArray[Any]]:
+    """Broadcast the batch axes of two factors, and flatten them to one axis; with the batch axes."""
+    batch = np.broadcast_shapes(B.shape[:-2], A.shape[:-2])
+    B_stack, A_stack = (
+        as_stack(factor if factor.shape[:-2] == batch else np.broadcast_to(factor, (*batch, *factor.shape[-2:])), 2)
+        for factor in (B, A)
+    )
+    return batch, B_stack, A_stack
+
+
+def _check_factors(B: NDArray[Any], A: NDArray[Any]) -> None:
+    check_finite(B, "B")
+    check_finite(A, "A")

@@ -1,0 +1,158 @@
+"""Products of one large matrix, and of its Gram matrix, with a few vectors: most of the work of a Krylov iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core._linalg.powers_of_two import scaled_to_unit
+from lowrank_core._linalg.threads import Team
+from lowrank_core._linalg.values import Floats
+
+__all__ = ["TallMatrix", "tall_matrix"]
+
+Singles = NDArray[np.float32]
+
+# Rows of the matrix that a thread multiplies at a time: their sums, one for each such part, are then a sixteenth of the
+# matrix.
+ROWS_PER_TASK = 512
+
+# Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
+ROWS_CONVERTED = 256
+
+# Sums of squares of float32 entries between which no product of an iteration leaves the range of float32.
+UNSCALED_ENERGIES = (1e-20, 1e20)
+
+
+class TallMatrix(NamedTuple):
+    """A matrix 2^exponent · X with at least as many rows as columns; `array` is X, or its transpose if `transposed`.
+
+    Products are divided among the threads of a team at places that depend on the shape alone.
+    """
+
+    array: NDArray[Any]
+    transposed: bool
+    exponent: int
+    team: Team
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of X."""
+        return int(self.array.shape[1 if self.transposed else 0])
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of X."""
+        return int(self.array.shape[0 if self.transposed else 1])
+
+    def apply(self, block: Floats) -> Floats:
+        """Compute b Xᵀ for a block b of row vectors (k, columns), in the precision of the array."""
+        return self._products(block, gram=False)[0]
+
+    def apply_gram(self, block: Floats) -> tuple[Floats, Floats]:
+        """Compute b Xᵀ and b XᵀX for a block b of row vectors (k, columns), in the precision of the array."""
+        return self._products(block, gram=True)
+
+    def _products(self, block: Floats, *, gram: bool) -> tuple[Floats, Floats]:
+        from lowrank_core._linalg.kernels.compiling import COMPILED
+
+        given = block.astype(self.array.dtype, copy=False)
+        if self.array.dtype == np.float32 and COMPILED:
+            product, gram_block = _kernel_products(self, given, gram=gram)
+        else:
+            product = given @ (self.array if self.transposed else self.array.T)
+            gram_block = product @ (self.array.T if self.transposed else self.array) if gram else product[:, :0]
+        return np.asarray(product, np.float64, order="C"), np.asarray(gram_block, np.float64, order="C")
+
+    def float64_product(self, basis: Floats) -> tuple[Floats, float]:
+        """Compute X @ basis, for a basis (columns, k), and ‖X‖_F² in float64, converting some rows of X at a time."""
+        from lowrank_core._linalg.kernels.compiling import COMPILED
+
+        X = self.array.T if self.transposed else self.array
+        product = np.empty((self.rows, basis.shape[1]))
+        by_kernel = X.dtype == np.float32 and X.flags.c_contiguous and COMPILED
+        multiply = _kernel_float64_product(basis) if by_kernel else _blas_float64_product(basis)
+
+        def fill(start: int) -> float:
+            rows = slice(start, start + ROWS_CONVERTED)
+            return multiply(X[rows], product[rows])
+
+        return product, math.fsum(self.team.map(fill, range(0, self.rows, ROWS_CONVERTED)))
+
+
+def tall_matrix(matrix: NDArray[Any], team: Team) -> tuple[TallMatrix, float]:
+    """Convert a matrix to the precision and into the range of the products; with an estimate of ‖X‖_F²."""
+    wide = matrix.shape[0] < matrix.shape[1]
+    if matrix.dtype != np.float64:
+        singles: NDArray[Any] = np.ascontiguousarray(matrix, dtype=np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            energy = float(np.sum(np.vecdot(singles, singles), dtype=np.float64))
+        if UNSCALED_ENERGIES[0] < energy < UNSCALED_ENERGIES[1]:
+            return TallMatrix(singles, wide, 0, team), energy
+    scaled, exponent = scaled_to_unit(matrix)
+    array = scaled if matrix.dtype == np.float64 else scaled.astype(np.float32)
+    return TallMatrix(array, wide, int(exponent), team), float(np.vdot(scaled, scaled))
+
+
+def _kernel_products(X: TallMatrix, block: Singles, *, gram: bool) -> tuple[Singles, Singles]:
+    """Compute b Xᵀ and, if asked for, b XᵀX by a kernel; sums over parts of the array are added in their order."""
+    from lowrank_core._linalg.kernels.krylov import BOTH, COLUMNS, PLAIN, ROWS, TRANSPOSED, multiply
+
+    rows, columns = X.array.shape
+    inputs = np.zeros((columns, COLUMNS), np.float32)
+    outputs = np.zeros((-(-rows // ROWS) * ROWS, COLUMNS), np.float32)
+    (outputs[:rows] if X.transposed else inputs)[:, : len(block)] = block.T
+    sums = np.zeros((-(-rows // ROWS_PER_TASK), inputs.size), np.float32)
+
+    def products(which: int, inputs: Singles) -> Singles:
+        def multiply_rows(start: int) -> None:
+            part = slice(start, start + ROWS_PER_TASK)
+            multiply(X.array[part], inputs.ravel(), outputs[part].ravel(), sums[start // ROWS_PER_TASK], which)
+
+        X.team.map(multiply_rows, range(0, rows, ROWS_PER_TASK))
+        total: Singles = np.add.reduce(sums, axis=0)
+        return total.reshape(inputs.shape)
+
+    if not X.transposed:
+        gram_block = products(BOTH if gram else PLAIN, inputs)
+        return outputs[:rows, : len(block)].T, gram_block[:, : len(block)].T
+    product = products(TRANSPOSED, inputs)
+    outputs[:] = 0.0
+    if gram:
+        products(PLAIN, product)
+    return product[:, : len(block)].T, outputs[:rows, : len(block)].T
+
+
+def _blas_float64_product(basis: Floats) -> Callable[[NDArray[Any], Floats], float]:
+    """Return a function of some rows of X that fills in their part of X @ basis and returns their energy, by BLAS."""
+
+    def multiply(rows: NDArray[Any], product: Floats) -> float:
+        # In C order whatever was given, as in gram_matrix.
+        block = np.ascontiguousarray(rows, dtype=np.float64)
+        np.matmul(block, basis, out=product)
+        return float(np.vdot(block, block))
+
+    return multiply
+
+
+def _kernel_float64_product(basis: Floats) -> Callable[[Singles, Floats], float]:
+    """Return such a function that calls a kernel, which converts rows in cache, in two thirds of the time of BLAS."""
+    from lowrank_core._linalg.kernels.krylov import FLOAT64_COLUMNS, ROWS, multiply_float64
+
+    columns, rank = basis.shape
+    panels = -(-rank // FLOAT64_COLUMNS)
+    padded = np.zeros((columns, panels * FLOAT64_COLUMNS))
+    padded[:, :rank] = basis
+    by_panel = np.ascontiguousarray(padded.reshape(columns, panels, FLOAT64_COLUMNS).swapaxes(0, 1)).ravel()
+
+    def multiply(rows: Singles, product: Floats) -> float:
+        panel_products = np.zeros((panels, -(-len(rows) // ROWS) * ROWS, FLOAT64_COLUMNS))
+        energy = multiply_float64(rows, by_panel, panel_products.ravel())
+        product[:] = panel_products[:, : len(rows)].swapaxes(0, 1).reshape(len(rows), -1)[:, :rank]
+        return float(energy)
+
+    return multiply

@@ -1,0 +1,50 @@
+"""What every route returns: singular values with their norm, and factors at any rank."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core._linalg.powers_of_two import unscaled_by
+
+__all__ = ["Factors", "Floats", "Values", "norms_of", "unscaled_values"]
+
+Floats = NDArray[np.float64]
+
+
+class Values(NamedTuple):
+    """Singular values (..., p), descending, and Frobenius norms (...) of whole matrices."""
+
+    values: Floats
+    norms: Floats
+
+
+class Factors(Protocol):
+    """One decomposed matrix: its singular values, its norm, and its best approximation of each rank."""
+
+    @property
+    def values(self) -> Floats:
+        """Singular values, descending."""
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the whole matrix."""
+
+    def at(self, rank: int) -> tuple[Floats, Floats]:
+        """Return B = U_r Σ_r and A = V_rᵀ."""
+
+
+def norms_of(values: NDArray[Any]) -> Floats:
+    """Compute √Σσ² along the last axis of descending values, summed from the small end."""
+    norms: Floats = np.sqrt((values[..., ::-1] ** 2).sum(axis=-1))
+    return norms
+
+
+def unscaled_values(values: NDArray[Any], norms: NDArray[Any], exponents: NDArray[np.int64]) -> Values:
+    """Return values (..., p) and norms (...) times 2^exponents; a ValueError where one does not fit float64."""
+    return Values(
+        unscaled_by(values, exponents[..., np.newaxis], "a singular value of the update"),
+        unscaled_by(norms, exponents, "the norm of the update"),
+    )
