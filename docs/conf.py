@@ -1,4 +1,4 @@
-"""How the site is built: `sphinx-build -W -n -b html docs docs/_build/html`, with `pip install -e '.[docs]'`."""
+"""Configure the site: `sphinx-build -W -n -b html docs docs/_build/html`, with `pip install -e '.[docs]'`."""
 
 import sys
 from pathlib import Path
@@ -20,10 +20,10 @@ myst_heading_anchors = 3
 nitpicky = True
 suppress_warnings = ["config.cache"]
 
-# Formulas are MathML, made at build time: the pages load nothing from anywhere else and read without a network.
+# MathML, so that the pages load nothing from the network.
 html_math_renderer = "mathml"
 
-# The docstrings say what the types are, in words; signatures with annotations would say it twice.
+# The docstrings have the types in words, and annotations in signatures would repeat them.
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False

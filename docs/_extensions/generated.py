@@ -1,4 +1,4 @@
-"""What a script makes for the pages: run when the build begins; and ``{drawn}``, a figure for either background."""
+"""Run the scripts of ``_generate`` when a build begins; and ``{drawn}``, a figure for light and for dark pages."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def make_all(app):
 
 
 class Drawn(SphinxDirective):
-    """A figure that ``_generate/figures.py`` drew, once for light and once for dark pages, with a caption."""
+    """A figure by ``_generate``, in two versions for light and for dark pages, with a caption."""
 
     required_arguments = 1
     has_content = True
     option_spec = {"alt": directives.unchanged_required}  # noqa: RUF012 - docutils' own way
 
     def run(self):
-        """Give a figure with both pictures, of which the theme shows one."""
+        """Return a figure with both pictures, of which the theme shows one."""
         figure = nodes.figure("", classes=["drawn"])
         for theme in ("light", "dark"):
             uri = f"/_generated/{self.arguments[0]}-{theme}.svg"

@@ -1,4 +1,4 @@
-"""Formulas as MathML, converted at build time by docutils: no script, no font and no network in the pages."""
+"""Convert formulas to MathML at build time, by docutils: the pages need no script, font or network."""
 
 import re
 
@@ -7,7 +7,7 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
-# TeX reads \frac12 as \frac{1}{2} and \hat\sigma_i as \hat{\sigma}_i; docutils asks for the braces.
+# TeX reads \frac12 as \frac{1}{2} and \hat\sigma_i as \hat{\sigma}_i; docutils requires the braces.
 BRACES = ((re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"), (re.compile(r"\\hat(\\[A-Za-z]+)"), r"\\hat{\1}"))
 
 logger = logging.getLogger(__name__)

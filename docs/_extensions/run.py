@@ -1,4 +1,4 @@
-"""``{run}``: a shell block that is run when the site is built, and shown with what it printed."""
+"""``{run}``: a shell block that is run when the site is built, and shown with its output."""
 
 import tempfile
 from contextlib import ExitStack
@@ -23,9 +23,9 @@ class Run(SphinxDirective):
     }
 
     def run(self):
-        """Give the commands, and what they printed."""
+        """Return the commands and their output."""
         commands = "\n".join(self.content)
-        # Kept while the page is read: its blocks build on each other.
+        # One folder per page, since its blocks build on each other.
         folder = self.env.temp_data.get("run folder")
         if folder is None:
             folder = self.env.temp_data["run folder"] = folders.enter_context(tempfile.TemporaryDirectory())

@@ -1,7 +1,7 @@
-"""Every figure of the site, from the library's own figures: light and dark, as SVG.
+"""Draw every figure of the site as SVG, for light and for dark pages, from results of the library.
 
 python docs/_generate/figures.py FOLDER [FIGURE ...]
-python docs/_generate/figures.py docs/_static answers    # the README's own
+python docs/_generate/figures.py docs/_static answers    # that of the README
 """
 
 import sys
@@ -18,7 +18,7 @@ from lowrank_core import reconstruction_error, rslora, spectrum, standard
 from lowrank_core.cli.demo.experiments import Settings
 from lowrank_core.cli.demo.experiments import run as run_article
 from lowrank_core.cli.figures import LOOKS, style
-from lowrank_core.models.inspection.layers import inspect
+from lowrank_core.models import inspect
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "examples")]
 
@@ -27,7 +27,7 @@ import tiny_model  # noqa: E402 - the folder above comes first
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours that read on one background; Okabe and Ito's, lightened for the dark one."""
+    """Colours that are legible on one background: Okabe and Ito's, lightened for the dark one."""
 
     name: str
     text: str
@@ -54,7 +54,7 @@ THEMES = (
 
 
 def write_all(folder, only=()):
-    """Draw every figure, or these only, in every theme, into a folder."""
+    """Write every figure, or those in `only`, in every theme, into a folder."""
     article = run_article(Settings())
     report = inspected_tiny_model()
     figures = {
@@ -74,29 +74,29 @@ def write_all(folder, only=()):
 
 
 def theme_parameters(theme):
-    """Settings of matplotlib for a theme."""
+    """Return the settings of matplotlib for a theme."""
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
     sizes = {"font.size": 9.5, "axes.titlesize": 10.5, "lines.linewidth": 1.8, "lines.markersize": 4.5}
     return dict.fromkeys(inked, theme.text) | sizes | {"grid.color": theme.faint, "grid.linewidth": 0.6}
 
 
 def inspected_tiny_model():
-    """Inspect the two checkpoints of the example, as the guides do."""
+    """Return the inspection of the two checkpoints of the example, as in the guides."""
     with tempfile.TemporaryDirectory() as folder:
         tiny_model.main(Path(folder))
         return inspect(Path(folder, "tuned"), Path(folder, "base"))
 
 
 def answers(article, report, theme):
-    """Three questions, three panels: what rank r holds, what a rule makes of it, which rank each layer needs."""
-    figure, (held, learnt, needed) = canvas(9.6, 3.2, 3)
+    """Draw what rank r captures, the error under a scaling rule, and the rank that each layer needs."""
+    figure, (captured, learnt, needed) = canvas(9.6, 3.2, 3)
     for update in (article.style, article.facts):
-        line(held, update.ranks, update.captured, update.name, theme, marker="")
-    write(held, (30, 0.93), "style", "style", theme)
-    write(held, (34, 0.62), "facts", "facts", theme)
-    held.set(title="How much can rank r hold?", xlabel="rank r", ylabel="variance captured", ylim=(0, 1.04))
-    held.yaxis.set_major_formatter(PercentFormatter(1.0))
-    held.xaxis.set_major_locator(FixedLocator([1, 16, 32, 48, 64]))
+        line(captured, update.ranks, update.captured, update.name, theme, marker="")
+    write(captured, (30, 0.93), "style", "style", theme)
+    write(captured, (34, 0.62), "facts", "facts", theme)
+    captured.set(title="How much can rank r capture?", xlabel="rank r", ylabel="variance captured", ylim=(0, 1.04))
+    captured.yaxis.set_major_formatter(PercentFormatter(1.0))
+    captured.xaxis.set_major_locator(FixedLocator([1, 16, 32, 48, 64]))
 
     learning_panel(learnt, article.learning[0], theme)
     learnt.set(title="What does my scaling rule do?", ylabel="relative error after 300 steps")
@@ -126,7 +126,7 @@ def answers(article, report, theme):
 
 
 def scaled_error(theme):
-    """The error of a truncation against the factor that it is multiplied with."""
+    """Draw the error of a truncation against the factor that it is multiplied by."""
     values = np.linspace(3.0, 0.5, 64)
     facts = spectrum(np.diag(values))
     gammas = np.linspace(0.0, 4.0, 201)
@@ -152,7 +152,7 @@ def scaled_error(theme):
 
 
 def truncated(article, theme):
-    """The article's experiment: truncated by SVD, multiplied by γ."""
+    """Draw the article's experiment: truncated by SVD, multiplied by γ."""
     figure, panels = canvas(9.6, 3.3, 2, sharey=True)
     ranks = article.settings.ranks
     for axes, update in zip(panels, (article.style, article.facts), strict=True):
@@ -175,7 +175,7 @@ def truncated(article, theme):
 
 
 def learned(article, theme):
-    """The other experiment: learned from B = 0, by gradient descent and by Adam at two rates."""
+    """Draw the other experiment: learned from B = 0, by gradient descent and by Adam at two rates."""
     figure, panels = canvas(9.6, 3.2, 3, sharey=True)
     titles = {"sgd": "gradient descent", "adam": "Adam"}
     for axes, learning in zip(panels, article.learning, strict=True):
@@ -186,7 +186,7 @@ def learned(article, theme):
 
 
 def curves(article, theme):
-    """Learning curves of gradient descent at a small and at the largest rank."""
+    """Draw learning curves of gradient descent at three ranks."""
     learning = article.learning[0]
     figure, panels = canvas(9.6, 3.0, 3, sharey=True)
     steps = np.arange(learning.steps + 1)
@@ -205,7 +205,7 @@ def curves(article, theme):
 
 
 def learning_panel(axes, learning, theme):
-    """Error after learning against rank, for both rules, with the best possible."""
+    """Draw the error after learning against rank, for both rules, with the best possible."""
     line(axes, learning.ranks, learning.best, "best", theme)
     ends = {"best": learning.best[-1]}
     for rule in ("standard", "rslora"):
@@ -217,13 +217,13 @@ def learning_panel(axes, learning, theme):
 
 
 def canvas(width, height, panels, **options):
-    """Make a figure with a row of panels."""
+    """Return a figure with a row of panels, and the panels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, panels, squeeze=False, **options)[0]
 
 
 def line(axes, x, y, name, theme, **changes):
-    """Draw one quantity in its own colour, line and marker."""
+    """Draw a quantity in its colour, line style and marker."""
     look = LOOKS[name]
     drawn = {"linestyle": look.line, "marker": look.marker or None} | changes
     axes.plot(x, y, color=theme.colors[name], **drawn)
@@ -241,7 +241,7 @@ def write_at_end(axes, x, y, name, theme):
 
 
 def write_ends(axes, x, ends, theme):
-    """Write the labels at the ends of lines, one above the other where the lines end together."""
+    """Write the labels at the ends of lines, one above the other where the lines end close together."""
     place = -np.inf
     for name in sorted(ends, key=ends.get):
         place = max(ends[name], place + 0.085)
@@ -249,8 +249,8 @@ def write_ends(axes, x, ends, theme):
 
 
 def rank_axis(axes, ranks):
-    """Put ranks on a logarithmic axis, with room for labels at its end."""
-    # 32, 48 and 64 stand too close on a logarithmic axis: the last stays, and what is well below it.
+    """Label a logarithmic axis with ranks, and leave space for labels at its end."""
+    # Labels of 32, 48 and 64 would overlap: the last is shown, and those well below it.
     shown = [rank for rank in ranks if rank == max(ranks) or 1.6 * rank < max(ranks)]
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())

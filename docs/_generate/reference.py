@@ -1,8 +1,8 @@
-"""The reference: a page for each module of the core and for each public module beside it, from their docstrings.
+"""Write the reference: a page for each module of the core and for each public module beside it.
 
     python docs/_generate/reference.py FOLDER
 
-What is listed is what the modules declare public, so that nothing can be forgotten.
+The public names of the modules are listed, and a name without a page is an error.
 """
 
 import importlib
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import lowrank_core
 
-# In the order in which one needs them.
+# From the first that a reader needs on.
 CORE = ("spectra", "updates", "truncation", "sweeps", "ranks", "allocation", "scaling", "learning", "synthetic")
-# Not part of `lowrank_core` itself: imported by their own names.
+# Imported by their own names, not from `lowrank_core`.
 BESIDE = ("rounding_noise", "noise", "testing", "models")
 
 
@@ -45,8 +45,9 @@ def summary(module):
 
 
 def write(folder, page, title, package, names, data=None, introduction=""):
-    """Write a page that lists names, and then documents each."""
-    # A module that users import from introduces itself; a module of the core is private to the package.
+    """Write a page that lists names and documents each."""
+    # Users import from a module of BESIDE, so its own docstring opens the page; those of the core they import from
+    # `lowrank_core`.
     module = f".. currentmodule:: {package}" if introduction else f".. automodule:: {package}"
     parts = [title, "=" * len(title), "", introduction, "", module, "", ".. autosummary::", "   :nosignatures:", ""]
     parts += [f"   {name}" for name in names if data is None or callable(getattr(data, name))]

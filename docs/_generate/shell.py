@@ -1,7 +1,7 @@
-"""The shell blocks of the pages: found, and run one after the other in a folder that looks like a fresh clone.
+"""Run the shell blocks of a page, one after the other, in a folder that looks like a fresh clone.
 
-A block is a fence marked ``{run}``. All blocks of a page share one folder, so that a page works for a reader who
-copies its blocks in order. The site shows what they print; the tests hold that they pass.
+A block is a fence marked ``{run}``. All blocks of a page run in one folder, as they do for a reader who
+copies them in order. The site shows their output; the tests check that they pass.
 """
 
 import os
@@ -17,7 +17,7 @@ COLUMNS = "84"
 
 
 def blocks(text):
-    """Give (commands, expected exit code) for every block of a page."""
+    """Yield (commands, expected exit code) for every block of a page."""
     for match in FENCE.finditer(text):
         exit_code = re.search(r"^:exit: *(\d+)$", match["options"], re.MULTILINE)
         yield match["commands"], int(exit_code[1]) if exit_code else 0
@@ -25,14 +25,13 @@ def blocks(text):
 
 def prepare(folder):
     """Make `folder` look like a clone, as far as the pages use it."""
-    for name in ("docs",):
-        link = Path(folder, name)
-        if not link.exists():
-            link.symlink_to(ROOT / name)
+    link = Path(folder, "docs")
+    if not link.exists():
+        link.symlink_to(ROOT / "docs")
 
 
 def run(commands, folder):
-    """Run commands, with the tools of this Python first on the path; give what they printed, and the exit code."""
+    """Run commands with the tools of this Python first on the path; return their output and the exit code."""
     environment = os.environ | {
         "COLUMNS": COLUMNS,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),

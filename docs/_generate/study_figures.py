@@ -1,4 +1,4 @@
-"""The figures of the study, from its results alone.
+"""Draw the figures of the study, from its results.
 
 python docs/_generate/study_figures.py FOLDER
 """
@@ -33,7 +33,7 @@ RULES = tuple(findings.LABELS)
 
 
 def write_all(folder):
-    """Draw every figure in every theme, into a folder."""
+    """Write every figure in every theme into a folder."""
     study = analysis.load()
     figures = {
         "study-spectra": spectra,
@@ -52,7 +52,7 @@ def write_all(folder):
 
 
 def spectra(study, theme):
-    """Variance captured by rank r, of the full updates of both tasks."""
+    """Draw the variance of the full updates that rank r captures, for both tasks."""
     figure, panels = canvas(9.6, 3.3, 2, sharey=True)
     for axes, (title, kinds) in zip(panels, (("attention", analysis.ATTENTION), ("MLP", analysis.MLP)), strict=True):
         for task, name in zip(study.sizes.tasks, ("style", "facts"), strict=False):
@@ -73,7 +73,7 @@ def spectra(study, theme):
 
 
 def ranks(study, theme):
-    """Recall of LoRA at every rank, by rule, beside full fine-tuning's and the extracted adapters'."""
+    """Draw the recall of LoRA by rank and rule, beside that of full fine-tuning and of extracted adapters."""
     figure, panels = canvas(9.6, 3.5, 2, sharey=True)
     for axes, task in zip(panels, study.sizes.tasks, strict=False):
         shown = study.sizes.ranks
@@ -91,7 +91,7 @@ def ranks(study, theme):
 
 
 def collapse(study, theme):
-    """Loss on facts against rank: the rate kept from one rank, and the best for each."""
+    """Draw the loss on facts against rank, with the rate kept from one rank and with the best of each."""
     figure, panels = canvas(9.6, 3.6, 2, sharey=True)
     facts = study.sizes.tasks[1]
     arms = (("sgd", study.sizes.sgd_ranks), ("adamw", study.sizes.ranks))
@@ -113,7 +113,7 @@ def collapse(study, theme):
 
 
 def prediction(study, theme):
-    """For each task the ranks that were enough, and just below them what the measures say."""
+    """Draw for each task the ranks that were enough, and just below them the ranks by the measures."""
     figure, (axes,) = canvas(9.6, 3.6, 1)
     style, *facts = study.sizes.tasks
     tasks = [style, *sorted(facts, key=lambda task: int(task.split()[1]))]
@@ -141,7 +141,7 @@ def prediction(study, theme):
 
 
 def extraction(study, theme):
-    """Recall of the extracted adapters, with the ranks that the library picks."""
+    """Draw the recall of extracted adapters, with the ranks that the library picks."""
     figure, panels = canvas(9.6, 3.4, 2, sharey=True)
     for axes, task in zip(panels, study.sizes.tasks, strict=False):
         shown = study.sizes.ranks
@@ -177,7 +177,7 @@ def beside(axes, label, place, offset, side, name, theme):
 
 
 def band(axes, x, values, name, theme, **changes):
-    """Draw the mean over seeds, and the range of the seeds as a band; where a seed diverged, nothing."""
+    """Draw the mean over seeds and their range as a band, with a gap where a seed diverged."""
     look = NAMES[name]
     mean = np.where(np.isfinite(values).all(0), values.mean(0), np.nan)
     drawn = {"linestyle": look.line, "marker": look.marker or None} | changes
@@ -187,14 +187,14 @@ def band(axes, x, values, name, theme, **changes):
 
 
 def full_line(axes, values, theme):
-    """Draw full fine-tuning's mean as a line across, and the range of its seeds."""
+    """Draw the mean of full fine-tuning as a horizontal line, and the range of its seeds."""
     look = NAMES["full"]
     axes.axhline(values.mean(), color=color_of("full", theme), linestyle=look.line)
     axes.axhspan(values.min(), values.max(), color=color_of("full", theme), alpha=0.1, linewidth=0)
 
 
 def key(axes, names, theme, corner):
-    """Write what the lines are, each in its colour after its marker, in a free corner of a panel."""
+    """Write a legend in a corner of a panel: each label in its colour, after its line and marker."""
     x, y = corner
     for row, name in enumerate(names):
         look = NAMES[name]
@@ -209,12 +209,12 @@ def key(axes, names, theme, corner):
 
 
 def title_of(task):
-    """Name a task in a title: how many facts there were is said in the page."""
+    """Return the title of a task, without the number of facts, which the page has."""
     return task.split()[0]
 
 
 def color_of(name, theme):
-    """The colour of a quantity on a theme's background."""
+    """Return the colour of a quantity on a theme's background."""
     if name in theme.colors:
         return theme.colors[name]
     return NAMES[name].color if theme.name == "light" else DARK[name]

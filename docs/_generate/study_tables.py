@@ -1,4 +1,4 @@
-"""The tables of the study, from its results alone: Markdown.
+"""Write the tables of the study as Markdown, from its results.
 
 python docs/_generate/study_tables.py FOLDER
 """
@@ -36,20 +36,20 @@ def write_all(folder):
 
 
 def verdicts(found):
-    """Claims, and what the figures make of them."""
+    """Return a table of claims and verdicts."""
     rows = [[verdict.claim, f"**{verdict.outcome}**", verdict.because] for verdict in found]
     return table(["claim", "verdict", "because"], rows).replace("--:", "---")
 
 
 def size(study):
-    """How much was run, and what it took."""
+    """Return a table of the size of the study and its cost."""
     seconds = analysis.cost(study)
     sizes = study.sizes
     rows = [
-        ["seeds (base, tasks and adapters all anew); fresh seeds", f"{len(study.seeds)}; {len(study.fresh)}"],
+        ["seeds (each with its own base, tasks and adapters); fresh seeds", f"{len(study.seeds)}; {len(study.fresh)}"],
         ["fine-tunes", len(study.runs)],
         ["processor time, all processes, on a machine with other work", f"{seconds / 60:.0f} min"],
-        ["steps and sentences a step of a fine-tune", f"{sizes.steps} × {sizes.batch}"],
+        ["steps of a fine-tune, and sentences per step", f"{sizes.steps} × {sizes.batch}"],
         ["facts in the base; style sentences held out", f"{sizes.base_facts}; {sizes.held_out}"],
         ["rates, full, AdamW", rates(sizes.full_rates)],
         ["rates, LoRA on style, AdamW", rates(sizes.style_rates)],
@@ -61,7 +61,7 @@ def size(study):
 
 
 def measures(study):
-    """Every measure of the full updates, by kind of matrix."""
+    """Return a table of every measure of the full updates, by kind of matrix."""
     style, facts, *_ = study.sizes.tasks
     rows = []
     for measure in analysis.MEASURES:
@@ -75,7 +75,7 @@ def measures(study):
 
 
 def kinds_of(study):
-    """Style and facts by every measure, for each kind of matrix on its own."""
+    """Return a table of every measure of style and facts, for each kind of matrix."""
     rows = []
     for kind in (*analysis.ATTENTION, *analysis.MLP):
         pairs = (
@@ -87,7 +87,7 @@ def kinds_of(study):
 
 
 def enough(study):
-    """Ranks at which LoRA and extraction reach full fine-tuning."""
+    """Return a table of the ranks at which LoRA and extraction reach full fine-tuning."""
     tasks = study.sizes.tasks[:2]
     sources = [(f"{LABELS[rule]}, {choice} rate", (choice, rule)) for choice in ("best", "kept") for rule in LABELS]
     rows = [
@@ -105,7 +105,7 @@ def enough(study):
 
 
 def recalls(study):
-    """Recall at every rank, best rate, with intervals."""
+    """Return a table of the recall at every rank and its best rate, with intervals."""
     rows = []
     for task in study.sizes.tasks[:2]:
         for rank in study.sizes.ranks:
@@ -118,7 +118,7 @@ def recalls(study):
 
 
 def collapse(study):
-    """Loss on facts on the fresh seeds at the rates chosen before: that of rank TUNED_AT kept, and the best."""
+    """Return a table of the loss on facts on the fresh seeds: at the rate kept from rank TUNED_AT, and at the best."""
     facts = study.sizes.tasks[1]
 
     def loss(choice, *cell):
@@ -138,7 +138,7 @@ def collapse(study):
 
 
 def prediction(study):
-    """What each measure says of each task, and what was enough."""
+    """Return a table of the ranks by each measure for each task, and of those that were enough."""
     kinds = analysis.ATTENTION + analysis.MLP
     rows = [
         [
@@ -155,7 +155,7 @@ SOURCES = (("best", "twice"), "extracted")
 
 
 def extraction(study):
-    """Mean rank and recall lost at each rank that the library picks."""
+    """Return a table of the mean rank and the recall lost at each rank that the library picks."""
     rows = []
     for pick in analysis.MEASURES:
         if pick == "numerical rank":

@@ -3,8 +3,8 @@
     python docs/examples/tiny_model.py FOLDER [--dtype bfloat16]
 
 makes FOLDER/base and FOLDER/tuned (safetensors checkpoints) and FOLDER/adapter (a PEFT adapter). Two blocks, four
-weights each. Fine-tuning moved the attention weights in few directions and the MLP weights in many, by construction:
-you know what the reports should say.
+weights each. By construction fine-tuning changed the attention weights in few directions and the MLP weights in many,
+so that the right answers are known.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from lowrank_core import truncate, update_with_spectrum
 
 SHAPES = {"attn.q_proj": (64, 64), "attn.v_proj": (64, 64), "mlp.up_proj": (128, 64), "mlp.down_proj": (64, 128)}
-# Attention: a few directions, more in the second block, and a faint rest. MLP: falling slowly over all 64 directions.
+# Attention: a few directions, more in the second block, and the rest small. MLP: falling slowly over all 64 directions.
 SPECTRA = {
     ("attn", 0): np.concatenate([[2.0, 1.2, 0.6], np.full(61, 0.01)]),
     ("attn", 1): np.concatenate([[1.5, 1.2, 1.0, 0.8, 0.5, 0.3], np.full(58, 0.01)]),
@@ -29,7 +29,7 @@ ADAPTER_RANK, ALPHA = 8, 16
 
 
 def main(folder, dtype=np.float32):
-    """Write all three, the checkpoints in this dtype."""
+    """Write both checkpoints, in this dtype, and the adapter."""
     rng = np.random.default_rng(0)
     base, tuned, factors = {}, {}, {}
     for block in range(2):
@@ -39,7 +39,7 @@ def main(folder, dtype=np.float32):
             update = update_with_spectrum(SPECTRA[module.partition(".")[0], block], shape, rng=rng)
             base[f"{name}.weight"] = weight
             tuned[f"{name}.weight"] = (weight.astype(np.float64) + update).astype(dtype)
-            # An adapter's own scale is α/√r here, so the factors hold the update over that.
+            # An adapter's own scale is α/√r here, so the factors are those of the update divided by it.
             best = truncate(update, ADAPTER_RANK).balanced()
             scale = np.sqrt(ALPHA / np.sqrt(ADAPTER_RANK))
             factors[f"base_model.model.{name}.lora_B.weight"] = (best.B / scale).astype(np.float32)
@@ -53,9 +53,9 @@ def main(folder, dtype=np.float32):
 
 
 def write(path, tensors):
-    """Write a safetensors file, and the folder for it."""
+    """Write a safetensors file, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # safetensors takes memory as it lies: factors in another order than C's would be written scrambled.
+    # safetensors writes memory as it is: an array that is not C-contiguous would be written in the wrong order.
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, {"format": "pt"})
 
 
