@@ -72,6 +72,14 @@ def test_a_link_is_followed(tmp_path):
     assert (tmp_path / "store" / "real").read_text() == "new"
 
 
+@pytest.mark.parametrize("names", [None, ["file"]])
+def test_a_link_to_itself_is_refused(tmp_path, names):
+    link = tmp_path / "out"
+    link.symlink_to(link)
+    with pytest.raises(FileExistsError, match="leads to itself"):
+        check_replaceable(link, names, force=True)
+
+
 def test_only_files_and_folders_of_their_own_kind_are_replaced(tmp_path):
     own = ("config", "weights")
     folder, file = tmp_path / "folder", tmp_path / "file"

@@ -187,6 +187,17 @@ def test_an_interrupt_keeps_the_rows_made_and_submits_no_more(tmp_path):
     assert len(read_census(tmp_path / "c.jsonl")) <= 1
 
 
+def test_links_to_nothing_and_loops_of_links_are_failures_beside_the_others(tmp_path):
+    make_adapters(tmp_path, 2)
+    for name, target in (("loop.safetensors", "loop.safetensors"), ("lost.safetensors", "absent"), ("folder", ".")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    failures = {Path(row.path).name: row.failure for row in census(tmp_path, ranks=RANKS)}
+    assert "link to nothing" in failures["loop.safetensors"]
+    assert "link to nothing" in failures["lost.safetensors"]
+    assert failures["kohya000.safetensors"] is None
+    assert "folder" not in failures
+
+
 def test_a_path_that_is_not_a_folder_and_empty_ranks_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is not a folder"):

@@ -62,6 +62,14 @@ def test_a_missing_file_is_named(tmp_path):
         open_file(tmp_path / "absent.safetensors")
 
 
+@pytest.mark.parametrize("target", ["link.safetensors", "absent"])
+def test_a_link_to_itself_or_to_nothing_is_said_to_be_one(tmp_path, target):
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / target)
+    with pytest.raises(FileNotFoundError, match="link to nothing, or to itself"):
+        open_file(link)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -101,7 +101,7 @@ def test_a_mutated_adapter_reads_as_safetensors_reads_it_or_is_refused(round_, t
         with little_memory():
             report = inspect_or_refuse(file)
         expected = as_safetensors_reads(content)
-        if expected is None:
+        if expected is None or names_an_entry_twice(content):
             assert report is None
             with pytest.raises(ValueError, match="not a valid safetensors file"):
                 open_file(file)
@@ -132,16 +132,21 @@ def test_a_hostile_file_is_refused_by_every_reader(content, tmp_path):
         assert str(file) in str(refused.value)
 
 
-def test_a_tensor_named_twice_reads_as_safetensors_reads_it(tmp_path):
+@pytest.mark.parametrize("shape", [[2, 2], [4, 1]])
+def test_a_header_that_names_a_tensor_twice_is_refused(shape, tmp_path):
+    # Both are of the same bytes, so that safetensors itself reads the file, and takes the last.
     header, data = split(save({"a": np.eye(2), "b": np.ones((2, 2))}))
-    twice = join(json.dumps(header)[:-1] + f', "a": {json.dumps(header["a"])}' + "}", data)
-    expected = as_safetensors_reads(twice)
-    file = write(tmp_path, twice, peft=False)
-    if expected is None:
-        with pytest.raises(ValueError, match="not a valid safetensors file"):
-            open_file(file)
-    else:
-        check_tensors(file, expected)
+    other = json.dumps(header["a"] | {"shape": shape})
+    file = write(tmp_path, join(f'{json.dumps(header)[:-1]}, "a": {other}}}', data), peft=False)
+    with pytest.raises(ValueError, match="names 'a' twice"):
+        open_file(file)
+
+
+def names_an_entry_twice(content: bytes) -> bool:
+    twice = []
+    length = int.from_bytes(content[:8], "little")
+    json.loads(content[8 : 8 + length], object_pairs_hook=lambda pairs: twice.append(len(dict(pairs)) < len(pairs)))
+    return any(twice)
 
 
 def test_every_mutant_has_a_row_in_a_census_or_no_factors(tmp_path):

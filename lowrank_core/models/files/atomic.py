@@ -6,11 +6,11 @@ import ctypes
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 _README = "README.md"
 # Of Linux: linux/fs.h and fcntl.h.
@@ -24,11 +24,13 @@ def check_replaceable(path: Path, own: Iterable[str] | None, *, force: bool) -> 
     `own` names the files of a folder that is to be written, None stands for a single file. A folder with other files
     in it is never replaced, nor a folder by a file or a file by a folder.
     """
-    final = path.resolve()
+    final = _target(path)
     if not final.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into: make it first")
     if not os.access(final.parent, os.W_OK):
         raise PermissionError(f"the folder {str(path.parent)!r} may not be written to: choose another")
+    if final.is_symlink():
+        raise FileExistsError(f"{str(path)!r} is a link that leads to itself: remove it, or choose another name")
     if not final.exists():
         return
     if final.is_dir() != (own is not None):
@@ -52,7 +54,7 @@ def replacing(path: Path, *, folder: bool) -> Iterator[Path]:
     output whole. Files are replaced in one step, and so are folders on Linux; elsewhere the old folder is renamed
     before the new one is, and a process killed in between leaves it under a hidden name.
     """
-    final = path.resolve()
+    final = _target(path)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
     _remove(temporary)
     try:
@@ -67,6 +69,11 @@ def replacing(path: Path, *, folder: bool) -> Iterator[Path]:
             temporary.replace(final)
     finally:
         _remove(temporary)
+
+
+def _target(path: Path) -> Path:
+    """Return what links lead to: not by Path.resolve, which fails for a link to itself before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def _swap(new: Path, old: Path) -> None:

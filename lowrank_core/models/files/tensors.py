@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +88,8 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Read the header of a safetensors file: its tensors by name, in alphabetical order, and its metadata."""
     refuse_pickle(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {str(path)!r}")
+        reason = ": it is a link to nothing, or to itself" if path.is_symlink() else ""
+        raise FileNotFoundError(f"no file {str(path)!r}{reason}")
     safetensors = _safetensors()
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -95,9 +98,14 @@ def open_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
                 view = file.get_slice(key)
                 dtype = str(view.get_dtype())
                 tensors[key] = StoredTensor(path, key, tuple(view.get_shape()), (FLOATING | INTEGER).get(dtype, dtype))
-            return tensors, dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
+            metadata = dict(file.metadata() or {})
+        # Of an entry named twice, safetensors takes the last and other readers the first.
+        with path.open("rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            json.loads(content.read(length), object_pairs_hook=_check_named_once)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise _invalid_file(path, error) from error
+    return tensors, metadata
 
 
 def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
@@ -144,6 +152,12 @@ def describe(tensor: StoredTensor, scaling: float = 1.0) -> str:
     """Read a tensor and return a description of its multiple, "64 × 32, bfloat16, norm 1.234"."""
     norm = f", norm {abs(scaling) * frobenius_norm(tensor.read()):.4g}" if tensor.is_floating else ""
     return f"{describe_shape(tensor.shape)}, {tensor.dtype}{norm}"
+
+
+def _check_named_once(entries: list[tuple[str, Any]]) -> None:
+    if len(dict(entries)) < len(entries):
+        name, _ = Counter(name for name, _ in entries).most_common(1)[0]
+        raise ValueError(f"its header names {name!r} twice")
 
 
 def _invalid_file(path: Path, error: Exception) -> ValueError:
