@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrank_core.cli import output
+from lowrank_core.cli.tables import heading, listed, note, section, table
 
 
 class Terminal(io.StringIO):
@@ -123,11 +124,18 @@ def a_table() -> Table:
 
 def test_piped_output_is_plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    output.show([a_table(), Padding("padded", (0, 9)), Text("[bold]not markup[/bold] :smile:")])
+    output.show([a_table(), Padding("padded", (0, 9))])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
-    assert "[bold]not markup[/bold] :smile:" in printed
     assert all(line == line.rstrip() for line in printed.splitlines())
+
+
+def test_markup_in_a_name_is_not_interpreted(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "[bold red]x[/bold red] :smile: [link=file:///]y[/]"
+    rows = table("name", names=1)
+    rows.add_row(name)
+    output.show([rows, section(name, note(name)), heading(name), *listed({name: name}, full=True)])
+    assert " ".join(capsys.readouterr().out.split()).count(name) == 6
 
 
 @pytest.mark.parametrize(("columns", "width"), [(None, 100), ("60", 60), ("0", 100), ("wide", 100)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -13,7 +13,8 @@ from lowrank_core.cli.tables import note, table
 from lowrank_core.cli.texts import RULE_LABELS
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True)
+class Case:
     """A combination of rule, rank and alpha, and the scale that follows."""
 
     what: str

@@ -36,6 +36,4 @@ def alpha(
     """
     output.check_outputs(None, json)
     cases = alpha_tables.cases(alpha, rank, rule, to_rank=to_rank or rank, to_rule=to_rule or rule)
-    output.write_report(
-        cases, alpha_tables.alpha, (json, lambda cases: output.json_text({"cases": [case._asdict() for case in cases]}))
-    )
+    output.write_report(cases, alpha_tables.alpha, (json, lambda cases: output.json_text({"cases": cases})))
