@@ -112,7 +112,7 @@ def test_a_tensor_that_is_not_a_matrix_is_listed_only_if_it_changed(write_file):
     }
     checkpoints = open_pair(write_file, base, tuned)
     assert [layer.name for layer in checkpoints.layers] == ["w"]
-    assert not checkpoints.mismatched
+    assert not checkpoints.unsupported
     others = dict(checkpoints.other_changes())
     assert others["norm.weight"] == "changed by norm 1 (its own 2): 4, float32"
     assert others["scale"] == "changed by norm 3 (its own 2): scalar, float32"
@@ -130,8 +130,8 @@ def test_a_quantised_weight_is_listed_as_not_compared(write_file):
 def test_weights_of_different_shapes_are_reported_by_name_beside_the_others(write_file):
     base = {"embed.weight": np.ones((4, 2)), "a.weight": np.ones((2, 2))}
     checkpoints = open_pair(write_file, base, base | {"embed.weight": np.ones((5, 2))})
-    assert list(checkpoints.mismatched) == ["embed"]
-    assert "4 × 2 in the base, 5 × 2 in the tuned checkpoint" in checkpoints.mismatched["embed"]
+    assert list(checkpoints.unsupported) == ["embed"]
+    assert "4 × 2 in the base, 5 × 2 in the tuned checkpoint" in checkpoints.unsupported["embed"]
     assert [layer.name for layer in checkpoints.layers] == ["a"]
     assert not dict(checkpoints.other_changes())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -62,6 +62,12 @@ class WeightPair:
     name: str
     base: StoredTensor
     tuned: StoredTensor
+    # What an adapter's layer has beside its update.
+    rank: ClassVar[None] = None
+    alpha: ClassVar[None] = None
+    scaling: ClassVar[None] = None
+    scaling_source: ClassVar[str] = "difference of the two checkpoints"
+    parameters: ClassVar[None] = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,20 +102,7 @@ class WeightPair:
         return difference(self.base.read(), self.tuned.read()).reshape(self.shape)
 
     def update_and_noise(self) -> tuple[NDArray[Any], RoundingNoise]:
-        """Read both weights once, and return their difference and the rounding noise in it.
-
-        Returns
-        -------
-        update : ndarray, shape (m, n)
-            As :meth:`update` returns it.
-        noise : RoundingNoise
-            As :func:`lowrank_core.rounding_noise.rounding_noise` estimates it from the two stored weights.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`update`.
-        """
+        """Read both weights once, and return their difference and the rounding noise in it."""
         base, tuned = self.base.read().reshape(self.shape), self.tuned.read().reshape(self.shape)
         return difference(base, tuned), rounding_noise(base, tuned)
 
@@ -124,22 +117,24 @@ class CheckpointPair:
         Before and after training.
     layers : tuple of WeightPair
         The weights that are floating-point matrices (two axes, or four for a convolution) of one shape in both.
-    mismatched : dict of str to str
+    unsupported : dict of str to str
         Weights that are matrices of different shapes in the two: name, and the two shapes.
     """
 
     base: Checkpoint
     tuned: Checkpoint
     layers: tuple[WeightPair, ...]
-    mismatched: dict[str, str]
+    unsupported: dict[str, str]
+    format: ClassVar[str] = "checkpoints"
+    warnings: ClassVar[tuple[str, ...]] = ()
 
     def other_changes(self) -> Iterator[tuple[str, str]]:
-        """Read what is not a matrix (biases, norms, stacked experts) or is in one checkpoint only, and yield changes.
+        """Yield what changed beside the layers (biases, norms, stacked experts): names and descriptions.
 
         Yields
         ------
         name, description : tuple of str
-            The name of a tensor that changed, and its change in words with its norm. One tensor is read at a time.
+            The name of a tensor that changed or is in one checkpoint only, and its change in words with its norm.
         """
         matrices = {pair.base.key for pair in self.layers}
         for key in sorted(self.base.tensors.keys() ^ self.tuned.tensors.keys()):
@@ -147,7 +142,7 @@ class CheckpointPair:
             yield key, f"only in the {which} checkpoint: {describe(tensors[key])}"
         for key in sorted(self.base.tensors.keys() & self.tuned.tensors.keys() - matrices):
             change = _describe_change(self.base.tensors[key], self.tuned.tensors[key])
-            if change and module_name(key) not in self.mismatched:
+            if change and module_name(key) not in self.unsupported:
                 yield key, change
 
 
@@ -231,24 +226,24 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
     ('layer', 0.5)
     """
     layers: list[WeightPair] = []
-    mismatched: dict[str, str] = {}
+    unsupported: dict[str, str] = {}
     for key in sorted(base.tensors.keys() & tuned.tensors.keys()):
         before, after = base.tensors[key], tuned.tensors[key]
         if not {len(before.shape), len(after.shape)} & set(_MATRIX_AXES):
             continue
         if before.shape != after.shape:
-            mismatched[module_name(key)] = (
+            unsupported[module_name(key)] = (
                 f"shapes differ: {describe_shape(before.shape)} in the base, {describe_shape(after.shape)} in the "
                 "tuned checkpoint; a resized vocabulary or another architecture leaves no difference to take"
             )
         elif before.is_floating and after.is_floating and before.size:
             layers.append(WeightPair(module_name(key), before, after))
-    if not layers and not mismatched:
+    if not layers and not unsupported:
         raise ValueError(
             f"{str(base.path)!r} and {str(tuned.path)!r} have no 2-D weight in common: the first has {_example(base)}, "
             f"the second {_example(tuned)}. Both have to be checkpoints of one model, with the same names"
         )
-    return CheckpointPair(base, tuned, tuple(layers), mismatched)
+    return CheckpointPair(base, tuned, tuple(layers), unsupported)
 
 
 def module_name(key: str) -> str:

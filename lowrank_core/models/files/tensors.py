@@ -69,18 +69,7 @@ class StoredTensor:
         return self.is_floating or self.dtype in INTEGER.values()
 
     def read(self) -> NDArray[Any]:
-        """Read the tensor in its stored dtype, as a copy.
-
-        Returns
-        -------
-        ndarray
-            Of the stored shape and dtype.
-
-        Raises
-        ------
-        ValueError
-            If the file cannot be read, or NumPy does not have the type.
-        """
+        """Read the tensor in its stored dtype, as a copy."""
         return read_tensors([self])[0]
 
 

@@ -20,7 +20,7 @@ from lowrank_core.models.files.tensors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -236,6 +236,10 @@ class Adapter:
     initialisation: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+
+    def other_changes(self) -> Iterator[tuple[str, str]]:
+        """Read the other tensors, one at a time, and yield their names and descriptions."""
+        return ((other.name, other.describe()) for other in self.others)
 
 
 def by_module(

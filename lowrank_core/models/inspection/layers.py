@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -110,32 +110,24 @@ def inspect(
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, executor=executor, progress=progress
     )
-    if isinstance(source, Adapter):
-        form, warnings = source.format, source.warnings
-        failures |= source.unsupported
-        others = {other.name: other.describe() for other in source.others}
-    else:
-        form, warnings = "checkpoints", ()
-        failures |= source.mismatched
-        others = dict(source.other_changes())
-        alpha = DEFAULT_ALPHA if alpha is None else alpha
+    failures |= source.unsupported
     return Inspection(
         path=str(path),
         base=None if base is None else str(base),
-        format=form,
+        format=source.format,
         ranks=tuple(ranks),
         rules=tuple(rules),
-        alpha=alpha,
+        alpha=DEFAULT_ALPHA if alpha is None and base is not None else alpha,
         totals=total(layers, len(failures), ranks, rules),
         layers=tuple(layers),
         failures=dict(sorted(failures.items())),
-        not_low_rank=others,
-        warnings=warnings,
+        not_low_rank=dict(source.other_changes()),
+        warnings=source.warnings,
     )
 
 
 def open_updates(path: str | PathLike[str], base: str | PathLike[str] | None = None) -> Adapter | CheckpointPair:
-    """Open an adapter, or with `base` two checkpoints: both have layers with a name, shape, dtype and update()."""
+    """Open an adapter, or with `base` two checkpoints: both have layers, and say what else they change."""
     if base is None:
         return open_adapter(path)
     return pair_checkpoints(open_checkpoint(base), open_checkpoint(path))
@@ -180,14 +172,18 @@ def _report(
     m, n = layer.shape
     clamped = tuple(min(rank, m, n) for rank in ranks)
     if alpha is None:
-        alpha = layer.alpha if isinstance(layer, AdapterLayer) else DEFAULT_ALPHA
+        alpha = DEFAULT_ALPHA if layer.alpha is None else layer.alpha
     errors = error_sweep(decomposed, clamped, alpha=alpha, rules=rules).errors if rules else ()
     return LayerReport(
         name=layer.name,
         shape=layer.shape,
         dtype=layer.dtype,
         parameters=m * n,
-        **_stored_scale(layer),
+        adapter_parameters=layer.parameters,
+        rank=layer.rank,
+        alpha=layer.alpha,
+        scaling=layer.scaling,
+        scaling_source=layer.scaling_source,
         norm=float(decomposed.norm),
         effective_rank=float(effective_rank(decomposed)),
         stable_rank=float(stable_rank(decomposed)),
@@ -199,15 +195,3 @@ def _report(
         rounding=rounding,
         singular_values=decomposed.values,
     )
-
-
-def _stored_scale(layer: AdapterLayer | WeightPair) -> dict[str, Any]:
-    if isinstance(layer, WeightPair):
-        return {"scaling_source": "difference of the two checkpoints"}
-    return {
-        "adapter_parameters": layer.parameters,
-        "rank": layer.rank,
-        "alpha": layer.alpha,
-        "scaling": layer.scaling,
-        "scaling_source": layer.scaling_source,
-    }

@@ -145,7 +145,7 @@ def extract(
     )
     target = destination.format
     layers = {layer.name: layer for layer in pair.layers}
-    names = sorted(layers.keys() | pair.mismatched.keys())
+    names = sorted(layers.keys() | pair.unsupported.keys())
     check_patterns("embedding", embeddings, names)
     check_patterns("transposed", transposed or (), names)
     module_names = {module_name(key) for key in pair.base.tensors if key.endswith(".weight")}
@@ -156,8 +156,8 @@ def extract(
     for name in select(names, include, exclude):
         embedding = matches(name, embeddings)
         reason = skip_reason(name, module_names, embedding=embedding, target=target)
-        if name in pair.mismatched:
-            (skipped if reason else failures)[name] = pair.mismatched[name]
+        if name in pair.unsupported:
+            (skipped if reason else failures)[name] = pair.unsupported[name]
         elif reason:
             skipped |= _describe_skipped(layers[name], reason)
         else:

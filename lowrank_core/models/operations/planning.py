@@ -197,7 +197,7 @@ def plan(
     source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
     is_pair = isinstance(source, CheckpointPair)
     layers = {layer.name: layer for layer in source.layers}
-    bad = dict(source.mismatched if isinstance(source, CheckpointPair) else source.unsupported)
+    bad = source.unsupported
     chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)
     modules = _modules(source)
     skipped = _skipped(chosen, modules, embeddings=bool(include)) if is_pair else {}
