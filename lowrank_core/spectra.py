@@ -17,7 +17,7 @@ __all__ = ["Spectrum", "check_complete", "energy_fractions", "known_ranks", "lar
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    r"""Singular values of an update, with all that is needed to answer questions about it.
+    r"""Singular values of an update, with what else its questions need.
 
     Parameters
     ----------
@@ -31,12 +31,16 @@ class Spectrum:
         Whether the values account for the whole norm. Those missing up to min(m, n) are then zero: a product of rank
         r is complete with r values.
     dtype : dtype-like
-        What the update was stored in; kept as its name, such as ``"bfloat16"``.
+        What the update was stored in; its name, such as ``"bfloat16"``, in the attribute.
 
     Raises
     ------
     ValueError
         If values are negative, ascending, not finite or too many, or the norm does not fit them.
+
+    See Also
+    --------
+    spectrum : Compute the spectrum of an update.
 
     Examples
     --------
@@ -78,13 +82,13 @@ def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, compl
     scaled = np.ldexp(values, -exponent[..., np.newaxis])
     energy = np.einsum("...i,...i->...", scaled, scaled)
     with np.errstate(over="ignore"):
-        held = np.ldexp(np.sqrt(energy), exponent)
-    # A Gram matrix's values sum to its trace within p·eps, and subnormal values are each rounded to their own grid;
-    # 1e-6 and a grid step a value tell a wrong norm from that.
-    slack = 1e-6 * held + (values.shape[-1] + 1) * 5e-324
-    fits = np.isfinite(norm) & (norm >= held - slack)
+        computed = np.ldexp(np.sqrt(energy), exponent)
+    # Squares of values by a Gram matrix sum to its trace within p·eps, and each subnormal value is rounded to the
+    # spacing of subnormal numbers; a wrong norm is further off than 1e-6 and one spacing a value.
+    slack = 1e-6 * computed + (values.shape[-1] + 1) * 5e-324
+    fits = np.isfinite(norm) & (norm >= computed - slack)
     if complete:
-        fits &= norm <= held + slack
+        fits &= norm <= computed + slack
     if not fits.all():
         raise ValueError(
             "norm does not fit values: it is the Frobenius norm, √Σσ² over all singular values, "
@@ -93,7 +97,7 @@ def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, compl
 
 
 def largest_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give the largest of each row of descending values (..., p), and 0 where p is 0."""
+    """Return the largest of each row of descending values (..., p), and 0 where p is 0."""
     return values[..., 0] if values.shape[-1] else np.zeros(values.shape[:-1])
 
 

@@ -59,8 +59,8 @@ CALLS = {
 
 def answer(name):
     """Return the answer of a public function, to the bit."""
-    found = CALLS[name]()
-    return [np.asarray(part).tobytes() for part in (found if isinstance(found, tuple) else (found,))]
+    result = CALLS[name]()
+    return [np.asarray(part).tobytes() for part in (result if isinstance(result, tuple) else (result,))]
 
 
 def all_answers(_=None):
@@ -92,9 +92,9 @@ def test_workers_under_a_pool_of_the_callers_own(blas_before):
     alone = lc.spectrum(STACK, workers=1).values, lc.truncate(STACK, 3, workers=1).B, lc.spectrum(LARGE).values
 
     def nested(number):
-        found = lc.spectrum(STACK, workers=3).values, lc.truncate(STACK, 3, workers=2).B
+        result = lc.spectrum(STACK, workers=3).values, lc.truncate(STACK, 3, workers=2).B
         large = lc.spectrum(LARGE).values if number == 0 else alone[2]
-        return all(np.array_equal(*pair) for pair in zip((*found, large), alone, strict=True))
+        return all(np.array_equal(*pair) for pair in zip((*result, large), alone, strict=True))
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(nested, range(8)))
@@ -113,9 +113,9 @@ def test_a_process_pool_answers_alike(start):
 def test_dasks_schedulers_answer_alike(scheduler):
     dask = pytest.importorskip("dask")
     tasks = [dask.delayed(lc.spectrum)(update) for update in (*STACK[:4], PRODUCT)]
-    found = dask.compute(*tasks, scheduler=scheduler, num_workers=2)
-    for of, update in zip(found, (*STACK[:4], PRODUCT), strict=True):
-        assert of.values.tobytes() == lc.spectrum(update).values.tobytes()
+    result = dask.compute(*tasks, scheduler=scheduler, num_workers=2)
+    for s, update in zip(result, (*STACK[:4], PRODUCT), strict=True):
+        assert s.values.tobytes() == lc.spectrum(update).values.tobytes()
 
 
 def test_values_survive_the_way_between_processes():

@@ -110,6 +110,16 @@ def test_models_and_the_command_line_use_the_public_api():
     assert {module for module in upper if "_linalg" in IMPORTS[module]} == set()
 
 
+def test_the_engine_is_used_through_its_interface():
+    engine = within("_linalg") - {"_linalg"}
+    outside = set(TREES) - within("_linalg")
+    assert {(module, imported) for module in outside for imported in IMPORTS[module] & engine} == set()
+
+
+def test_only_the_choice_of_a_route_reads_the_thresholds():
+    assert {module for module in TREES if "_linalg.thresholds" in IMPORTS[module]} == {"_linalg.routes"}
+
+
 def test_a_format_is_known_to_its_own_file_alone():
     from lowrank_core.models.formats import FORMATS
 

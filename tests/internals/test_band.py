@@ -57,10 +57,10 @@ def test_tiles_are_the_lower_triangle_of_the_gram_matrix_to_the_bit(shape, of_ro
     X = np.random.default_rng(0).integers(-4, 5, shape).astype(np.float32)
     exact = (X @ X.T if of_rows else X.T @ X).astype(np.float64)
     with Team(2) as team:
-        found = two_stage.lower_tiles(X, team, of_rows=of_rows)
+        result = two_stage.lower_tiles(X, team, of_rows=of_rows)
     expected = tiled(exact)
-    assert found.shape == expected.shape
-    assert np.array_equal(found, expected)
+    assert result.shape == expected.shape
+    assert np.array_equal(result, expected)
 
 
 def whole_numbers(rng, *shape):
@@ -199,8 +199,8 @@ def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
     chase(rows, diagonal, squares)
     assert squares[-1] == 0
     beside = np.sqrt(squares[:-1])
-    found = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
-    assert np.all(np.abs(found - exact) <= 4 * size * bounds.EPS64 * np.max(np.abs(exact)))
+    result = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+    assert np.all(np.abs(result - exact) <= 4 * size * bounds.EPS64 * np.max(np.abs(exact)))
 
 
 @kinds
@@ -229,9 +229,9 @@ def test_values_by_the_whole_reduction_are_lapacks(kind, shape, power):
     U, V = (np.linalg.qr(np.random.default_rng(n).standard_normal((n, 70)))[0] for n in shape)
     X = np.ldexp(((U * values) @ V.T).astype(np.float32), power)
     exact = np.linalg.svd(X.astype(np.float64), compute_uv=False)
-    found, trace, exponent = two_stage.gram_eigenvalues(X, 1, of_rows=shape[0] < shape[1])
+    result, trace, exponent = two_stage.gram_eigenvalues(X, 1, of_rows=shape[0] < shape[1])
     assert np.ldexp(trace, 2 * exponent) == pytest.approx(np.sum(exact**2), rel=1e-13)
-    assert np.all(np.abs(np.ldexp(np.sqrt(found[::-1]), exponent) - exact) <= bounds.EPS32 * exact[0])
+    assert np.all(np.abs(np.ldexp(np.sqrt(result[::-1]), exponent) - exact) <= bounds.EPS32 * exact[0])
 
 
 @pytest.fixture
@@ -243,8 +243,8 @@ def two_stages(monkeypatch):
 @pytest.mark.parametrize("shape", [(700, 530), (513, 515)])
 def test_the_bits_are_the_same_on_any_number_of_threads(shape):
     X = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
-    found = {spectrum(X, workers=workers).values.tobytes() for workers in (1, 2, 3, 5)}
-    assert len(found) == 1
+    result = {spectrum(X, workers=workers).values.tobytes() for workers in (1, 2, 3, 5)}
+    assert len(result) == 1
 
 
 @pytest.mark.usefixtures("two_stages")
@@ -252,9 +252,9 @@ def test_a_large_zero_update_and_one_of_rank_one():
     assert not spectrum(np.zeros((520, 514), np.float32)).values.any()
     rng = np.random.default_rng(4)
     X = np.outer(rng.standard_normal(520), rng.standard_normal(600)).astype(np.float32)
-    found = spectrum(X)
-    assert found.values[0] == pytest.approx(np.linalg.norm(X.astype(np.float64)), rel=1e-7)
-    assert np.all(found.values[1:] <= bounds.EPS32 * found.values[0])
+    result = spectrum(X)
+    assert result.values[0] == pytest.approx(np.linalg.norm(X.astype(np.float64)), rel=1e-7)
+    assert np.all(result.values[1:] <= bounds.EPS32 * result.values[0])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 60), (4, 7), (5, 5)])
@@ -264,5 +264,5 @@ def test_equal_rows_and_columns_whose_roundings_are_all_the_same(shape):
     few[0, 0] = 1.0
     copies = -(-1100 // shape[0]), -(-1100 // shape[1])
     exact = np.sqrt(copies[0] * copies[1]) * np.linalg.svd(few.astype(np.float64), compute_uv=False)
-    found = spectrum(np.tile(few, copies), method="gram").values
-    assert np.all(np.abs(found - np.pad(exact, (0, len(found) - len(exact)))) <= bounds.EPS32 * exact[0])
+    result = spectrum(np.tile(few, copies), method="gram").values
+    assert np.all(np.abs(result - np.pad(exact, (0, len(result) - len(exact)))) <= bounds.EPS32 * exact[0])

@@ -33,11 +33,11 @@ def test_nothing_is_decomposed_twice(monkeypatch):
         return sum(int(np.prod(shape[:-2])) for name, shape in calls if name != "qr")
 
     stack = np.stack([UPDATE] * 3)
-    of = spectrum(stack)
+    s = spectrum(stack)
     for update in (stack, stack.astype(np.float32), LowRankUpdate(stack, np.eye(5, 4))):
         assert count(spectrum, update) == 3
         assert count(truncate, update, 2) == 3
         assert count(truncate, update, lambda s: rank_for_variance(s, 0.9).max()) == 3
     assert count(learning_sweep, stack, [1, 2, 3], steps=2) == 3
-    assert count(learning_sweep, of, [1, 2, 3], steps=2) == 0
-    assert count(error_sweep, of, None) == 0
+    assert count(learning_sweep, s, [1, 2, 3], steps=2) == 0
+    assert count(error_sweep, s, None) == 0

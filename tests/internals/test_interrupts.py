@@ -150,10 +150,10 @@ def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before,
         # Held for the call that goes on, and put back when it is done.
         assert set(blas_now().values()) == {1}
         release.set()
-        found = other.result(60)
+        result = other.result(60)
     monkeypatch.undo()
     assert blas_now() == blas_before
-    assert np.array_equal(found.values, lc.spectrum(updates[0]).values)
+    assert np.array_equal(result.values, lc.spectrum(updates[0]).values)
 
 
 def interrupted_at(number):

@@ -22,18 +22,18 @@ def head(values):
 @pytest.mark.parametrize("rank", [1, 12, 40])
 def test_krylov_values_are_attained_and_miss_at_most_the_tolerance(kind, shape, dtype, rank):
     update = made(kind, shape, dtype)
-    found = spectrum(update, rank=rank, method="krylov")
+    result = spectrum(update, rank=rank, method="krylov")
     exact = head(truth(update))
-    assert np.all(head(found.values) <= exact[:rank] * (1 + 1e-13))
-    assert head(found.values)[-1] <= found.norm**2 * (1 + 1e-15)
+    assert np.all(head(result.values) <= exact[:rank] * (1 + 1e-13))
+    assert head(result.values)[-1] <= result.norm**2 * (1 + 1e-15)
     tolerance = 1e-4 * min(exact[rank - 1], max(exact[-1] - exact[rank - 1], 1e-6 * exact[-1]))
-    assert exact[rank - 1] - head(found.values)[-1] <= tolerance
-    assert found.norm == pytest.approx(np.sqrt(exact[-1]), rel=1e-14)
+    assert exact[rank - 1] - head(result.values)[-1] <= tolerance
+    assert result.norm == pytest.approx(np.sqrt(exact[-1]), rel=1e-14)
     # The factors have these very values, and their error is N² − H_k.
     best = truncate(update, rank, method="krylov")
-    assert np.allclose(spectrum(best).values, found.values, rtol=0, atol=1e-13 * found.norm)
+    assert np.allclose(spectrum(best).values, result.values, rtol=0, atol=1e-13 * result.norm)
     lost = np.linalg.norm(update - best.to_dense()) ** 2
-    assert lost == pytest.approx(found.norm**2 - head(found.values)[-1], abs=1e-13 * found.norm**2)
+    assert lost == pytest.approx(result.norm**2 - head(result.values)[-1], abs=1e-13 * result.norm**2)
 
 
 @pytest.mark.parametrize("shape", [(150, 120), (128, 128), (40, 70)])
@@ -132,8 +132,8 @@ def test_krylov_finds_more_copies_of_a_value_than_a_block_has_vectors():
     diagonal[np.arange(150), np.arange(150)] = 1
     assert spectrum(diagonal, rank=120, method="krylov").values == pytest.approx(np.ones(120), abs=1e-12)
     step = update_with_spectrum(np.r_[np.ones(100), np.full(300, 0.01)], (400, 500), rng=0).astype(np.float32)
-    found = spectrum(step, rank=90, method="krylov").values
-    assert head(found)[-1] >= (1 - 2e-6) * head(spectrum(step).values)[89]
+    result = spectrum(step, rank=90, method="krylov").values
+    assert head(result)[-1] >= (1 - 2e-6) * head(spectrum(step).values)[89]
 
 
 def test_missed_copies_are_searched_for_only_in_a_cluster_of_as_many_values_as_a_block_has_vectors(monkeypatch):
@@ -166,9 +166,9 @@ def test_auto_takes_krylov_for_few_values_of_a_large_matrix_and_gram_where_they_
 
 
 def test_krylov_of_a_zero_update_and_of_rank_0():
-    found = spectrum(np.zeros((40, 50), np.float32), rank=3, method="krylov")
-    assert not found.values.any()
-    assert found.norm == 0
+    result = spectrum(np.zeros((40, 50), np.float32), rank=3, method="krylov")
+    assert not result.values.any()
+    assert result.norm == 0
     none = spectrum(np.ones((40, 50)), rank=0, method="krylov")
     assert none.values.shape == (0,)
     assert none.norm == pytest.approx(np.sqrt(2000), rel=1e-14)
@@ -179,10 +179,10 @@ def test_krylov_of_a_zero_update_and_of_rank_0():
 @pytest.mark.parametrize("power", [-100, 100])
 def test_krylov_of_float32_whose_squares_do_not_fit_float32(shape, power):
     update = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    found = spectrum(update, rank=5, method="krylov").values
-    assert found == pytest.approx(np.linalg.svd(update.astype(np.float64), compute_uv=False)[:5], rel=1e-6)
+    result = spectrum(update, rank=5, method="krylov").values
+    assert result == pytest.approx(np.linalg.svd(update.astype(np.float64), compute_uv=False)[:5], rel=1e-6)
     far = spectrum(np.ldexp(update, power), rank=5, method="krylov").values
-    assert np.array_equal(far, np.ldexp(found, power))
+    assert np.array_equal(far, np.ldexp(result, power))
 
 
 def test_only_krylov_uses_rng():
@@ -199,8 +199,8 @@ def test_krylov_finds_copies_of_a_value_until_the_space_is_full():
     # A projection on 40 of 72 directions: two blocks of 32 contain 32 of the ones and leave no residual. The probe
     # fills the space, and shows the other eight.
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((72, 40)))[0]
-    found = spectrum(basis @ basis.T, rank=40, method="krylov").values
-    assert np.all(np.abs(found - 1) <= 10 * 72 * 2.0**-52)
+    result = spectrum(basis @ basis.T, rank=40, method="krylov").values
+    assert np.all(np.abs(result - 1) <= 10 * 72 * 2.0**-52)
 
 
 def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):

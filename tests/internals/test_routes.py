@@ -63,6 +63,13 @@ def test_factors_of_small_float32_matrices_come_from_their_gram_matrices():
     assert route.factors is choose_route("gram", Problem("float32", (8, 8))).factors
 
 
+def test_lapack_calls_no_kernel(monkeypatch):
+    monkeypatch.setattr(svd_kernels, "small_values", None)
+    spectrum(np.eye(8), method="lapack")
+    with pytest.raises(TypeError):
+        spectrum(np.eye(8), method="direct")
+
+
 @pytest.mark.parametrize("call", [spectrum, lambda u, method: truncate(u, 1, method=method)])
 def test_unknown_methods_are_refused(call):
     with pytest.raises(ValueError, match=r"unknown method 'svd'; accepted are auto, lapack, direct, gram, krylov"):
@@ -131,13 +138,13 @@ def test_a_batch_needs_one_working_set_a_worker_besides_inputs_and_results(monke
     spectrum(stack[:1], method=forced)  # compiling takes memory of its own
     tracemalloc.start()
     try:
-        found = spectrum(stack, method=forced, workers=2)
+        result = spectrum(stack, method=forced, workers=2)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     block = 8 * 2**16
     # A block of matrices, its Gram matrices and LAPACK's copies of either, for each worker; three arrays of results.
-    assert peak <= 2 * 4 * block + 4 * found.values.nbytes
+    assert peak <= 2 * 4 * block + 4 * result.values.nbytes
 
 
 @kinds
@@ -146,12 +153,12 @@ def test_a_batch_needs_one_working_set_a_worker_besides_inputs_and_results(monke
 def test_float64_against_mpmath(forced, kind, shape, size):
     update = size * made(kind, shape)
     exact = oracles.singular_values(update)
-    found = spectrum(update, method=forced)
+    result = spectrum(update, method=forced)
     if forced == "gram":
-        assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0] + bounds.SPACING)
+        assert np.all(np.abs(result.values - exact) <= bounds.EPS32 * exact[0] + bounds.SPACING)
         return
-    assert np.all(np.abs(found.values - exact) <= bounds.of_values(shape, "float64", exact[0]))
-    assert abs(found.norm - oracles.norm(update)) <= bounds.of_values(shape, "float64", found.norm)
+    assert np.all(np.abs(result.values - exact) <= bounds.of_values(shape, "float64", exact[0]))
+    assert abs(result.norm - oracles.norm(update)) <= bounds.of_values(shape, "float64", result.norm)
 
 
 @kinds
@@ -160,8 +167,8 @@ def test_float64_against_mpmath(forced, kind, shape, size):
 def test_float32_against_mpmath(forced, kind, shape, size):
     update = (size * made(kind, shape)).astype(np.float32)
     exact = oracles.singular_values(update)
-    found = spectrum(update, method=forced)
-    assert np.all(np.abs(found.values - exact) <= bounds.EPS32 * exact[0])
+    result = spectrum(update, method=forced)
+    assert np.all(np.abs(result.values - exact) <= bounds.EPS32 * exact[0])
 
 
 @kinds
@@ -199,8 +206,8 @@ def narrow(rng, shape, dtype=np.float32):
 
 def assert_product(update, method="auto"):
     exact = oracles.product_singular_values(update.B, update.A, update.scaling)
-    found = spectrum(update, method=method).values
-    assert np.all(np.abs(found - exact) <= bounds.EPS32 * exact[0])
+    result = spectrum(update, method=method).values
+    assert np.all(np.abs(result - exact) <= bounds.EPS32 * exact[0])
 
 
 @pytest.mark.parametrize("powers", [60, 120, 200])
@@ -260,10 +267,10 @@ def test_float64_products_of_any_size(left, right):
     update = LowRankUpdate(left * rng.standard_normal((9, 3)), right * rng.standard_normal((3, 7)), -0.5)
     exact = oracles.product_singular_values(update.B, update.A, update.scaling)
     for method in ("direct", "gram"):
-        found = spectrum(update, method=method)
+        result = spectrum(update, method=method)
         tolerance = 1e-13 if method == "direct" else bounds.EPS32
-        assert np.all(np.abs(found.values - exact) <= tolerance * exact[0] + bounds.SPACING)
-        assert found.norm == pytest.approx(np.sqrt(np.sum((exact / exact[0]) ** 2)) * exact[0], rel=tolerance)
+        assert np.all(np.abs(result.values - exact) <= tolerance * exact[0] + bounds.SPACING)
+        assert result.norm == pytest.approx(np.sqrt(np.sum((exact / exact[0]) ** 2)) * exact[0], rel=tolerance)
 
 
 @pytest.mark.parametrize("scaling", [0.0, -3.0, 5e-324, 1e300])
@@ -290,18 +297,18 @@ def test_small_matrices_on_which_the_kernel_does_not_converge_go_to_lapack(monke
         return len(values[1::4])
 
     monkeypatch.setattr(svd_kernels, "small_values", some_diverge)
-    found = spectrum(stack)
-    assert np.array_equal(found.values[::4], whole.values[::4])
-    assert np.all(np.abs(found.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)
+    result = spectrum(stack)
+    assert np.array_equal(result.values[::4], whole.values[::4])
+    assert np.all(np.abs(result.values - whole.values) <= 70 * 2.0**-52 * whole.values[:, :1] + bounds.SPACING)
 
 
 @pytest.mark.parametrize("columns", [5, 7, 31, 66])
 @pytest.mark.parametrize("rows", [600, 701, 1024])
 def test_constant_updates_are_of_rank_one(forced, rows, columns):
     # Beside its one value such a Gram matrix has only rounding of rounding, by whose squares nothing may be divided.
-    found = spectrum(np.full((rows, columns), 3.0, np.float32), method=forced).values
-    assert found[0] == pytest.approx(3 * np.sqrt(rows * columns), rel=1e-7)
-    assert np.all(found[1:] <= bounds.EPS32 * found[0])
+    result = spectrum(np.full((rows, columns), 3.0, np.float32), method=forced).values
+    assert result[0] == pytest.approx(3 * np.sqrt(rows * columns), rel=1e-7)
+    assert np.all(result[1:] <= bounds.EPS32 * result[0])
 
 
 def test_gram_matrices_on_which_the_kernel_does_not_converge_go_to_lapack(monkeypatch):
@@ -314,10 +321,10 @@ def test_gram_matrices_on_which_the_kernel_does_not_converge_go_to_lapack(monkey
         return len(values[1::4])
 
     monkeypatch.setattr(gram_kernels, "tridiagonal_values", some_diverge)
-    found = spectrum(stack, method="gram")
-    assert np.array_equal(found.values[::4], whole.values[::4])
-    assert np.array_equal(found.norm, whole.norm)
-    assert np.all(np.abs(found.values - whole.values) <= bounds.EPS32 * whole.values[:, :1])
+    result = spectrum(stack, method="gram")
+    assert np.array_equal(result.values[::4], whole.values[::4])
+    assert np.array_equal(result.norm, whole.norm)
+    assert np.all(np.abs(result.values - whole.values) <= bounds.EPS32 * whole.values[:, :1])
 
 
 @pytest.mark.parametrize("side", ["B", "A"])

@@ -112,9 +112,9 @@ def test_the_caller_is_one_of_the_workers():
         return threading.get_ident()
 
     with Team(2) as team:
-        found = [team.map(task, [0, 1]) for _ in range(3)]
-    assert len({ident for idents in found for ident in idents}) == 2
-    assert all(threading.get_ident() in idents for idents in found)
+        result = [team.map(task, [0, 1]) for _ in range(3)]
+    assert len({ident for idents in result for ident in idents}) == 2
+    assert all(threading.get_ident() in idents for idents in result)
 
 
 def test_blas_threads_are_set_and_restored(blas_before):
@@ -328,8 +328,8 @@ def test_a_child_forked_after_use_answers_alike():
 def test_a_child_forked_under_the_lock_can_take_it():
     with blas_threads(1), multiprocessing.get_context("fork").Pool(1) as pool:
         # Another count than the one set: the child would wait for ever for a holder that it does not have.
-        found = pool.apply_async(spectrum, (LARGE,), {"rank": 2}).get(120)
-    assert found.values.shape == (2,)
+        result = pool.apply_async(spectrum, (LARGE,), {"rank": 2}).get(120)
+    assert result.values.shape == (2,)
 
 
 def test_a_fresh_process_answers_alike():

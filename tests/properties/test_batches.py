@@ -42,7 +42,7 @@ QUESTIONS = {
     "error_sweep.optimal": lambda s: error_sweep(s, None).optimal,
 }
 workers = st.sampled_from([None, 1, 2, 5])
-methods = st.sampled_from(["auto", "direct", "gram", "krylov"])
+methods = st.sampled_from(["auto", "lapack", "direct", "gram", "krylov"])
 
 
 def assert_identical(batched, single):
@@ -82,7 +82,7 @@ def test_a_generator_is_one_seed_for_the_whole_stack(seed, count):
         assert_identical(whole.values[i], single.values)
 
 
-@given(low_rank_updates(max_dims=2), st.sampled_from(["auto", "direct", "gram"]), workers)
+@given(low_rank_updates(max_dims=2), st.sampled_from(["auto", "lapack", "direct", "gram"]), workers)
 def test_a_spectrum_in_a_batch_of_products_is_that_of_its_product(update, method, count):
     whole = spectrum(update, method=method, workers=count)
     batch = update.shape[:-2]

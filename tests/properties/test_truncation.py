@@ -28,7 +28,7 @@ STEEP = np.array(
 )
 doubles = updates(dtypes=["float64"])
 # The spectral norm of what a Gram matrix leaves is known to the root of its own rounding.
-EPS = {"direct": bounds.EPS64, "gram": bounds.EPS32, "krylov": bounds.EPS32}
+EPS = {"lapack": bounds.EPS64, "direct": bounds.EPS64, "gram": bounds.EPS32, "krylov": bounds.EPS32}
 
 
 def norms(matrix):
@@ -37,13 +37,13 @@ def norms(matrix):
 
 
 def unit(update):
-    """The update over a power of two, so that norms of it can be taken plainly."""
+    """The update over a power of two, so that its norms neither overflow nor underflow."""
     return np.ldexp(update, -int(np.frexp(np.abs(update).max())[1]))
 
 
 @pytest.mark.parametrize("method", ["direct", "gram"])
 @given(data=st.data(), update=updates())
-def test_it_is_the_best_of_its_rank(method, data, update):
+def test_a_truncation_is_the_best_update_of_its_rank(method, data, update):
     rank = data.draw(ranks_for(update))
     best = truncate(update, rank, method=method)
     assert best.rank == rank
@@ -53,7 +53,7 @@ def test_it_is_the_best_of_its_rank(method, data, update):
 
 
 @given(data=st.data(), update=updates())
-def test_auto_and_krylov_are_the_best_too(data, update):
+def test_truncations_by_auto_and_krylov_are_the_best_of_their_rank(data, update):
     rank = data.draw(ranks_for(update))
     for method in ("auto", "krylov"):
         assert_eckart_young(update, truncate(update, rank, method=method), rank, eps=bounds.EPS32)
@@ -75,7 +75,7 @@ def test_no_rival_of_the_same_rank_is_nearer(data, update, seed, smallness):
 
 
 @given(st.data(), doubles)
-def test_its_factors_are_orthogonal_and_carry_the_values(data, update):
+def test_factors_are_orthogonal_and_contain_the_values(data, update):
     rank = data.draw(ranks_for(update))
     update = unit(update)
     best, values = truncate(update, rank), spectrum(update).values[:rank]
@@ -99,21 +99,21 @@ def test_every_method_puts_the_values_into_one_factor_and_directions_into_the_ot
 
 @given(updates())
 @example(STEEP)
-def test_all_ranks_give_the_update_back(update):
+def test_a_truncation_of_full_rank_is_the_update(update):
     assert_same_update(truncate(update, min(update.shape), method="direct"), update)
     assert_same_update(truncate(update, min(update.shape)), update, eps=bounds.EPS32)
 
 
 @given(st.data(), doubles)
-def test_its_values_are_the_leading_ones_and_its_error_is_the_tail(data, update):
+def test_values_of_a_truncation_are_the_leading_ones_and_its_error_is_the_tail(data, update):
     update = unit(update)
     rank = data.draw(ranks_for(update))
-    best, of = truncate(update, rank), spectrum(update)
+    best, s = truncate(update, rank), spectrum(update)
     assert np.all(
-        np.abs(spectrum(best).values - of.values[:rank]) <= 3 * bounds.of_values(of.shape, "float64", of.values[0])
+        np.abs(spectrum(best).values - s.values[:rank]) <= 3 * bounds.of_values(s.shape, "float64", s.values[0])
     )
     lost = np.linalg.norm(update - best.to_dense())
-    assert abs(lost - of.norm * reconstruction_error(of, rank)) <= 20 * max(of.shape) * bounds.EPS64 * of.norm
+    assert abs(lost - s.norm * reconstruction_error(s, rank)) <= 20 * max(s.shape) * bounds.EPS64 * s.norm
 
 
 @given(st.data(), doubles)
@@ -128,7 +128,7 @@ def test_truncating_twice_is_truncating_to_the_lower_rank(data, update):
 def test_a_rank_by_a_function_is_that_rank(data, update, method):
     rank = data.draw(ranks_for(update))
     seen = []
-    chosen = truncate(update, lambda of: seen.append(of) or rank, method=method)
+    chosen = truncate(update, lambda s: seen.append(s) or rank, method=method)
     given_rank = truncate(update, rank, method=method)
     assert np.array_equal(chosen.B, given_rank.B)
     assert np.array_equal(chosen.A, given_rank.A)
@@ -138,9 +138,9 @@ def test_a_rank_by_a_function_is_that_rank(data, update, method):
 
 
 @given(updates(), st.floats(0.0, 0.999))
-def test_a_rank_for_a_variance_holds_it(update, fraction):
+def test_a_rank_for_a_variance_captures_it(update, fraction):
     update = unit(update.astype(np.float64))
-    best = truncate(update, lambda of: rank_for_variance(of, fraction))
+    best = truncate(update, lambda s: rank_for_variance(s, fraction))
     norm = np.linalg.norm(update)
     assert np.linalg.norm(best.to_dense()) ** 2 >= (fraction - 1e-13) * norm**2
 
