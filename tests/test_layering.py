@@ -12,10 +12,7 @@ import lowrank_core
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(lowrank_core.__file__).parent
-EXTRAS = {
-    *("hypothesis", "matplotlib", "ml_dtypes", "numba", "peft", "regex", "rich", "safetensors", "scipy", "torch"),
-    "typer",
-}
+EXTRAS = {"hypothesis", "matplotlib", "ml_dtypes", "numba", "peft", "rich", "safetensors", "scipy", "torch", "typer"}
 
 
 def module_of(path):
@@ -77,6 +74,14 @@ def upward(layers):
     }
 
 
+def test_the_packages_import_downwards():
+    mission = beside("")
+    checks = {module for module in mission if module.startswith("_")}
+    layers = [checks, within("_linalg"), mission - checks, {""}, within("testing"), within("models"), within("cli")]
+    assert set().union(*layers) == set(TREES)
+    assert upward(layers) == set()
+
+
 def test_the_packages_of_models_import_downwards():
     folders = [within(f"models.{folder}") for folder in ("files", "formats", "inspection", "operations")]
     layers = [beside("models"), *folders, {"models"}]
@@ -102,22 +107,22 @@ def test_imports_have_no_circles():
     assert len(list(TopologicalSorter(IMPORTS).static_order())) == len(TREES)
 
 
+def test_the_engine_is_used_through_its_interface():
+    outside = set(TREES) - within("_linalg")
+    inner = within("_linalg") - {"_linalg"}
+    assert {(module, imported) for module in outside for imported in IMPORTS[module] & inner} == set()
+
+
+def test_only_the_routes_read_the_thresholds():
+    assert {module for module in TREES if "_linalg.thresholds" in IMPORTS[module]} == {"_linalg.routes"}
+
+
 def test_models_and_the_command_line_use_the_public_api():
     # Rounding noise and noise are public modules of their own, which the public API does not repeat.
     public = IMPORTS[""]
     upper = within("models") | within("cli")
     assert {(module, imported) for module in upper for imported in IMPORTS[module] & public} == set()
     assert {module for module in upper if "_linalg" in IMPORTS[module]} == set()
-
-
-def test_the_engine_is_used_through_its_interface():
-    engine = within("_linalg") - {"_linalg"}
-    outside = set(TREES) - within("_linalg")
-    assert {(module, imported) for module in outside for imported in IMPORTS[module] & engine} == set()
-
-
-def test_only_the_choice_of_a_route_reads_the_thresholds():
-    assert {module for module in TREES if "_linalg.thresholds" in IMPORTS[module]} == {"_linalg.routes"}
 
 
 def test_a_format_is_known_to_its_own_file_alone():
