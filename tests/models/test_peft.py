@@ -241,3 +241,9 @@ def test_a_configuration_without_a_type_is_refused(tmp_path):
 def test_a_file_without_factors_is_refused(write_peft):
     with pytest.raises(ValueError, match="contains no LoRA factors"):
         open_adapter(write_peft({"classifier.weight": np.ones((2, 2), np.float32)}))
+
+
+def test_a_name_with_a_newline_is_a_layer_like_others(write_peft):
+    adapter = open_adapter(write_peft(factors("a\nb", rank=3) | factors("c"), rank_pattern={"a\nb": 3}))
+    assert [(layer.name, layer.rank) for layer in adapter.layers] == [("a\nb", 3), ("c", 2)]
+    assert not adapter.others

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(r"(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?")
+# Of a name with a newline in it too, or its layer would be passed over.
+_FACTOR = re.compile(r"(?s)(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?")
 _FACTORS, _EMBEDDING_FACTORS = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
 _LORA_BIAS, _MAGNITUDES = ".lora_B.bias", "lora_magnitude_vector"
 _ALTERS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
