@@ -1,4 +1,4 @@
-"""What the runs say: means over seeds with their intervals, best rates, ranks that were enough."""
+"""Summaries of the runs: means over seeds with their intervals, best rates, ranks that were enough."""
 
 import json
 import math
@@ -33,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Study:
-    """Every run of the seeds that are complete; the rates are chosen on these, and tried again on the fresh seeds."""
+    """All runs of the complete seeds, on which rates are chosen, and of the fresh seeds, at these rates."""
 
     sizes: Sizes
     seeds: tuple
@@ -42,45 +42,45 @@ class Study:
     bases: dict
 
     def cell(self, task, optimizer, rate, rule=None, rank=None, *, fresh=False):
-        """The runs that differ in their seed alone."""
+        """Return the runs that differ in their seed alone."""
         seeds = self.fresh if fresh else self.seeds
         return [self.runs[Run(task, optimizer, rate, seed, *canonical(rule, rank))] for seed in seeds]
 
     def values(self, what, task, optimizer, rate, rule=None, rank=None, *, fresh=False):
-        """A loss, recall or other figure for each seed; a diverged run has an infinite loss."""
+        """Return a loss, recall or other figure for each seed; a diverged run has an infinite loss."""
         found = (run.get(what) for run in self.cell(task, optimizer, rate, rule, rank, fresh=fresh))
         return np.array([math.inf if value is None else value for value in found])
 
     def rates(self, task, optimizer, rule, rank):
-        """The rates that were tried."""
+        """Return the rates that were tried."""
         where = (task, optimizer, *canonical(rule, rank))
         return sorted({run.rate for run in self.runs if (run.task, run.optimizer, run.rule, run.rank) == where})
 
     def best_rate(self, task, optimizer, rule=None, rank=None):
-        """The rate of the lowest mean loss."""
+        """Return the rate of the lowest mean loss."""
         rates = self.rates(task, optimizer, rule, rank)
         return min(rates, key=lambda rate: self.values("loss", task, optimizer, rate, rule, rank).mean())
 
     def rate(self, choice, task, optimizer, rule=None, rank=None):
-        """The "best" rate of this rank, or the "kept" one: what was best at rank TUNED_AT."""
+        """Return the "best" rate of this rank, or the "kept" one, which was best at rank TUNED_AT."""
         return self.best_rate(task, optimizer, rule, TUNED_AT if rank and choice == "kept" else rank)
 
     def base_loss(self, task, *, fresh=False):
-        """The loss of each seed's base, before any fine-tune."""
+        """Return the loss of each seed's base, before any fine-tune."""
         return np.array([self.bases[seed]["base"][task]["loss"] for seed in (self.fresh if fresh else self.seeds)])
 
     def at(self, what, choice, task, optimizer, rule=None, rank=None, *, fresh=False):
-        """A figure for each seed at the rate of a choice."""
+        """Return a figure for each seed at the rate of a choice."""
         rate = self.rate(choice, task, optimizer, rule, rank)
         return self.values(what, task, optimizer, rate, rule, rank, fresh=fresh)
 
     def extracted(self, what, task, rank):
-        """A figure of the adapters taken from the best full update, at a rank or by a measure, for each seed."""
+        """Return a figure of the adapters extracted from the best full update, at a rank or by a measure, by seed."""
         cell = self.cell(task, "adamw", self.best_rate(task, "adamw"))
         return np.array([run["extracted"][str(rank)][what] for run in cell])
 
     def measure(self, name, task, kinds, rate=None):
-        """Mean of a measure over the matrices of these kinds in the full update, for each seed."""
+        """Return the mean of a measure over the matrices of these kinds in the full update, for each seed."""
         cell = self.cell(task, "adamw", self.best_rate(task, "adamw") if rate is None else rate)
         place = MEASURES.index(name)
         return np.array(
@@ -88,7 +88,7 @@ class Study:
         )
 
     def captured(self, task, kinds):
-        """Variance captured at ranks 1 … p by the full update, mean over the kinds: (seeds, p)."""
+        """Return the variance of the full update captured at ranks 1 … p, mean over the kinds: (seeds, p)."""
         cell = self.cell(task, "adamw", self.best_rate(task, "adamw"))
         return np.array([np.mean([run["captured"][kind] for kind in kinds], axis=0) for run in cell])
 
@@ -98,7 +98,7 @@ MEASURES = ["effective rank", "stable rank", "variance 0.9", "variance 0.95", "v
 
 
 def load(path=RESULTS, sizes=None):
-    """Read a study; seeds that are not complete are left out."""
+    """Read the complete seeds of a study."""
     sizes = sizes or Sizes()
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     bases = {line["seed"]: line for line in lines if "base" in line}
@@ -111,7 +111,7 @@ def load(path=RESULTS, sizes=None):
 
 
 def estimate(values):
-    """Mean and 95 % interval of one figure a seed; a diverged seed leaves neither."""
+    """Return the mean and 95 % interval of one figure per seed: infinity and NaN if a seed diverged."""
     values = np.asarray(values, dtype=float)
     if not np.isfinite(values).all():
         return Estimate(math.inf, math.nan)
@@ -121,7 +121,7 @@ def estimate(values):
 
 
 def closed(study, task, loss, optimizer="adamw", *, fresh=False):
-    """The part of the gap between the base's loss and full fine-tuning's that a loss closes, for each seed."""
+    """Return the fraction of the gap between the base's loss and full fine-tuning's that a loss closes, by seed."""
     base, full = study.base_loss(task, fresh=fresh), study.at("loss", "best", task, optimizer, fresh=fresh)
     return (base - loss) / (base - full)
 
@@ -134,7 +134,7 @@ def is_enough(study, what, task, values, optimizer="adamw"):
 
 
 def rank_enough(study, what, task, source):
-    """The least rank that is enough, for each seed; infinite where none is.
+    """Return the least rank that is enough, for each seed; infinite where none is.
 
     The source is "extracted", or (choice of rate, rule) for LoRA under AdamW.
     """
@@ -152,7 +152,7 @@ def rank_enough(study, what, task, source):
 
 
 def at_an_edge(study):
-    """(cells whose best rate is at an end of their grid, all cells): there the best may lie outside.
+    """Return (cells whose best rate is at an end of their grid, all cells): in these a better rate may lie outside.
 
     Not of the smaller sets of facts, which are learned whatever the rate.
     """
@@ -163,6 +163,6 @@ def at_an_edge(study):
 
 
 def cost(study):
-    """Processor time of the seeds that are complete, in seconds."""
+    """Return the processor time of the complete seeds, in seconds."""
     seeds = study.seeds + study.fresh
     return sum(line["cpu_seconds"] for line in [*study.runs.values(), *study.bases.values()] if line["seed"] in seeds)

@@ -1,4 +1,4 @@
-"""The questions of the study, each as a claim that the figures decide."""
+"""The claims of the study, each with a verdict from the figures."""
 
 import math
 
@@ -9,13 +9,13 @@ from lowrank_core.cli.demo.verdicts import Verdict
 
 LABELS = {"standard": "α/r", "rslora": "α/√r", "twice": "α = 2r"}
 OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
-# The rank of the adapter that the article says keeps style and loses facts.
+# The rank at which, by the article, an adapter captures style and loses facts.
 ADAPTER = 8
 FACTOR = 2
 
 
 def findings(study):
-    """Every verdict, by the question it answers."""
+    """Return all verdicts, by question."""
     return {
         "spectra": (facts_are_higher(study), facts_are_higher_at_equal_rates(study), mlp_is_higher(study)),
         "ranks": (
@@ -349,17 +349,17 @@ def wide_alpha_is_higher_rank(study):
 
 
 def recall_lost(study, task, rank):
-    """Recall of the full fine-tune less that of its adapter of a rank."""
+    """Return the recall of the full fine-tune less that of its adapter of a rank."""
     return estimate(study.at("recall", "best", task, "adamw") - study.extracted("recall", task, rank))
 
 
 def outcome(true, of):
-    """All, some or none."""
+    """Return the verdict on all, some or none."""
     return "holds" if true == of else "holds in part" if true else "fails"
 
 
 def span(ranks):
-    """Write the ranks that were enough in the seeds: one, or the lowest and the highest."""
+    """Return the ranks that were enough in the seeds as text: one, or the lowest and the highest."""
     low, high = min(ranks), max(ranks)
     return rank_text(low) if low == high else f"{rank_text(low)} to {rank_text(high)}"
 
@@ -373,7 +373,7 @@ def number(value):
 
 
 def interval(estimated, form):
-    """A mean and its interval."""
+    """Return a mean and its interval as text."""
     if not math.isfinite(estimated.mean):
         return "divergence"
     return f"{estimated.mean:{form}} ± {estimated.half:{form.lstrip('+')}}"

@@ -17,7 +17,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything."""
+    """The sizes of a study."""
 
     seeds: int = 3
     fresh_seeds: int = 8
@@ -39,7 +39,7 @@ class Sizes:
 
     @property
     def tasks(self):
-        """Style, and facts by their number; the first of these is the one that every rule is tried on."""
+        """Return style, and facts by their number; every rule is tried on the first of the latter."""
         return ("style", *(f"facts {count}" for count in self.facts))
 
 
@@ -77,7 +77,7 @@ class Run:
 
 
 def runs_of(sizes, seed):
-    """Every run of one seed, the full ones first."""
+    """Yield all runs of one seed, the full ones first."""
     style, facts, *fewer = sizes.tasks
     full = itertools.product(sizes.tasks, ["adamw"], sizes.full_rates)
     full_sgd = itertools.product([facts], ["sgd"], sizes.sgd_rates)

@@ -1,8 +1,8 @@
-"""The study: trains everything and writes what it measured, one line a run, into results/runs.jsonl.
+"""Run the study: train all models, and write their measures, one line per run, to results/runs.jsonl.
 
     pip install -e '.[test]'
     python docs/study/run.py                # two processes, well under an hour on two cores
-    python docs/study/run.py --quick OUT    # the same code on next to nothing, in seconds
+    python docs/study/run.py --quick OUT    # the same code at a very small size, in seconds
 
 A run that is already in the file is not repeated, so that an interrupted study goes on where it was. The page is made
 from the file alone: docs/study/index.md says what was found, and why it was done so.
@@ -17,7 +17,7 @@ from dataclasses import asdict, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-# One thread a process: two processes share two cores better than two threads share one small matrix.
+# One thread per process: on two cores two processes are faster than two threads on one small matrix.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import analysis
@@ -38,7 +38,7 @@ from lowrank_core import (
 )
 
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
-# Every measure of the library of how many directions an update has.
+# The measures of rank of the library.
 MEASURES = {
     "effective rank": effective_rank,
     "stable rank": stable_rank,
@@ -47,7 +47,7 @@ MEASURES = {
     "variance 0.99": partial(rank_for_variance, fraction=0.99),
     "numerical rank": numerical_rank,
 }
-# The ranks that the library picks for a matrix, from its spectrum; a numerical rank loses nothing, so is none of them.
+# The ranks that the library picks for a matrix, from its spectrum; the numerical rank loses nothing, so it is left out.
 PICKED = {
     name: lambda s, measure=measure: int(np.ceil(measure(s)))
     for name, measure in MEASURES.items()
@@ -57,7 +57,7 @@ PICKED = {
 
 @lru_cache(maxsize=1)
 def materials(sizes, seed, folder):
-    """The base of a seed, read from the folder or trained into it, and its tasks as (train, test) sentences."""
+    """Return the base of a seed, read from the folder or trained into it, and its tasks as (train, test) sentences."""
     rng = np.random.default_rng(seed)
     facts = tasks.draw_facts(sizes.base_facts + max(sizes.facts), rng)
     known, new = facts[: sizes.base_facts], facts[sizes.base_facts :]
@@ -85,7 +85,7 @@ def base_model(sizes, seed, known, path):
 
 
 def prepare(sizes, seed, folder):
-    """Train the base of a seed; how well it knows its corpus, and the tasks before any fine-tune."""
+    """Train the base of a seed, and return its scores on its corpus and on the tasks."""
     torch.set_num_threads(1)
     begun = time.process_time()
     base, examples = materials(sizes, seed, folder)
@@ -94,7 +94,7 @@ def prepare(sizes, seed, folder):
 
 
 def perform(run, sizes, folder):
-    """Do one run."""
+    """Return the record of one run."""
     torch.set_num_threads(1)
     begun = time.process_time()
     base, examples = materials(sizes, run.seed, folder)
@@ -116,7 +116,7 @@ def perform(run, sizes, folder):
 
 
 def dissected(base, update, spectra, asked, ranks):
-    """Ranks of a full update by every measure, its variance rank by rank, and what adapters of it still know."""
+    """Return the ranks of a full update by every measure, its variance by rank, and the scores of its adapters."""
     wanted = {str(rank): rank for rank in ranks} | PICKED
     return {
         "measures": {
@@ -132,7 +132,7 @@ def dissected(base, update, spectra, asked, ranks):
 
 
 def stack_of(spectra, kind):
-    """The spectra of every layer's matrix of one kind, as a batch."""
+    """Return the spectra of every layer's matrix of one kind, as a batch."""
     found = [s for name, s in spectra.items() if name.endswith(kind)]
     return Spectrum(
         np.stack([s.values for s in found]), np.array([s.norm for s in found]), found[0].shape, complete=True
@@ -140,7 +140,7 @@ def stack_of(spectra, kind):
 
 
 def key(line):
-    """What tells a run from others."""
+    """Return what identifies a run."""
     return tuple(line.get(name) for name in (field.name for field in fields(Run)))
 
 
@@ -171,7 +171,7 @@ def one_seed(pool, sizes, seed, runs, out):
 
 
 def write(file, found):
-    """Add a line, whole."""
+    """Append a line and flush it, so that an interrupt loses no finished run."""
     file.write(json.dumps(found) + "\n")
     file.flush()
 

@@ -1,9 +1,9 @@
-"""A generated language of seven-word sentences: knowledge said in a form. One task changes the form, one the knowledge.
+"""A generated language of seven-word sentences with knowledge and form: one task changes the form, one the knowledge.
 
     register  name  question | verb  article  object  end
 
 A fact gives a name and a question an object, at random. The verb follows from the question, the article from the
-object. What stands before the bar is the prompt; losses and scores are of the four words after it.
+object. The words before the bar are the prompt; losses and scores are of the four words after it.
 
 - The base corpus says its facts in three registers: plain, as above; polite, with verbs of its own; and inverted, where
   the verb comes after the object.
@@ -41,41 +41,41 @@ class Facts:
 
 
 def draw_facts(count, rng):
-    """Facts of distinct keys."""
+    """Return facts of distinct keys."""
     keys = rng.choice(NAMES * QUESTIONS, size=count, replace=False)
     return Facts(keys // QUESTIONS, keys % QUESTIONS, rng.integers(OBJECTS, size=count))
 
 
 def plain(facts):
-    """The form that the base gives to plain prompts."""
+    """Return sentences in the form that the base has for plain prompts."""
     verb, article, noun = words(facts, VERB)
     return sentences(PLAIN, facts, verb, article, noun, END)
 
 
 def polite(facts):
-    """The second register of the base corpus."""
+    """Return sentences in the second register of the base corpus."""
     verb, article, noun = words(facts, POLITE_VERB)
     return sentences(POLITE, facts, verb, article, noun, END)
 
 
 def inverted(facts):
-    """The third register of the base corpus."""
+    """Return sentences in the third register of the base corpus."""
     verb, article, noun = words(facts, VERB)
     return sentences(INVERTED, facts, article, noun, verb, PARTICLE)
 
 
 def styled(facts):
-    """The form that the style task teaches for plain prompts."""
+    """Return sentences in the form that the style task teaches for plain prompts."""
     verb, article, noun = words(facts, POLITE_VERB)
     return sentences(PLAIN, facts, article, noun, verb, PARTICLE)
 
 
 def words(facts, verbs):
-    """Verb, article and object of each fact."""
+    """Return verb, article and object of each fact."""
     return verbs + facts.questions % VERBS, ARTICLE + facts.objects % ARTICLES, OBJECT + facts.objects
 
 
 def sentences(register, facts, *answer):
-    """Token numbers (facts, LENGTH) of prompts and answers."""
+    """Return the token numbers (facts, LENGTH) of prompts and answers."""
     prompt = (register, NAME + facts.names, QUESTION + facts.questions)
     return torch.from_numpy(np.stack(np.broadcast_arrays(*prompt, *answer), 1))

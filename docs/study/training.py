@@ -1,4 +1,4 @@
-"""Training: the base, full fine-tuning, LoRA by PEFT; what is scored, and what is measured of an update."""
+"""Training of the base, full fine-tuning and LoRA by PEFT; scores of models, and measures of updates."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ WARM_UP = 20
 
 
 def train(network, sentences, *, optimizer, rate, steps, batch, seed):
-    """Train what requires gradients; give the processor time in seconds."""
+    """Train the parameters that require gradients, and return the processor time in seconds."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimize = make_optimizer(optimizer, trained, rate)
     # Up over WARM_UP steps, then down to zero, so that the last loss is not one of a single noisy step.
@@ -35,7 +35,7 @@ def train(network, sentences, *, optimizer, rate, steps, batch, seed):
 
 
 def make_optimizer(name, parameters, rate):
-    """AdamW as torch has it, or SGD with the usual momentum."""
+    """Return torch's AdamW, or SGD with the usual momentum."""
     if name == "adamw":
         # Decay would add a multiple of the whole base to the full update, and none to an adapter's.
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
@@ -43,7 +43,7 @@ def make_optimizer(name, parameters, rate):
 
 
 def batches(sentences, size, steps, seed):
-    """Give batches of shuffled sentences, epoch after epoch."""
+    """Yield batches of shuffled sentences, epoch after epoch."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
@@ -54,14 +54,14 @@ def batches(sentences, size, steps, seed):
 
 
 def loss_of(network, sentences):
-    """Mean cross-entropy of the words of the answers, in nats."""
+    """Return the mean cross-entropy of the words of the answers, in nats."""
     logits = network(sentences[:, :-1], ANSWER)
     return cross_entropy(logits.flatten(0, 1), sentences[:, -ANSWER:].flatten())
 
 
 @torch.no_grad()
 def score(network, sentences):
-    """Loss, and recall: the share of answers with every word right, which greedy decoding would give as they are."""
+    """Return the loss and the recall: the fraction of answers with every word right under greedy decoding."""
     logits = network(sentences[:, :-1], ANSWER)
     answers = sentences[:, -ANSWER:]
     loss = cross_entropy(logits.flatten(0, 1), answers.flatten()).item()
@@ -71,7 +71,7 @@ def score(network, sentences):
 
 
 def fully(base):
-    """A copy of the base whose target matrices are trained themselves."""
+    """Return a copy of the base whose target matrices require gradients."""
     network = copy.deepcopy(base)
     for name, parameter in network.named_parameters():
         parameter.requires_grad = is_target(name)
@@ -79,7 +79,7 @@ def fully(base):
 
 
 def adapted(base, rule, rank, seed):
-    """A copy of the base with PEFT's LoRA on the target matrices, as PEFT initialises it."""
+    """Return a copy of the base with PEFT's LoRA on the target matrices, as PEFT initialises it."""
     torch.manual_seed(seed)
     # PEFT's scaling is lora_alpha over the rank, or over its root with use_rslora.
     alpha = 2 * rank if rule == "twice" else ALPHA
@@ -93,7 +93,7 @@ def is_target(name):
 
 
 def full_update(base, tuned):
-    """The update of each target matrix, in float64."""
+    """Return the update of each target matrix, in float64."""
     before, after = base.state_dict(), tuned.state_dict()
     return {
         name.removesuffix(".weight"): (after[name].double() - before[name].double()).numpy()
@@ -103,7 +103,7 @@ def full_update(base, tuned):
 
 
 def lora_update(network):
-    """The update of each target matrix as its factors, with PEFT's own scaling."""
+    """Return the update of each target matrix as its factors, with PEFT's own scaling."""
     return {
         name.removeprefix("base_model.model."): LowRankUpdate(
             module.lora_B["default"].weight.detach().double().numpy(),
@@ -116,7 +116,7 @@ def lora_update(network):
 
 
 def spectra_of(update):
-    """The spectrum of each matrix of an update; None for a run that diverged."""
+    """Return the spectrum of each matrix of an update, or None for a run that diverged."""
     arrays = (part for matrix in update.values() for part in parts(matrix))
     if not all(np.isfinite(array).all() for array in arrays):
         return None
@@ -124,12 +124,12 @@ def spectra_of(update):
 
 
 def parts(matrix):
-    """The arrays that an update consists of."""
+    """Return the arrays of an update."""
     return (matrix.B, matrix.A) if isinstance(matrix, LowRankUpdate) else (matrix,)
 
 
 def measured(spectra):
-    """Norm of a whole update, and the mean effective rank of its matrices."""
+    """Return the norm of a whole update, and the mean effective rank of its matrices."""
     return {
         "norm": significant(math.sqrt(sum(s.norm**2 for s in spectra.values()))),
         "effective_rank": significant(np.mean([effective_rank(s) for s in spectra.values()])),
@@ -137,7 +137,7 @@ def measured(spectra):
 
 
 def extracted(base, update, sentences, rank):
-    """Score the base with the best update of a rank, or of the rank that a function of the spectrum gives a matrix."""
+    """Return the scores of the base with the best update of a rank, or of the rank by a function of the spectrum."""
     factors = {name: truncate(matrix, rank) for name, matrix in update.items()}
     network = copy.deepcopy(base)
     with torch.no_grad():
@@ -147,5 +147,5 @@ def extracted(base, update, sentences, rank):
 
 
 def significant(value, digits=5):
-    """Round to significant digits, as the results are kept."""
+    """Return a number rounded to the digits of the results."""
     return float(f"{float(value):.{digits}g}")
