@@ -49,6 +49,13 @@ def test_strided_big_endian_and_read_only_arrays_are_written(tmp_path):
         assert np.array_equal(tensor, tensors[key])
 
 
+def test_the_order_of_the_metadata_does_not_change_the_file(tmp_path):
+    metadata = {"ss_network_dim": "4", "ss_base_model": "sd_v1", "made": "by hand"}
+    write(tmp_path / "one", TENSORS, metadata=metadata)
+    write(tmp_path / "other", TENSORS, metadata=dict(reversed(metadata.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
 def test_metadata_may_grow_by_a_few_entries(tmp_path):
     path = tmp_path / "file.safetensors"
     with stream_tensors(path, ["a"], {}) as stream:

@@ -61,7 +61,8 @@ class TensorStream:
 
     def close(self) -> None:
         """Write the header and flush the file to the disk."""
-        header = json.dumps({"__metadata__": self.metadata, **self._entries}).encode()
+        # Sorted, because safetensors returns the metadata of a file in an order that is random in each process.
+        header = json.dumps({"__metadata__": dict(sorted(self.metadata.items())), **self._entries}).encode()
         if len(header) > self._reserved:
             raise ValueError(f"the header takes {len(header)} bytes, and {self._reserved} are reserved for it")
         self._file.seek(0)
