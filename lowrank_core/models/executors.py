@@ -8,19 +8,16 @@ import os
 import signal
 import threading
 from collections import deque
-from concurrent.futures import CancelledError, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
-    from concurrent.futures import Executor, Future
-    from os import PathLike
+from typing import Any, TypeVar
 
 CONNECT_SECONDS = 15
 # Layers under way, and results that wait for an earlier one: enough to keep the workers of a cluster busy.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from lowrank_core.models.executors import map_in_order
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
-    from concurrent.futures import Executor
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called as ``progress(name, done, total)`` after each layer or adapter."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank_core.models.files.blocks import difference, frobenius_norm
 from lowrank_core.models.files.json_file import read_json
@@ -20,12 +23,6 @@ from lowrank_core.models.files.tensors import (
     refuse_pickle,
 )
 from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from os import PathLike
-
-    from numpy.typing import NDArray
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 _MATRIX_AXES = (2, 4)

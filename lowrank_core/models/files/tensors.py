@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS, INTEGERS
 from lowrank_core.models.files.blocks import frobenius_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import ModuleType
-
-    from numpy.typing import NDArray
 
 FLOATING = {name.upper().replace("FLOAT", "F"): name for name in FLOATS}
 """The stored types of weights: safetensors' own name, and NumPy's."""

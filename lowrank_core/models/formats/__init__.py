@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowrank_core.models.files.tensors import open_file, refuse_pickle
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.format import SINGLE_FILE, AdapterFile, Format
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.peft import PEFT
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from os import PathLike
 
 __all__ = [
     "FORMATS",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate
 from lowrank_core.models.files.tensors import (
@@ -18,12 +20,6 @@ from lowrank_core.models.files.tensors import (
     describe_shape,
     read_tensors,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
 _SPREAD_LIMIT = 1 << 27

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from lowrank_core import scaling_rule
-from lowrank_core.models.formats.adapter import Placement
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from lowrank_core import LowRankUpdate
-    from lowrank_core.models.files.tensors import StoredTensor
-    from lowrank_core.models.formats.adapter import Adapter
-
+from lowrank_core import LowRankUpdate, scaling_rule
+from lowrank_core.models.files.tensors import StoredTensor
+from lowrank_core.models.formats.adapter import Adapter, Placement
 
 SINGLE_FILE = ".safetensors"
 """How the name of an adapter ends that is one file."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lowrank_core import standard
+from lowrank_core import LowRankUpdate, standard
 from lowrank_core.models.files.tensors import StoredTensor, read_tensors
 from lowrank_core.models.formats.adapter import (
     Adapter,
@@ -20,13 +22,6 @@ from lowrank_core.models.formats.adapter import (
     followed_module,
 )
 from lowrank_core.models.formats.format import AdapterFile, Format, Headers, LossyNames, StoredScale, as_factors
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from lowrank_core import LowRankUpdate
 
 _DOWN, _UP, _MID, _ALPHA = ".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".alpha"
 _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowrank_core import scaling_rule
+from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import (
     Adapter,
     AdapterLayer,
@@ -25,11 +27,6 @@ from lowrank_core.models.formats.peft_config import (
     lora_config,
     read_peft_config,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
-
-    from lowrank_core.models.files.tensors import StoredTensor
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

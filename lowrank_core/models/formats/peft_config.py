@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.formats.patterns import ModulePatterns
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
-    from pathlib import Path
 
 _OTHER_PRODUCTS = {
     "use_qalora": "QA-LoRA pools the input before A",

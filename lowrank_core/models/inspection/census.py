@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowrank_core.models.executors import map_as_completed
 from lowrank_core.models.formats import adapter_files, holds_adapter, is_adapter_folder, open_adapter
+from lowrank_core.models.formats.adapter import Adapter
 from lowrank_core.models.inspection.census_rows import AdapterRow, appending, resume
 from lowrank_core.models.inspection.layers import DEFAULT_RANKS, check_ranks, layer_reports
 from lowrank_core.models.inspection.report import LayerReport, total
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from concurrent.futures import Executor
-    from os import PathLike
-
-    from lowrank_core.models.formats.adapter import Adapter
-    from lowrank_core.models.layerwise import Progress
+from lowrank_core.models.layerwise import Progress
 
 
 def census(

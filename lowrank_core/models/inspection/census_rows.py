@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowrank_core.models.files.atomic import replacing
 from lowrank_core.models.inspection.report import rank_columns, variance_columns
 from lowrank_core.models.results import to_json
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from os import PathLike
 
 # What every row in a file begins with; it tells a row cut short from another file's content.
 _ROW_START = b'{"path": "'

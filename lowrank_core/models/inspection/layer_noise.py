@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lowrank_core import Spectrum
 from lowrank_core._dtypes import FLOATS
 from lowrank_core.models.results import to_json
-
-if TYPE_CHECKING:
-    from lowrank_core import Spectrum
-    from lowrank_core.rounding_noise import RoundingNoise
+from lowrank_core.rounding_noise import RoundingNoise
 
 COARSE_DTYPES = tuple(name for name, dtype in FLOATS.items() if dtype.eps > FLOATS["float32"].eps)
 """The stored dtypes whose steps are of the size of fine-tuning updates."""

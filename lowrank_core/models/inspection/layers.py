@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING
+from os import PathLike
 
 import numpy as np
 
@@ -23,11 +25,6 @@ from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.inspection.layer_noise import COARSE_DTYPES, layer_noise
 from lowrank_core.models.inspection.report import Inspection, LayerReport, ranks_for_variance, to_floats, total
 from lowrank_core.models.layerwise import Progress, collect_layers
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from concurrent.futures import Executor
-    from os import PathLike
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
 DEFAULT_RULES = ("standard", "rslora")

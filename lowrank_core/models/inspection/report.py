@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
 from lowrank_core.models.inspection.layer_noise import LayerNoise, noise_columns
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
 
 VARIANCE_FRACTIONS = (0.90, 0.95, 0.99)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from lowrank_core import Spectrum
-    from lowrank_core.rounding_noise import NoiseLevel, RoundingNoise
+from lowrank_core import Spectrum
+from lowrank_core.rounding_noise import NoiseLevel, RoundingNoise
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from lowrank_core import RankAllocation, Spectrum, allocate_ranks, spectrum
+from numpy.typing import NDArray
+
+from lowrank_core import LowRankUpdate, RankAllocation, Spectrum, allocate_ranks, spectrum
 from lowrank_core.models.layerwise import Named, Progress, collect_layers
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from concurrent.futures import Executor
-
-    from numpy.typing import NDArray
-
-    from lowrank_core import LowRankUpdate
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from lowrank_core import scaling_rule
 from lowrank_core._dtypes import FLOATS, as_dtype
+from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import numpy as np
-
-    from lowrank_core.models.files.tensors import StoredTensor
 
 RULES = ("rslora", "standard")
 DEFAULT_ALPHA = 16.0

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowrank_core.models.executors import path_for
 from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
+from lowrank_core.models.formats import Format, Placement
+from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
+from lowrank_core.models.operations.compression import Compression
+from lowrank_core.models.operations.factoring import Rank
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import no_embeddings
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from concurrent.futures import Executor
-    from os import PathLike
-
-    from lowrank_core.models.formats import Format, Placement
-    from lowrank_core.models.layerwise import Progress
-    from lowrank_core.models.operations.compression import Compression
-    from lowrank_core.models.operations.factoring import Rank
 
 _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
 _NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"

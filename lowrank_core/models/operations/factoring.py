@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, truncate
 from lowrank_core import variance_captured as captured_at
@@ -17,13 +18,7 @@ from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.budgets import Budget
 from lowrank_core.models.operations.encoding import FactorEncoding, wider_than
 from lowrank_core.models.operations.norms import product_norm, residual_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from numpy.typing import NDArray
-
-    from lowrank_core.rounding_noise import RoundingNoise
+from lowrank_core.rounding_noise import RoundingNoise
 
 LayerRank: TypeAlias = int | Callable[[Spectrum], Any]
 """How many components of a layer to keep: a number, or a function of the layer's spectrum."""

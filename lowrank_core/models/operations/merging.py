@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lowrank_core import LowRankUpdate
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.files.tensors import describe_shape
-from lowrank_core.models.formats import Format, format_named, open_adapter
+from lowrank_core.models.files.tensors import StoredTensor, describe_shape
+from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement, format_named, open_adapter
+from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import select
+from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.encoding import finest_dtype
 from lowrank_core.models.operations.factoring import Rank, keep_all
 from lowrank_core.models.operations.norms import stacked
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from concurrent.futures import Executor
-    from os import PathLike
-
-    from lowrank_core import LowRankUpdate
-    from lowrank_core.models.files.tensors import StoredTensor
-    from lowrank_core.models.formats import Adapter, AdapterLayer, Placement
-    from lowrank_core.models.layerwise import Progress
-    from lowrank_core.models.operations.compression import Compression
 
 
 @dataclass(frozen=True)

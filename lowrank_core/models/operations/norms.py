@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, spectrum
 from lowrank_core.models.files.blocks import frobenius_norm, row_blocks
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 
 def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -> float:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lowrank_core import LowRankUpdate
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.files.atomic import check_replaceable, replacing
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
-from lowrank_core.models.formats import Format, Placement, format_of_output
+from lowrank_core.models.files.tensors import StoredTensor
+from lowrank_core.models.formats import Format, OtherTensor, Placement, format_of_output
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.layerwise import Progress, map_layers
@@ -24,18 +29,7 @@ from lowrank_core.models.operations.encoding import FactorEncoding, item_size, w
 from lowrank_core.models.operations.factoring import Factored, LayerRank, Rank, check_rank, factor, rank_of
 from lowrank_core.models.operations.placing import check_distinct
 from lowrank_core.models.operations.storing import add_factors, complete, copy_tensors, stored_scales
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from concurrent.futures import Executor
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from lowrank_core import LowRankUpdate
-    from lowrank_core.models.files.tensors import StoredTensor
-    from lowrank_core.models.formats import OtherTensor
-    from lowrank_core.rounding_noise import RoundingNoise
+from lowrank_core.rounding_noise import RoundingNoise
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import NamedTuple
 
 from lowrank_core.models.files.checkpoints import module_name, open_checkpoint
 from lowrank_core.models.files.tensors import as_matrix
-from lowrank_core.models.formats import format_named
+from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement, format_named
 from lowrank_core.models.operations.norms import product_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from os import PathLike
-
-    from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement
 
 
 class Placed(NamedTuple):

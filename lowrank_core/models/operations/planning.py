@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
-from lowrank_core import equivalent_alpha, reconstruction_error, variance_captured
+from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
 from lowrank_core.models.executors import path_for
 from lowrank_core.models.files.checkpoints import CheckpointPair, module_name
+from lowrank_core.models.formats import Adapter
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
+from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import is_embedding, select
 from lowrank_core.models.operations.budgets import Budget, layer_spectra
 from lowrank_core.models.operations.extraction import skip_reason
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-    from concurrent.futures import Executor
-    from os import PathLike
-
-    from lowrank_core import Spectrum
-    from lowrank_core.models.formats import Adapter
-    from lowrank_core.models.layerwise import Progress
 
 # What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
 _PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")

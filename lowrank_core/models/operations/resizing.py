@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.formats import Adapter, open_adapter
+from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor, Placement, open_adapter
+from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import select
+from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.encoding import finest_dtype
 from lowrank_core.models.operations.factoring import Rank, keep_all
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-    from concurrent.futures import Executor
-    from os import PathLike
-
-    from lowrank_core.models.formats import AdapterLayer, OtherTensor, Placement
-    from lowrank_core.models.layerwise import Progress
-    from lowrank_core.models.operations.compression import Compression
 
 
 def resize(

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from lowrank_core import LowRankUpdate, scaling_rule
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import open_file
-from lowrank_core.models.formats import Adapter, Format, Placement, open_adapter
+from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, open_adapter
 from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.operations.encoding import FactorEncoding, item_size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from lowrank_core.models.formats import OtherTensor
 
 
 def stored_scales(
