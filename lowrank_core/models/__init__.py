@@ -16,12 +16,11 @@ from lowrank_core.models.inspection.census import census
 from lowrank_core.models.inspection.census_rows import AdapterRow, read_census
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals
-from lowrank_core.models.operations.above_noise import AboveNoise
-from lowrank_core.models.operations.budgets import Budget
 from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
 from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
+from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
 from lowrank_core.models.operations.resizing import resize
 from lowrank_core.models.results import to_json
 

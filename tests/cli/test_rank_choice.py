@@ -8,8 +8,7 @@ import pytest
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance, spectrum
 from lowrank_core.cli.options import RankChoice
 from lowrank_core.cli.rank_choice import choose_rank
-from lowrank_core.models.operations.above_noise import AboveNoise
-from lowrank_core.models.operations.budgets import Budget
+from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
 
 RULES = {"variance": rank_for_variance, "error": rank_for_error, "ratio": rank_for_ratio}
 

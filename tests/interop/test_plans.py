@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from lowrank_core import Spectrum, rank_for_ratio, rank_for_variance, spectrum, variance_captured
 from lowrank_core.cli.app import main
-from lowrank_core.models.operations.budgets import Budget
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.planning import plan
+from lowrank_core.models.operations.rank_choice import Budget
 from tests.interop.models import Transformer, lora_layers, train
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lowrank_core import allocate_ranks, spectrum
-from lowrank_core.models.operations.budgets import Budget, layer_spectra
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
 from lowrank_core.models.operations.planning import plan
+from lowrank_core.models.operations.rank_choice import Budget, layer_spectra
 from lowrank_core.models.operations.resizing import resize
 from lowrank_core.models.results import to_json
 from tests.models.models_on_disk import checkpoint_pair

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.operations.encoding import FactorEncoding
-from lowrank_core.models.operations.factoring import factor
+from lowrank_core.models.operations.factoring import FactorEncoding, factor
 from lowrank_core.models.operations.norms import product_norm
 
 

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from lowrank_core import spectrum, update_with_spectrum
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.inspection.report import to_rows
-from lowrank_core.models.operations.above_noise import AboveNoise
 from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.operations.rank_choice import AboveNoise
 from lowrank_core.models.results import to_json
 from lowrank_core.rounding_noise import rounding_noise
 

@@ -11,7 +11,7 @@ from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.peft import PEFT
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.operations import storing
-from lowrank_core.models.operations.encoding import FactorEncoding, finest_dtype
+from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
 from lowrank_core.models.operations.resizing import resize
 from lowrank_core.models.operations.storing import stored_scales
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from lowrank_core.cli.tables import add_by_block, note, table
 from lowrank_core.cli.texts import count, percent
 from lowrank_core.models import LayerReport
-from lowrank_core.models.inspection.layer_noise import LayerNoise
+from lowrank_core.models.inspection.report import LayerNoise
 
 
 def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:

@@ -77,12 +77,7 @@ class WeightPair:
         return self.tuned.dtype if self.base.dtype == self.tuned.dtype else f"{self.base.dtype} → {self.tuned.dtype}"
 
     def update(self) -> NDArray[Any]:
-        """Read both weights and return their difference, tuned − base.
-
-        Returns
-        -------
-        ndarray, shape (m, n)
-            float32 where both weights are stored in float32 or below, else float64.
+        """Read both weights and return their difference, tuned − base, as a matrix of float32 or float64.
 
         Raises
         ------
@@ -92,9 +87,9 @@ class WeightPair:
         Notes
         -----
         The subtraction is made in float64, which represents the difference of two float32, float16 or bfloat16 numbers
-        exactly up to 29 binary orders between them, and is then rounded once: each entry of the result is within
-        2⁻²⁴ of the true *difference*, relatively, however close the two weights are. That moves no singular value by
-        more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice.
+        exactly up to 29 binary orders between them. Of two such weights it is then rounded once to float32: each entry
+        of the result is within 2⁻²⁴ of the true *difference*, relatively, however close the two weights are. That
+        moves no singular value by more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice.
         """
         return difference(self.base.read(), self.tuned.read()).reshape(self.shape)
 
@@ -126,13 +121,7 @@ class CheckpointPair:
     warnings: ClassVar[tuple[str, ...]] = ()
 
     def other_changes(self) -> Iterator[tuple[str, str]]:
-        """Yield what changed beside the layers (biases, norms, stacked experts): names and descriptions.
-
-        Yields
-        ------
-        name, description : tuple of str
-            The name of a tensor that changed or is in one checkpoint only, and its change in words with its norm.
-        """
+        """Yield the tensors that changed beside the layers, or are in one checkpoint only: names and descriptions."""
         matrices = {pair.base.key for pair in self.layers}
         for key in sorted(self.base.tensors.keys() ^ self.tuned.tensors.keys()):
             which, tensors = ("base", self.base.tensors) if key in self.base.tensors else ("tuned", self.tuned.tensors)

@@ -32,18 +32,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 class StoredTensor:
     """One tensor of a safetensors file, not yet read.
 
-    A plain value that can be sent to another process: it has a path and a key, never an open file.
-
-    Attributes
-    ----------
-    file : Path
-        The safetensors file.
-    key : str
-        The tensor's name in it.
-    shape : tuple of int
-        Its shape.
-    dtype : str
-        What it is stored in: NumPy's name ("float32", "bfloat16", "int64") where it has one, else safetensors' own.
+    A plain value that can be sent to another process: it has a path and a key, never an open file. `dtype` is NumPy's
+    name ("float32", "bfloat16", "int64") where it has one, else safetensors' own.
     """
 
     file: Path

@@ -39,9 +39,7 @@ def census(
     ranks : sequence of int
         Ranks to give variances and errors at.
     executor : concurrent.futures.Executor, optional
-        Where the adapters are read, each a task of its own: threads, processes, or a Dask cluster's
-        ``Client.get_executor()``. Its workers have to see the folder under the same absolute path. None: here, one
-        adapter after the other.
+        Where the adapters are read, each a task of its own, as layers are in :func:`~lowrank_core.models.inspect`.
     jsonl : path-like, optional
         A file that each row is added to as soon as it is made, one JSON object a line. Where it exists already, its
         rows are taken as they are, unless an adapter has changed since, and only the others are made. Rows of adapters

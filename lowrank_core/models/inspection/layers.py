@@ -22,8 +22,15 @@ from lowrank_core.models.executors import path_for
 from lowrank_core.models.files.checkpoints import CheckpointPair, WeightPair, open_checkpoint, pair_checkpoints
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
-from lowrank_core.models.inspection.layer_noise import COARSE_DTYPES, layer_noise
-from lowrank_core.models.inspection.report import Inspection, LayerReport, ranks_for_variance, to_floats, total
+from lowrank_core.models.inspection.report import (
+    COARSE_DTYPES,
+    Inspection,
+    LayerReport,
+    layer_noise,
+    ranks_for_variance,
+    to_floats,
+    total,
+)
 from lowrank_core.models.layerwise import Progress, collect_layers
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)

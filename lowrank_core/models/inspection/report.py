@@ -12,9 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
-from lowrank_core.models.inspection.layer_noise import LayerNoise, noise_columns
+from lowrank_core._dtypes import FLOATS
+from lowrank_core.models.results import to_json
+from lowrank_core.rounding_noise import RoundingNoise
 
 VARIANCE_FRACTIONS = (0.90, 0.95, 0.99)
+
+COARSE_DTYPES = tuple(name for name, dtype in FLOATS.items() if dtype.eps > FLOATS["float32"].eps)
+"""The stored dtypes whose steps are of the size of fine-tuning updates."""
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """What of one layer's update cannot be told from the rounding of its stored weights.
+
+    Two figures each, where one side was rounded and where both were: the number of singular values above the noise's
+    edge, and the fraction of the update's variance in the others.
+    """
+
+    noise: RoundingNoise
+    rank_above: tuple[int, int]
+    variance_below: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -151,6 +169,31 @@ class Inspection:
     warnings: tuple[str, ...]
 
 
+def layer_noise(noise: RoundingNoise, spectrum: Spectrum) -> LayerNoise:
+    """Compare the spectrum of two weights' difference with the noise of their rounding, for one side and for two."""
+    one, two = noise.one_side, noise.two_sides
+    return LayerNoise(
+        noise=noise,
+        rank_above=(one.rank(spectrum), two.rank(spectrum)),
+        variance_below=(one.variance_below(spectrum), two.variance_below(spectrum)),
+    )
+
+
+@to_json.register(LayerNoise)
+def noise_columns(layer: LayerNoise) -> dict[str, Any]:
+    """Return the figures by the names of their columns."""
+    noise = layer.noise
+    columns: dict[str, Any] = {"rounding_applies": noise.applies, "unchanged": noise.unchanged}
+    for index, (sides, side) in enumerate((("one_side", noise.one_side), ("two_sides", noise.two_sides))):
+        columns |= {
+            f"rounding_noise_{sides}": side.std,
+            f"rounding_edge_{sides}": side.edge,
+            f"rank_above_rounding_{sides}": layer.rank_above[index],
+            f"variance_below_rounding_{sides}": layer.variance_below[index],
+        }
+    return columns
+
+
 def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], rules: Sequence[str]) -> Totals:
     """Compute the totals of layers as the diagonal blocks of one update, from their spectra alone."""
     largest = max((min(layer.shape) for layer in layers), default=1)
@@ -191,20 +234,7 @@ def to_floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
 def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
     """Convert an inspection to rows of a table, one for each layer, failed ones too.
 
-    Parameters
-    ----------
-    inspection : Inspection
-        As :func:`~lowrank_core.models.inspection.layers.inspect` returns it.
-
-    Returns
-    -------
-    list of dict
-        All with the same keys in the same order; what a row does not have is None. Columns of errors are named by the
-        requested rank: "best_error_8", "standard_8".
-
-    See Also
-    --------
-    lowrank_core.models.results.to_json : Every figure, singular values included.
+    All rows have the same keys in the same order; what a row does not have is None.
     """
     columns = dict.fromkeys(
         (

@@ -18,9 +18,9 @@ from lowrank_core.models.formats import Format, Placement
 from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
 from lowrank_core.models.operations.compression import Compression
-from lowrank_core.models.operations.factoring import Rank
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import no_embeddings
+from lowrank_core.models.operations.rank_choice import Rank
 
 _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
 _NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"
@@ -82,10 +82,8 @@ def extract(
     dry_run : bool
         Report without writing.
     executor : concurrent.futures.Executor, optional
-        Where the layers are read and truncated, each a task of its own: threads, processes, or a Dask cluster's
-        ``Client.get_executor()``. Its workers have to see the inputs under the same absolute paths; as many layers are
-        in memory as it has workers. A `rank` that is a function has to be picklable for processes, which a lambda is
-        not. None: here, one layer after the other.
+        Where the layers are read and truncated, as in :func:`~lowrank_core.models.inspect`. A `rank` that is a
+        function has to be picklable for processes, which a lambda is not.
     progress : callable, optional
         Called as ``progress(name, done, total)`` after each layer.
 

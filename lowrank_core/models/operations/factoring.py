@@ -1,30 +1,69 @@
-"""The factors of one layer's update in their stored dtype, and what they lose of it."""
+"""The factors of one layer's update as they are stored, in their dtype and under their scale, and what they lose."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, truncate
+from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, truncate
 from lowrank_core import variance_captured as captured_at
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.files.blocks import frobenius_norm
-from lowrank_core.models.operations.above_noise import AboveNoise
-from lowrank_core.models.operations.budgets import Budget
-from lowrank_core.models.operations.encoding import FactorEncoding, wider_than
+from lowrank_core.models.files.tensors import StoredTensor
+from lowrank_core.models.formats.format import StoredScale, scale_by_rule
 from lowrank_core.models.operations.norms import product_norm, residual_norm
+from lowrank_core.models.operations.rank_choice import LayerRank, as_count
 from lowrank_core.rounding_noise import RoundingNoise
 
-LayerRank: TypeAlias = int | Callable[[Spectrum], Any]
-"""How many components of a layer to keep: a number, or a function of the layer's spectrum."""
+RULES = ("rslora", "standard")
+DEFAULT_ALPHA = 16.0
 
-Rank: TypeAlias = LayerRank | Mapping[str, int] | Budget | AboveNoise
-"""The same for all layers; a number for each by its name; a budget for all together; or what is above rounding."""
+
+@dataclass(frozen=True)
+class FactorEncoding:
+    """How factors are stored, beside their rank.
+
+    `uniform`: all layers will be padded to one rank r with α = r, so that the scale is 1. `scale` is the format's.
+    """
+
+    dtype: str = "float32"
+    alpha: float | None = None
+    rule: str = "standard"
+    uniform: bool = False
+    scale: Callable[[float, str, int, np.dtype[Any]], StoredScale] = scale_by_rule
+
+    def __post_init__(self) -> None:
+        if self.dtype not in FLOATS:
+            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(FLOATS)}")
+        if self.rule not in RULES:
+            raise ValueError(
+                f"rule {self.rule!r} is none that an adapter can name: {', '.join(RULES)} (α/√r and α/r) are"
+            )
+        if self.uniform and (self.alpha is not None or self.rule != "standard"):
+            raise ValueError("uniform sets alpha to the one rank and the rule to 'standard': leave both out")
+        scaling_rule(self.rule)(self._alpha, 1)
+
+    @property
+    def _alpha(self) -> float:
+        return DEFAULT_ALPHA if self.alpha is None else self.alpha
+
+    def stored_scale(self, rank: int) -> StoredScale:
+        """Return the alpha that is stored for a layer of this rank, at least 1, and the scale that readers apply."""
+        if self.uniform:
+            return StoredScale(rank, float(rank), 1.0)
+        return self.scale(self._alpha, self.rule, rank, as_dtype(self.dtype))
+
+    def uniform_rank(self, least: int) -> int:
+        """Return the smallest sufficient rank that a stored alpha can equal: bfloat16 has no 257."""
+        rank = least
+        while self.scale(float(rank), "standard", rank, as_dtype(self.dtype)).alpha != rank:
+            rank += 1
+        return rank
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,33 +121,20 @@ def factor(
     )
 
 
-def check_rank(rank: Rank, names: Iterable[str]) -> None:
-    """Check, before any layer is read, that a number is a rank and that a mapping has one for each layer.
-
-    What else a mapping names does not matter: a budget may have been allocated over more layers than are written.
-    """
-    if isinstance(rank, Mapping):
-        missing = [name for name in names if name not in rank]
-        if missing:
-            raise ValueError(
-                f"the ranks given have none for {len(missing)} of the layers, as {missing[0]!r}: give one for each; 0 "
-                "leaves a layer out"
-            )
-        for count in rank.values():
-            _as_count(count)
-    elif not (callable(rank) or isinstance(rank, Budget | AboveNoise)):
-        _as_count(rank)
+def item_size(tensor: StoredTensor) -> int:
+    """Return the bytes of one entry of a tensor in its file."""
+    return as_dtype(tensor.dtype).itemsize
 
 
-def rank_of(rank: LayerRank | Mapping[str, int] | AboveNoise, name: str) -> LayerRank | AboveNoise:
-    """Return the rank of one layer: its entry in a mapping, else `rank` itself."""
-    return rank[name] if isinstance(rank, Mapping) else rank
+def wider_than(dtype: str) -> str:
+    """Return what to store numbers in that are too large or too small for a dtype."""
+    return "bfloat16 or float32" if dtype == "float16" else "float64"
 
 
-def keep_all(spectrum: Spectrum) -> int:
-    """Return the number of components of an update, without those that are only rounding, padding or repetition."""
-    largest = np.max(spectrum.values, initial=0.0)
-    return int(np.count_nonzero(spectrum.values > max(spectrum.shape) * FLOATS["float64"].eps * largest))
+def finest_dtype(tensors: Iterable[StoredTensor]) -> str:
+    """Return the finest dtype that factors are stored in, "float32" where there are none."""
+    stored = {tensor.dtype for tensor in tensors} & FLOATS.keys()
+    return min(stored, key=lambda name: FLOATS[name].eps, default="float32")
 
 
 def _moved(stored: LowRankUpdate, unrounded: LowRankUpdate) -> LowRankUpdate:
@@ -129,7 +155,7 @@ def _truncated(
 
     # Only float32 and below are ever decomposed in part: for all others the whole spectrum costs nothing more.
     if not (isinstance(update, LowRankUpdate) or callable(rank) or update.dtype == np.float64):
-        requested, norm = _as_count(rank), frobenius_norm(update)
+        requested, norm = as_count(rank), frobenius_norm(update)
         best = truncate(update, max(min(requested, own) if norm else 0, min_rank))
         values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]
         m, n = update.shape
@@ -138,7 +164,7 @@ def _truncated(
     seen: list[tuple[Spectrum, int]] = []
 
     def choose(spectrum: Spectrum) -> int:
-        requested = _as_count(rank(spectrum) if callable(rank) else rank)
+        requested = as_count(rank(spectrum) if callable(rank) else rank)
         seen.append((spectrum, requested))
         rounding = _rounding_bound(update) if isinstance(update, LowRankUpdate) else 0.0
         return max(min(requested, own, int(np.count_nonzero(spectrum.values > rounding))), min_rank)
@@ -164,13 +190,6 @@ def _column_norms(factor: NDArray[Any]) -> tuple[NDArray[np.float64], int]:
     columns = factor.astype(np.float64)
     exponent = int(np.frexp(np.max(np.abs(columns), initial=0.0))[1])
     return np.linalg.norm(np.ldexp(columns, -exponent, out=columns), axis=0), exponent
-
-
-def _as_count(rank: Any) -> int:
-    count = int(rank)
-    if count != rank or count < 0 or isinstance(rank, bool):
-        raise ValueError(f"a rank is a whole number of at least 0; got {rank!r}")
-    return count
 
 
 def _unrounded(best: LowRankUpdate, scaling: float) -> LowRankUpdate:

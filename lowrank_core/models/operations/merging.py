@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -17,11 +17,11 @@ from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement
 from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import select
 from lowrank_core.models.operations.compression import Compression
-from lowrank_core.models.operations.encoding import finest_dtype
-from lowrank_core.models.operations.factoring import Rank, keep_all
+from lowrank_core.models.operations.factoring import finest_dtype
 from lowrank_core.models.operations.norms import stacked
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
+from lowrank_core.models.operations.rank_choice import Rank, keep_all
 
 
 @dataclass(frozen=True)
@@ -254,15 +254,13 @@ def _settings(configs: Sequence[Mapping[str, Any]], base: str | PathLike[str] | 
     }
 
 
-def _base_warnings(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _base_warnings(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     bases = _named(configs, "base_model_name_or_path")
-    if len(bases) < 2:
-        return ()
-    warning = (
-        f"the adapters name different base models ({', '.join(map(repr, bases))}): their sum is an update of a common "
-        "one alone; the first is written"
-    )
-    return (warning,)
+    if len(bases) > 1:
+        yield (
+            f"the adapters name different base models ({', '.join(map(repr, bases))}): their sum is an update of a "
+            "common one alone; the first is written"
+        )
 
 
 def _named(configs: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,18 @@ from lowrank_core.models.formats import Format, OtherTensor, Placement, format_o
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.layerwise import Progress, map_layers
-from lowrank_core.models.operations.above_noise import AboveNoise
-from lowrank_core.models.operations.budgets import Budget, layer_spectra
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
-from lowrank_core.models.operations.encoding import FactorEncoding, item_size, wider_than
-from lowrank_core.models.operations.factoring import Factored, LayerRank, Rank, check_rank, factor, rank_of
+from lowrank_core.models.operations.factoring import Factored, FactorEncoding, factor, item_size, wider_than
 from lowrank_core.models.operations.placing import check_distinct
+from lowrank_core.models.operations.rank_choice import (
+    AboveNoise,
+    Budget,
+    LayerRank,
+    Rank,
+    check_rank,
+    layer_spectra,
+    rank_of,
+)
 from lowrank_core.models.operations.storing import add_factors, complete, copy_tensors, stored_scales
 from lowrank_core.rounding_noise import RoundingNoise
 
@@ -248,16 +255,12 @@ class _Job(NamedTuple):
 
 def _factored(job: _Job) -> Factored:
     task, rank, encoding = job
-    if isinstance(rank, AboveNoise):
-        update, noise = _update_and_noise(task)
-        return replace(factor(update, rank.rule(noise), encoding, min_rank=task.min_rank), noise=noise)
-    return factor(task.update(), rank, encoding, min_rank=task.min_rank)
-
-
-def _update_and_noise(task: Task) -> tuple[NDArray[Any], RoundingNoise]:
+    if not isinstance(rank, AboveNoise):
+        return factor(task.update(), rank, encoding, min_rank=task.min_rank)
     if task.update_and_noise is None:
         raise ValueError("what storing has added is known of the difference of two checkpoints, and not of an adapter")
-    return task.update_and_noise()
+    update, noise = task.update_and_noise()
+    return replace(factor(update, partial(rank.rank, noise), encoding, min_rank=task.min_rank), noise=noise)
 
 
 def _encodings(tasks: Sequence[Task], encoding: FactorEncoding) -> dict[Placement, FactorEncoding]:
@@ -294,34 +297,30 @@ def _layer_report(
     )
 
 
-def _storage_warnings(layers: Sequence[LayerCompression], encoding: FactorEncoding) -> tuple[str, ...]:
+def _storage_warnings(layers: Sequence[LayerCompression], encoding: FactorEncoding) -> Iterator[str]:
     # Rounding each entry within u = eps/2 moves the product by 2u·√(σ₁·Σσ) at most, which is within
     # eps·r^¼·‖Δ_r‖. More than that is a factor with entries below the smallest normal number of its dtype.
     # Twice that, and no less than what the float64 of the measurement itself loses.
     bound = 2 * max(FLOATS[encoding.dtype].eps, 1e-14)
     narrow = [layer for layer in layers if layer.storage_error > bound * layer.rank**0.25]
-    if not narrow:
-        return ()
-    worst = max(narrow, key=lambda layer: layer.storage_error)
-    warning = (
-        f"{encoding.dtype} is too narrow for the factors of {len(narrow)} of {len(layers)} layers: of {worst.name!r} "
-        f"it loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in "
-        f"{wider_than(encoding.dtype)}"
-    )
-    return (warning,)
+    if narrow:
+        worst = max(narrow, key=lambda layer: layer.storage_error)
+        yield (
+            f"{encoding.dtype} is too narrow for the factors of {len(narrow)} of {len(layers)} layers: of "
+            f"{worst.name!r} it loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in "
+            f"{wider_than(encoding.dtype)}"
+        )
 
 
-def _noise_warnings(layers: Sequence[tuple[Task, Factored]]) -> tuple[str, ...]:
+def _noise_warnings(layers: Sequence[tuple[Task, Factored]]) -> Iterator[str]:
     vague = [(task, factored.noise) for task, factored in layers if factored.noise and not factored.noise.applies]
-    if not vague:
-        return ()
-    task, noise = max(vague, key=lambda pair: pair[1].unchanged)
-    warning = (
-        f"rounding and update cannot be told apart in {len(vague)} of {len(layers)} layers: most entries of them "
-        f"changed by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.name!r} not at "
-        "all), so that what is kept of them may be neither. Take weights stored in float32, or a rank of your own"
-    )
-    return (warning,)
+    if vague:
+        task, noise = max(vague, key=lambda pair: pair[1].unchanged)
+        yield (
+            f"rounding and update cannot be told apart in {len(vague)} of {len(layers)} layers: most entries of them "
+            f"changed by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.name!r} not at "
+            "all), so that what is kept of them may be neither. Take weights stored in float32, or a rank of your own"
+        )
 
 
 def _nothing_kept(sources: Sequence[str], tasks: int, failures: Mapping[str, str]) -> str:

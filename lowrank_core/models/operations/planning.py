@@ -19,8 +19,8 @@ from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import is_embedding, select
-from lowrank_core.models.operations.budgets import Budget, layer_spectra
 from lowrank_core.models.operations.extraction import skip_reason
+from lowrank_core.models.operations.rank_choice import Budget, layer_spectra
 
 # What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
 _PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")
@@ -147,10 +147,8 @@ def plan(
         The rule that the scale follows. None: the adapter's own; "standard" for checkpoints.
     include, exclude : sequence of str
         Patterns on module names, as in :func:`~lowrank_core.models.extract`.
-    executor : concurrent.futures.Executor, optional
-        Where the layers are read, as in :func:`~lowrank_core.models.inspect`.
-    progress : callable, optional
-        Called as ``progress(name, done, total)`` after each layer.
+    executor, progress
+        As in :func:`~lowrank_core.models.inspect`.
 
     Returns
     -------

@@ -9,14 +9,14 @@ from os import PathLike
 from pathlib import Path
 
 from lowrank_core.models.executors import path_for
-from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor, Placement, open_adapter
+from lowrank_core.models.formats import AdapterLayer, OtherTensor, Placement, open_adapter
 from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import select
 from lowrank_core.models.operations.compression import Compression
-from lowrank_core.models.operations.encoding import finest_dtype
-from lowrank_core.models.operations.factoring import Rank, keep_all
+from lowrank_core.models.operations.factoring import finest_dtype
 from lowrank_core.models.operations.pipeline import Task, compress, destination_for
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
+from lowrank_core.models.operations.rank_choice import Rank, keep_all
 
 
 def resize(
@@ -111,12 +111,14 @@ def resize(
     """
     out = Path(out)
     opened = open_adapter(path_for(adapter, executor))
+    # All layers of an adapter have one rule, and factors padded to one rank need none.
+    own_rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
     destination = destination_for(
         out,
         opened.format,
         dtype=finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors) if dtype is None else dtype,
         alpha=alpha,
-        rule=_own_rule(opened, uniform=uniform) if rule is None else rule,
+        rule=own_rule if rule is None else rule,
         uniform=uniform,
         force=force,
         dry_run=dry_run,
@@ -162,11 +164,6 @@ def resize(
         executor=executor,
         progress=progress,
     )
-
-
-def _own_rule(adapter: Adapter, *, uniform: bool) -> str:
-    """Return the scaling rule of an adapter, which is one for all its layers; factors padded to one rank need none."""
-    return "standard" if uniform else next((layer.rule for layer in adapter.layers), "standard")
 
 
 def _task(layer: AdapterLayer, placement: Placement, followers: Sequence[OtherTensor]) -> Task:

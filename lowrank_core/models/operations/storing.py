@@ -14,7 +14,7 @@ from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, open_adapter
 from lowrank_core.models.formats.format import Headers, StoredScale
-from lowrank_core.models.operations.encoding import FactorEncoding, item_size
+from lowrank_core.models.operations.factoring import FactorEncoding, item_size
 
 
 def stored_scales(
@@ -60,7 +60,7 @@ def copy_tensors(stream: TensorStream | None, others: Iterable[OtherTensor]) -> 
 
 
 def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredScale], headers: Headers) -> None:
-    """Write the configuration, pad the factors whose rank is known only now, and read the adapter back."""
+    """Write the configuration, pad the factors whose rank is known only now, and check what is read back."""
     if headers.config is not None:
         text = json.dumps(headers.config, indent=2) + "\n"
         (temporary / target.files[1]).write_text(text, encoding="utf-8")
@@ -71,17 +71,12 @@ def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredS
         adapter = open_adapter(temporary)
     read = {layer.placement.keys[0]: (layer.rank, layer.scaling) for layer in adapter.layers}
     for placement, scale in scales.items():
-        _check_scale(placement.name, read.get(placement.keys[0], (0, 0.0)), scale)
-
-
-def _check_scale(name: str, read: tuple[int, float], made: StoredScale) -> None:
-    """Check that a layer is read with the rank and the scale that its factors were made for."""
-    rank, scaling = read
-    if rank != made.rank or not math.isclose(scaling, made.scaling, rel_tol=1e-12):
-        raise ValueError(
-            f"{name!r} would be read with rank {rank} and scale {scaling}, but was made for rank {made.rank} and scale "
-            f"{made.scaling}: nothing was written"
-        )
+        rank, scaling = read.get(placement.keys[0], (0, 0.0))
+        if rank != scale.rank or not math.isclose(scaling, scale.scaling, rel_tol=1e-12):
+            raise ValueError(
+                f"{placement.name!r} would be read with rank {rank} and scale {scaling}, but was made for rank "
+                f"{scale.rank} and scale {scale.scaling}: nothing was written"
+            )
 
 
 def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale]) -> None:
