@@ -144,7 +144,6 @@ def spectrum(
     See Also
     --------
     truncate : The best update of a rank, by the same methods.
-    numpy.linalg.svd : The SVD that ``lapack`` calls.
 
     Notes
     -----

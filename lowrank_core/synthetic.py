@@ -13,7 +13,7 @@ __all__ = ["facts_update", "style_update", "update_with_spectrum"]
 
 
 def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng: Any) -> NDArray[np.float64]:
-    r"""Return an update of low rank: :math:`U \mathrm{diag}(5, \dots, 0.5) V^T` in random bases, plus noise.
+    r"""Return an update of low rank: :math:`U \mathrm{diag}(5, \ldots, 0.5) V^T` in random bases, plus noise.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng
 
 
 def facts_update(d: int, k: int, *, noise: float = 0.01, rng: Any) -> NDArray[np.float64]:
-    r"""Return an update of full rank: :math:`U \mathrm{diag}(3, \dots, 0.5) V^T` in random bases, plus noise.
+    r"""Return an update of full rank: :math:`U \mathrm{diag}(3, \ldots, 0.5) V^T` in random bases, plus noise.
 
     Its min(d, k) singular values are linearly spaced. Parameters, returns and errors are those of :func:`style_update`.
 

@@ -17,8 +17,8 @@ def to_json(result: Any) -> Any:
     Parameters
     ----------
     result : Inspection, AdapterRow or any value in one of them
-        As :func:`~lowrank_core.models.inspection.layers.inspect` and
-        :func:`~lowrank_core.models.inspection.census.census` return it.
+        As :func:`~lowrank_core.models.inspect` and
+        :func:`~lowrank_core.models.census` return it.
 
     Returns
     -------
@@ -27,7 +27,7 @@ def to_json(result: Any) -> Any:
 
     See Also
     --------
-    lowrank_core.models.inspection.report.to_rows : An inspection as the rows of a table.
+    lowrank_core.models.inspect, lowrank_core.models.census : What returns the results.
 
     Examples
     --------

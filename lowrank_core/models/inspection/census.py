@@ -62,8 +62,8 @@ def census(
 
     See Also
     --------
-    lowrank_core.models.inspection.layers.inspect : Every layer of one adapter.
-    lowrank_core.models.inspection.census_rows.read_census : Read the rows of `jsonl`.
+    lowrank_core.models.inspect : Every layer of one adapter.
+    lowrank_core.models.read_census : Read the rows of `jsonl`.
 
     Examples
     --------

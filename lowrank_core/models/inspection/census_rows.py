@@ -38,7 +38,7 @@ class AdapterRow:
     not_low_rank : int
         Tensors that are not in any low-rank update.
     warnings : int
-        How many warnings :func:`~lowrank_core.models.inspection.layers.inspect` has about it.
+        How many warnings :func:`~lowrank_core.models.inspect` has about it.
     parameters : int
         Number of entries of all stored factors.
     adapter_ranks : tuple of int

@@ -84,7 +84,7 @@ def inspect(
 
     See Also
     --------
-    lowrank_core.models.inspection.census.census : The same of many adapters.
+    lowrank_core.models.census : The same of many adapters.
 
     Notes
     -----

@@ -66,7 +66,7 @@ class LayerReport:
     best_error : tuple of float
         The best possible relative error at each of them.
     errors : dict of str to tuple of float
-        For each rule, the relative error at each of them, as :func:`~lowrank_core.models.inspection.layers.inspect`
+        For each rule, the relative error at each of them, as :func:`~lowrank_core.models.inspect`
         defines it.
     rounding : LayerNoise or None
         What of the update cannot be told from the rounding of two checkpoints of which one is stored in float16 or
