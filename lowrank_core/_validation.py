@@ -30,6 +30,7 @@ __all__ = [
     "as_shape",
     "as_singular_values",
     "as_stack",
+    "as_tolerance",
     "as_whole_numbers",
     "as_workers",
     "check_choice",
@@ -233,6 +234,13 @@ def as_fraction(fraction: ArrayLike, name: str) -> NDArray[np.float64]:
     if given.dtype.kind not in "iuf" or not np.all((given >= 0) & (given <= 1)):
         raise ValueError(f"{name} must lie between 0 and 1; got {fraction!r}. Write 95 % as 0.95.")
     return given.astype(np.float64)
+
+
+def as_tolerance(tolerance: float) -> float:
+    """Return the tolerance of a partial method, a number from 0 to 1."""
+    fraction = as_fraction(tolerance, "tolerance")
+    check_scalar(fraction, "tolerance must be one number", tolerance)
+    return float(fraction)
 
 
 def as_noise(noise: ArrayLike) -> NDArray[np.float64]:

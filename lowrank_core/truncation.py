@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lowrank_core._linalg import Values, best_factors, best_product_factors
-from lowrank_core._validation import as_matrices, as_rank, as_workers
+from lowrank_core._validation import as_matrices, as_rank, as_tolerance, as_workers
 from lowrank_core.spectra import Spectrum
 from lowrank_core.updates import LowRankUpdate
 
@@ -18,6 +18,7 @@ def truncate(
     rank: int | Callable[[Spectrum], Any],
     *,
     method: str = "auto",
+    tolerance: float = 1e-4,
     workers: int | None = None,
     rng: Any = 0,
 ) -> LowRankUpdate:
@@ -36,6 +37,8 @@ def truncate(
         float64; for float32 and below ``krylov`` for a small rank of a large matrix, ``gram`` otherwise. A function of
         the spectrum needs all of it, which ``krylov`` does not compute and ``auto`` therefore does not choose. Factors
         of a LowRankUpdate are computed by QR of both factors and LAPACK's SVD of the core, whatever the method.
+    tolerance : float
+        For ``krylov``, how much of the energy H_r of the best update may be missed, as in :func:`spectrum`.
     workers : int, optional
         Threads over the batch, or over one large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator
@@ -67,7 +70,7 @@ def truncate(
     >>> truncate(style_update(64, 64, rng=0), lambda s: rank_for_variance(s, 0.99)).rank
     4
     """
-    count = as_workers(workers)
+    count, missed = as_workers(workers), as_tolerance(tolerance)
     if isinstance(update, LowRankUpdate):
         wanted = _checked_rank(rank, (update.shape[-2], update.shape[-1]), update.dtype)
         return LowRankUpdate(
@@ -77,7 +80,9 @@ def truncate(
         )
     matrices, dtype = as_matrices(update)
     wanted = _checked_rank(rank, (matrices.shape[-2], matrices.shape[-1]), dtype)
-    return LowRankUpdate(*best_factors(matrices, dtype, wanted, method=method, workers=count, rng=rng))
+    return LowRankUpdate(
+        *best_factors(matrices, dtype, wanted, method=method, tolerance=missed, workers=count, rng=rng)
+    )
 
 
 def _checked_rank(rank: Any, shape: tuple[int, int], dtype: str) -> int | Callable[[Values], int]:

@@ -43,9 +43,9 @@ PUBLIC = [
     "variance_captured",
 ]
 SIGNATURES = {
-    "spectrum": "(update, *, rank=None, method='auto', workers=None, rng=0)",
+    "spectrum": "(update, *, rank=None, method='auto', tolerance=0.0001, workers=None, rng=0)",
     "Spectrum": "(values, norm, shape, complete, dtype='float64')",
-    "truncate": "(update, rank, *, method='auto', workers=None, rng=0)",
+    "truncate": "(update, rank, *, method='auto', tolerance=0.0001, workers=None, rng=0)",
     "LowRankUpdate": "(B, A, scaling=1.0)",
     "standard": "(alpha, rank)",
     "rslora": "(alpha, rank)",

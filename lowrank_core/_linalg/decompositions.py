@@ -24,11 +24,11 @@ Rank = int | Callable[[Values], int]
 
 
 def singular_values(
-    matrices: NDArray[Any], dtype: str, rank: int | None, *, method: str, workers: int, rng: Any
+    matrices: NDArray[Any], dtype: str, rank: int | None, *, method: str, tolerance: float, workers: int, rng: Any
 ) -> Values:
     """Compute the leading singular values (..., rank) and the norms (...) of matrices (..., m, n)."""
     *batch, m, n = matrices.shape
-    problem = Problem(dtype, (m, n), rank, rng)
+    problem = Problem(dtype, (m, n), rank, tolerance, rng)
     route = choose_route(method, problem)
     flat = as_stack(matrices, 2)
     # In threads, as what follows: of the time for small matrices it is a tenth.
@@ -71,11 +71,11 @@ def product_singular_values(
 
 
 def best_factors(
-    matrices: NDArray[Any], dtype: str, rank: Rank, *, method: str, workers: int, rng: Any
+    matrices: NDArray[Any], dtype: str, rank: Rank, *, method: str, tolerance: float, workers: int, rng: Any
 ) -> tuple[Floats, Floats]:
     """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of matrices (..., m, n)."""
     *batch, m, n = matrices.shape
-    route = choose_route(method, Problem(dtype, (m, n), None if callable(rank) else rank, rng))
+    route = choose_route(method, Problem(dtype, (m, n), None if callable(rank) else rank, tolerance, rng))
     check_finite(matrices)
     flat = as_stack(matrices, 2)
     stack = _Stack(tuple(batch), (m, n), (m, n), route.batching, workers)

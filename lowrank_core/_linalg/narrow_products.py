@@ -49,6 +49,11 @@ class TallMatrix(NamedTuple):
         """Number of columns of X."""
         return int(self.array.shape[0 if self.transposed else 1])
 
+    @property
+    def eps(self) -> float:
+        """Relative rounding of the products."""
+        return float(np.finfo(self.array.dtype).eps)
+
     def apply(self, block: Floats) -> Floats:
         """Compute b Xᵀ for a block b of row vectors (k, columns), in the precision of the array."""
         return self._products(block, gram=False)[0]
@@ -99,6 +104,15 @@ def tall_matrix(matrix: NDArray[Any], team: Team) -> tuple[TallMatrix, float]:
 
 
 def _kernel_products(X: TallMatrix, block: Singles, *, gram: bool) -> tuple[Singles, Singles]:
+    """Compute b Xᵀ and, if asked for, b XᵀX by a kernel, as many vectors at a time as it takes."""
+    from lowrank_core._linalg.kernels.krylov import COLUMNS
+
+    parts = [_few_products(X, block[i : i + COLUMNS], gram=gram) for i in range(0, len(block), COLUMNS)]
+    products, gram_blocks = zip(*parts, strict=True)
+    return np.concatenate(products), np.concatenate(gram_blocks)
+
+
+def _few_products(X: TallMatrix, block: Singles, *, gram: bool) -> tuple[Singles, Singles]:
     """Compute b Xᵀ and, if asked for, b XᵀX by a kernel; sums over parts of the array are added in their order."""
     from lowrank_core._linalg.kernels.krylov import BOTH, COLUMNS, PLAIN, ROWS, TRANSPOSED, multiply
 

@@ -28,11 +28,15 @@ __all__ = ["METHODS", "PRODUCT_METHODS", "Problem", "ProductRoute", "Route", "ch
 
 
 class Problem(NamedTuple):
-    """What is to be decomposed: matrices of a shape, the dtype they were stored in, and how many values (None: all)."""
+    """What is to be decomposed: matrices of a shape and stored dtype; how many values (None: all), and how well.
+
+    `tolerance` is the energy that a partial method may miss, relative to what its answer must not lose.
+    """
 
     dtype: str
     shape: tuple[int, int]
     rank: int | None = None
+    tolerance: float = 1e-4
     rng: Any = 0
 
     @property
@@ -115,6 +119,7 @@ def _auto(problem: Problem) -> Route:
         return _gram(problem)._replace(name="direct", values=kernel_svd_values)
     if (
         problem.rank is not None
+        and problem.tolerance > 0.0
         and problem.smaller_side >= thresholds.KRYLOV_SMALLEST_SIDE
         and problem.rank <= thresholds.KRYLOV_LARGEST_FRACTION * problem.smaller_side
     ):
@@ -138,30 +143,32 @@ def _is_small(problem: Problem) -> bool:
 
 
 def _leading(name: str, problem: Problem, rank: int, max_vectors: int) -> Route:
-    """Return the route by block Krylov iteration, or by a Gram matrix where that takes too many vectors."""
-    leading = Leading(max(1, rank), max_vectors, seed=int(np.random.default_rng(problem.rng).integers(2**63)))
+    """Return the route by block Krylov iteration, or by a full decomposition where that cannot show what it misses."""
+    seed = int(np.random.default_rng(problem.rng).integers(2**63))
+    leading = Leading(max(1, rank), problem.tolerance, max_vectors, seed)
     # An iteration divides its products among the workers itself.
     batching = Batching(one_at_a_time=True, takes_blas_lock=True)
-    values = partial(_leading_values, leading, problem.batching)
-    return Route(name, values, partial(_leading_factors, leading, problem.batching), batching)
+    factors = partial(_leading_factors, leading, problem)
+    return Route(name, partial(_leading_values, leading, factors), factors, batching)
 
 
-def _leading_values(leading: Leading, gram_batching: Batching, stack: NDArray[Any], workers: int) -> Values:
+def _leading_values(
+    leading: Leading, leading_factors: Callable[[NDArray[Any], int], Factors], stack: NDArray[Any], workers: int
+) -> Values:
     values, norms = np.empty((len(stack), leading.rank)), np.empty(len(stack))
     for i, matrix in enumerate(stack):
-        found: Factors | None = krylov_factors(matrix, leading, workers)
-        if found is None:
-            with gram_batching.blas_lock():
-                found = gram_factors(matrix, workers)
-        values[i], norms[i] = found.values[: leading.rank], found.norm
+        factors = leading_factors(matrix, workers)
+        values[i], norms[i] = factors.values[: leading.rank], factors.norm
     return Values(values, norms)
 
 
-def _leading_factors(leading: Leading, gram_batching: Batching, matrix: NDArray[Any], workers: int) -> Factors:
-    found = krylov_factors(matrix, leading, workers)
-    if found is not None:
-        return found
-    with gram_batching.blas_lock():
+def _leading_factors(leading: Leading, problem: Problem, matrix: NDArray[Any], workers: int) -> Factors:
+    factors = krylov_factors(matrix, leading, workers)
+    if factors is not None:
+        return factors
+    with problem.batching.blas_lock():
+        if problem.dtype == "float64":
+            return lapack_svd_factors(matrix, workers)
         return gram_factors(matrix, workers).projected(leading.rank)
 
 

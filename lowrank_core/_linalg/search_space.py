@@ -1,4 +1,4 @@
-"""The search space of a block Krylov iteration, and the best approximations to eigenvectors of XᵀX within it."""
+"""The search space of a block Krylov iteration, and the projection of XᵀX on it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ class SearchSpace:
         self._projection = np.zeros((len(self._rows), len(self._rows)))
         self.gram_block = np.empty((0, X.columns))
         self.coupling: NDArray[Any] = np.empty((0, 0))
-        self._ritz: tuple[Floats, Floats] | None = None
 
     @property
     def Q(self) -> Floats:  # noqa: N802 - as in the literature
@@ -49,7 +48,7 @@ class SearchSpace:
         """Whether the space has every direction."""
         return self.size == self.X.columns
 
-    def extend(self, block: Floats, *, solve: bool = True) -> None:
+    def extend(self, block: Floats) -> None:
         """Add an orthonormal block, or as much of it as there are directions left."""
         block = block[: self.X.columns - self.size]
         self._reserve(self.size + len(block))
@@ -62,7 +61,6 @@ class SearchSpace:
             new_rows = self._products[old : self.size] @ self._products[: self.size].T
             self._projection[old : self.size, : self.size] = new_rows
             self._projection[:old, old : self.size] = new_rows[:, :old].T
-            self._ritz = self._solve() if solve else None
 
         def orthogonalise() -> None:
             self.gram_block, self.coupling = orthonormalised(gram_block, self.Q)
@@ -70,30 +68,10 @@ class SearchSpace:
         # Neither is large enough to be divided among threads, but neither needs the other.
         self.X.team.map(lambda task: task(), [project, orthogonalise])
 
-    def ritz(self) -> tuple[Floats, Floats]:
-        """Return the Ritz values of XᵀX in the space, descending, and the Ritz vectors in terms of Q, as columns."""
-        if self._ritz is None:
-            self._ritz = self._solve()
-        return self._ritz
-
-    def _solve(self) -> tuple[Floats, Floats]:
-        squares, vectors = np.linalg.eigh(self._projection[: self.size, : self.size])
-        return np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
-
-    def largest_energy_of_last_block(self) -> float:
-        """Compute the largest energy ‖X v‖² of a unit vector v within the last block."""
-        width = len(self.coupling)
-        last = self._projection[: self.size, : self.size][-width:, -width:]
-        return float(np.linalg.eigvalsh(last)[-1])
-
-    def missed_energy(self, squares: Floats, known: int) -> float:
-        """Compute how much the leading energies grow with what the space has beyond `known`, and one step from there.
-
-        At least so much, since the directions are orthogonal to those of the squares (Ky Fan's theorem).
-        """
-        products = np.concatenate([self._products[known : self.size], self.X.apply(self.gram_block)])
-        values = np.concatenate([squares, np.linalg.eigvalsh(products @ products.T)])
-        return float(np.sum(np.sort(values)[::-1][: len(squares)]) - np.sum(squares))
+    @property
+    def projection(self) -> Floats:
+        """Return Q XᵀX Qᵀ."""
+        return self._projection[: self.size, : self.size]
 
     def _reserve(self, size: int) -> None:
         missing = size - len(self._rows)

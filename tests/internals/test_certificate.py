@@ -1,0 +1,150 @@
+"""What block Krylov iteration may miss: the bounds themselves, and the spectra that defeat an estimate."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2
+
+from lowrank_core import spectrum
+from lowrank_core._linalg import certificate, krylov, narrow_products, thresholds
+from lowrank_core._linalg.search_space import SearchSpace, orthonormalised
+from lowrank_core._linalg.threads import Team
+
+COUNT = 300
+
+
+@st.composite
+def stepped_values(draw, count=COUNT):
+    """Draw singular values in steps: each a value with 1 to `count` copies, or a slope from it to the next."""
+    levels = draw(st.lists(st.floats(-4, 0), min_size=1, max_size=5))
+    copies = draw(st.lists(st.integers(1, count), min_size=len(levels), max_size=len(levels)))
+    slopes = draw(st.lists(st.sampled_from([1.0, 0.999, 0.9, 0.5]), min_size=len(levels), max_size=len(levels)))
+    steps = [10.0**level * np.linspace(1, slope, n) for level, n, slope in zip(levels, copies, slopes, strict=True)]
+    values = np.concatenate([*steps, np.zeros(count)])[:count]
+    return np.sort(values)[::-1]
+
+
+def rotated(values, seed, dtype=np.float32):
+    """Return a matrix with these singular values in bases of two reflectors each."""
+    u, v = np.random.default_rng(seed).standard_normal((2, len(values)))
+    matrix = np.diag(values) - np.outer(2 * u / (u @ u), u * values)
+    return (matrix - np.outer(matrix @ (2 * v / (v @ v)), v)).astype(dtype)
+
+
+def missed_over_tolerance(matrix, rank, values):
+    """Return how much of the leading energy is missed, over what may be, but for the rounding of the reference."""
+    energies = np.linalg.svd(matrix.astype(np.float64), compute_uv=False) ** 2
+    head, energy = np.sum(energies[:rank]), np.sum(energies)
+    missed = head - np.sum(np.square(values)) - 1e-14 * energy
+    return missed / (1e-4 * min(head, max(energy - head, 1e-6 * energy)))
+
+
+@given(stepped_values(), st.integers(1, 60), st.integers(0, 2**32))
+def test_krylov_stays_within_its_tolerance_whatever_the_copies(values, rank, seed):
+    matrix = rotated(values, seed)
+    result = spectrum(matrix, rank=rank, method="krylov", rng=seed)
+    assert missed_over_tolerance(matrix, rank, result.values) <= 1
+
+
+ISSUES = {
+    "two values": (np.r_[np.full(64, 2.0), np.ones(200), np.zeros(760)], 48),
+    "148 copies twice": (np.r_[np.full(296, 2.0), np.ones(103), np.zeros(625)], 40),
+    "three values of 148 copies": (np.r_[np.full(148, 3.0), np.full(148, 2.0), np.ones(148), np.zeros(580)], 40),
+    "64 equal diagonal blocks": (np.repeat(1 / np.arange(1.0, 17), 64), 48),
+    "a steep step before a plateau": (np.r_[1, 0.9, 0.8, 0.7, 1e-5 * np.linspace(1, 0.5, 200), np.zeros(820)], 48),
+}
+
+
+@pytest.mark.parametrize("name", ISSUES)
+def test_auto_stays_within_its_tolerance_on_repeated_values(name):
+    values, rank = ISSUES[name]
+    matrix = rotated(values, 0)
+    assert missed_over_tolerance(matrix, rank, spectrum(matrix, rank=rank).values) <= 1
+
+
+@given(stepped_values(), st.integers(0, 2**32))
+def test_the_bound_of_what_lies_outside_is_not_below_it(values, seed):
+    matrix, rng = rotated(values, seed, np.float64), np.random.default_rng(seed)
+    with Team(1) as team:
+        X, energy = narrow_products.tall_matrix(matrix, team)
+        space = SearchSpace(X, X.columns)
+        space.extend(orthonormalised(X.apply_gram(rng.standard_normal((krylov.BLOCK, X.columns)))[1], space.Q)[0])
+        bound, directions = certificate.bound_outside(space, energy, rng, 1e-9)
+    tall = np.ldexp(matrix, -X.exponent)
+    outside = tall - (tall @ space.Q.T) @ space.Q
+    assert bound >= np.linalg.norm(outside, 2) ** 2 * (1 - 1e-12)
+    assert np.allclose(directions @ directions.T, np.eye(len(directions)), rtol=0, atol=1e-10)
+    assert np.allclose(directions @ space.Q.T, 0, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_the_bound_of_falling_values_is_at_most_twice_as_large(power):
+    eigenvalues = (1.0 + np.arange(1000)) ** (-2 * power)
+    largest, trace = eigenvalues[100], np.sum(eigenvalues[100:])
+    bound = certificate.outside_bound(largest, trace, certificate.DIRECTIONS, certificate.BLOCKS, 1e-9)
+    assert largest < bound < 2 * largest
+
+
+def test_the_bound_grows_with_what_it_must_withstand():
+    one = certificate.outside_bound(1.0, 50.0, 32, 3, 1e-6)
+    assert certificate.outside_bound(1.0, 50.0, 32, 3, 1e-9) > one
+    assert certificate.outside_bound(1.0, 500.0, 32, 3, 1e-6) > one
+    assert certificate.outside_bound(1.0, 50.0, 16, 3, 1e-6) > one
+    assert certificate.outside_bound(1.0, 50.0, 32, 4, 1e-6) < one
+    # No eigenvalue is larger than the trace.
+    assert certificate.outside_bound(1.0, 1.001, 2, 2, 1e-9) == 1.001
+    assert certificate.outside_bound(0.0, 3.0, 32, 3, 1e-9) == 3.0
+
+
+@pytest.mark.parametrize("failures", [1e-2, 1e-6])
+def test_a_bound_that_may_fail_often_fails_no_more_often_than_it_says(failures):
+    # Of two vectors and two blocks, for an isolated eigenvalue among many: the leanest bound that there is.
+    rng, failed, draws = np.random.default_rng(0), 0, 2000
+    eigenvalues = np.r_[1.0, np.full(60, 0.3)]
+    for _ in range(draws):
+        start = rng.standard_normal((61, 2))
+        basis, _ = np.linalg.qr(np.hstack([start, eigenvalues[:, np.newaxis] * start]))
+        largest = np.linalg.eigvalsh(basis.T @ (eigenvalues[:, np.newaxis] * basis))[-1]
+        failed += certificate.outside_bound(largest, np.sum(eigenvalues), 2, 2, failures) < 1.0
+    assert failed <= draws * failures
+
+
+@pytest.mark.parametrize("degrees", [2, 8, 16, 32, 64])
+@pytest.mark.parametrize("probability", [0.1, 1e-3, 5e-10])
+def test_quantiles_are_those_of_chi_squared_or_a_little_less(degrees, probability):
+    quantile = certificate._chi_squared_quantile(degrees, probability)
+    assert 0.998 <= quantile / chi2.ppf(probability, degrees) <= 1 + 1e-9
+
+
+@given(stepped_values(), st.integers(1, 40), st.integers(1, 4), st.integers(0, 2**32))
+def test_missed_energy_is_not_below_what_is_missed(values, rank, blocks, seed):
+    matrix, rng = rotated(values, seed, np.float64), np.random.default_rng(seed)
+    with Team(1) as team:
+        X, _ = narrow_products.tall_matrix(matrix, team)
+        space = SearchSpace(X, X.columns)
+        space.extend(orthonormalised(rng.standard_normal((krylov.BLOCK, X.columns)), space.Q)[0])
+        for _ in range(blocks):
+            space.extend(space.gram_block)
+    tall = np.ldexp(matrix, -X.exponent)
+    outside = np.linalg.norm(tall - (tall @ space.Q.T) @ space.Q, 2) ** 2
+    squares = np.linalg.eigvalsh(space.projection)[::-1]
+    energies = np.linalg.svd(tall, compute_uv=False) ** 2
+    missed = np.sum(energies[:rank]) - np.sum(squares[:rank])
+    bound = certificate.missed_energy(space, squares, rank, outside * (1 + 1e-9))
+    assert bound >= missed - 1e-13 * np.sum(energies)
+
+
+def test_auto_asked_for_every_digit_takes_gram(monkeypatch):
+    monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 64)
+    monkeypatch.setattr(thresholds, "SMALL_ENTRIES", 0)
+    matrix = rotated(1 / np.arange(1.0, 129), 0)
+    exact = spectrum(matrix, method="gram").values[:4]
+    assert np.array_equal(spectrum(matrix, rank=4, tolerance=0).values, exact)
+    assert not np.array_equal(spectrum(matrix, rank=4).values, exact)
+
+
+@pytest.mark.parametrize("tolerance", [-1e-9, 1.1, np.nan, [1e-4], "small"])
+def test_a_tolerance_is_one_number_from_0_to_1(tolerance):
+    with pytest.raises(ValueError, match="tolerance"):
+        spectrum(np.eye(3), rank=1, tolerance=tolerance)
