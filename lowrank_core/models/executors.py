@@ -1,4 +1,4 @@
-"""Executors for the work on many layers and many adapters: local processes, or a Dask cluster."""
+"""Work on many layers and many adapters, one after the other or on executors: local processes, a Dask cluster."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 CONNECT_SECONDS = 15
 # Layers under way, and results that wait for an earlier one: enough to keep the workers of a cluster busy.
@@ -25,6 +26,19 @@ LAYERS_IN_FLIGHT = 64
 # Adapters under way: a hundred thousand are not submitted at once.
 ADAPTERS_IN_FLIGHT = 1024
 
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called as ``progress(name, done, total)`` after each layer or adapter."""
+
+
+class Named(Protocol):
+    """What has a name, as a layer does."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+
+Layer = TypeVar("Layer", bound=Named)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -155,6 +169,37 @@ def map_in_order(
             future.cancel()
 
 
+def map_layers(
+    function: Callable[[Layer], Result],
+    layers: Sequence[Layer],
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Generator[tuple[Layer, Result | str], None, None]:
+    """Yield layers in their order, each with a function's result or the reason why there is none."""
+    with closing(map_in_order(partial(_result_or_reason, function), layers, executor)) as results:
+        for done, (layer, result) in enumerate(zip(layers, results, strict=True), 1):
+            yield layer, result
+            if progress is not None:
+                progress(layer.name, done, len(layers))
+
+
+def collect_layers(
+    function: Callable[[Layer], Result],
+    layers: Sequence[Layer],
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[tuple[str, Result]], dict[str, str]]:
+    """Return the names of layers with a function's results, and the names of the others with the reasons."""
+    results: list[tuple[str, Result]] = []
+    failures: dict[str, str] = {}
+    for layer, result in map_layers(function, layers, executor, progress):
+        if isinstance(result, str):
+            failures[layer.name] = result
+        else:
+            results.append((layer.name, result))
+    return results, failures
+
+
 def map_as_completed(
     function: Callable[[Item], Result], items: Iterable[Item], executor: Executor | None
 ) -> Generator[tuple[Item, Result], None, None]:
@@ -186,6 +231,15 @@ def map_as_completed(
 def path_for(path: str | PathLike[str], executor: Executor | None) -> Path:
     """Return a path by which an executor's workers find a file: absolute, because their current folder may differ."""
     return Path(path) if executor is None else Path(path).absolute()
+
+
+def _result_or_reason(function: Callable[[Layer], Result], layer: Layer) -> Result | str:
+    try:
+        return function(layer)
+    except ValueError as error:
+        return str(error)
+    except MemoryError as error:
+        return f"needs more memory than there is ({error})"
 
 
 def _become_worker() -> None:

@@ -4,7 +4,7 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 import pytest
 
-from lowrank_core.models.files.blocks import difference, frobenius_norm, row_blocks
+from lowrank_core.models.norms import difference, frobenius_norm, row_blocks
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])

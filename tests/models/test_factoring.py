@@ -7,8 +7,8 @@ import pytest
 
 from lowrank_core import LowRankUpdate, Spectrum, spectrum, update_with_spectrum
 from lowrank_core.models.formats.kohya import KOHYA
+from lowrank_core.models.norms import product_norm, residual_norm, stacked
 from lowrank_core.models.operations.factoring import FactorEncoding, factor
-from lowrank_core.models.operations.norms import product_norm, residual_norm, stacked
 from lowrank_core.models.operations.rank_choice import check_rank, keep_all, rank_of
 from tests.models.models_on_disk import naive_figures
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lowrank_core.models.executors import map_as_completed
-from lowrank_core.models.layerwise import collect_layers, map_layers
+from lowrank_core.models.executors import collect_layers, map_as_completed, map_layers
 
 
 class Layer(NamedTuple):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate
+from lowrank_core.models.norms import product_norm
 from lowrank_core.models.operations.factoring import FactorEncoding, factor
-from lowrank_core.models.operations.norms import product_norm
 
 
 def product(seed=0, m=30, r=5, n=40):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core.models.files.blocks import difference, frobenius_norm
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import (
     PLAIN_WEIGHTS,
@@ -22,6 +21,7 @@ from lowrank_core.models.files.tensors import (
     open_file,
     refuse_pickle,
 )
+from lowrank_core.models.norms import difference, frobenius_norm
 from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
 
 _INDEX_SUFFIX = ".safetensors.index.json"

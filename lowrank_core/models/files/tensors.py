@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS, INTEGERS
-from lowrank_core.models.files.blocks import frobenius_norm
+from lowrank_core.models.norms import frobenius_norm
 
 FLOATING = {name.upper().replace("FLOAT", "F"): name for name in FLOATS}
 """The stored types of weights: safetensors' own name, and NumPy's."""

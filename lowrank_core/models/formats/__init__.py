@@ -97,10 +97,7 @@ def format_named(name: str) -> Format:
 
 
 def format_of_output(path: Path, source: str | None = None) -> Format:
-    """Return the format that an output's name asks for: one of single files, or one of folders.
-
-    That of the source where it is among these, else the first of them that is written.
-    """
+    """Return the format that an output's name asks for: the source's if that fits, else the first that is written."""
     single = path.suffix == SINGLE_FILE
     formats = [each for each in FORMATS if bool(each.files) != single]
     own = [each for each in formats if each.name == source]

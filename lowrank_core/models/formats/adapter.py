@@ -90,10 +90,8 @@ class AdapterLayer:
         The alpha that applies to this layer.
     rule : str
         The scaling rule, "standard" (α/r) or "rslora" (α/√r).
-    scaling : float
-        The effective scale γ.
-    scaling_source : str
-        Where γ came from, in plain words.
+    scaling, scaling_source : float, str
+        The effective scale γ, and where it came from, in plain words.
     tensors : tuple of StoredTensor
         What the update is made from: B and A, as in the product γBA.
     build : callable
@@ -169,10 +167,8 @@ class OtherTensor:
     ----------
     tensor : StoredTensor
         Where it is.
-    name : str
-        Its name, as the base model has it.
-    meaning : str
-        What it is, in plain words.
+    name, meaning : str
+        Its name, as the base model has it, and what it is, in plain words.
     scaling : float or None
         The scale of its layer that it is multiplied with; None where it is applied as it is.
     follows : str
@@ -199,10 +195,8 @@ class Adapter:
 
     Attributes
     ----------
-    path : Path
-        The file.
-    format : str
-        The name of its format, as "peft".
+    path, format : Path, str
+        The file, and the name of its format, as "peft".
     layers : tuple of AdapterLayer
         The low-rank updates, in alphabetical order.
     unsupported : dict of str to str

@@ -183,10 +183,7 @@ def _altering_initialisation(config: PeftConfig) -> str | None:
 
 def _warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what a user should know of layers with these scales under this configuration, and what is inherited."""
-    inherited = tuple(_pattern_warnings(scales, config))
-    if config.raw.get("alora_invocation_tokens"):
-        applied = "alora_invocation_tokens: the update is applied only to the tokens that follow the invocation"
-        inherited = (applied, *inherited)
+    inherited = tuple(_inherited_warnings(scales, config))
     return (*_base_warnings(config), *inherited, *_reader_warnings(scales, config)), inherited
 
 
@@ -202,7 +199,9 @@ def _base_warnings(config: PeftConfig) -> Iterator[str]:
         yield "use_dora: the update is m·(W + γBA)/‖W + γBA‖ − W, which is not low-rank; the figures are of γBA alone"
 
 
-def _pattern_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> Iterator[str]:
+def _inherited_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> Iterator[str]:
+    if config.raw.get("alora_invocation_tokens"):
+        yield "alora_invocation_tokens: the update is applied only to the tokens that follow the invocation"
     given = {module: config.rank_of(_configured_name(module)) for module in scales}
     unloadable = [module for module, scale in scales.items() if scale.rank != given[module]]
     if unloadable:

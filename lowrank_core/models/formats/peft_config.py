@@ -29,7 +29,6 @@ _REPLACED: dict[str, Any] = {
     "eva_config": None,
     "corda_config": None,
     "lora_ga_config": None,
-    "inference_mode": True,
 }
 
 

@@ -6,20 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lowrank_core.models.executors import map_as_completed
+from lowrank_core.models.executors import Progress, map_as_completed
 from lowrank_core.models.formats import adapter_files, holds_adapter, is_adapter_folder, open_adapter
 from lowrank_core.models.formats.adapter import Adapter
 from lowrank_core.models.inspection.census_rows import AdapterRow, appending, resume
 from lowrank_core.models.inspection.layers import DEFAULT_RANKS, check_ranks, layer_reports
 from lowrank_core.models.inspection.report import LayerReport, total
-from lowrank_core.models.layerwise import Progress
 
 
 def census(
@@ -136,7 +134,7 @@ def adapter_row(path: str | PathLike[str], *, ranks: Sequence[int] = DEFAULT_RAN
 def _row(adapter: Adapter, location: Path, stamp: str, ranks: tuple[int, ...]) -> AdapterRow:
     layers, failures = layer_reports(adapter, ranks=ranks, rules=())
     failures |= adapter.unsupported
-    row = AdapterRow(
+    return AdapterRow(
         path=str(location),
         stamp=stamp,
         format=adapter.format,
@@ -146,8 +144,8 @@ def _row(adapter: Adapter, location: Path, stamp: str, ranks: tuple[int, ...]) -
         warnings=len(adapter.warnings),
         ranks=ranks,
         failure=next((f"{name}: {reason}" for name, reason in sorted(failures.items())), None),
+        **(_figures(layers, ranks) if layers else {}),
     )
-    return replace(row, **_figures(layers, ranks)) if layers else row
 
 
 def _figures(layers: Sequence[LayerReport], ranks: tuple[int, ...]) -> dict[str, Any]:

@@ -35,10 +35,8 @@ class AdapterRow:
         The name of its format, as "peft".
     layers, failed_layers : int
         How many layers are in the figures, and how many could not be read or are not a product γBA.
-    not_low_rank : int
-        Tensors that are not in any low-rank update.
-    warnings : int
-        How many warnings :func:`~lowrank_core.models.inspect` has about it.
+    not_low_rank, warnings : int
+        How many tensors are not in any low-rank update, and how many warnings :func:`~lowrank_core.models.inspect` has.
     parameters : int
         Number of entries of all stored factors.
     adapter_ranks : tuple of int

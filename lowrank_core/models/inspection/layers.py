@@ -18,7 +18,7 @@ from lowrank_core import (
     spectrum,
     stable_rank,
 )
-from lowrank_core.models.executors import path_for
+from lowrank_core.models.executors import Progress, collect_layers, path_for
 from lowrank_core.models.files.checkpoints import CheckpointPair, WeightPair, open_checkpoint, pair_checkpoints
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
@@ -31,7 +31,6 @@ from lowrank_core.models.inspection.report import (
     to_floats,
     total,
 )
-from lowrank_core.models.layerwise import Progress, collect_layers
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
 DEFAULT_RULES = ("standard", "rslora")

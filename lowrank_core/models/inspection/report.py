@@ -41,16 +41,12 @@ class LayerReport:
 
     Attributes
     ----------
-    name : str
-        The module's name.
-    shape : tuple of int
-        Shape (m, n) of the update as a matrix.
+    name, shape : str, tuple of int
+        The module's name, and the shape (m, n) of its update as a matrix.
     dtype : str
         What it is stored in.
-    parameters : int
-        Number of entries of the dense update, m·n.
-    adapter_parameters : int or None
-        Number of entries of the stored factors; None for a difference of checkpoints.
+    parameters, adapter_parameters : int, int or None
+        Number of entries of the dense update, m·n, and of the stored factors; None for a difference of checkpoints.
     rank, alpha, scaling : int, float, float or None
         The adapter's rank, alpha and effective scale γ in this layer; None for a difference of checkpoints.
     scaling_source : str
@@ -104,10 +100,8 @@ class Totals:
     ----------
     layers, failures : int
         How many were reported, and how many were not.
-    parameters : int
-        Number of entries of all dense updates.
-    adapter_parameters : int or None
-        Number of entries of all stored factors; None for checkpoints.
+    parameters, adapter_parameters : int, int or None
+        Number of entries of all dense updates, and of all stored factors; None for checkpoints.
     norm : float
         √ΣN² over the layers.
     rank_for_variance : dict of float to int

@@ -17,10 +17,8 @@ class LayerCompression:
 
     Attributes
     ----------
-    name : str
-        The module's name.
-    shape : tuple of int
-        Shape (m, n) of the update as a matrix.
+    name, shape : str, tuple of int
+        The module's name, and the shape (m, n) of its update as a matrix.
     dtype : str
         What it was stored in before.
     rank : int
@@ -104,10 +102,8 @@ class Compression:
     ----------
     verb : str
         "extract", "resize" or "merge".
-    out : str
-        Where it was to be written.
-    format : str
-        The name of its format, as "peft".
+    out, format : str
+        Where it was to be written, and the name of its format, as "peft".
     written : bool
         False for a dry run.
     dtype, rule : str
@@ -122,10 +118,8 @@ class Compression:
         Every layer that could be read and is not zero.
     unchanged : tuple of str
         Layers without an update, which are not in the adapter.
-    skipped : dict of str to str
-        What is not in the adapter, with its norm where it changed.
-    copied : dict of str to str
-        Tensors that were copied as they are.
+    skipped, copied : dict of str to str
+        What is not in the adapter, with its norm where it changed; and tensors that were copied as they are.
     failures : dict of str to str
         Layers that could not be read, and why; they are not in the adapter.
     warnings : tuple of str

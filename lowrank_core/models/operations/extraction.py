@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.models.executors import path_for
-from lowrank_core.models.files.blocks import frobenius_norm
+from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
-from lowrank_core.models.formats import Format, Placement
-from lowrank_core.models.layerwise import Progress
+from lowrank_core.models.formats import Format, format_of_output
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
+from lowrank_core.models.norms import frobenius_norm
 from lowrank_core.models.operations.compression import Compression
-from lowrank_core.models.operations.pipeline import Task, compress, destination_for
+from lowrank_core.models.operations.factoring import FactorEncoding
+from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import no_embeddings
 from lowrank_core.models.operations.rank_choice import Rank
 
@@ -81,11 +81,9 @@ def extract(
         Replace what is at `out`.
     dry_run : bool
         Report without writing.
-    executor : concurrent.futures.Executor, optional
-        Where the layers are read and truncated, as in :func:`~lowrank_core.models.inspect`. A `rank` that is a
-        function has to be picklable for processes, which a lambda is not.
-    progress : callable, optional
-        Called as ``progress(name, done, total)`` after each layer.
+    executor, progress
+        As in :func:`~lowrank_core.models.inspect`. A `rank` that is a function has to be picklable for processes, which
+        a lambda is not.
 
     Returns
     -------
@@ -135,10 +133,10 @@ def extract(
     out = Path(out)
     pair = pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)))
     _check_not_an_input(out, pair.base, pair.tuned)
-    destination = destination_for(
-        out, None, dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, force=force, dry_run=dry_run
-    )
-    target = destination.format
+    target = format_of_output(out)
+    encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
+    if not dry_run:
+        check_replaceable(out, target.files or None, force=force)
     layers = {layer.name: layer for layer in pair.layers}
     names = sorted(layers.keys() | pair.unsupported.keys())
     check_patterns("embedding", embeddings, names)
@@ -159,7 +157,16 @@ def extract(
             layer = layers[name]
             is_transposed = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
             dims = layer.shape[::-1] if is_transposed else layer.tuned.shape
-            tasks.append(_task(layer, target.place(name, dims, prefix, embedding), is_transposed=is_transposed))
+            task = Task(
+                placement=target.place(name, dims, prefix, embedding),
+                shape=layer.shape,
+                dtype=layer.dtype,
+                tensors=(layer.tuned,),
+                update=layer.update,
+                transposed=is_transposed,
+                update_and_noise=layer.update_and_noise,
+            )
+            tasks.append(task)
     settings = {
         "base_model_name_or_path": str(base),
         "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in tasks),
@@ -169,25 +176,13 @@ def extract(
         "extract",
         (str(base), str(tuned)),
         tasks,
-        replace(destination, settings=settings, modules=modules),
+        Destination(out, target, encoding, dry_run, settings=settings, modules=modules),
         rank,
         skipped=skipped | dict(pair.other_changes()),
         failures=failures,
         warnings=warnings,
         executor=executor,
         progress=progress,
-    )
-
-
-def _task(layer: WeightPair, placement: Placement, *, is_transposed: bool) -> Task:
-    return Task(
-        placement=placement,
-        shape=layer.shape,
-        dtype=layer.dtype,
-        tensors=(layer.tuned,),
-        update=layer.update,
-        transposed=is_transposed,
-        update_and_noise=layer.update_and_noise,
     )
 
 
@@ -202,14 +197,14 @@ def _stored_transposed(
     model_types: list[Any] = [read_json(config).get("model_type") for config in configs if config.is_file()]
     if any(kind in CONV1D_TYPES for kind in model_types):
         return alike, ()
-    if alike and not model_types:
-        warning = (
-            f"{len(alike)} modules are named as GPT-2's Conv1D, as {min(alike)!r}, and no config.json says whether "
-            "they are: they were taken as linear layers, stored as (out, in). If they are stored as (in, out), give "
-            "their names (--transposed)"
-        )
-        return set(), (warning,)
-    return set(), ()
+    if model_types or not alike:
+        return set(), ()
+    warning = (
+        f"{len(alike)} modules are named as GPT-2's Conv1D, as {min(alike)!r}, and no config.json says whether they "
+        "are: they were taken as linear layers, stored as (out, in). If they are stored as (in, out), give their names "
+        "(--transposed)"
+    )
+    return set(), (warning,)
 
 
 def skip_reason(

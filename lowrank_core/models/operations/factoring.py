@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, truncate
 from lowrank_core import variance_captured as captured_at
 from lowrank_core._dtypes import FLOATS, as_dtype
-from lowrank_core.models.files.blocks import frobenius_norm
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
-from lowrank_core.models.operations.norms import product_norm, residual_norm
+from lowrank_core.models.norms import frobenius_norm, product_norm, residual_norm
 from lowrank_core.models.operations.rank_choice import LayerRank, as_count
 from lowrank_core.rounding_noise import RoundingNoise
 

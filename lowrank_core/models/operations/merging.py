@@ -11,15 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.executors import path_for
+from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
-from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement, format_named, open_adapter
-from lowrank_core.models.layerwise import Progress
+from lowrank_core.models.formats import (
+    Adapter,
+    AdapterLayer,
+    Format,
+    Placement,
+    format_named,
+    format_of_output,
+    open_adapter,
+)
 from lowrank_core.models.module_names import select
+from lowrank_core.models.norms import stacked
 from lowrank_core.models.operations.compression import Compression
-from lowrank_core.models.operations.factoring import finest_dtype
-from lowrank_core.models.operations.norms import stacked
-from lowrank_core.models.operations.pipeline import Task, compress, destination_for
+from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
+from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
 
@@ -141,21 +149,15 @@ def merge(
         check_base(adapter, restored=base_restored)
         check_no_magnitudes(adapter)
     stored = (tensor for adapter in opened for layer in adapter.layers for tensor in layer.tensors)
-    destination = destination_for(
-        out,
-        opened[0].format,
-        dtype=finest_dtype(stored) if dtype is None else dtype,
-        alpha=alpha,
-        rule=rule,
-        uniform=uniform,
-        force=force,
-        dry_run=dry_run,
-    )
-    target = destination.format
+    target = format_of_output(out, opened[0].format)
+    encoding = FactorEncoding(finest_dtype(stored) if dtype is None else dtype, alpha, rule, uniform, target.scale)
+    if not dry_run:
+        check_replaceable(out, target.files or None, force=force)
     sums, incomplete = _by_module(opened, weights, target)
     chosen = select(sorted(sums.keys() | incomplete.keys()), include, exclude)
     # The first term decides where the sum goes.
-    layers = [_renamed(sums[name].terms[0][1], name) for name in chosen if name in sums]
+    first = {name: sums[name].terms[0][1] for name in chosen if name in sums}
+    layers = [replace(layer, placement=replace(layer.placement, name=name)) for name, layer in first.items()]
     placed = place_layers(layers, target, prefix=prefix, base=base)
     tasks = [
         Task(
@@ -176,7 +178,7 @@ def merge(
         "merge",
         [name for name, _ in named],
         tasks,
-        replace(destination, settings=_settings(configs, base), modules=tuple(sums)),
+        Destination(out, target, encoding, dry_run, settings=_settings(configs, base), modules=tuple(sums)),
         keep_all if rank is None else rank,
         skipped=placed.skipped | others,
         failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},
@@ -229,10 +231,6 @@ def _by_module(
         if name not in incomplete
     }
     return sums, incomplete
-
-
-def _renamed(layer: AdapterLayer, name: str) -> AdapterLayer:
-    return replace(layer, placement=replace(layer.placement, name=name))
 
 
 def _describe_kind(placement: Placement) -> str:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate
 from lowrank_core._dtypes import FLOATS, as_dtype
-from lowrank_core.models.files.atomic import check_replaceable, replacing
+from lowrank_core.models.executors import Progress, map_layers
+from lowrank_core.models.files.atomic import replacing
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import StoredTensor
-from lowrank_core.models.formats import Format, OtherTensor, Placement, format_of_output
+from lowrank_core.models.formats import Format, OtherTensor, Placement
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, StoredScale
-from lowrank_core.models.layerwise import Progress, map_layers
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.factoring import Factored, FactorEncoding, factor, item_size, wider_than
 from lowrank_core.models.operations.placing import check_distinct
@@ -80,25 +80,6 @@ class Destination:
     metadata: Mapping[str, str] = field(default_factory=dict)
     modules: tuple[str, ...] = ()
     copied: tuple[OtherTensor, ...] = ()
-
-
-def destination_for(
-    path: Path,
-    source: str | None,
-    *,
-    dtype: str,
-    alpha: float | None,
-    rule: str,
-    uniform: bool,
-    force: bool,
-    dry_run: bool,
-) -> Destination:
-    """Return where and how to write, once it is known that the output may be written; `source` is a format's name."""
-    target = format_of_output(path, source)
-    encoding = FactorEncoding(dtype=dtype, alpha=alpha, rule=rule, uniform=uniform, scale=target.scale)
-    if not dry_run:
-        check_replaceable(path, target.files or None, force=force)
-    return Destination(path, target, encoding, dry_run)
 
 
 def compress(

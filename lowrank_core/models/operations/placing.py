@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lowrank_core.models.files.checkpoints import module_name, open_checkpoint
 from lowrank_core.models.files.tensors import as_matrix
 from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement, format_named
-from lowrank_core.models.operations.norms import product_norm
+from lowrank_core.models.norms import product_norm
 
 
 class Placed(NamedTuple):

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
-from lowrank_core.models.executors import path_for
+from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.checkpoints import CheckpointPair, module_name
-from lowrank_core.models.formats import Adapter
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
-from lowrank_core.models.layerwise import Progress
 from lowrank_core.models.module_names import is_embedding, select
 from lowrank_core.models.operations.extraction import skip_reason
 from lowrank_core.models.operations.rank_choice import Budget, layer_spectra
@@ -34,12 +32,8 @@ class PlannedLayer:
 
     Attributes
     ----------
-    name : str
-        The module's name.
-    shape : tuple of int
-        Shape (m, n) of its update.
-    norm : float
-        Frobenius norm of its update.
+    name, shape, norm : str, tuple of int, float
+        The module's name, and the shape (m, n) and the Frobenius norm of its update.
     rank, parameters : int
         Its part of the budget, and r·(m + n). A layer of rank 0 is left out.
     alpha, scaling : float or None
@@ -92,10 +86,8 @@ class Plan:
         Number of entries of all factors.
     variance, upper_bound : float
         The fraction of the variance kept, and the most that any allocation with as many parameters could keep.
-    same_parameters : UniformRank
-        The largest rank for all layers alike that costs no more.
-    same_variance : UniformRank
-        The least rank for all layers alike that keeps no less.
+    same_parameters, same_variance : UniformRank
+        The largest rank for all layers alike that costs no more, and the least that keeps no less.
     layers : tuple of PlannedLayer
         All that could be read.
     skipped, failures : dict of str to str
@@ -189,12 +181,20 @@ def plan(
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
     source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
-    is_pair = isinstance(source, CheckpointPair)
     layers = {layer.name: layer for layer in source.layers}
     bad = source.unsupported
     chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)
-    modules = _modules(source)
-    skipped = _skipped(chosen, modules, embeddings=bool(include)) if is_pair else {}
+    if isinstance(source, CheckpointPair):
+        modules = {module_name(key) for key in source.base.tensors if key.endswith(".weight")}
+        skipped = _skipped(chosen, modules, embeddings=bool(include))
+        own_rule, scales = _CHECKPOINT_RULE, dict.fromkeys(layers, _CHECKPOINT_SCALE)
+    else:
+        modules, skipped = set(layers), {}
+        own_rule = next((layer.rule for layer in source.layers), _CHECKPOINT_RULE)
+        scales = {layer.name: layer.scaling for layer in source.layers}
+    if scale is not None:
+        scales = dict.fromkeys(layers, scale)
+    rule = own_rule if rule is None else rule
     planned = [layers[name] for name in chosen if name in layers and name not in skipped]
     spectra, unread = layer_spectra(planned, executor=executor, progress=progress)
     failures = {name: bad[name] for name in chosen if name in bad and name not in skipped} | unread
@@ -202,9 +202,6 @@ def plan(
         name, reason = next(iter(failures.items()), ("none at all", "there is no layer"))
         raise ValueError(f"no layer of {str(path)!r} could be read; the first of {len(failures)}, {name}: {reason}")
     allocation = budget.allocate(spectra)
-    if rule is None:
-        rule = _CHECKPOINT_RULE if isinstance(source, CheckpointPair) else source.layers[0].rule
-    scales = _scales(source, spectra, scale)
     ranked = tuple(
         _planned(name, spectrum, allocation.ranks[name], scales[name], rule) for name, spectrum in spectra.items()
     )
@@ -235,24 +232,11 @@ def plan(
     )
 
 
-def _modules(source: Adapter | CheckpointPair) -> set[str]:
-    """Return the names of all known modules of the base."""
-    if isinstance(source, CheckpointPair):
-        return {module_name(key) for key in source.base.tensors if key.endswith(".weight")}
-    return {layer.name for layer in source.layers}
-
-
 def _skipped(names: Sequence[str], modules: Collection[str], *, embeddings: bool) -> dict[str, str]:
     """Return the weights of a checkpoint that no adapter is planned for, and why."""
     unwanted = {name: _EMBEDDING for name in names if is_embedding(name) and not embeddings}
     reasons = {name: skip_reason(name, modules, embedding=True) or unwanted.get(name, "") for name in names}
     return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _scales(source: Adapter | CheckpointPair, names: Collection[str], scale: float | None) -> dict[str, float]:
-    if scale is None and not isinstance(source, CheckpointPair):
-        return {layer.name: layer.scaling for layer in source.layers}
-    return dict.fromkeys(names, _CHECKPOINT_SCALE if scale is None else scale)
 
 
 def _planned(name: str, spectrum: Spectrum, rank: int, scale: float, rule: str) -> PlannedLayer:

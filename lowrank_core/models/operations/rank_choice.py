@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, RankAllocation, Spectrum, allocate_ranks, spectrum
 from lowrank_core._dtypes import FLOATS
-from lowrank_core.models.layerwise import Named, Progress, collect_layers
+from lowrank_core.models.executors import Named, Progress, collect_layers
 from lowrank_core.rounding_noise import RoundingNoise
 
 

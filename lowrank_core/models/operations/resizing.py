@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from lowrank_core.models.executors import path_for
-from lowrank_core.models.formats import AdapterLayer, OtherTensor, Placement, open_adapter
-from lowrank_core.models.layerwise import Progress
+from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.files.atomic import check_replaceable
+from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
 from lowrank_core.models.module_names import select
 from lowrank_core.models.operations.compression import Compression
-from lowrank_core.models.operations.factoring import finest_dtype
-from lowrank_core.models.operations.pipeline import Task, compress, destination_for
+from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
+from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
 
@@ -111,19 +110,15 @@ def resize(
     """
     out = Path(out)
     opened = open_adapter(path_for(adapter, executor))
-    # All layers of an adapter have one rule, and factors padded to one rank need none.
-    own_rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
-    destination = destination_for(
-        out,
-        opened.format,
-        dtype=finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors) if dtype is None else dtype,
-        alpha=alpha,
-        rule=own_rule if rule is None else rule,
-        uniform=uniform,
-        force=force,
-        dry_run=dry_run,
-    )
-    target = destination.format
+    if dtype is None:
+        dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
+    if rule is None:
+        # All layers of an adapter have one rule, and factors padded to one rank need none.
+        rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
+    target = format_of_output(out, opened.format)
+    encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
+    if not dry_run:
+        check_replaceable(out, target.files or None, force=force)
     same_format = target.name == opened.format
     check_base(opened, restored=base_restored)
     if not same_format:
@@ -137,15 +132,28 @@ def resize(
     for other in others:
         followers.setdefault(other.follows, []).append(other)
     tasks = [
-        _task(layer, placed.placements[layer.name], followers.get(layer.name, []))
+        Task(
+            placement=placed.placements[layer.name],
+            shape=layer.shape,
+            dtype=layer.dtype,
+            tensors=layer.tensors,
+            update=layer.untransposed_update,
+            biases=tuple(other for other in followers.get(layer.name, []) if other.scaling is not None),
+            min_rank=1 if layer.name in followers else 0,
+        )
         for layer in layers
         if layer.name in placed.placements
     ]
+    # Biases are rescaled with their layer, and tensors of a layer that was not chosen have no meaning without it.
+    biases = {bias.tensor.key for task in tasks for bias in task.biases}
     dropped = {layer.name for layer in opened.layers} - chosen
-    copied = _copied(others, tasks, dropped)
-    kept = {*(other.tensor.key for other in copied), *(bias.tensor.key for task in tasks for bias in task.biases)}
-    destination = replace(
-        destination,
+    copied = tuple(other for other in others if other.tensor.key not in biases and other.follows not in dropped)
+    kept = biases | {other.tensor.key for other in copied}
+    destination = Destination(
+        out,
+        target,
+        encoding,
+        dry_run,
         settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
         metadata=opened.metadata if same_format else {},
         modules=tuple(layer.name for layer in opened.layers),
@@ -164,21 +172,3 @@ def resize(
         executor=executor,
         progress=progress,
     )
-
-
-def _task(layer: AdapterLayer, placement: Placement, followers: Sequence[OtherTensor]) -> Task:
-    return Task(
-        placement=placement,
-        shape=layer.shape,
-        dtype=layer.dtype,
-        tensors=layer.tensors,
-        update=layer.untransposed_update,
-        biases=tuple(other for other in followers if other.scaling is not None),
-        min_rank=1 if followers else 0,
-    )
-
-
-def _copied(others: Sequence[OtherTensor], tasks: Sequence[Task], dropped: Collection[str]) -> tuple[OtherTensor, ...]:
-    """Return the tensors to copy: neither rescaled with their layer, nor of a layer that was not chosen."""
-    biases = {bias.tensor.key for task in tasks for bias in task.biases}
-    return tuple(other for other in others if other.tensor.key not in biases and other.follows not in dropped)

@@ -20,10 +20,7 @@ from lowrank_core.models.operations.factoring import FactorEncoding, item_size
 def stored_scales(
     kept: Mapping[Placement, tuple[int, float]], encoding: FactorEncoding
 ) -> dict[Placement, StoredScale]:
-    """Return what a file says of layers with these ranks and scales.
-
-    One rank for all where the encoding is uniform, and for layers that have one entry in a configuration.
-    """
+    """Return what a file says of layers: one rank for all if uniform, and for those with one configuration entry."""
     largest: dict[str, int] = {}
     for placement, (rank, _) in kept.items():
         group = "" if encoding.uniform else placement.module
