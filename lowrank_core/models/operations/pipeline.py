@@ -117,12 +117,7 @@ def compress(
         for task, factored in written.layers
         if factored.norm > 0 or factored.rank > 0
     )
-    warnings = (
-        *warnings,
-        *written.headers.warnings,
-        *_storage_warnings(layers, encoding),
-        *_noise_warnings(written.layers),
-    )
+    noticed = (*_storage_warnings(layers, encoding), *_noise_warnings(written.layers))
     return Compression(
         verb=verb,
         sources=tuple(sources),
@@ -137,7 +132,7 @@ def compress(
         skipped=dict(sorted(skipped.items())),
         copied={other.name: other.describe() for other in destination.copied},
         failures=dict(sorted(failures.items())),
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys((*warnings, *written.headers.warnings, *noticed))),
         totals=totals_of(layers, len(failures)),
         config=written.headers.config,
     )
