@@ -178,13 +178,9 @@ def change_entry(tree: dict[str, Any], rng: random.Random) -> None:
 
 def readers() -> Callable[[bytes, Path], None]:
     """Import the readers, and return a function that tries one input on them."""
-    from lowrank_core.models.files.checkpoints import open_checkpoint
-    from lowrank_core.models.formats import open_adapter
+    from lowrank_core.models import inspect, open_adapter, open_checkpoint, read_census, to_json
     from lowrank_core.models.inspection.census import adapter_row
-    from lowrank_core.models.inspection.census_rows import read_census
-    from lowrank_core.models.inspection.layers import inspect
     from lowrank_core.models.inspection.report import to_rows
-    from lowrank_core.models.results import to_json
 
     def read(kind: str, folder: Path) -> Any:
         if kind == "adapter":

@@ -17,7 +17,8 @@ from typing import Any
 from benchmarks.compare import machine
 from benchmarks.model_cases import make_adapter
 from benchmarks.records import update
-from lowrank_core.models.inspection.census import adapter_row, census
+from lowrank_core.models import census
+from lowrank_core.models.inspection.census import adapter_row
 
 WORKERS = 2
 CLUSTER = {

@@ -15,11 +15,8 @@ from numpy.typing import NDArray
 from benchmarks.cases import Case, Contender
 from lowrank_core._dtypes import as_dtype
 from lowrank_core._validation import as_workers
-from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
+from lowrank_core.models import extract, open_adapter, open_checkpoint, pair_checkpoints, resize
 from lowrank_core.models.files.streams import stream_tensors
-from lowrank_core.models.formats import open_adapter
-from lowrank_core.models.operations.extraction import extract
-from lowrank_core.models.operations.resizing import resize
 
 ATTENTION, MLP = (1024, 1024), (1024, 4096)
 # Components of an update beside its noise, and the norm of the noise over theirs.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.model_cases import make_checkpoints
-from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models import extract
 
 WARM_UP = (1024, 1024)
 _HIGH_WATER = "5"  # written to clear_refs, sets VmHWM back to VmRSS
