@@ -1,28 +1,34 @@
 """Whole models, as files: adapters and checkpoints inspected, extracted, resized, merged, planned for.
 
-The public API of this package. Safetensors and Numba are imported when they are first used.
+The public API of this package. A name is imported when it is first used.
 """
 
-from lowrank_core.models.executors import dask_cluster, local_processes
-from lowrank_core.models.files.checkpoints import (
-    Checkpoint,
-    CheckpointPair,
-    WeightPair,
-    open_checkpoint,
-    pair_checkpoints,
-)
-from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor, open_adapter
-from lowrank_core.models.inspection.census import census
-from lowrank_core.models.inspection.census_rows import AdapterRow, read_census
-from lowrank_core.models.inspection.layers import inspect
-from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals
-from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
-from lowrank_core.models.operations.extraction import extract
-from lowrank_core.models.operations.merging import merge
-from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
-from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
-from lowrank_core.models.operations.resizing import resize
-from lowrank_core.models.results import to_json
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lowrank_core.models.executors import dask_cluster, local_processes
+    from lowrank_core.models.files.checkpoints import (
+        Checkpoint,
+        CheckpointPair,
+        WeightPair,
+        open_checkpoint,
+        pair_checkpoints,
+    )
+    from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor, open_adapter
+    from lowrank_core.models.inspection.census import census
+    from lowrank_core.models.inspection.census_rows import AdapterRow, read_census
+    from lowrank_core.models.inspection.layers import inspect
+    from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals
+    from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
+    from lowrank_core.models.operations.extraction import extract
+    from lowrank_core.models.operations.merging import merge
+    from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
+    from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
+    from lowrank_core.models.operations.resizing import resize
+    from lowrank_core.models.results import to_json
 
 __all__ = [
     "AboveNoise",
@@ -57,3 +63,31 @@ __all__ = [
     "resize",
     "to_json",
 ]
+
+_MODULES = {
+    "executors": "dask_cluster local_processes",
+    "files.checkpoints": "Checkpoint CheckpointPair WeightPair open_checkpoint pair_checkpoints",
+    "formats": "Adapter AdapterLayer OtherTensor open_adapter",
+    "inspection.census": "census",
+    "inspection.census_rows": "AdapterRow read_census",
+    "inspection.layers": "inspect",
+    "inspection.report": "Inspection LayerReport Totals",
+    "operations.compression": "Compression CompressionTotals LayerCompression",
+    "operations.extraction": "extract",
+    "operations.merging": "merge",
+    "operations.planning": "Plan PlannedLayer UniformRank plan",
+    "operations.rank_choice": "AboveNoise Budget",
+    "operations.resizing": "resize",
+    "results": "to_json",
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
