@@ -67,7 +67,7 @@ TESTS = {
     f"{KERNELS}bisection": f"{COMPILED} {INTERNALS}/test_bisection.py -k 'function_of or python'",
     f"{KERNELS}dqds": f"{COMPILED} {INTERNALS}/test_dqds.py::test_a_step_is_its_formulas_in_every_lane "
     f"{INTERNALS}/test_dqds.py {INTERNALS}/test_kernels.py "
-    "-k 'function_of or test_dqds or patience or small_values and not shape8 and not shape9 or no_gram'",
+    "-k 'function_of or test_dqds or limit_of_steps or small_values and not shape8 and not shape9 or no_gram'",
 }
 
 

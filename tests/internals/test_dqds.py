@@ -61,7 +61,7 @@ def converged(squares, blur=0.0):
     state = np.empty(dqds.STATE)
     with np.errstate(all="ignore"):
         dqds.dqds(N, q, e, np.empty(size), np.empty(size), np.empty(size), state, blur)
-    assert state[dqds.END : dqds.END + simd.WIDTH].tolist() == [-1] * simd.WIDTH
+    assert state[dqds.N0 : dqds.N0 + simd.WIDTH].tolist() == [-1] * simd.WIDTH
     values = np.empty((len(squares), N))
     for lane, row in enumerate(values):
         dqds.descending_sqrt(lane, q, row)
@@ -316,7 +316,7 @@ STOPPED = [0, 2, 8, 10, 16, 18]
 def stops(*args):
     """Converge, and say that the first lane and the third have not."""
     dqds.dqds(*args)
-    args[6][dqds.END : dqds.END + simd.WIDTH] = [0.0, -1.0, 3.0, -1.0, -1.0, -1.0, -1.0, -1.0]
+    args[6][dqds.N0 : dqds.N0 + simd.WIDTH] = [0.0, -1.0, 3.0, -1.0, -1.0, -1.0, -1.0, -1.0]
 
 
 def test_small_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
@@ -333,7 +333,8 @@ def test_small_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
 def test_tridiagonal_matrices_that_did_not_converge_are_nan_and_counted(monkeypatch):
     monkeypatch.setattr(gram, "dqds", stops)
     diagonals, values = np.random.default_rng(7).uniform(2, 3, (19, 5)), np.empty((19, 5))
-    assert plain(gram.tridiagonal_values)(diagonals, np.full((19, 5), 0.25), values) == len(STOPPED)
+    squares = np.tile([0.25, 0.25, 0.25, 0.25, 0.0], (19, 1))
+    assert plain(gram.tridiagonal_values)(diagonals, squares, values) == len(STOPPED)
     beside = np.diag(np.full(4, 0.5), 1)
     matrices = diagonals[:, np.newaxis] * np.eye(5) + beside + beside.T
     assert_nan_where_stopped(values, np.sqrt(np.linalg.eigvalsh(matrices)[:, ::-1]))
@@ -363,13 +364,13 @@ def test_tridiagonal_matrices_are_over_half_the_exponent_of_their_largest_entry(
 
 def test_a_tridiagonal_matrix_is_lifted_by_2_to_the_minus_46_of_its_largest_entry():
     q, e = np.zeros((2, 2 * simd.WIDTH))
-    assert plain(gram._factored)(1, 2, np.array([4.0, 2.0]), np.array([1.0, 0.0]), q, e) == 2.0**-44
+    assert plain(gram._factor)(1, 2, np.array([4.0, 2.0]), np.array([1.0, 0.0]), q, e) == 2.0**-44
     assert q[1] == 4 + 2.0**-44
     assert e[1] == 1 / q[1]
     assert q[simd.WIDTH + 1] == 2 + 2.0**-44 - e[1]
-    assert plain(gram._factored)(1, 2, np.array([1.0, 0.25]), np.array([1.0, 0.0]), q, e) == -1
+    assert plain(gram._factor)(1, 2, np.array([1.0, 0.25]), np.array([1.0, 0.0]), q, e) == -1
     for beyond in ([np.inf, 1.0], [1.0, np.inf], [1.0, np.nan]):
-        assert plain(gram._factored)(1, 2, np.array(beyond), np.zeros(2), q, e) == -1
+        assert plain(gram._factor)(1, 2, np.array(beyond), np.zeros(2), q, e) == -1
 
 
 def test_lanes_without_a_tridiagonal_matrix_take_no_step(monkeypatch):

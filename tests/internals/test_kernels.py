@@ -429,7 +429,7 @@ def test_small_values_as_plain_python():
 
 def test_small_matrices_that_do_not_converge_are_left_at_nan(monkeypatch):
     # No step allowed: a diagonal matrix needs none.
-    monkeypatch.setattr(dqds, "PATIENCE", 0)
+    monkeypatch.setattr(dqds, "NBIG", 0)
     monkeypatch.setattr(small, "dqds", plain(dqds.dqds))
     matrices = np.stack([np.diag([1.0, 3.0, 2.0]), with_values(1, 3, 3, KINDS["drawn"](3))[0]])
     values, exponents = np.empty((2, 3)), np.empty(2, np.int64)
@@ -503,13 +503,13 @@ def test_a_matrix_that_is_no_gram_matrix_is_left_at_nan():
         assert np.isnan(values[1, 0])
 
 
-def test_lanes_that_run_out_of_patience_are_told_from_those_that_are_done(monkeypatch):
+def test_lanes_that_reach_the_limit_of_steps_are_told_from_those_that_are_done(monkeypatch):
     # Two entries that hang together in all lanes but the first, and no step allowed; 2 × 2 blocks need none.
-    monkeypatch.setattr(dqds, "PATIENCE", 0)
+    monkeypatch.setattr(dqds, "NBIG", 0)
     q, e, state = np.ones(4 * simd.WIDTH), np.zeros(4 * simd.WIDTH), np.full(dqds.STATE, np.nan)
     e[1 : simd.WIDTH] = e[simd.WIDTH + 1 : 2 * simd.WIDTH] = 1.0
     plain(dqds.dqds)(3, q, e, np.empty_like(q), np.empty_like(q), np.empty_like(q), state, 0.0)
-    assert state[dqds.END : dqds.END + simd.WIDTH].tolist() == [-1] + [2] * 7
+    assert state[dqds.N0 : dqds.N0 + simd.WIDTH].tolist() == [-1] + [2] * 7
 
 
 def test_every_kernel_is_compiled_for_one_set_of_types(tmp_path):
@@ -546,9 +546,8 @@ for module in pkgutil.iter_modules(lowrank_core._linalg.kernels.__path__):
         "gram.tridiagonals",
         "products.gram_matrices",
     } <= set(counts)
-    # A place that is a number in the source is a type of its own to Numba.
-    twice = {"gram._four_rows"}
-    assert {name for name, count in counts.items() if count not in {"0", "1"}} <= twice
+    # A row with the bounds of blocks, and one without.
+    assert {name for name, count in counts.items() if count not in {"0", "1"}} <= {"dqds._row"}
 
 
 def test_without_compilation_answers_are_the_same_up_to_rounding():

@@ -1,7 +1,8 @@
-"""Differential quotient-difference steps with shifts, eight matrices at a time: from bidiagonal to singular values.
+"""The dqds algorithm with shifts, for eight matrices at a time: from bidiagonal matrices to their singular values.
 
-Fernando and Parlett, Numer. Math. 67 (1994) 191; the shifts are of our own making. A lane's operations are the same
-whatever its neighbours hold, so a matrix has the same bits in any batch.
+Fernando and Parlett, Numer. Math. 67 (1994) 191; the names are those of LAPACK's xLASQ2 … xLASQ6 (Parlett and Marques,
+Linear Algebra Appl. 309 (2000) 217), the choice of shifts is our own. A lane's operations are the same whatever the
+other lanes hold, so that a matrix has the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from typing import Any
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
 from lowrank_core._linalg.kernels.simd import WIDTH, any_of, broadcast, fma, load, select, sqrt, store
 
-__all__ = ["END", "STATE", "descending_sqrt", "dqds"]
+__all__ = ["N0", "STATE", "descending_sqrt", "dqds"]
 
-# An off-diagonal entry under this share of the largest is left out: two ulp of σ₁.
-TOLERANCE = 2.0**-51
+# An off-diagonal entry below this fraction of the largest is negligible: two ulp of σ₁.
+TOL = 2.0**-51
 
-# Where the state holds what is known of every lane: its block, the next shift, all shifts taken off the block so far,
-# the square of what may be left out, and what is to be done about the block: nothing, 1 to take its last entry off, or
-# ½ only to see whether it is done.
-START, END, SHIFT, BASE, ALLOWED, SETTLES, STATE = range(0, 7 * WIDTH, WIDTH)
+# Places in the state, each of a number for every lane: first and last row of its block, the next shift, the sum of the
+# shifts that its block has had, the square of what is negligible, and what to do about the block: nothing (0), see
+# whether it is done (½), or deflate its last entry first (1).
+I0, N0, TAU, SIGMA, TOL2, DEFLATE, STATE = range(0, 7 * WIDTH, WIDTH)
 
-# Steps for each value, beyond which a matrix is left to LAPACK; spectra of every kind take two to ten.
-PATIENCE = 30
+# Steps for each value beyond which a matrix is left to LAPACK, which has the same limit; spectra of every kind take two
+# to ten.
+NBIG = 30
 
 
 @kernel
@@ -34,256 +36,256 @@ def _step(
     last: int,
     q: Floats,
     e: Floats,
-    q_before: Floats,
-    e_before: Floats,
-    left: Floats,
-    start: Any,
-    end: Any,
-    shift: Any,
-    base: Any,
-    allowed: Any,
-    loose: Any,
+    q_old: Floats,
+    e_old: Floats,
+    sigmas: Floats,
+    i0: Any,
+    n0: Any,
+    tau: Any,
+    sigma: Any,
+    tol2: Any,
+    shifted_tol2: Any,
 ) -> Any:
-    """One differential quotient-difference step on the block start … end of each lane, with a shift of its own.
+    """Take one dqds step on the block i0 … n0 of each lane, with a shift of its own; q and e are kept in q_old, e_old.
 
-    What q and e held is kept in q_before and e_before. A block that falls apart leaves all but its last part behind,
-    and in ``left`` at the end of each what has been taken off it. Gives where its last part starts, and for the choice
-    of the next shift: the least d before the last, or the first that is negative; the last d; w = Σ x² over all but
-    the last entry of the x = (…, 1) for which Bx is a multiple of the last unit vector, and the same for the block
-    without its last entry; the entries above the last in q and e.
+    All lanes have the rows after ``latest`` and before ``earliest`` within their blocks. A block that splits leaves all
+    but its last part behind, and in ``sigmas``, at the end of each, the shifts taken off it. Returns where its last
+    part starts, and for the choice of the next shift: the least d before the last, or the first that is negative; the
+    last d; a2 = Σ x² over all but the last entry of the x = (…, 1) for which B x is a multiple of the last unit vector,
+    and the same for the block without its last entry; the entries of q and e above the last.
     """
-    zero, one = broadcast(0.0), broadcast(1.0)
-    least, above, coupling, weight, weight_above = broadcast(math.inf), zero, zero, zero, zero
-    split, d = start, zero
+    zero = broadcast(0.0)
+    bounds, start = (i0, n0), i0
+    found = broadcast(math.inf), zero, zero, zero, zero, zero
     for k in range(first, last + 1):
         at = k * WIDTH
-        index = broadcast(float(k))
-        old_q, old_e = load(q, at), load(e, at)
-        store(q_before, at, old_q)
-        store(e_before, at, old_e)
+        q_row, e_row = load(q, at), load(e, at)
+        store(q_old, at, q_row)
+        store(e_old, at, e_row)
         if latest < k < earliest:
-            least = select(zero <= least, select(least < d, least, d), least)
-            total = d + old_e
-            inverse = one / total
-            ratio = load(q, at + WIDTH) * inverse
-            new_e = old_e * ratio
-            share = new_e * inverse
-            weight_above, above, coupling = weight, total, new_e
-            weight = fma(weight, share, share)
-            store(q, at, total)
-            apart = _negligible(new_e, total, allowed, loose)
-            if any_of(apart):
-                new_e, weight = select(apart, zero, new_e), select(apart, zero, weight)
-                split = select(apart, index + one, split)
-                store(left, at, select(apart, base + shift, load(left, at)))
-            store(e, at, new_e)
-            d = fma(d, ratio, zero - shift)
-            continue
-        # The same for lanes of which some are not within their block here.
-        inside = (start <= index) & (index < end)
-        d = select(index <= start, old_q - shift, d)
-        least = select(inside & (zero <= least), select(least < d, least, d), least)
-        total = d + old_e
-        inverse = one / total
-        ratio = load(q, at + WIDTH) * inverse
-        new_e = old_e * ratio
-        share = new_e * inverse
-        weight_above = select(inside, weight, weight_above)
-        weight = select(inside, fma(weight, share, share), weight)
-        above, coupling = select(inside, total, above), select(inside, new_e, coupling)
-        store(q, at, select(inside, total, select(index == end, d, old_q)))
-        apart = inside & _negligible(new_e, total, allowed, loose) & (index + one < end)
-        if any_of(apart):
-            new_e, weight = select(apart, zero, new_e), select(apart, zero, weight)
-            split = select(apart, index + one, split)
-            store(left, at, select(apart, base + shift, load(left, at)))
-        store(e, at, select(inside, new_e, old_e))
-        d = select(inside, fma(d, ratio, zero - shift), d)
-    return split, least, d, weight, weight_above, above, coupling
+            found, q_row, e_row, e_inside = _row(k, q_row, e_row, load(q, at + WIDTH), tau, None, found)
+        else:
+            found, q_row, e_row, e_inside = _row(k, q_row, e_row, load(q, at + WIDTH), tau, bounds, found)
+        store(q, at, q_row)
+        splits = _negligible(e_inside, q_row, tol2, shifted_tol2)
+        if any_of(splits):
+            dmin, d, a2, a2_above, q_above, e_above = found
+            found = dmin, d, select(splits, 0.0, a2), a2_above, q_above, e_above
+            e_row, start = select(splits, 0.0, e_row), select(splits, float(k + 1), start)
+            store(sigmas, at, select(splits, sigma + tau, load(sigmas, at)))
+        store(e, at, e_row)
+    return start, *found
 
 
 @kernel
-def _negligible(e: Any, above: Any, allowed: Any, loose: Any) -> Any:
-    """Tell which entries of e may be left out below an entry of q.
+def _row(k: int, q_row: Any, e_row: Any, q_next: Any, tau: Any, bounds: Any, found: Any) -> Any:
+    """Transform a row of the blocks that have the ``bounds`` i0 and n0, or None where all lanes have the row.
 
-    √e is then under the tolerance, or so is the change of a σ² once a shift has been taken off it (``loose``).
+    Numba compiles the function once for each; without bounds every mask drops out.
     """
-    return (e <= allowed) | (e * select(above < e, e, above) <= loose)
+    dmin, d, a2, a2_above, q_above, e_above = found
+    inside = splittable = ends = broadcast(0.0) == 0.0
+    if bounds is not None:
+        (i0, n0), row = bounds, float(k)
+        inside, ends = (i0 <= row) & (row < n0), row == n0
+        splittable = inside & (row + 1.0 < n0)
+        d = select(row <= i0, q_row - tau, d)
+    dmin = select(inside & (dmin >= 0.0), select(dmin < d, dmin, d), dmin)
+    new_q = d + e_row
+    inverse = 1.0 / new_q
+    ratio = q_next * inverse
+    new_e = e_row * ratio
+    fraction = new_e * inverse
+    a2_above = select(inside, a2, a2_above)
+    a2 = select(inside, fma(a2, fraction, fraction), a2)
+    q_above, e_above = select(inside, new_q, q_above), select(inside, new_e, e_above)
+    q_row, e_row = select(inside, new_q, select(ends, d, q_row)), select(inside, new_e, e_row)
+    d = select(inside, fma(d, ratio, 0.0 - tau), d)
+    return (dmin, d, a2, a2_above, q_above, e_above), q_row, e_row, select(splittable, new_e, math.inf)
 
 
 @kernel
-def _undo(first: int, last: int, failed: Any, q: Floats, e: Floats, q_before: Floats, e_before: Floats) -> None:
-    """Take back the step of the lanes in which it failed."""
+def _negligible(e: Any, q: Any, tol2: Any, shifted_tol2: Any) -> Any:
+    """Whether an entry of e is negligible below an entry of q.
+
+    √e is then within the tolerance, or the change of a σ² that has had shifts taken off it is (``shifted_tol2``).
+    """
+    return (e <= tol2) | (e * select(q < e, e, q) <= shifted_tol2)
+
+
+@kernel
+def _restore(first: int, last: int, failed: Any, q: Floats, e: Floats, q_old: Floats, e_old: Floats) -> None:
+    """Undo the step of the lanes in which it failed."""
     for at in range(first * WIDTH, (last + 1) * WIDTH, WIDTH):
-        store(q, at, select(failed, load(q_before, at), load(q, at)))
-        store(e, at, select(failed, load(e_before, at), load(e, at)))
+        store(q, at, select(failed, load(q_old, at), load(q, at)))
+        store(e, at, select(failed, load(e_old, at), load(e, at)))
 
 
 @kernel
-def _smaller_shift(shift: Any, tries: Any, least: Any, bottom: Any) -> Any:
-    """Choose another shift for a step that went negative, as ``tries`` did before it."""
-    zero, quarter = broadcast(0.0), broadcast(0.25) * shift
-    wrong = select(least < zero, least, bottom)
-    nearer = fma(select(tries == zero, broadcast(2.0), broadcast(8.0)), wrong, shift)
+def _smaller_shift(tau: Any, nfail: Any, dmin: Any, dn: Any) -> Any:
+    """Return another shift for a step in which a d became negative, as in ``nfail`` steps before it."""
+    quarter = 0.25 * tau
+    negative = select(dmin < 0.0, dmin, dn)
+    nearer = fma(select(nfail == 0.0, 2.0, 8.0), negative, tau)
     nearer = select(quarter < nearer, nearer, quarter)
-    smaller = select(tries < broadcast(2.0), nearer, select(tries < broadcast(3.0), quarter, zero))
-    # Where the last entry alone went negative, it says by how much the shift was too large.
-    late = (tries == zero) & (zero <= least) & (zero < shift + bottom)
-    return select(late, (shift + bottom) * broadcast(1.0 - 2.0**-50), smaller)
+    smaller = select(nfail < 2.0, nearer, select(nfail < 3.0, quarter, 0.0))
+    # Where the last d alone became negative, it says by how much the shift was too large.
+    late = (nfail == 0.0) & (dmin >= 0.0) & (tau + dn > 0.0)
+    return select(late, (tau + dn) * (1.0 - 2.0**-50), smaller)
 
 
 @kernel
 def _next_shift(
-    gone: Any,
-    least: Any,
-    bottom: Any,
-    weight: Any,
-    weight_above: Any,
-    above: Any,
-    trust: Any,
-    allowed: Any,
-    loose: Any,
+    deflated: Any,
+    dmin: Any,
+    dn: Any,
+    a2: Any,
+    a2_above: Any,
+    q_above: Any,
+    g: Any,
+    tol2: Any,
+    shifted_tol2: Any,
 ) -> Any:
-    """Choose a shift near the smallest eigenvalue of a block, seldom beyond; tell whether it is a mere guess.
+    """Return a shift near the smallest eigenvalue of a block, seldom beyond, and whether it is a mere guess.
 
-    The Rayleigh quotient ρ of x leaves a residual of ρ√w: some eigenvalue is no further from it, and the smallest is
-    within ρ²w over the distance to the next (Parlett, "The symmetric eigenvalue problem", §4.5, §11.7). ``gone`` marks
-    blocks that lose their last entry now. Every d bounds the smallest eigenvalue from above; where the residual tells
-    nothing, a share of the least d is tried, ``trust``, that grows while it succeeds. An eigenvalue as small as
-    what may be left out is found, and a shift would only fail.
+    The Rayleigh quotient ρ of x leaves a residual of ρ√a2: some eigenvalue is no further from it, and the smallest is
+    within ρ²a2 over the distance to the next (Parlett, "The symmetric eigenvalue problem", §4.5, §11.7). ``deflated``
+    are blocks that lose their last entry now. Every d bounds the smallest eigenvalue from above; where the residual
+    tells nothing, the fraction ``g`` of the least d is tried, which grows while it succeeds. An eigenvalue as small as
+    what is negligible has converged, and a shift would only fail.
     """
-    zero, one, much = broadcast(0.0), broadcast(1.0), broadcast(0.9)
-    rho_above = above / (one + weight_above)
-    w = select(gone, weight_above, weight)
-    rho = select(gone, rho_above, bottom / (one + weight))
-    lowest = select(gone | (least < bottom), least, bottom)
-    shift = select(w < much, rho * (one - sqrt(w)), zero)
-    gap = rho_above * (one - sqrt(weight_above)) - rho
-    refined = rho - rho * rho * w / gap
-    refines = (weight_above < much) & (zero < gap) & (shift < refined)
-    shift = select(refines, select(gone, shift, refined), shift)
-    guessed = (lowest < shift) | (shift <= broadcast(0.25) * rho)
-    shift = select(guessed, trust * lowest, shift)
+    rho_above = q_above / (1.0 + a2_above)
+    ratio2 = select(deflated, a2_above, a2)
+    rho = select(deflated, rho_above, dn / (1.0 + a2))
+    lowest = select(deflated | (dmin < dn), dmin, dn)
+    tau = select(ratio2 < 0.9, rho * (1.0 - sqrt(ratio2)), 0.0)
+    gap = rho_above * (1.0 - sqrt(a2_above)) - rho
+    refined = rho - rho * rho * ratio2 / gap
+    refines = (a2_above < 0.9) & (gap > 0.0) & (tau < refined)
+    tau = select(refines, select(deflated, tau, refined), tau)
+    guessed = (lowest < tau) | (tau <= 0.25 * rho)
+    tau = select(guessed, g * lowest, tau)
     smaller = select(rho < lowest, rho, lowest)
-    return select((smaller <= allowed) | (smaller * smaller <= loose), zero, shift), guessed
+    return select((smaller <= tol2) | (smaller * smaller <= shifted_tol2), 0.0, tau), guessed
 
 
 @kernel
-def _settle(lane: int, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
-    """Take the values that a lane's block gives up, and go on to the next block where it is done."""
-    start, end, base = int(state[START + lane]), int(state[END + lane]), state[BASE + lane]
-    if state[SETTLES + lane] == 1.0:
-        q[end * WIDTH + lane] += base
-        end -= 1
-    while end >= 0:
-        at = end * WIDTH + lane
+def _deflate(lane: int, q: Floats, e: Floats, sigmas: Floats, state: Floats) -> None:
+    """Deflate a lane's block by the values that have converged, and go on to the next block where it is done."""
+    i0, n0, sigma = int(state[I0 + lane]), int(state[N0 + lane]), state[SIGMA + lane]
+    if state[DEFLATE + lane] == 1.0:
+        q[n0 * WIDTH + lane] += sigma
+        n0 -= 1
+    while n0 >= 0:
+        at = n0 * WIDTH + lane
         above = at - WIDTH
-        if start > end:
-            start = end
-            while start > 0 and e[(start - 1) * WIDTH + lane] > 0.0:
-                start -= 1
-            base = left[at]
-            state[SHIFT + lane] = 0.0
-        elif start == end:
-            q[at] += base
-            end -= 1
-        elif start == end - 1:
+        if i0 > n0:
+            i0 = n0
+            while i0 > 0 and e[(i0 - 1) * WIDTH + lane] > 0.0:
+                i0 -= 1
+            sigma = sigmas[at]
+            state[TAU + lane] = 0.0
+        elif i0 == n0:
+            q[at] += sigma
+            n0 -= 1
+        elif i0 == n0 - 1:
             a, b, c = q[above], e[above], q[at]
             largest = 0.5 * ((a + b + c) + math.sqrt((a + b - c) * (a + b - c) + 4.0 * b * c))
-            q[above] = largest + base
-            q[at] = c * (a / largest) + base
-            end -= 2
+            q[above] = largest + sigma
+            q[at] = c * (a / largest) + sigma
+            n0 -= 2
         else:
             break
-    state[START + lane], state[END + lane], state[BASE + lane] = float(start), float(end), base
+    state[I0 + lane], state[N0 + lane], state[SIGMA + lane] = float(i0), float(n0), sigma
 
 
 @kernel
-def _begin(n: int, q: Floats, e: Floats, left: Floats, state: Floats) -> None:
-    """Leave out what is negligible from the outset, and find the last block of each lane."""
+def _initialise(n: int, q: Floats, e: Floats, sigmas: Floats, state: Floats) -> None:
+    """Set to zero what is negligible from the outset, and find the last block of each lane."""
     for lane in range(WIDTH):
         largest = 0.0
         for at in range(lane, n * WIDTH, WIDTH):
             largest = max(largest, q[at], e[at])
-            left[at] = 0.0
-        # Leaving √e out moves no singular value by more than that: two ulp of σ₁.
-        allowed = largest * TOLERANCE * TOLERANCE
+            sigmas[at] = 0.0
+        # Without √e no singular value moves by more than that: two ulp of σ₁.
+        tol2 = largest * TOL * TOL
         for at in range(lane, n * WIDTH, WIDTH):
-            if e[at] <= allowed:
+            if e[at] <= tol2:
                 e[at] = 0.0
-        state[ALLOWED + lane], state[SHIFT + lane], state[BASE + lane] = allowed, 0.0, 0.0
-        state[START + lane], state[END + lane], state[SETTLES + lane] = float(n), float(n - 1), 0.5
-        _settle(lane, q, e, left, state)
+        state[TOL2 + lane] = tol2
+        # A block that is empty: the first of rows is looked for, with its shift and the sum of its shifts.
+        state[I0 + lane], state[N0 + lane], state[DEFLATE + lane] = float(n), float(n - 1), 0.5
+        _deflate(lane, q, e, sigmas, state)
 
 
 @kernel
 def dqds(
-    n: int, q: Floats, e: Floats, q_before: Floats, e_before: Floats, left: Floats, state: Floats, blur: float
+    n: int, q: Floats, e: Floats, q_old: Floats, e_old: Floats, sigmas: Floats, state: Floats, blur: float
 ) -> None:
-    """Turn q, the squares of a bidiagonal matrix's diagonal (e: above it), into those of its singular values.
+    """Replace q, the squares of a bidiagonal matrix's diagonal (e: those above it), by those of its singular values.
 
-    The squares are known to 2⁻⁵¹·√blur of the largest only. The state's END is −1 for a lane of which all are found.
+    Arrays are (rows, lanes) flattened. The squares are known to 2⁻⁵¹·√blur of the largest only. The state's N0 is −1
+    for a lane of which all have converged.
     """
-    _begin(n, q, e, left, state)
-    zero, one, half = broadcast(0.0), broadcast(1.0), broadcast(0.5)
-    allowed, tries, trust = load(state, ALLOWED), zero, broadcast(0.25)
-    blurred = allowed * broadcast(blur / (TOLERANCE * TOLERANCE))
-    for _ in range(PATIENCE * n):
+    _initialise(n, q, e, sigmas, state)
+    tol2, nfail, g = load(state, TOL2), broadcast(0.0), broadcast(0.25)
+    blurred = tol2 * (blur / (TOL * TOL))
+    for _ in range(NBIG * n):
         # −n stands for none: Numba would compile a step once for −1 as a number of its own, and once more for any.
         first, latest, earliest, last = n, -n, n, -n
         for lane in range(WIDTH):
-            begins, ends = int(state[START + lane]), int(state[END + lane])
-            latest, earliest, last = max(latest, begins), min(earliest, ends - 1), max(last, ends)
+            starts, ends = int(state[I0 + lane]), int(state[N0 + lane])
+            latest, earliest, last = max(latest, starts), min(earliest, ends - 1), max(last, ends)
             if ends >= 0:
-                first = min(first, begins)
+                first = min(first, starts)
         if last < 0:
             break
-        start, end, shift, base = load(state, START), load(state, END), load(state, SHIFT), load(state, BASE)
-        split, least, bottom, weight, weight_above, above, coupling = _step(
+        i0, n0, tau, sigma = load(state, I0), load(state, N0), load(state, TAU), load(state, SIGMA)
+        start, dmin, dn, a2, a2_above, q_above, e_above = _step(
             first,
             latest,
             earliest,
             last,
             q,
             e,
-            q_before,
-            e_before,
-            left,
-            start,
-            end,
-            shift,
-            base,
-            allowed,
-            allowed * (base + shift + blurred),
+            q_old,
+            e_old,
+            sigmas,
+            i0,
+            n0,
+            tau,
+            sigma,
+            tol2,
+            tol2 * (sigma + tau + blurred),
         )
-        live = zero <= end
-        well = live & (zero <= least) & (zero <= bottom)
-        failed = live & (select(well, one, zero) < half)
-        taken = base + select(well, shift, zero)
-        loose = allowed * (taken + blurred)
-        gone = well & _negligible(coupling, above, allowed, loose)
-        following, guessed = _next_shift(gone, least, bottom, weight, weight_above, above, trust, allowed, loose)
+        live = n0 >= 0.0
+        succeeded = live & (dmin >= 0.0) & (dn >= 0.0)
+        failed = live ^ succeeded
+        sigma = sigma + select(succeeded, tau, 0.0)
+        shifted_tol2 = tol2 * (sigma + blurred)
+        deflated = succeeded & _negligible(e_above, q_above, tol2, shifted_tol2)
+        tau_next, guessed = _next_shift(deflated, dmin, dn, a2, a2_above, q_above, g, tol2, shifted_tol2)
         if any_of(failed):
-            _undo(first, last, failed, q, e, q_before, e_before)
-            following = select(failed, _smaller_shift(shift, tries, least, bottom), following)
-            trust = select(failed, broadcast(0.25), trust)
-        trust = select(well & guessed, fma(broadcast(0.25), trust, broadcast(0.75)), trust)
-        tries = select(failed, tries + one, zero)
-        start = select(well, split, start)
-        store(state, START, start)
-        store(state, SHIFT, following)
-        store(state, BASE, taken)
-        if any_of(gone | (well & (end - start <= one))):
-            settles = select(gone, one, select(well & (end - start <= one), half, zero))
-            store(state, SETTLES, settles)
+            _restore(first, last, failed, q, e, q_old, e_old)
+            tau_next = select(failed, _smaller_shift(tau, nfail, dmin, dn), tau_next)
+            g = select(failed, 0.25, g)
+        g = select(succeeded & guessed, fma(0.25, g, 0.75), g)
+        nfail = select(failed, nfail + 1.0, 0.0)
+        i0 = select(succeeded, start, i0)
+        store(state, I0, i0)
+        store(state, TAU, tau_next)
+        store(state, SIGMA, sigma)
+        done = succeeded & (n0 - i0 <= 1.0)
+        if any_of(deflated | done):
+            store(state, DEFLATE, select(deflated, 1.0, select(done, 0.5, 0.0)))
             for lane in range(WIDTH):
-                if state[SETTLES + lane] > 0.0:
-                    _settle(lane, q, e, left, state)
+                if state[DEFLATE + lane] > 0.0:
+                    _deflate(lane, q, e, sigmas, state)
 
 
 @kernel
 def descending_sqrt(lane: int, q: Floats, values: Floats) -> None:
-    """Take a lane's square roots in descending order."""
+    """Write the square roots of a lane in descending order."""
     for k in range(values.size):
         value = math.sqrt(q[k * WIDTH + lane])
         at = k

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, fma, load, store
+from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, fma, load, load_column, store_rows, zero_rows
 
 __all__ = ["learn"]
 
@@ -19,43 +19,35 @@ RESIDUAL_BELOW = 1e-4
 # A stride that the compiler does not know: for a literal 1, Numba would compile what it is given to once more.
 ONE: Any = np.int64(1)
 
+# The part of a product that is computed at a time; more rows of AVX-512's tile would leave more of a narrow product.
+ROWS, COLUMNS = 4, 16
+
 
 @kernel
 def _tile(
     X: Floats, x: int, across: int, along: int, Y: Floats, y: int, columns: int, inner: int, out: Floats, at: int
 ) -> None:
-    """Fill four rows and sixteen columns of a product, which stay in registers while the inner index runs.
+    """Fill ROWS rows and COLUMNS columns of a product, whose sums stay in registers while the inner index runs.
 
-    The arrays are flattened; entry (i, k) of the four rows of X stands at x + i·across + k·along.
+    The arrays are flattened; entry (i, k) of the rows of X is at x + i·across + k·along.
     """
-    zero = broadcast(0.0)
-    a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
-    for k in range(inner):
-        left, right = load(Y, y + k * columns), load(Y, y + k * columns + WIDTH)
-        entry = x + k * along
-        x0, x1 = broadcast(X[entry]), broadcast(X[entry + across])
-        x2, x3 = broadcast(X[entry + 2 * across]), broadcast(X[entry + 3 * across])
-        a0, a1, a2, a3 = fma(x0, left, a0), fma(x1, left, a1), fma(x2, left, a2), fma(x3, left, a3)
-        b0, b1, b2, b3 = fma(x0, right, b0), fma(x1, right, b1), fma(x2, right, b2), fma(x3, right, b3)
-    store(out, at, a0)
-    store(out, at + WIDTH, b0)
-    store(out, at + columns, a1)
-    store(out, at + columns + WIDTH, b1)
-    store(out, at + 2 * columns, a2)
-    store(out, at + 2 * columns + WIDTH, b2)
-    store(out, at + 3 * columns, a3)
-    store(out, at + 3 * columns + WIDTH, b3)
+    for column in range(0, COLUMNS, TILE_COLUMNS):
+        tile = zero_rows(ROWS, TILE_COLUMNS)
+        for k in range(inner):
+            row = load(Y, y + k * columns + column, TILE_COLUMNS)
+            tile = fma(load_column(X, x + k * along, across, ROWS), row, tile)
+        store_rows(out, at + column, columns, tile)
 
 
 @kernel
 def _product(X: Floats, across: int, along: int, Y: Floats, rows: int, inner: int, columns: int, out: Floats) -> None:
-    """Fill out (rows, columns), flattened, with X Y, where entry (i, k) of X stands at i·across + k·along."""
-    tall, wide = rows - rows % 4, columns - columns % (2 * WIDTH)
-    for i in range(0, tall, 4):
-        for j in range(0, wide, 2 * WIDTH):
+    """Fill out (rows, columns), flattened, with X Y, where entry (i, k) of X is at i·across + k·along."""
+    tall, wide = rows - rows % ROWS, columns - columns % COLUMNS
+    for i in range(0, tall, ROWS):
+        for j in range(0, wide, COLUMNS):
             _tile(X, i * across, across, along, Y, j, columns, inner, out, i * columns + j)
     for i in range(rows):
-        # What tiles do not cover, four rows of Y at a time: a pass over a row of `out` does four fma steps, not one.
+        # What tiles do not cover, four rows of Y at a time: a pass over a row of `out` does four fused steps, not one.
         start = wide if i < tall else 0
         for j in range(start, columns):
             out[i * columns + j] = 0.0
@@ -86,9 +78,9 @@ def _gram(X: Floats, out: Floats) -> None:
     """Fill out = Xᵀ X: where tiles cover it, those on and above the diagonal; then the mirror image."""
     rows, columns = X.shape
     flat, filled = X.reshape(X.size), out.reshape(out.size)
-    if columns % (2 * WIDTH) == 0:
-        for i in range(0, columns, 4):
-            for j in range(i - i % (2 * WIDTH), columns, 2 * WIDTH):
+    if columns % COLUMNS == 0:
+        for i in range(0, columns, ROWS):
+            for j in range(i - i % COLUMNS, columns, COLUMNS):
                 _tile(flat, i, ONE, columns, flat, j, columns, rows, filled, i * columns + j)
     else:
         _product(flat, ONE, columns, flat, columns, rows, columns, filled)

@@ -1,8 +1,8 @@
-"""Singular values of many small matrices: eight at a time, one a lane.
+"""Singular values of many small matrices, eight at a time, each in a lane of its own.
 
-Householder bidiagonalisation (Golub and Van Loan, "Matrix Computations", 4th ed., §5.4.8), then differential
-quotient-difference steps with shifts (Fernando and Parlett, Numer. Math. 67 (1994) 191) on the squares of what is left.
-A lane's operations are the same whatever its neighbours hold, so a matrix has the same bits in any batch.
+Householder bidiagonalisation (Golub and Van Loan, "Matrix Computations", 4th ed., §5.4.8), then dqds with shifts on the
+squares of what is left. A lane's operations are the same whatever the other lanes hold, so that a matrix has the same
+bits in any batch.
 """
 
 from __future__ import annotations
@@ -13,42 +13,52 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.dqds import END, STATE, descending_sqrt, dqds
-from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, fma, load, select, sqrt, store, transpose
+from lowrank_core._linalg.kernels.dqds import N0, STATE, descending_sqrt, dqds
+from lowrank_core._linalg.kernels.simd import (
+    WIDTH,
+    broadcast,
+    fma,
+    load,
+    load_column,
+    load_rows,
+    select,
+    sqrt,
+    store,
+    store_rows,
+    transpose,
+)
 
 __all__ = ["small_values"]
 
-# Squares of the matrices' unit below this are dropped: a reflector from them would not be orthogonal.
+# Squares below this are negligible in a matrix whose entries are at most 1: a reflector from them would not be
+# orthogonal.
 NEGLIGIBLE = 1e-280
 
 
 @kernel
 def _reflector(alpha: Any, rest: Any) -> Any:
-    """Give ‖x‖², v₀ and c for which I − c v vᵀ maps x to a multiple of e₁; v is x but for its first entry, v₀.
+    """Return ‖x‖², v₀ and c for which I − c v vᵀ maps x to a multiple of e₁; v is x but for its first entry, v₀.
 
     x begins with α, and ``rest`` is the sum of the other entries' squares; c is 0 where x is negligible.
     """
-    zero = broadcast(0.0)
     square = fma(alpha, alpha, rest)
     norm = sqrt(square)
-    first = select(alpha < zero, alpha - norm, alpha + norm)
-    lives = broadcast(NEGLIGIBLE) < square
-    size = select(alpha < zero, zero - first, first)
-    factor = select(lives, broadcast(1.0) / select(lives, norm * size, broadcast(1.0)), zero)
+    first = select(alpha < 0.0, alpha - norm, alpha + norm)
+    significant = square > NEGLIGIBLE
+    size = select(alpha < 0.0, 0.0 - first, first)
+    factor = select(significant, 1.0 / select(significant, norm * size, 1.0), 0.0)
     return square, first, factor
 
 
 @kernel
-def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Floats, q: Floats, e: Floats) -> None:
+def _bidiagonalise(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Floats, q: Floats, e: Floats) -> None:
     """Bidiagonalise A, shape (rows ≥ columns, columns, lanes) flattened; fill the squares of both diagonals.
 
     One pass over what is left of A for each column: a row has both reflectors applied and, as the next column's
     reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns.
     """
     width = columns * WIDTH
-    zero = broadcast(0.0)
-    for k in range(0, width, WIDTH):
-        store(p, k, zero)
+    p[:width] = 0.0
     for i in range(1, rows):
         x = load(A, i * width)
         for k in range(0, width, WIDTH):
@@ -60,7 +70,7 @@ def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Flo
         store(q, here, square)
         if j + 1 == columns:
             return
-        rest = zero
+        rest = broadcast(0.0)
         for k in range(after, width, WIDTH):
             entry = load(A, row + k)
             product = factor * fma(first, entry, load(p, k))
@@ -69,7 +79,7 @@ def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Flo
             store(u, k, entry)
             if k > after:
                 rest = fma(entry, entry, rest)
-            store(p, k, zero)
+            store(p, k, broadcast(0.0))
         square, head, scale = _reflector(load(u, after), rest)
         store(e, here, square)
         store(u, after, head)
@@ -86,13 +96,13 @@ def _to_squares(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Flo
 
 
 @kernel
-def _reflect_row(A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, scale: Floats) -> Any:
-    """Apply both reflectors to a row; give the entry that the next column's reflector holds of it."""
-    v = broadcast(0.0) - load(A, row + here)
+def _reflect_row(A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, scale: Any) -> Any:
+    """Apply both reflectors to a row; return the entry of it that the next column's reflector holds."""
+    v = 0.0 - load(A, row + here)
     z = broadcast(0.0)
     for k in range(after, width, WIDTH):
         z = fma(fma(v, load(w, k), load(A, row + k)), load(u, k), z)
-    z = broadcast(0.0) - scale * z
+    z = 0.0 - scale * z
     for k in range(after, width, WIDTH):
         store(A, row + k, fma(z, load(u, k), fma(v, load(w, k), load(A, row + k))))
     return load(A, row + after)
@@ -100,18 +110,17 @@ def _reflect_row(A: Floats, row: int, here: int, after: int, width: int, w: Floa
 
 @kernel
 def _reflect_two_rows(
-    A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Floats
+    A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Any
 ) -> None:
     """Apply both reflectors to two rows, and add their part to the next column's products."""
-    zero = broadcast(0.0)
     other = row + width
-    v0, v1 = zero - load(A, row + here), zero - load(A, other + here)
-    z0, z1 = zero, zero
+    v0, v1 = 0.0 - load(A, row + here), 0.0 - load(A, other + here)
+    z0 = z1 = broadcast(0.0)
     for k in range(after, width, WIDTH):
         w_k, u_k = load(w, k), load(u, k)
         z0 = fma(fma(v0, w_k, load(A, row + k)), u_k, z0)
         z1 = fma(fma(v1, w_k, load(A, other + k)), u_k, z1)
-    z0, z1 = zero - scale * z0, zero - scale * z1
+    z0, z1 = 0.0 - scale * z0, 0.0 - scale * z1
     head, product = load(u, after), load(w, after)
     x0 = fma(z0, head, fma(v0, product, load(A, row + after)))
     x1 = fma(z1, head, fma(v1, product, load(A, other + after)))
@@ -130,97 +139,78 @@ def _power_of_two(exponent: int) -> float:
 
 
 @kernel
-def _exponent_of(entries: Floats) -> int:
-    """Give the e for which the largest entry over 2^e lies in [½, 1)."""
-    zero = broadcast(0.0)
-    largest, whole = zero, entries.size - entries.size % WIDTH
-    for at in range(0, whole, WIDTH):
+def _exponent(entries: Floats, first: int, count: int) -> int:
+    """Return the e for which the largest of some entries over 2^e lies in [½, 1)."""
+    whole = count - count % WIDTH
+    lanes = broadcast(0.0)
+    for at in range(first, first + whole, WIDTH):
         x = load(entries, at)
-        x = select(x < zero, zero - x, x)
-        largest = select(largest < x, x, largest)
-    several = np.empty(WIDTH)
-    store(several, 0, largest)
-    most = 0.0
+        x = select(x < 0.0, 0.0 - x, x)
+        lanes = select(lanes < x, x, lanes)
+    each = np.empty(WIDTH)
+    store(each, 0, lanes)
+    largest = 0.0
     for lane in range(WIDTH):
-        most = max(most, several[lane])
-    for at in range(whole, entries.size):
-        most = max(most, abs(entries[at]))
-    return math.frexp(most)[1]
+        largest = max(largest, each[lane])
+    for at in range(first + whole, first + count):
+        largest = max(largest, abs(entries[at]))
+    return math.frexp(largest)[1]
 
 
 @kernel
-def _fill(
-    flat: Floats, first: int, several: int, m: int, n: int, A: Floats, scale: Floats, exponents: Integers
+def _interleave(
+    flat: Floats, starts: Integers, m: int, n: int, A: Floats, scale: Floats, places: Integers, exponents: Integers
 ) -> None:
-    """Copy matrices, or their transposes where those are taller, into the lanes of A, each over its own 2^exponent.
-
-    Lanes beyond ``several`` hold the last matrix again.
-    """
+    """Copy eight matrices, or their transposes where those are taller, to the lanes of A, each over 2^exponent."""
     count = m * n
-    o0 = first * count
     for lane in range(WIDTH):
-        matrix = first + min(lane, several - 1)
-        exponent = _exponent_of(flat[matrix * count : (matrix + 1) * count])
-        exponents[matrix] = exponent
+        exponents[lane] = exponent = _exponent(flat, starts[lane], count)
         # In two factors, because 1/2^e alone need not be a float64.
         half = -(exponent // 2)
         scale[lane], scale[WIDTH + lane] = _power_of_two(half), _power_of_two(-exponent - half)
-    one, other = load(scale, 0), load(scale, WIDTH)
-    end = several - 1
-    o1, o2, o3 = o0 + min(1, end) * count, o0 + min(2, end) * count, o0 + min(3, end) * count
-    o4, o5, o6, o7 = (
-        o0 + min(4, end) * count,
-        o0 + min(5, end) * count,
-        o0 + min(6, end) * count,
-        o0 + min(7, end) * count,
-    )
+    one, other, matrices = load(scale, 0), load(scale, WIDTH), load_column(starts, 0, 1, WIDTH)
     whole = count - count % WIDTH
     for t in range(0, whole, WIDTH):
-        rows = transpose(
-            load(flat, o0 + t),
-            load(flat, o1 + t),
-            load(flat, o2 + t),
-            load(flat, o3 + t),
-            load(flat, o4 + t),
-            load(flat, o5 + t),
-            load(flat, o6 + t),
-            load(flat, o7 + t),
-        )
-        for j in range(WIDTH):
-            at = t + j
-            if m < n:
-                at = (at % n) * m + at // n
-            store(A, at * WIDTH, (rows[j] * one) * other)
+        tile = transpose(load_rows(flat, t, matrices, WIDTH)) * one * other
+        if m < n:
+            for j in range(WIDTH):
+                places[j] = ((t + j) % n * m + (t + j) // n) * WIDTH
+            store_rows(A, 0, load_column(places, 0, 1, WIDTH), tile)
+        else:
+            store_rows(A, t * WIDTH, WIDTH, tile)
     for t in range(whole, count):
         at = (t % n) * m + t // n if m < n else t
         for lane in range(WIDTH):
-            entry = flat[(first + min(lane, end)) * count + t]
-            A[at * WIDTH + lane] = (entry * scale[lane]) * scale[WIDTH + lane]
+            A[at * WIDTH + lane] = (flat[starts[lane] + t] * scale[lane]) * scale[WIDTH + lane]
 
 
 @kernel
 def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
     """Singular values of matrices (batch, m, n), descending, over 2^exponents; NaN for a matrix that did not converge.
 
-    ``values`` has shape (batch, min(m, n)), ``exponents`` (batch,). Gives the number of matrices left at NaN.
+    ``values`` has shape (batch, min(m, n)), ``exponents`` (batch,). Returns the number of matrices left at NaN.
     """
     batch, m, n = matrices.shape
     rows, columns = max(m, n), min(m, n)
     size = columns * WIDTH
     A, w, u = np.empty(rows * size), np.empty(size), np.empty(size)
-    p, left = np.empty(size), np.empty(size)
+    p, sigmas = np.empty(size), np.empty(size)
     # Steps look at a row of q beyond the last; the last row of e stays zero.
     q, e = np.zeros(size + WIDTH), np.zeros(size)
-    q_before, e_before = np.empty(size), np.empty(size)
+    q_old, e_old = np.empty(size), np.empty(size)
     state, scale, flat = np.empty(STATE), np.empty(2 * WIDTH), matrices.reshape(matrices.size)
+    starts, places, each = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
     unfinished = 0
     for first in range(0, batch, WIDTH):
-        several = min(WIDTH, batch - first)
-        _fill(flat, first, several, m, n, A, scale, exponents)
-        _to_squares(A, rows, columns, w, u, p, q, e)
-        dqds(columns, q, e, q_before, e_before, left, state, 0.0)
-        for lane in range(several):
-            if state[END + lane] >= 0.0:
+        for lane in range(WIDTH):
+            # Lanes beyond the last matrix hold it again: dqds is slower where lanes have blocks of different rows.
+            starts[lane] = min(first + lane, batch - 1) * m * n
+        _interleave(flat, starts, m, n, A, scale, places, each)
+        _bidiagonalise(A, rows, columns, w, u, p, q, e)
+        dqds(columns, q, e, q_old, e_old, sigmas, state, 0.0)
+        for lane in range(min(WIDTH, batch - first)):
+            exponents[first + lane] = each[lane]
+            if state[N0 + lane] >= 0.0:
                 values[first + lane] = math.nan
                 unfinished += 1
             else:
