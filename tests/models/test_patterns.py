@@ -127,6 +127,14 @@ def match_or_refuse(patterns, names):
     return message
 
 
+@pytest.mark.parametrize(
+    "pattern", [".*(a|a)(.|a)(.|a)(.|.)c", "(.|.).*(.|.)(.|.)(.|.)c", ".+?(.|.)?a?c", "(a?|b?).*c"]
+)
+def test_the_dearest_patterns_for_re_take_milliseconds(pattern):
+    names = ["a." * 150, "a" * 300, "." * 300, "b.a" * 100] * 5
+    assert match_or_refuse([pattern], names) is None
+
+
 @pytest.mark.parametrize("pattern", EXPONENTIAL)
 def test_an_exponential_pattern_ends_or_is_refused(pattern):
     message = match_or_refuse([pattern], [HOSTILE_NAME])
@@ -212,14 +220,14 @@ def test_an_adapter_with_an_exponential_pattern_is_refused_by_name_and_a_census_
 
 def test_without_the_engine_names_still_match_and_expressions_say_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "regex", None)
-    table = ModulePatterns({"q_proj": 2, ".*k_proj": 4})
-    assert table.matching(MODULE) == {"q_proj": 2}
+    table = ModulePatterns({"q_proj": 2, ".*q_proj": 3, "(.+)+k_proj": 4})
+    assert table.matching(MODULE) == {"q_proj": 2, ".*q_proj": 3}
     with pytest.raises(ImportError, match=r"regex.*lowrank_core\[models\]"):
         table.matching("k_proj")
 
 
-def test_configurations_written_by_this_package_need_no_engine():
+def test_patterns_written_by_this_package_are_looked_up():
     names = [f"model.layers.{block}.{kind}" for block in range(3) for kind in KINDS]
     table = ModulePatterns(json.loads(json.dumps({"^" + re.escape(name): 4 for name in names})))
     assert [list(table.matching(name)) for name in names] == [["^" + re.escape(name)] for name in names]
-    assert not table._engine._compiled
+    assert not table._expressions

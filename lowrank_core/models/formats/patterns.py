@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # times what ordinary ones need, so that only those that backtrack without end exhaust it.
 _SECONDS, _SECONDS_A_CHARACTER, _SECONDS_A_MATCH = 0.2, 2e-4, 5e-5
 _LONGEST = 10_000
+_SHORT = 300
 # The engine unrolls the least number of repeats: ((a{1000}){1000}){1000} would take all memory.
 _MOST_REPEATS = 50_000
 
@@ -37,8 +38,8 @@ Value = TypeVar("Value")
 class ModulePatterns(Generic[Value]):
     r"""Values by patterns on module names: of a pattern, ``(.*\.)?(pattern)$`` has to match.
 
-    Names and escaped names, as nearly all patterns are, are looked up. The others are matched by an engine that gives
-    up after a time, and only with names that contain the longest text that they require.
+    Names and escaped names, as nearly all patterns are, are looked up. The others are matched in bounded time, and only
+    with names that contain the longest text that they require.
     """
 
     def __init__(self, values: Mapping[str, Value]) -> None:
@@ -128,12 +129,21 @@ def _required_text(tokens: Sequence[re.Match[str]]) -> str:
     return max(texts, key=len)
 
 
+def _is_cheap(tokens: Sequence[re.Match[str]]) -> bool:
+    """Whether re takes some milliseconds at most on a short name: one repeat, four choices, and no group repeated."""
+    texts = [token[0] for token in tokens]
+    simple = all(text[0] != "{" and not text[1:].isdigit() for text in texts)
+    repeated = any(one in {"(", ")"} and other in {"*", "+", "?"} for one, other in pairwise(texts))
+    return simple and not repeated and sum(map(texts.count, "*+")) <= 1 and sum(map(texts.count, "?|")) <= 4
+
+
 class _Engine:
-    """The regex package's engine, which can be given a time limit, with one for all that it does together."""
+    """Matches with re where that is cheap, else with the regex package, which knows a time limit; one limit for all."""
 
     def __init__(self) -> None:
         self._seconds = _SECONDS
-        self._compiled: dict[str, Any] = {}
+        self._cheap: dict[str, re.Pattern[str]] = {}
+        self._limited: dict[str, Any] = {}
 
     def check(self, pattern: str, tokens: Sequence[re.Match[str]]) -> None:
         """Refuse a pattern that Python does not compile, or that would take too much time or memory to compile."""
@@ -143,21 +153,26 @@ class _Engine:
             raise ValueError(f"{_quoted(pattern)}, which uses the verbose syntax (?x: leave it out")
         start = time.thread_time()
         try:
-            re.compile(rf"(.*\.)?({pattern})$")
+            compiled = re.compile(rf"(.*\.)?({pattern})$")
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{_quoted(pattern)}, which is not a regular expression ({error})") from error
+        if _is_cheap(tokens):
+            self._cheap[pattern] = compiled
         self._spend(pattern, start, len(pattern) * _SECONDS_A_CHARACTER)
 
     def matches(self, pattern: str, module: str) -> bool:
         """Whether a pattern matches a module's name."""
         start = time.thread_time()
-        if pattern not in self._compiled:
-            self._compiled[pattern] = _compile(pattern)
-            start = self._spend(pattern, start, len(pattern) * _SECONDS_A_CHARACTER)
-        try:
-            matched = self._compiled[pattern].match(module, timeout=self._seconds) is not None
-        except TimeoutError:
-            matched, self._seconds = False, -_SECONDS_A_MATCH
+        if pattern in self._cheap and len(module) <= _SHORT:
+            matched = self._cheap[pattern].match(module) is not None
+        else:
+            if pattern not in self._limited:
+                self._limited[pattern] = _compile(pattern)
+                start = self._spend(pattern, start, len(pattern) * _SECONDS_A_CHARACTER)
+            try:
+                matched = self._limited[pattern].match(module, timeout=self._seconds) is not None
+            except TimeoutError:
+                matched, self._seconds = False, -_SECONDS_A_MATCH
         self._spend(pattern, start, _SECONDS_A_MATCH)
         return matched
 
