@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 __all__ = ["Team", "blas_threads", "in_threads"]
 
@@ -43,6 +44,8 @@ class Team:
         errors: dict[int, BaseException] = {}
         # Iterators are thread-safe: each number goes to one thread only.
         waiting = iter(range(len(tasks)))
+        # Of the others that have begun. Futures would not do: an interrupt may come before there is one.
+        ends: list[threading.Event] = []
 
         def work() -> None:
             for i in waiting:
@@ -52,13 +55,20 @@ class Team:
                     errors[i] = error
                     _drop(waiting)
 
-        try:
-            others = [self._pool.submit(work) for _ in range(min(self._others, len(tasks) - 1))]
+        def help_with_work() -> None:
+            end = threading.Event()
+            ends.append(end)
             work()
-            for other in others:
-                other.result()
+            end.set()
+
+        try:
+            for _ in range(min(self._others, len(tasks) - 1)):
+                self._pool.submit(help_with_work)
+            work()
         finally:
             _drop(waiting)
+            for end in ends:
+                end.wait()
         if errors:
             raise errors[min(errors)]
         return [results[i] for i in range(len(tasks))]
@@ -92,41 +102,68 @@ def _set_threads(library: Any, threads: int) -> None:
     release(force=True)
 
 
+class _Call(NamedTuple):
+    """A call that wants BLAS to have so many threads, and the thread that makes it."""
+
+    threads: int | None
+    caller: int
+
+
 class _BlasLock:
-    """A lock on BLAS's thread count, which is one setting for the whole process.
+    """A lock on BLAS's thread count, which is one setting for the whole process: first come, first served.
 
-    Calls that want the same count share the lock: the first saves and sets the count, the last restores it. A call that
-    wants another count waits until they have released it.
+    Calls that want the same count share the lock: the first sets the count, the last restores it. A call waits for all
+    earlier ones that want another count, those that wait themselves among them, so that no stream of later calls can
+    keep it waiting.
 
-    An interrupt may come anywhere. To release is therefore safe twice, and for a holder that never acquired; and the
-    mutex is acquired by its own ``with`` statement, between which and its block no interrupt can come.
+    An interrupt may come anywhere. To release is therefore safe twice, and for a call that never acquired; and the
+    mutex is acquired by its own ``with`` statement, between which and its block no interrupt can come. A signal handler
+    may come anywhere too, and call in the thread that it interrupts. The mutex is therefore reentrant, and a call is
+    registered before it changes anything, and until it has changed everything back.
     """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._released = threading.Condition(self._mutex)
+        self._calls: dict[object, _Call] = {}  # in the order in which they came
         self._holders: set[object] = set()
-        self._threads: int | None = None
         self._before: list[tuple[Any, int]] = []
 
     def acquire(self, holder: object, threads: int | None) -> None:
         with self._mutex:
-            while self._holders and self._threads != threads:
+            call = _Call(threads, threading.get_ident())
+            # A list, since a handler may call in between, and be served.
+            outer = {other for other, earlier in list(self._calls.items()) if earlier.caller == call.caller}
+            if outer - self._holders or any(self._calls[other] != call for other in outer):
+                raise RuntimeError(
+                    "lowrank_core was called within another call of it that is under way in the same thread, as a "
+                    "signal handler or a destructor can do, and would wait for that one for ever. Let the handler set "
+                    "a flag, and call lowrank_core where the flag is read, or call it in a thread of its own."
+                )
+            self._calls[holder] = call
+            # Within a call of its own thread it cannot wait for those that wait for that one.
+            while not outer and not self._is_next(holder):
                 self._released.wait()
-            if not self._holders:
-                self._threads = threads
-                if threads is not None:
-                    self._before = [(library, library.get_num_threads()) for library in _controller().lib_controllers]
-                    for library, _ in self._before:
-                        _set_threads(library, threads)
+            if not self._holders and threads is not None:
+                self._before = [(library, library.get_num_threads()) for library in _controller().lib_controllers]
+                for library, _ in self._before:
+                    _set_threads(library, threads)
             self._holders.add(holder)
+
+    def _is_next(self, holder: object) -> bool:
+        """Whether all earlier calls want the same count."""
+        earlier = itertools.takewhile(lambda other: other is not holder, self._calls)
+        return all(self._calls[other].threads == self._calls[holder].threads for other in earlier)
 
     def release(self, holder: object) -> None:
         with self._mutex:
+            if holder not in self._calls:
+                return
             self._holders.discard(holder)
             if not self._holders:
                 self.restore()
-                self._released.notify_all()
+            self._released.notify_all()
+            del self._calls[holder]
 
     def restore(self) -> None:
         for library, threads in self._before:
@@ -151,7 +188,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork
 class blas_threads:  # noqa: N801 - used as a function is
     """Set BLAS to `threads` threads, or to the process's own setting (None), and restore it afterwards.
 
-    Not reentrant: a holder that wants another count would wait for itself, so only leaf calculations take the lock.
+    Only leaf calculations take the lock: within it another count is a RuntimeError, and a worker would wait for ever.
     A class, because a context manager made of a generator can be interrupted before its ``finally`` is in effect.
     """
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,7 +23,7 @@ from lowrank_core import (
     truncate,
     variance_captured,
 )
-from lowrank_core._linalg import threads, thresholds
+from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.threads import Team, blas_threads, in_threads
 from lowrank_core._validation import as_workers
 from tests.blas import blas_now
@@ -104,6 +105,28 @@ def test_of_several_errors_the_first_in_the_order_of_the_tasks_is_raised():
         in_threads(task, [0, 1], 2)
 
 
+def test_an_interrupt_while_workers_start_waits_for_the_task_that_has_begun():
+    begun, ended = threading.Event(), []
+
+    def task(number):
+        begun.set()
+        time.sleep(0.1)
+        ended.append(number)
+
+    with Team(2) as team:
+        submit = team._pool.submit
+
+        def interrupted(work):
+            submit(work)
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+
+        team._pool.submit = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            team.map(task, range(100))
+        assert ended == [0]
+
+
 def test_the_caller_is_one_of_the_workers():
     barrier = threading.Barrier(2, timeout=60)
 
@@ -115,18 +138,6 @@ def test_the_caller_is_one_of_the_workers():
         result = [team.map(task, [0, 1]) for _ in range(3)]
     assert len({ident for idents in result for ident in idents}) == 2
     assert all(threading.get_ident() in idents for idents in result)
-
-
-def test_blas_threads_are_set_and_restored(blas_before):
-    with blas_threads(1):
-        assert set(blas_now().values()) == {1}
-        with blas_threads(1):
-            assert set(blas_now().values()) == {1}
-        assert set(blas_now().values()) == {1}
-    assert blas_now() == blas_before
-    with blas_threads(None):
-        assert blas_now() == blas_before
-    assert blas_now() == blas_before
 
 
 def test_small_and_medium_run_on_one_blas_thread_and_large_on_the_processs_own(monkeypatch, blas_before):
@@ -197,58 +208,6 @@ def test_settings_survive_an_interrupt(monkeypatch, blas_before):
         with pytest.raises(KeyboardInterrupt):
             spectrum(MEDIUM, workers=workers)
         assert blas_now() == blas_before
-
-
-def test_a_call_that_wants_another_count_waits_for_those_under_way(blas_before):
-    order, holding, release = [], threading.Event(), threading.Event()
-
-    def hold():
-        with blas_threads(1):
-            holding.set()
-            release.wait(60)
-            order.append("released")
-
-    def other():
-        with blas_threads(None):
-            order.append("acquired")
-            assert blas_now() == blas_before
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert holding.wait(60)
-    waiter = threading.Thread(target=other)
-    waiter.start()
-    release.set()
-    holder.join(60)
-    waiter.join(60)
-    assert order == ["released", "acquired"]
-    assert blas_now() == blas_before
-
-
-def test_a_count_set_by_one_thread_is_restored_by_another(blas_before):
-    first_acquired, second_acquired, first_released, done = (threading.Event() for _ in range(4))
-
-    def first():
-        with blas_threads(1):
-            first_acquired.set()
-            assert second_acquired.wait(60)
-        first_released.set()
-        done.wait(60)  # lives on, as a pool's threads do
-
-    def last():
-        assert first_acquired.wait(60)
-        with blas_threads(1):
-            second_acquired.set()
-            assert first_released.wait(60)
-            assert set(blas_now().values()) == {1}
-
-    threads = [threading.Thread(target=target) for target in (first, last)]
-    for thread in threads:
-        thread.start()
-    threads[1].join(60)
-    assert blas_now() == blas_before
-    done.set()
-    threads[0].join(60)
 
 
 def test_every_thread_can_set_a_count_not_only_the_first(blas_before):
@@ -324,14 +283,6 @@ def test_a_child_forked_after_use_answers_alike():
         assert [result.get(120) for result in [pool.apply_async(answers) for _ in range(2)]] == [alone, alone]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_child_forked_under_the_lock_can_take_it():
-    with blas_threads(1), multiprocessing.get_context("fork").Pool(1) as pool:
-        # Another count than the one set: the child would wait for ever for a holder that it does not have.
-        result = pool.apply_async(spectrum, (LARGE,), {"rank": 2}).get(120)
-    assert result.values.shape == (2,)
-
-
 def test_a_fresh_process_answers_alike():
     code = (
         "import sys, numpy as np, lowrank_core as lc; stack = np.random.default_rng(0).standard_normal((40, 48, 40)); "
@@ -339,35 +290,3 @@ def test_a_fresh_process_answers_alike():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert run.stdout == lowrank_core.spectrum(STACK).values.tobytes()
-
-
-def test_a_child_begins_with_blas_as_before_the_lock_and_without_holders(blas_before):
-    with blas_threads(1):
-        threads._reset_after_fork()
-        assert blas_now() == blas_before
-        # One more holder, of another count: with those of the parent it would wait for ever.
-        with blas_threads(None):
-            assert blas_now() == blas_before
-    assert blas_now() == blas_before
-
-
-@pytest.mark.parametrize("interrupted", ["acquire", "release"])
-def test_the_lock_is_released_whatever_interrupts_it(monkeypatch, interrupted):
-    calls = []
-
-    class Lock:
-        def acquire(self, _holder, _count):
-            calls.append("acquire")
-            if interrupted == "acquire":
-                raise KeyboardInterrupt
-
-        def release(self, _holder):
-            calls.append("release")
-            if interrupted == "release" and calls.count("release") == 1:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(threads, "_blas_lock", Lock())
-    with pytest.raises(KeyboardInterrupt), blas_threads(1):
-        calls.append("inside")
-    after = ["release"] if interrupted == "acquire" else ["inside", "release", "release"]
-    assert calls == ["acquire", *after]
