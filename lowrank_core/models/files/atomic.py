@@ -21,7 +21,8 @@ def check_replaceable(path: Path, own: Iterable[str] | None, *, force: bool) -> 
     `own` names the files of a folder that is to be written, None stands for a single file. A folder with other files
     in it is never replaced, nor a folder by a file or a file by a folder.
     """
-    final = _target(path)
+    # Not Path.resolve, which raises RuntimeError for a link to itself before Python 3.13.
+    final = Path(os.path.realpath(path))
     if not final.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into: make it first")
     if not os.access(final.parent, os.W_OK):
@@ -51,7 +52,7 @@ def replacing(path: Path, *, folder: bool) -> Iterator[Path]:
     output whole. Files are replaced in one step, and so are folders on Linux; elsewhere the old folder is renamed
     before the new one is, and a process killed in between leaves it under a hidden name.
     """
-    final = _target(path)
+    final = Path(os.path.realpath(path))
     temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
     _remove(temporary)
     try:
@@ -66,11 +67,6 @@ def replacing(path: Path, *, folder: bool) -> Iterator[Path]:
             temporary.replace(final)
     finally:
         _remove(temporary)
-
-
-def _target(path: Path) -> Path:
-    """Return what links lead to: not by Path.resolve, which fails for a link to itself before Python 3.13."""
-    return Path(os.path.realpath(path))
 
 
 def _swap(new: Path, old: Path) -> None:

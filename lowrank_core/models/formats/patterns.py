@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from math import prod
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 # Processor time that the patterns of a file may take, and what each character compiled and each match adds to it: ten
 # times what ordinary ones need, so that only those that backtrack without end exhaust it.
 _SECONDS, _SECONDS_A_CHARACTER, _SECONDS_A_MATCH = 0.2, 2e-4, 5e-5
-_LONGEST = 10_000
-_SHORT = 300
+_LONGEST, _SHORT = 10_000, 300
 # The engine unrolls the least number of repeats: ((a{1000}){1000}){1000} would take all memory.
 _MOST_REPEATS = 50_000
 
