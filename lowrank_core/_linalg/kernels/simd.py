@@ -304,7 +304,7 @@ def to_float64(x: Any) -> Any:
 
 @_compiled(lambda x, y, z: _common(x, y, z), _rowwise(_call("fmuladd")))
 def fma(x: Any, y: Any, z: Any) -> Any:
-    """Return x · y + z, rounded once where the processor can; of a column, a row and a tile, the tile plus the product."""
+    """Return x · y + z, rounded once where the processor can; of a column, a row and a tile: their product added."""
     return x * y + z
 
 
