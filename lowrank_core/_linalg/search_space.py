@@ -19,8 +19,10 @@ CHOLESKY_QR_TOL = 0.1
 # The fraction of a block's length under which one pass leaves more along Q than a thousand roundings.
 REORTHOGONALISE_BELOW = 1e-3
 
-# The fraction of a block's length under which a row is no larger than the rounding that two passes leave along Q.
-RANK_TOL = 1e-8
+# How far from orthogonal to Q rows may be, and passes that bring them there: where the first leaves little but rounding
+# of a row, the second or the third does not.
+ORTHOGONAL = 1e-13
+COMPLETION_PASSES = 4
 
 
 class SearchSpace:
@@ -85,14 +87,24 @@ class SearchSpace:
 def orthonormalised(block: Floats, Q: Floats) -> tuple[Floats, NDArray[Any]]:
     """Return rows orthonormal to each other and to Q, and L, with L @ rows the part of the block outside the span of Q.
 
-    To 1e-13: one pass is enough where much of the block is left, two always (Giraud et al., Comput. Math. Appl. 50
-    (2005) 1069), unless only rounding is left, which QR completes with directions of its own; another pass removes
-    those of Q.
+    One pass is enough where much of the block is left, two always (Giraud et al., Comput. Math. Appl. 50 (2005) 1069),
+    unless only rounding is left of a row: QR completes it with a direction of its own, of which Q is removed again.
     """
     rest = block - (block @ Q.T) @ Q
-    if np.min(np.linalg.norm(rest, axis=1)) < REORTHOGONALISE_BELOW * np.max(np.linalg.norm(block, axis=1)):
+    little_is_left = np.min(np.linalg.norm(rest, axis=1)) < REORTHOGONALISE_BELOW * np.max(
+        np.linalg.norm(block, axis=1)
+    )
+    if little_is_left:
         rest -= (rest @ Q.T) @ Q
     coupling, basis = lq(rest, CHOLESKY_QR_TOL)
-    if np.min(np.abs(np.diagonal(coupling))) <= RANK_TOL * np.max(np.abs(block), initial=0.0):
-        basis = lq(basis - (basis @ Q.T) @ Q, CHOLESKY_QR_TOL)[1]
+    for _ in range(COMPLETION_PASSES if little_is_left or _is_deficient(coupling) else 0):
+        along = basis @ Q.T
+        if np.max(np.abs(along), initial=0.0) <= ORTHOGONAL:
+            break
+        basis = lq(basis - along @ Q, CHOLESKY_QR_TOL)[1]
     return basis, coupling
+
+
+def _is_deficient(coupling: NDArray[Any]) -> bool:
+    diagonal = np.abs(np.diagonal(coupling))
+    return bool(np.min(diagonal) < REORTHOGONALISE_BELOW * np.max(diagonal))
