@@ -38,7 +38,7 @@ KERNELS = "_linalg/kernels/"
 
 # The tests that a mutant of each module is tried against, the quickest first; of those of kernels, on small matrices.
 INTERNALS = "tests/internals"
-COMPILED = f"{INTERNALS}/test_kernel_files.py"
+COMPILED = f"{INTERNALS}/kernels/test_files.py"
 TESTS = {
     "scaling": "tests/test_scaling.py tests/test_messages.py tests/properties/test_scaling.py tests/test_sweeps.py",
     "updates": "tests/test_updates.py tests/test_messages.py tests/test_public_api.py tests/properties/test_updates.py",
@@ -51,23 +51,21 @@ TESTS = {
     "sweeps": "tests/test_sweeps.py tests/test_messages.py tests/test_public_api.py tests/properties/test_sweeps.py",
     "learning": f"tests/test_learning.py {INTERNALS}/test_learning_tasks.py tests/test_messages.py "
     "tests/test_public_api.py tests/properties/test_learning.py",
-    f"{KERNELS}energies": f"{COMPILED} {INTERNALS}/test_kernels.py tests/test_sweeps.py "
-    "tests/properties/test_sweeps.py -k 'function_of or sweeps or energies or errors_by'",
-    f"{KERNELS}learning": f"{COMPILED} {INTERNALS}/test_kernels.py tests/test_learning.py "
-    "-k 'function_of or learn or products or gram_matrices or pulls or residuals or inner or adam or powers or cut'",
-    f"{KERNELS}products": f"{COMPILED} {INTERNALS}/test_kernels.py "
-    "-k 'function_of or float32_factors or diagonal or balanced'",
-    f"{KERNELS}krylov": f"{COMPILED} {INTERNALS}/test_narrow_products.py",
-    f"{KERNELS}band": f"{COMPILED} {INTERNALS}/test_band.py "
+    f"{KERNELS}energies": f"{COMPILED} {INTERNALS}/kernels/test_energies.py tests/test_sweeps.py "
+    "tests/properties/test_sweeps.py",
+    f"{KERNELS}learning": f"{COMPILED} {INTERNALS}/kernels/test_learning.py tests/test_learning.py",
+    f"{KERNELS}products": f"{COMPILED} {INTERNALS}/kernels/test_products.py",
+    f"{KERNELS}krylov": f"{COMPILED} {INTERNALS}/kernels/test_narrow_products.py",
+    f"{KERNELS}band": f"{COMPILED} {INTERNALS}/kernels/test_band.py "
     "-k 'function_of or three_diagonals_have or panel or a_pass'",
-    f"{KERNELS}gram": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_dqds.py "
+    f"{KERNELS}gram": f"{COMPILED} {INTERNALS}/kernels/test_gram.py {INTERNALS}/kernels/test_dqds.py "
     "-k 'function_of or tridiagonal or gram_matrix and not 33 and not 70'",
-    f"{KERNELS}small": f"{COMPILED} {INTERNALS}/test_kernels.py {INTERNALS}/test_dqds.py "
+    f"{KERNELS}small": f"{COMPILED} {INTERNALS}/kernels/test_small.py {INTERNALS}/kernels/test_dqds.py "
     "-k 'function_of or small_ and not shape8 and not shape9 or other_lanes and not 33'",
-    f"{KERNELS}bisection": f"{COMPILED} {INTERNALS}/test_bisection.py -k 'function_of or python'",
-    f"{KERNELS}dqds": f"{COMPILED} {INTERNALS}/test_dqds.py::test_a_step_is_its_formulas_in_every_lane "
-    f"{INTERNALS}/test_dqds.py {INTERNALS}/test_kernels.py "
-    "-k 'function_of or test_dqds or limit_of_steps or small_values and not shape8 and not shape9 or no_gram'",
+    f"{KERNELS}bisection": f"{COMPILED} {INTERNALS}/kernels/test_bisection.py -k 'function_of or python'",
+    f"{KERNELS}dqds": f"{COMPILED} {INTERNALS}/kernels/test_dqds.py::test_a_step_is_its_formulas_in_every_lane "
+    f"{INTERNALS}/kernels/test_dqds.py {INTERNALS}/kernels/test_small.py {INTERNALS}/kernels/test_gram.py "
+    "-k 'function_of or test_dqds or small_values and not shape8 and not shape9 or no_gram'",
 }
 
 

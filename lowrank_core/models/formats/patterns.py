@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import groupby, pairwise
 from math import prod
 from typing import Any, Generic, NamedTuple, TypeVar
 
 # Processor time that the patterns of a file may take, and what each character compiled and each match adds to it: ten
-# times what ordinary ones need, so that only those that backtrack without end exhaust it.
-_SECONDS, _SECONDS_A_CHARACTER, _SECONDS_A_MATCH = 0.2, 2e-4, 5e-5
+# times what ordinary ones need and a garbage collection, so that only those that backtrack without end exhaust it.
+_SECONDS, _SECONDS_A_CHARACTER, _SECONDS_A_MATCH = 0.5, 2e-4, 5e-5
 _LONGEST, _SHORT = 10_000, 300
 # The engine unrolls the least number of repeats: ((a{1000}){1000}){1000} would take all memory.
 _MOST_REPEATS = 50_000
@@ -164,7 +165,9 @@ class _Engine:
             matched = self._cheap[pattern].match(module) is not None
         else:
             if pattern not in self._limited:
-                self._limited[pattern] = _compile(pattern)
+                regex = _import_regex(pattern)
+                start = time.thread_time()
+                self._limited[pattern] = _compile(regex, pattern)
                 start = self._spend(pattern, start, len(pattern) * _SECONDS_A_CHARACTER)
             try:
                 matched = self._limited[pattern].match(module, timeout=self._seconds) is not None
@@ -191,14 +194,15 @@ def _least_repeats(token: re.Match[str]) -> int:
     return max(1, int((token["repeats"] or "").lstrip("0")[:9] or 1))
 
 
-def _compile(pattern: str) -> Any:
+def _import_regex(pattern: str) -> Any:
     try:
-        import regex
+        return import_module("regex")
     except ImportError as error:
-        raise ImportError(
-            f"the pattern {_quoted(pattern)} needs {error.name}, which is not installed: "
-            'pip install "lowrank_core[models]"'
-        ) from error
+        reason = f'{error.name}, which is not installed: pip install "lowrank_core[models]"'
+        raise ImportError(f"the pattern {_quoted(pattern)} needs {reason}") from error
+
+
+def _compile(regex: Any, pattern: str) -> Any:
     try:
         return regex.compile(rf"(.*\.)?({_TOKEN.sub(_for_regex, pattern)})$")
     except RecursionError as error:

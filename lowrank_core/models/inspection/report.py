@@ -226,10 +226,7 @@ def to_floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
-    """Convert an inspection to rows of a table, one for each layer, failed ones too.
-
-    All rows have the same keys in the same order; what a row does not have is None.
-    """
+    """Convert an inspection to rows with the same columns, one for each layer; None where there is no figure."""
     columns = dict.fromkeys(
         (
             *("name", "rows", "columns", "dtype", "parameters", "adapter_parameters", "rank", "alpha", "scaling"),

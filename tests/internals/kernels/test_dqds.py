@@ -378,3 +378,12 @@ def test_lanes_without_a_tridiagonal_matrix_take_no_step(monkeypatch):
     values = np.empty((1, 3))
     assert plain(gram.tridiagonal_values)(np.array([[1.0, 4.0, 9.0]]), np.zeros((1, 3)), values) == 0
     assert values[0].tolist() == pytest.approx([3.0, 2.0, 1.0], rel=1e-12)
+
+
+def test_lanes_that_reach_the_limit_of_steps_are_told_from_those_that_are_done(monkeypatch):
+    # Two entries that hang together in all lanes but the first, and no step allowed; 2 × 2 blocks need none.
+    monkeypatch.setattr(dqds, "NBIG", 0)
+    q, e, state = np.ones(4 * simd.WIDTH), np.zeros(4 * simd.WIDTH), np.full(dqds.STATE, np.nan)
+    e[1 : simd.WIDTH] = e[simd.WIDTH + 1 : 2 * simd.WIDTH] = 1.0
+    plain(dqds.dqds)(3, q, e, np.empty_like(q), np.empty_like(q), np.empty_like(q), state, 0.0)
+    assert state[dqds.N0 : dqds.N0 + simd.WIDTH].tolist() == [-1] + [2] * 7
