@@ -157,9 +157,10 @@ def test_a_step_is_its_formulas_in_every_lane(steps, spread_out):
     new_q, new_e, q_before, e_before, left = (x.ravel().copy() for x in (q, e, q, e, np.zeros((N, width))))
     none = np.full(width, -np.inf)
     told = dqds._step(
-        first, latest, earliest, last, new_q, new_e, q_before, e_before, left,
-        start, end, np.array(shifts), np.zeros(width), none, none,
-    )  # fmt: skip
+        (first, latest, earliest, last),
+        (new_q, new_e, q_before, e_before, left),
+        (start, end, np.array(shifts), np.zeros(width), none, none),
+    )
     new_q, new_e = new_q.reshape(-1, width), new_e.reshape(-1, width)
     assert np.array_equal(q_before.reshape(-1, width), q)
     assert np.array_equal(e_before.reshape(-1, width), e)
@@ -193,9 +194,10 @@ def test_a_step_leaves_out_what_is_negligible_but_for_the_last(steps, idle):
     allowed, base, shift = np.full(width, 1e-30), np.full(width, 0.25), np.full(width, 1e-3)
     allowed[6] = 0.0
     split, *told = dqds._step(
-        0, max(start), min(end) - 1, N - 1, new_q, new_e, new_q.copy(), new_e.copy(), left,
-        start, end, shift, base, allowed, np.full(width, -np.inf),
-    )  # fmt: skip
+        (0, max(start), min(end) - 1, N - 1),
+        (new_q, new_e, new_q.copy(), new_e.copy(), left),
+        (start, end, shift, base, allowed, np.full(width, -np.inf)),
+    )
     for lane in range(7 if idle else 8):
         apart = [] if lane == 6 else [2, 7]
         right_q, right_e, right = stepped(q[:, lane], e[:, lane], 0, N - 1, 1e-3, apart)
@@ -295,7 +297,7 @@ def test_a_shift_far_too_large_ends_at_none(steps, monkeypatch):
     tried, step, chosen = [], dqds._step, dqds._next_shift
 
     def watched(*given):
-        tried.append(float(given[11][0]))
+        tried.append(float(given[2][2][0]))
         return step(*given)
 
     def far(*given):
