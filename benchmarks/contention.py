@@ -58,7 +58,7 @@ class LargeAmongSmall:
         self.large()
 
     def track_small_calls_meanwhile(self, *_: object) -> int:
-        """The most small calls of one thread that end while a large call waits and is computed; 1 was under way."""
+        """The most small calls of one thread that end from just before a large call to its end; in turn, 1 or 2."""
         most = 0
         for _ in range(5):
             time.sleep(0.1)

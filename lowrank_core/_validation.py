@@ -238,6 +238,8 @@ def as_fraction(fraction: ArrayLike, name: str) -> NDArray[np.float64]:
 
 def as_tolerance(tolerance: float) -> float:
     """Return the tolerance of a partial method, a number from 0 to 1."""
+    if type(tolerance) is float and 0.0 <= tolerance <= 1.0:  # the checks of arrays cost a lone small spectrum 5 %
+        return tolerance
     fraction = as_fraction(tolerance, "tolerance")
     check_scalar(fraction, "tolerance must be one number", tolerance)
     return float(fraction)

@@ -244,13 +244,10 @@ def _run(
     from lowrank_core._linalg import learn as learn_kernel
 
     transposed = np.ascontiguousarray(np.swapaxes(target.dense, -1, -2))
-    adam = target.dense.size > 0
+    updates, adam = (target.diagonals, target.dense, transposed, target.exponents), target.dense.size > 0
 
     def learn(settings: tuple[int, int]) -> None:
-        learn_kernel(
-            *settings, target.diagonals, target.dense, transposed, target.exponents, initial, ranks, table,
-            adam, rate, EPSILON, *results,
-        )  # fmt: skip
+        learn_kernel(*settings, updates, initial, ranks, table, (adam, rate, EPSILON), results)
 
     workers = as_workers(None)
     each = len(target.diagonals) * len(table)

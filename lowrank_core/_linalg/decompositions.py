@@ -28,16 +28,16 @@ def singular_values(
 ) -> Values:
     """Compute the leading singular values (..., rank) and the norms (...) of matrices (..., m, n)."""
     *batch, m, n = matrices.shape
-    problem = Problem(dtype, (m, n), rank, tolerance, rng)
-    route = choose_route(method, problem)
+    route = choose_route(method, Problem(dtype, (m, n), rank, tolerance, rng))
     flat = as_stack(matrices, 2)
     # In threads, as what follows: of the time for small matrices it is a tenth.
-    batching = problem.batching._replace(takes_blas_lock=True)
+    batching = Batching(route.batching.one_at_a_time, takes_blas_lock=True)
     if not all(map_batch(lambda chunk: all_finite(flat[chunk]), len(flat), (m, n), workers, batching)):
         check_finite(matrices)
     values, norms = route.values(flat, workers)
-    wanted = min(m, n) if rank is None else rank
-    return Values(np.ascontiguousarray(values[:, :wanted]).reshape(*batch, wanted), norms.reshape(batch))
+    if rank is not None:
+        values = np.ascontiguousarray(values[:, :rank])
+    return Values(values.reshape(*batch, values.shape[-1]), norms.reshape(batch))
 
 
 def product_singular_values(

@@ -47,7 +47,7 @@ class Problem(NamedTuple):
     @property
     def batching(self) -> Batching:
         """How a stack is divided for LAPACK: BLAS's own threads pay for large matrices only."""
-        return Batching(one_at_a_time=self.smaller_side > thresholds.LARGE)
+        return Batching(one_at_a_time=min(self.shape) > thresholds.LARGE)
 
 
 class Route(NamedTuple):
@@ -89,8 +89,9 @@ def _lapack(problem: Problem) -> Route:
 
 
 def _direct(problem: Problem) -> Route:
-    lapack = _lapack(problem)._replace(name="direct")
-    return lapack._replace(values=kernel_svd_values) if _is_small(problem) else lapack
+    if _is_small(problem):
+        return Route("direct", kernel_svd_values, lapack_svd_factors, problem.batching)
+    return _lapack(problem)._replace(name="direct")
 
 
 def _gram(problem: Problem) -> Route:
@@ -116,7 +117,7 @@ def _auto(problem: Problem) -> Route:
         return _direct(problem)
     if _is_small(problem):
         # The kernel has no vectors; by the eigenvectors of a Gram matrix they take half of an SVD's time.
-        return _gram(problem)._replace(name="direct", values=kernel_svd_values)
+        return Route("direct", kernel_svd_values, gram_factors, problem.batching)
     if (
         problem.rank is not None
         and problem.tolerance > 0.0

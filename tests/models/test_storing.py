@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from lowrank_core.models.formats import Placement, open_adapter
-from lowrank_core.models.formats.format import StoredScale
+from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.peft import PEFT
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.operations import storing
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
 from lowrank_core.models.operations.resizing import resize
-from lowrank_core.models.operations.storing import stored_scales
+from lowrank_core.models.operations.storing import complete, stored_scales
 
 
 def scales_of(encoding, ranks, placements=None):
@@ -76,6 +76,21 @@ def test_a_writer_warns_of_what_a_reader_warns_of(write_peft):
     assert headers.config == config
     assert headers.warnings == read.warnings
     assert len(read.warnings) == 3
+
+
+def test_a_file_that_reads_otherwise_is_refused(write_peft):
+    tensors = {"a.lora_A.weight": np.eye(2, 4), "a.lora_B.weight": np.eye(5, 2)}
+    folder = write_peft(tensors, r=2, lora_alpha=4)
+    (layer,) = open_adapter(folder).layers
+    missing = PEFT.place("b", (5, 4), None, False)
+    complete(folder, PEFT, {layer.placement: StoredScale(2, 4.0, 2.0)}, Headers())
+    for placement, scale, found in (
+        (layer.placement, StoredScale(2, 4.2, 2.1), "'a' would be read with rank 2 and scale 2.0"),
+        (layer.placement, StoredScale(1, 2.0, 2.0), "'a' would be read with rank 2 and scale 2.0"),
+        (missing, StoredScale(2, 4.0, 2.0), "'b' would be read with rank 0 and scale 0.0"),
+    ):
+        with pytest.raises(ValueError, match=rf"{found}, but was made for rank {scale.rank} and scale {scale.scaling}"):
+            complete(folder, PEFT, {placement: scale}, Headers())
 
 
 @pytest.mark.parametrize("out", ["out", "out.safetensors"])

@@ -29,31 +29,18 @@ NBIG = 30
 
 
 @kernel
-def _step(
-    first: int,
-    latest: int,
-    earliest: int,
-    last: int,
-    q: Floats,
-    e: Floats,
-    q_old: Floats,
-    e_old: Floats,
-    sigmas: Floats,
-    i0: Any,
-    n0: Any,
-    tau: Any,
-    sigma: Any,
-    tol2: Any,
-    shifted_tol2: Any,
-) -> Any:
+def _step(rows: Any, arrays: Any, block: Any) -> Any:
     """Take one dqds step on the block i0 … n0 of each lane, with a shift of its own; q and e are kept in q_old, e_old.
 
-    All lanes have the rows after ``latest`` and before ``earliest`` within their blocks. A block that splits leaves all
-    but its last part behind, and in ``sigmas``, at the end of each, the shifts taken off it. Returns where its last
-    part starts, and for the choice of the next shift: the least d before the last, or the first that is negative; the
-    last d; a2 = Σ x² over all but the last entry of the x = (…, 1) for which B x is a multiple of the last unit vector,
-    and the same for the block without its last entry; the entries of q and e above the last.
+    Of the ``rows`` first … last, all lanes have those after the latest i0 and before the earliest n0 − 1 within their
+    blocks. A block that splits leaves all but its last part behind, and in ``sigmas``, at the end of each, the shifts
+    taken off it. Returns where its last part starts, and for the choice of the next shift: the least d before the last,
+    or the first that is negative; the last d; a2 = Σ x² over all but the last entry of the x = (…, 1) for which B x is
+    a multiple of the last unit vector, and the same for the block without its last entry; q and e above the last.
     """
+    first, latest, earliest, last = rows
+    q, e, q_old, e_old, sigmas = arrays
+    i0, n0, tau, sigma, tol2, shifted_tol2 = block
     zero = broadcast(0.0)
     bounds, start = (i0, n0), i0
     found = broadcast(math.inf), zero, zero, zero, zero, zero
@@ -136,15 +123,7 @@ def _smaller_shift(tau: Any, nfail: Any, dmin: Any, dn: Any) -> Any:
 
 @kernel
 def _next_shift(
-    deflated: Any,
-    dmin: Any,
-    dn: Any,
-    a2: Any,
-    a2_above: Any,
-    q_above: Any,
-    g: Any,
-    tol2: Any,
-    shifted_tol2: Any,
+    deflated: Any, dmin: Any, dn: Any, a2: Any, a2_above: Any, q_above: Any, g: Any, tol2: Any, shifted_tol2: Any
 ) -> Any:
     """Return a shift near the smallest eigenvalue of a block, seldom beyond, and whether it is a mere guess.
 
@@ -229,7 +208,7 @@ def dqds(
     """
     _initialise(n, q, e, sigmas, state)
     tol2, nfail, g = load(state, TOL2), broadcast(0.0), broadcast(0.25)
-    blurred = tol2 * (blur / (TOL * TOL))
+    blurred, arrays = tol2 * (blur / (TOL * TOL)), (q, e, q_old, e_old, sigmas)
     for _ in range(NBIG * n):
         # −n stands for none: Numba would compile a step once for −1 as a number of its own, and once more for any.
         first, latest, earliest, last = n, -n, n, -n
@@ -241,23 +220,8 @@ def dqds(
         if last < 0:
             break
         i0, n0, tau, sigma = load(state, I0), load(state, N0), load(state, TAU), load(state, SIGMA)
-        start, dmin, dn, a2, a2_above, q_above, e_above = _step(
-            first,
-            latest,
-            earliest,
-            last,
-            q,
-            e,
-            q_old,
-            e_old,
-            sigmas,
-            i0,
-            n0,
-            tau,
-            sigma,
-            tol2,
-            tol2 * (sigma + tau + blurred),
-        )
+        block = i0, n0, tau, sigma, tol2, tol2 * (sigma + tau + blurred)
+        start, dmin, dn, a2, a2_above, q_above, e_above = _step((first, latest, earliest, last), arrays, block)
         live = n0 >= 0.0
         succeeded = live & (dmin >= 0.0) & (dn >= 0.0)
         failed = live ^ succeeded

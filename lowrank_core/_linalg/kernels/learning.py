@@ -134,11 +134,13 @@ def _residual(diagonal: Floats, dense: Floats, B: Floats, A_rows: Floats, weight
 
 
 @kernel
-def _to_gradient(X: Floats, pull: Floats, gamma: float, weight: float) -> None:
-    """Turn X, which holds a factor times the other's Gram matrix, into the gradient γ(weight·X − pull)."""
+def _gradient(X: Floats, gram: Floats, pull: Floats, gamma: float, weight: float, out: Floats) -> float:
+    """Fill a factor's gradient γ(weight·X·gram − pull), from the other factor's Gram matrix; return its norm."""
+    _multiply(X, gram, out)
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
-            X[i, j] = gamma * (weight * X[i, j] - pull[i, j])
+            out[i, j] = gamma * (weight * out[i, j] - pull[i, j])
+    return math.sqrt(_inner(out, out))
 
 
 @kernel
@@ -152,22 +154,19 @@ def _descend(X: Floats, gradient: Floats, rate: float) -> None:
 def _descend_adam(
     X: Floats, gradient: Floats, means: Floats, squares: Floats, step: int, rate: float, epsilon: float
 ) -> None:
-    """One step of Adam, β 0.9 and 0.999 (Kingma and Ba, arXiv:1412.6980, algorithm 1)."""
-    mean_bias = 1.0 - 0.9**step
-    square_bias = 1.0 - 0.999**step
+    """Take a step of Adam, β 0.9 and 0.999 (Kingma and Ba, arXiv:1412.6980, algorithm 1)."""
+    mean_bias, square_bias = 1.0 - 0.9**step, 1.0 - 0.999**step
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
             g = gradient[i, j]
-            mean = 0.9 * means[i, j] + 0.1 * g
-            square = 0.999 * squares[i, j] + 0.001 * (g * g)
-            means[i, j] = mean
-            squares[i, j] = square
+            means[i, j] = mean = 0.9 * means[i, j] + 0.1 * g
+            squares[i, j] = square = 0.999 * squares[i, j] + 0.001 * (g * g)
             X[i, j] -= rate * (mean / mean_bias) / (math.sqrt(square / square_bias) + epsilon)
 
 
 @kernel
-def _squares_of(values: Floats) -> float:
-    """Sum of squares from the small end of a descending row."""
+def _energy(values: Floats) -> float:
+    """Return the sum of squares of a descending row, from the small end."""
     total = 0.0
     for i in range(values.size - 1, -1, -1):
         total += values[i] * values[i]
@@ -181,65 +180,46 @@ def _power_of_two(exponent: int) -> float:
 
 
 @kernel
-def _learn_once(
-    diagonal: Floats,
-    dense: Floats,
-    transposed: Floats,
-    total: float,
-    exponent: int,
-    A: Floats,
-    B: Floats,
-    gamma: float,
-    adam: bool,
-    learning_rate: float,
-    epsilon: float,
-    curve: Floats,
-    norms: Floats,
-) -> None:
-    """One run from the A and B given; fills the relative errors and the gradient norms, inf from where it diverged.
+def _learn_once(target: Any, A: Floats, B: Floats, gamma: float, descent: Any, curve: Floats, norms: Floats) -> None:
+    """Run once from the A and B given; fill the relative errors and the gradient norms, inf from where it diverged.
 
-    Δ is held over 2^e, so that updates of 1e±200 stay in range, and B over 2^c: gradient descent takes B to the size
-    of Δ, so c = e; Adam moves B by about the rate whatever Δ, so c = e only where Δ is the smaller. B's gradient is
-    2^e times what is held, A's 2^(e + c) times. Adam does not see the scale of a gradient; only its ε does.
+    Δ is over 2^e, so that updates of 1e±200 stay in range, and B over 2^c: gradient descent takes B to the size of Δ,
+    so c = e; Adam moves B by about the rate whatever Δ, so c = e only where Δ is the smaller. B's gradient is then over
+    2^e, and A's over 2^(e + c). Adam does not see the scale of a gradient; only its ε does.
     """
-    rank = A.shape[1]
-    A_gradient, A_pull = np.empty_like(A), np.empty_like(A)
-    B_gradient, B_pull = np.empty_like(B), np.empty_like(B)
+    diagonal, dense, transposed, total, exponent = target
+    adam, learning_rate, epsilon = descent
+    rank, columns = A.shape[1], A.shape[0]
+    A_gradient, A_pull, A_means, A_squares = np.empty_like(A), np.empty_like(A), np.zeros_like(A), np.zeros_like(A)
+    B_gradient, B_pull, B_means, B_squares = np.empty_like(B), np.empty_like(B), np.zeros_like(B), np.zeros_like(B)
     A_gram, B_gram = np.empty((rank, rank)), np.empty((rank, rank))
-    A_rows, block = np.empty((rank, A.shape[0])), np.empty((16, A.shape[0]))
-    A_means, A_squares = np.zeros((A.shape[0], rank)), np.zeros((A.shape[0], rank))
-    B_means, B_squares = np.zeros((B.shape[0], rank)), np.zeros((B.shape[0], rank))
-    carried = min(exponent, 0) if adam else exponent
-    B_unit, A_unit = _power_of_two(exponent), _power_of_two(exponent + carried)
-    weight = gamma * _power_of_two(carried - exponent)
-    B_rate = learning_rate * (_power_of_two(-carried) if adam else 1.0)
+    A_rows, block = np.empty((rank, columns)), np.empty((16, columns))
+    of_B = min(exponent, 0) if adam else exponent
+    B_unit, A_unit = _power_of_two(exponent), _power_of_two(exponent + of_B)
+    weight = gamma * _power_of_two(of_B - exponent)
+    B_rate = learning_rate * (_power_of_two(-of_B) if adam else 1.0)
     A_rate = learning_rate * (1.0 if adam else A_unit)
-    B_epsilon, A_epsilon = epsilon * _power_of_two(-exponent), epsilon * _power_of_two(-exponent - carried)
+    B_epsilon, A_epsilon = epsilon * _power_of_two(-exponent), epsilon * _power_of_two(-exponent - of_B)
     for t in range(curve.size):  # pragma: no branch - the last error returns
         _gram(A, A_gram)
         _gram(B, B_gram)
         _pull(diagonal, dense, A, B_pull)
         squared = (weight * weight * _inner(A_gram, B_gram) - 2.0 * weight * _inner(B, B_pull)) / total + 1.0
         if squared < RESIDUAL_BELOW:
-            for i in range(A.shape[0]):
+            for i in range(columns):
                 for j in range(rank):
                     A_rows[j, i] = A[i, j]
             squared = _residual(diagonal, dense, B, A_rows, weight, block) / total
         if not squared < math.inf:
-            for later in range(t, curve.size):
-                curve[later] = math.inf
-            for later in range(t, norms.size):
-                norms[later] = math.inf
+            curve[t:] = math.inf
+            norms[t:] = math.inf
             return
         curve[t] = math.sqrt(squared)
         if t == norms.size:
             return
         _pull(diagonal, transposed, B, A_pull)
-        _multiply(B, A_gram, B_gradient)
-        _multiply(A, B_gram, A_gradient)
-        _to_gradient(B_gradient, B_pull, gamma, weight)
-        _to_gradient(A_gradient, A_pull, gamma, weight)
-        B_norm, A_norm = math.sqrt(_inner(B_gradient, B_gradient)), math.sqrt(_inner(A_gradient, A_gradient))
+        B_norm = _gradient(B, A_gram, B_pull, gamma, weight, B_gradient)
+        A_norm = _gradient(A, B_gram, A_pull, gamma, weight, A_gradient)
         norms[t] = math.hypot(B_unit * B_norm, A_unit * A_norm)
         if adam:
             _descend_adam(B, B_gradient, B_means, B_squares, t + 1, B_rate, B_epsilon)
@@ -251,65 +231,34 @@ def _learn_once(
 
 @kernel
 def learn(
-    first: int,
-    last: int,
-    diagonals: Floats,
-    dense: Floats,
-    transposed: Floats,
-    exponents: Integers,
-    initial: Floats,
-    ranks: Integers,
-    scalings: Floats,
-    adam: bool,
-    learning_rate: float,
-    epsilon: float,
-    curves: Floats,
-    gradient_norms: Floats,
-    finals: Floats,
+    first: int, last: int, updates: Any, initial: Floats, ranks: Integers, scalings: Floats, descent: Any, results: Any
 ) -> None:
     """Learn Δ by descent on ½‖γBA − Δ‖² from B = 0, for the settings first … last − 1, with all their repeats.
 
-    A setting is (rank, batch item, rule), flattened in that order.
-
-    Parameters
-    ----------
-    diagonals : (batch, p), the updates in their singular bases; empty (batch, 0) where `dense` holds them
-    dense, transposed : (batch, m, n) and (batch, n, m), the updates themselves; empty (batch, 0, 0) for diagonals
-    exponents : (batch,), the updates were divided by 2^exponents, so that their squares are in range
-    initial : (repeats, n, largest rank), the starting A transposed
-    scalings : (rules, ranks)
-    curves : (batch, rules, ranks, steps + 1), mean relative error; zero on entry
-    gradient_norms : (batch, rules, ranks, steps), mean norm of both gradients; zero on entry
-    finals : (batch, rules, ranks, repeats), relative error after the last step; zero on entry
+    A setting is (rank, batch item, rule), flattened in that order. ``updates`` are the diagonals (batch, p) in their
+    singular bases, or empty where the updates themselves (batch, m, n) are given; those, and transposed (batch, n, m);
+    and the exponents (batch,) of the powers of two that they are over, so that their squares are in range. ``initial``
+    (repeats, n, largest rank) is the starting A, transposed; scalings are (rules, ranks); ``descent`` is whether by
+    Adam, the rate, and Adam's ε. ``results``, zero on entry, are mean relative errors (batch, rules, ranks, steps + 1),
+    mean norms of both gradients (batch, rules, ranks, steps), and each repeat's last error (batch, rules, ranks,
+    repeats).
     """
+    (diagonals, dense, transposed, exponents), (curves, gradient_norms, finals) = updates, results
     rules, repeats, steps = scalings.shape[0], initial.shape[0], gradient_norms.shape[3]
     batch, rows = diagonals.shape[0], max(diagonals.shape[1], dense.shape[1])
     curve, norms = np.empty(steps + 1), np.empty(steps)
     for setting in range(first, last):
         rule, item, at = setting % rules, (setting // rules) % batch, setting // (rules * batch)
-        total = _squares_of(diagonals[item]) + _inner(dense[item], dense[item])
+        total = _energy(diagonals[item]) + _inner(dense[item], dense[item])
         if total == 0.0:
             continue  # A zero update is learnt before the first step: error and gradients stay 0.
+        target = diagonals[item], dense[item], transposed[item], total, exponents[item]
         for repeat in range(repeats):
             A, B = np.empty((initial.shape[1], ranks[at])), np.zeros((rows, ranks[at]))
             for i in range(A.shape[0]):
                 for j in range(A.shape[1]):
                     A[i, j] = initial[repeat, i, j]
-            _learn_once(
-                diagonals[item],
-                dense[item],
-                transposed[item],
-                total,
-                exponents[item],
-                A,
-                B,
-                scalings[rule, at],
-                adam,
-                learning_rate,
-                epsilon,
-                curve,
-                norms,
-            )
+            _learn_once(target, A, B, scalings[rule, at], descent, curve, norms)
             for t in range(steps + 1):
                 curves[item, rule, at, t] += curve[t] / repeats
             for t in range(steps):

@@ -16,6 +16,7 @@ from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
 from lowrank_core._linalg.kernels.dqds import N0, STATE, descending_sqrt, dqds
 from lowrank_core._linalg.kernels.simd import (
     WIDTH,
+    add_combination,
     broadcast,
     fma,
     load,
@@ -26,9 +27,13 @@ from lowrank_core._linalg.kernels.simd import (
     store,
     store_rows,
     transpose,
+    zero_rows,
 )
 
 __all__ = ["small_values"]
+
+# Rows that reflectors are applied to at once, which lanes of eight matrices each leave registers for.
+ROWS = 2
 
 # Squares below this are negligible in a matrix whose entries are at most 1: a reflector from them would not be
 # orthogonal.
@@ -55,10 +60,12 @@ def _bidiagonalise(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: 
     """Bidiagonalise A, shape (rows ≥ columns, columns, lanes) flattened; fill the squares of both diagonals.
 
     One pass over what is left of A for each column: a row has both reflectors applied and, as the next column's
-    reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns.
+    reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns. A row of
+    zeros follows the last.
     """
-    width = columns * WIDTH
-    p[:width] = 0.0
+    width, weights = columns * WIDTH, np.ones(ROWS + 1)
+    weights[0] = 0.0
+    p[:] = 0.0
     for i in range(1, rows):
         x = load(A, i * width)
         for k in range(0, width, WIDTH):
@@ -84,53 +91,25 @@ def _bidiagonalise(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: 
         store(e, here, square)
         store(u, after, head)
         # The next pivot's row is no part of the next products: its weight is not known yet.
-        _reflect_row(A, row + width, here, after, width, w, u, scale)
-        i = j + 2
-        while i + 1 < rows:
-            _reflect_two_rows(A, i * width, here, after, width, w, u, p, scale)
-            i += 2
-        if i < rows:
-            x = _reflect_row(A, i * width, here, after, width, w, u, scale)
-            for k in range(after, width, WIDTH):
-                store(p, k, fma(x, load(A, i * width + k), load(p, k)))
+        _reflect_rows(A, row + width, here, after, width, w, u, p, scale, load_column(weights, 0, 1, ROWS))
+        for i in range(j + 1 + ROWS, rows, ROWS):
+            _reflect_rows(A, i * width, here, after, width, w, u, p, scale, load_column(weights, 1, 1, ROWS))
 
 
 @kernel
-def _reflect_row(A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, scale: Any) -> Any:
-    """Apply both reflectors to a row; return the entry of it that the next column's reflector holds."""
-    v = 0.0 - load(A, row + here)
-    z = broadcast(0.0)
-    for k in range(after, width, WIDTH):
-        z = fma(fma(v, load(w, k), load(A, row + k)), load(u, k), z)
-    z = 0.0 - scale * z
-    for k in range(after, width, WIDTH):
-        store(A, row + k, fma(z, load(u, k), fma(v, load(w, k), load(A, row + k))))
-    return load(A, row + after)
-
-
-@kernel
-def _reflect_two_rows(
-    A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Any
+def _reflect_rows(
+    A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Any, weights: Any
 ) -> None:
-    """Apply both reflectors to two rows, and add their part to the next column's products."""
-    other = row + width
-    v0, v1 = 0.0 - load(A, row + here), 0.0 - load(A, other + here)
-    z0 = z1 = broadcast(0.0)
+    """Apply both reflectors to some rows, and add their part to the next column's products, times a weight each."""
+    v, z = 0.0 - load_rows(A, row + here, width, ROWS), zero_rows(ROWS)
     for k in range(after, width, WIDTH):
-        w_k, u_k = load(w, k), load(u, k)
-        z0 = fma(fma(v0, w_k, load(A, row + k)), u_k, z0)
-        z1 = fma(fma(v1, w_k, load(A, other + k)), u_k, z1)
-    z0, z1 = 0.0 - scale * z0, 0.0 - scale * z1
-    head, product = load(u, after), load(w, after)
-    x0 = fma(z0, head, fma(v0, product, load(A, row + after)))
-    x1 = fma(z1, head, fma(v1, product, load(A, other + after)))
+        z = fma(fma(v, load(w, k), load_rows(A, row + k, width, ROWS)), load(u, k), z)
+    z = 0.0 - scale * z
+    x = weights * fma(z, load(u, after), fma(v, load(w, after), load_rows(A, row + after, width, ROWS)))
     for k in range(after, width, WIDTH):
-        w_k, u_k = load(w, k), load(u, k)
-        y0 = fma(z0, u_k, fma(v0, w_k, load(A, row + k)))
-        y1 = fma(z1, u_k, fma(v1, w_k, load(A, other + k)))
-        store(A, row + k, y0)
-        store(A, other + k, y1)
-        store(p, k, fma(x1, y1, fma(x0, y0, load(p, k))))
+        tile = fma(z, load(u, k), fma(v, load(w, k), load_rows(A, row + k, width, ROWS)))
+        store_rows(A, row + k, width, tile)
+        store(p, k, add_combination(load(p, k), x, tile))
 
 
 @kernel
@@ -193,7 +172,7 @@ def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
     batch, m, n = matrices.shape
     rows, columns = max(m, n), min(m, n)
     size = columns * WIDTH
-    A, w, u = np.empty(rows * size), np.empty(size), np.empty(size)
+    A, w, u = np.zeros((rows + 1) * size), np.empty(size), np.empty(size)
     p, sigmas = np.empty(size), np.empty(size)
     # Steps look at a row of q beyond the last; the last row of e stays zero.
     q, e = np.zeros(size + WIDTH), np.zeros(size)

@@ -101,10 +101,8 @@ def run(kernel, *, adam, dense, span=None, exponent=0, rate=0.01, ranks=(1, 3), 
     out = np.zeros((*shape, steps + 1)), np.zeros((*shape, steps)), np.zeros((*shape, 2))
     diagonals = np.empty((2, 0)) if dense else values
     held = matrices if dense else np.empty((2, 0, 0))
-    kernel(
-        *(span or (0, 4 * len(ranks))), diagonals, held, np.ascontiguousarray(np.swapaxes(held, 1, 2)),
-        np.full(2, exponent), initial, np.array(ranks), scalings, adam, rate, 1e-8, *out,
-    )  # fmt: skip
+    updates = diagonals, held, np.ascontiguousarray(np.swapaxes(held, 1, 2)), np.full(2, exponent)
+    kernel(*(span or (0, 4 * len(ranks))), updates, initial, np.array(ranks), scalings, (adam, rate, 1e-8), out)
     return matrices, initial, scalings, ranks, steps, out
 
 
@@ -133,9 +131,8 @@ def test_an_update_of_lower_rank_is_learnt_to_the_last_digits(kernel):
     values, initial = np.array([[2.0, 0.0, 0.0, 0.0]]), np.random.default_rng(5).standard_normal((1, 4, 2))
     out = np.zeros((1, 1, 1, 301)), np.zeros((1, 1, 1, 300)), np.zeros((1, 1, 1, 1))
     none = np.empty((1, 0, 0))
-    kernel(
-        0, 1, values, none, none, np.zeros(1, np.int64), initial, np.array([2]), np.ones((1, 1)), False, 0.1, 0.0, *out
-    )
+    updates = values, none, none, np.zeros(1, np.int64)
+    kernel(0, 1, updates, initial, np.array([2]), np.ones((1, 1)), (False, 0.1, 0.0), out)
     curve, _ = oracles.learn(np.diag(values[0]), initial[0].T, 1.0, steps=300, learning_rate=0.1)
     # Below 0.01 the trace form would cancel: the residual is formed in rows of A, which are longer than its rank.
     assert curve[-1] < 1e-10
@@ -148,10 +145,8 @@ def test_a_zero_update_stops_no_other(kernel):
     values, initial = np.array([[0.0, 0.0], [2.0, 1.0]]), np.random.default_rng(6).standard_normal((1, 2, 1))
     curves, norms, finals = np.zeros((2, 1, 1, 4)), np.zeros((2, 1, 1, 3)), np.zeros((2, 1, 1, 1))
     none, one = np.empty((2, 0, 0)), np.ones((1, 1))
-    kernel(
-        0, 2, values, none, none, np.zeros(2, np.int64), initial, np.array([1]), one, False, 0.1, 0.0,
-        curves, norms, finals,
-    )  # fmt: skip
+    updates = values, none, none, np.zeros(2, np.int64)
+    kernel(0, 2, updates, initial, np.array([1]), one, (False, 0.1, 0.0), (curves, norms, finals))
     curve, _ = oracles.learn(np.diag(values[1]), initial[0].T, 1.0, steps=3, learning_rate=0.1)
     assert np.allclose(curves[1, 0, 0], curve, rtol=1e-12)
     assert not curves[0].any()
