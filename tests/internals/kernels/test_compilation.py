@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import lowrank_core
 from lowrank_core._linalg.kernels import compiling
 from tests.compiled import plain
 
-
-def test_every_kernel_is_compiled_for_one_set_of_types(tmp_path):
-    code = """
+# Every kernel on arrays of every layout that callers give, and then the number of types that each was compiled for.
+CALLS = """
 import numpy as np, lowrank_core as lc
 stack = np.random.default_rng(0).standard_normal((3, 9, 8))
 frozen_stack = stack.copy(); frozen_stack.flags.writeable = False
@@ -35,10 +35,20 @@ for module in pkgutil.iter_modules(lowrank_core._linalg.kernels.__path__):
         if hasattr(kernel, "signatures"):
             print(module.name + "." + name, len(kernel.signatures))
 """
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The number of types by kernel, and the folder of a cache that was empty."""
     # A kernel that is found in a cache brings none of those that it calls with it.
-    env = os.environ | {"NUMBA_DISABLE_JIT": "0", "NUMBA_CACHE_DIR": str(tmp_path)}
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    counts = dict(line.split() for line in found.stdout.splitlines())
+    cache = tmp_path_factory.mktemp("cache")
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "0", "NUMBA_CACHE_DIR": str(cache)}
+    run = subprocess.run([sys.executable, "-c", CALLS], capture_output=True, text=True, check=True, env=environment)
+    return dict(line.split() for line in run.stdout.splitlines()), cache
+
+
+def test_every_kernel_is_compiled_for_one_set_of_types(compiled):
+    counts, _ = compiled
     assert {
         "energies.energies",
         "energies.error_sweep",
@@ -49,6 +59,13 @@ for module in pkgutil.iter_modules(lowrank_core._linalg.kernels.__path__):
     } <= set(counts)
     # A row with the bounds of blocks, and one without.
     assert {name for name, count in counts.items() if count not in {"0", "1"}} <= {"dqds._row"}
+
+
+def test_a_helper_is_kept_on_disk_with_the_kernels_that_call_it_and_not_beside_them(compiled):
+    _, cache = compiled
+    kept = {index.name.split("-")[0] for index in cache.rglob("*.nbi")}
+    assert "learning.learn" in kept
+    assert not {name for name in kept if name.split(".")[-1].startswith("_")}
 
 
 def test_without_compilation_answers_are_the_same_up_to_rounding():
@@ -109,15 +126,6 @@ def test_a_kernel_is_compiled_without_a_cache_where_numba_finds_no_folder_for_it
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
     assert compiling.kernel(plain) == ("compiled", plain)
     assert asked == [{"cache": True} | options, options]
-
-
-def test_a_helper_is_kept_on_disk_with_the_kernels_that_call_it_and_not_beside_them(tmp_path):
-    code = "import lowrank_core as lc; lc.learning_sweep([[2.0, 1.0], [0.0, 1.0]], [1], steps=1)"
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "0", "NUMBA_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    kept = {index.name.split("-")[0] for index in tmp_path.rglob("*.nbi")}
-    assert "learning.learn" in kept
-    assert not {name for name in kept if name.split(".")[-1].startswith("_")}
 
 
 def test_an_uncompiled_kernel_is_silent(monkeypatch):
