@@ -91,20 +91,13 @@ def orthonormalised(block: Floats, Q: Floats) -> tuple[Floats, NDArray[Any]]:
     unless only rounding is left of a row: QR completes it with a direction of its own, of which Q is removed again.
     """
     rest = block - (block @ Q.T) @ Q
-    little_is_left = np.min(np.linalg.norm(rest, axis=1)) < REORTHOGONALISE_BELOW * np.max(
-        np.linalg.norm(block, axis=1)
-    )
-    if little_is_left:
+    if np.min(np.linalg.norm(rest, axis=1)) < REORTHOGONALISE_BELOW * np.max(np.linalg.norm(block, axis=1)):
         rest -= (rest @ Q.T) @ Q
     coupling, basis = lq(rest, CHOLESKY_QR_TOL)
-    for _ in range(COMPLETION_PASSES if little_is_left or _is_deficient(coupling) else 0):
+    for _ in range(COMPLETION_PASSES):
+        # What is left along Q grows from block to block if it is not removed, as it makes Q itself less orthogonal.
         along = basis @ Q.T
         if np.max(np.abs(along), initial=0.0) <= ORTHOGONAL:
             break
         basis = lq(basis - along @ Q, CHOLESKY_QR_TOL)[1]
     return basis, coupling
-
-
-def _is_deficient(coupling: NDArray[Any]) -> bool:
-    diagonal = np.abs(np.diagonal(coupling))
-    return bool(np.min(diagonal) < REORTHOGONALISE_BELOW * np.max(diagonal))

@@ -43,6 +43,8 @@ def missed_over_tolerance(matrix, rank, values):
 @given(stepped_values(), st.integers(1, 60), st.integers(0, 2**32))
 # After two blocks one direction is left, and otherwise rounding alone.
 @example(np.r_[np.ones(61), 0.975, 0.95, 0.925, 0.9, np.zeros(235)], 1, 0)
+# Ten blocks of which one pass leaves little along the others, and more from block to block.
+@example(np.sort(np.r_[np.linspace(1, 0.999, 144), np.linspace(1, 0.5, 118), np.zeros(38)])[::-1], 1, 0)
 def test_krylov_stays_within_its_tolerance_whatever_the_copies(values, rank, seed):
     matrix = rotated(values, seed)
     result = spectrum(matrix, rank=rank, method="krylov", rng=seed)
