@@ -2,9 +2,9 @@
 
     python .ci/long.py [FILE ...]
 
-Runs tests/properties, or some files of it by their names (``test_ranks``), and writes docs/numbers/long.json, without
-the files that no longer exist. A night's work on one core; it may be interrupted, since each file is written when
-it is done.
+Runs tests/properties and the bounds that hold with a probability only (tests/internals/test_certificate.py), or some of
+these files by their names (``test_ranks``), and writes docs/numbers/long.json, without the files that no longer exist.
+A night's work on one core; it may be interrupted, since each file is written when it is done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ GENERATED = re.compile(r"during generate phase \(([\d.]+) seconds\).*?- (\d+) pa
 
 def main(names: list[str]) -> int:
     """Run the files named, or all; the exit code says whether one failed."""
-    files = {path.stem: path for path in sorted((records.ROOT / "tests" / "properties").glob("test_*.py"))}
+    tests = records.ROOT / "tests"
+    paths = [*sorted((tests / "properties").glob("test_*.py")), tests / "internals" / "test_certificate.py"]
+    files = {path.stem: path for path in paths}
     results = {name: result for name, result in records.read("long").items() if name in files}
     failed = False
     for name in names or files:
