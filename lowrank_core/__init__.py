@@ -22,13 +22,15 @@ from lowrank_core.scaling import (
     unscaled,
 )
 from lowrank_core.spectra import Spectrum, spectrum
+from lowrank_core.structured import low_rank_hadamard, low_rank_sum, low_rank_tucker
 from lowrank_core.sweeps import ErrorSweep, error_sweep, reconstruction_error, variance_captured
 from lowrank_core.synthetic import facts_update, style_update, update_with_spectrum
 from lowrank_core.truncation import truncate
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
 
 __all__ = [
     "ErrorSweep",
+    "KroneckerUpdate",
     "LearningSweep",
     "LowRankUpdate",
     "RankAllocation",
@@ -41,6 +43,9 @@ __all__ = [
     "facts_update",
     "learning_gain",
     "learning_sweep",
+    "low_rank_hadamard",
+    "low_rank_sum",
+    "low_rank_tucker",
     "numerical_rank",
     "power_rule",
     "rank_above_noise",

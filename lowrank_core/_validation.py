@@ -33,6 +33,7 @@ __all__ = [
     "as_tolerance",
     "as_whole_numbers",
     "as_workers",
+    "broadcast_batches",
     "check_choice",
     "check_finite",
     "check_one_axis",
@@ -75,13 +76,17 @@ def as_factors(B: Any, A: Any) -> tuple[NDArray[Any], NDArray[Any], tuple[int, .
         raise ValueError(
             f"B of shape {left.shape} and A of shape {right.shape} make empty matrices; m and n must be at least 1."
         )
-    try:
-        batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    except ValueError:
-        raise ValueError(
-            f"the batch axes of B {left.shape[:-2]} and A {right.shape[:-2]} do not broadcast; pass both with the same."
-        ) from None
+    batch = broadcast_batches({"B": left.shape[:-2], "A": right.shape[:-2]})
     return left, right, (*batch, m, n), coarsest(left_dtype, right_dtype)
+
+
+def broadcast_batches(batches: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the batch axes that those of named arrays broadcast to."""
+    try:
+        return np.broadcast_shapes(*batches.values())
+    except ValueError:
+        described = " and ".join(f"{name} {batch}" for name, batch in batches.items())
+        raise ValueError(f"the batch axes of {described} do not broadcast; pass all with the same.") from None
 
 
 def _as_factor(factor: Any, name: str) -> tuple[NDArray[Any], str]:

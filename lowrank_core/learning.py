@@ -26,7 +26,7 @@ from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, check_complete, known_ranks
 from lowrank_core.spectra import spectrum as spectrum_of
 from lowrank_core.sweeps import reconstruction_error
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
 
 __all__ = ["LearningSweep", "learning_sweep"]
 
@@ -92,7 +92,7 @@ def learning_sweep(
 
     Parameters
     ----------
-    update : Spectrum, LowRankUpdate or array_like, shape (..., m, n)
+    update : Spectrum, LowRankUpdate, KroneckerUpdate or array_like, shape (..., m, n)
         For "sgd" a complete Spectrum is enough: in the singular basis Δ is diagonal and A is still Gaussian. "adam" is
         not rotation-invariant, and needs the update itself.
     ranks : array_like of int, shape (ranks,), or None
@@ -220,7 +220,7 @@ def _diagonal_target(spectrum: Spectrum) -> _Target:
 
 
 def _dense_target(update: Any) -> _Target:
-    dense = update.to_dense() if isinstance(update, LowRankUpdate) else as_matrices(update)[0]
+    dense = update.to_dense() if isinstance(update, LowRankUpdate | KroneckerUpdate) else as_matrices(update)[0]
     scaled, exponents = scaled_to_unit(as_stack(dense, 2))
     return _Target(np.empty((len(scaled), 0)), scaled, exponents)
 

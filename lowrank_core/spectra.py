@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg import product_singular_values, singular_values
+from lowrank_core._linalg import Values, kronecker_singular_values, product_singular_values, singular_values
 from lowrank_core._validation import (
     as_dtype_name,
     as_matrices,
@@ -18,7 +18,7 @@ from lowrank_core._validation import (
     as_tolerance,
     as_workers,
 )
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import KroneckerUpdate, LowRankUpdate, sides
 
 __all__ = ["Spectrum", "check_complete", "energy_fractions", "known_ranks", "largest_of", "spectrum"]
 
@@ -122,7 +122,7 @@ def spectrum(
 
     Parameters
     ----------
-    update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+    update : array_like, torch.Tensor, LowRankUpdate or KroneckerUpdate, shape (..., m, n)
         Leading axes are a batch. float64, float32, float16, bfloat16; integers and booleans are taken as float64.
     rank : int, optional
         How many leading values to compute; the result is then not complete, unless there are no others. None for all.
@@ -139,6 +139,7 @@ def spectrum(
 
         The values of a LowRankUpdate are those of an r × r core: ``lapack`` and ``direct`` form it by QR of both
         factors, ``gram`` by their Gram matrices, and ``auto`` is ``direct`` if both factors are float64, else ``gram``.
+        Those of a KroneckerUpdate are the products of the values of its sides, which have the method each.
     tolerance : float
         For ``krylov``, how much of the leading energy H_k may be missed, relative to min(H_k, max(T_k, 1e-6·N²)); from
         0, which asks for every digit and makes ``auto`` take ``gram``, to 1.
@@ -155,8 +156,8 @@ def spectrum(
     ------
     ValueError
         If the update has an entry that is not finite, an empty matrix, fewer than two dimensions or another dtype;
-        if the rank is beyond min(m, n); if the method is unknown, or is ``krylov`` without a rank or for a
-        LowRankUpdate; if a singular value does not fit float64.
+        if the rank is beyond min(m, n); if the method is unknown, or is ``krylov`` without a rank or for an
+        update that is not dense; if a singular value does not fit float64.
 
     See Also
     --------
@@ -182,12 +183,10 @@ def spectrum(
     array([4., 3.])
     """
     count, missed = as_workers(workers), as_tolerance(tolerance)
-    if isinstance(update, LowRankUpdate):
+    if isinstance(update, LowRankUpdate | KroneckerUpdate):
         shape = (update.shape[-2], update.shape[-1])
         wanted = None if rank is None else as_rank(rank, min(shape))
-        values, norm = product_singular_values(
-            update.B, update.A, update.scaling, update.dtype, method=method, workers=count
-        )
+        values, norm = _structured_values(update, method, count)
         kept = values if wanted is None else values[..., :wanted]
         return Spectrum(kept, norm, shape, kept.shape == values.shape, update.dtype)
     matrices, dtype = as_matrices(update)
@@ -195,6 +194,12 @@ def spectrum(
     wanted = None if rank is None else as_rank(rank, min(shape))
     values, norm = singular_values(matrices, dtype, wanted, method=method, tolerance=missed, workers=count, rng=rng)
     return Spectrum(values, norm, shape, values.shape[-1] == min(shape), dtype)
+
+
+def _structured_values(update: LowRankUpdate | KroneckerUpdate, method: str, workers: int) -> Values:
+    if isinstance(update, KroneckerUpdate):
+        return kronecker_singular_values(*sides(update), update.scaling, method=method, workers=workers)
+    return product_singular_values(update.B, update.A, update.scaling, update.dtype, method=method, workers=workers)
 
 
 def known_ranks(spectrum: Spectrum, ranks: Any) -> NDArray[np.int64]:

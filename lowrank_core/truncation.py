@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lowrank_core._linalg import Values, best_factors, best_product_factors
+from lowrank_core._linalg import Values, best_factors, best_kronecker_factors, best_product_factors
 from lowrank_core._validation import as_matrices, as_rank, as_tolerance, as_workers
 from lowrank_core.spectra import Spectrum
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import KroneckerUpdate, LowRankUpdate, sides
 
 __all__ = ["truncate"]
 
@@ -26,8 +26,10 @@ def truncate(
 
     Parameters
     ----------
-    update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
-        A LowRankUpdate is truncated through the r × r core of its factors; B·A is never formed.
+    update : array_like, torch.Tensor, LowRankUpdate or KroneckerUpdate, shape (..., m, n)
+        A LowRankUpdate is truncated through the r × r core of its factors; B·A is never formed. The best update of a
+        KroneckerUpdate has the Kronecker products of the singular vectors of its sides, for the largest products of
+        their singular values.
     rank : int or callable
         The rank, from 0 to min(m, n); or a function that returns it for the update's Spectrum, so that nothing is
         decomposed twice. One rank per call.
@@ -36,7 +38,8 @@ def truncate(
         the smaller Gram matrix (``gram``), or by a block Krylov iteration (``krylov``). ``auto`` is ``direct`` for
         float64; for float32 and below ``krylov`` for a small rank of a large matrix, ``gram`` otherwise. A function of
         the spectrum needs all of it, which ``krylov`` does not compute and ``auto`` therefore does not choose. Factors
-        of a LowRankUpdate are computed by QR of both factors and LAPACK's SVD of the core, whatever the method.
+        of a LowRankUpdate are computed by QR of both factors and LAPACK's SVD of the core, whatever the method; the
+        sides of a KroneckerUpdate by the method each, ``krylov`` apart.
     tolerance : float
         For ``krylov``, how much of the energy H_r of the best update may be missed, as in :func:`spectrum`.
     workers : int, optional
@@ -77,6 +80,11 @@ def truncate(
             *best_product_factors(
                 update.B, update.A, update.scaling, update.dtype, wanted, method=method, workers=count
             )
+        )
+    if isinstance(update, KroneckerUpdate):
+        wanted = _checked_rank(rank, (update.shape[-2], update.shape[-1]), update.dtype)
+        return LowRankUpdate(
+            *best_kronecker_factors(*sides(update), update.scaling, wanted, method=method, workers=count)
         )
     matrices, dtype = as_matrices(update)
     wanted = _checked_rank(rank, (matrices.shape[-2], matrices.shape[-1]), dtype)

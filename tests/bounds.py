@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from lowrank_core import LowRankUpdate, spectrum
+
 EPS64 = 2.0**-52
 EPS32 = 2.0**-23
 
@@ -21,3 +23,13 @@ def of_product(update, largest):
     sizes = np.linalg.norm(update.B.astype(np.float64), axis=-2) * np.linalg.norm(update.A.astype(np.float64), axis=-1)
     rounding = 10 * max(m, n, update.rank) * EPS64 * abs(update.scaling) * np.sum(sizes)
     return rounding + SPACING + (0.0 if update.dtype == "float64" else EPS32 * largest)
+
+
+def of_kronecker(update):
+    """Return the bound on singular values of γ·(L ⊗ R): each side's bound times the largest value of the other."""
+    sizes = [float(spectrum(side).norm) for side in (update.left, update.right)]
+    errors = [
+        of_product(side, size) if isinstance(side, LowRankUpdate) else of_values(side.shape, side.dtype.name, size)
+        for side, size in zip((update.left, update.right), sizes, strict=True)
+    ]
+    return abs(update.scaling) * (errors[0] * sizes[1] + errors[1] * sizes[0] + errors[0] * errors[1]) + SPACING

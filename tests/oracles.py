@@ -27,6 +27,15 @@ def product_singular_values(B, A, scaling=1.0):
     return np.array(values[: np.shape(B)[1]])
 
 
+def kronecker_singular_values(left, right, scaling=1.0):
+    """All singular values of scaling · (L ⊗ R), formed to 50 digits; a side is its factors: [matrix], or [γB, A]."""
+    L, R = (_exact(side[0]) if len(side) == 1 else _exact(side[0]) * _exact(side[1]) for side in (left, right))
+    product = mpmath.matrix(L.rows * R.rows, L.cols * R.cols)
+    for i, j in np.ndindex(product.rows, product.cols):
+        product[i, j] = mpmath.mpf(scaling) * L[i // R.rows, j // R.cols] * R[i % R.rows, j % R.cols]
+    return np.array([float(value) for value in mpmath.svd_r(product, compute_uv=False)])
+
+
 def norm(matrix):
     """Frobenius norm to 50 digits, rounded to float64."""
     squares = [mpmath.mpf(float(entry)) ** 2 for entry in np.asarray(matrix, dtype=np.float64).ravel()]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import (
+    KroneckerUpdate,
     LowRankUpdate,
     Spectrum,
     allocate_ranks,
@@ -11,6 +12,9 @@ from lowrank_core import (
     equivalent_alpha,
     error_sweep,
     learning_sweep,
+    low_rank_hadamard,
+    low_rank_sum,
+    low_rank_tucker,
     numerical_rank,
     power_rule,
     rank_above_noise,
@@ -22,6 +26,7 @@ from lowrank_core import (
     spectrum,
     stable_rank,
     style_update,
+    truncate,
     update_with_spectrum,
     variance_captured,
 )
@@ -31,6 +36,7 @@ WHOLE = Spectrum([4.0, 3.0], 5.0, (10, 2), complete=True)
 PART = spectrum(np.diag([4.0, 3.0, 2.0, 1.0]), rank=2)
 EMPTY = spectrum(np.eye(3), rank=0)
 LAYERS = {"q": WHOLE}
+KRONECKER = KroneckerUpdate(np.eye(2), np.ones((3, 4)))
 UPDATE = LowRankUpdate(np.ones((3, 2)), np.ones((2, 4)))
 MORE = ["2 leading values", "spectrum(update, rank=...)", "up to 4"]
 ALL = ["needs every singular value", "leading 2", "spectrum(update)"]
@@ -60,6 +66,76 @@ MESSAGES = {
     "scaling": (["scaling", "finite", "nan"], lambda: LowRankUpdate(np.ones((2, 1)), np.ones((1, 2)), np.nan)),
     "several scalings": (
         ["scaling is one number", "[1.0, 2.0]"], lambda: LowRankUpdate(np.ones((2, 1)), np.ones((1, 2)), [1.0, 2.0]),
+    ),
+    "axes of a side": (["left", "(3,)", "(..., m, n)", "one row"], lambda: KroneckerUpdate(np.ones(3), np.eye(2))),
+    "nested sides": (["right", "unsupported dtype object"], lambda: KroneckerUpdate(np.eye(2), KRONECKER)),
+    "batch axes of sides": (
+        ["left (2,)", "right (3,)", "do not broadcast"],
+        lambda: KroneckerUpdate(np.ones((2, 3, 4)), np.ones((3, 3, 4))),
+    ),
+    "scaling of sides": (["scaling", "finite", "inf"], lambda: KroneckerUpdate(np.eye(2), np.eye(2), np.inf)),
+    "several scalings of sides": (
+        ["scaling is one number", "[1.0, 2.0]"], lambda: KroneckerUpdate(np.eye(2), np.eye(2), [1.0, 2.0]),
+    ),
+    "vectors of sides": (["x", "(7,)", "n·q = 8"], lambda: KRONECKER.apply(np.ones(7))),
+    "NaN in a side": (
+        ["right at batch index (1,)", "nan", "row 0, column 1"],
+        lambda: spectrum(KroneckerUpdate(np.eye(2), [[[1.0, 2.0]], [[1.0, np.nan]]])),
+    ),
+    "infinity in a factor of a side": (
+        ["A of left", "inf", "row 0, column 0"],
+        lambda: truncate(KroneckerUpdate(LowRankUpdate([[1.0]], [[np.inf]]), np.eye(2)), 1),
+    ),
+    "method for sides": (
+        ["'krylov'", "KroneckerUpdate", "auto, lapack, direct, gram"],
+        lambda: spectrum(KRONECKER, rank=1, method="krylov"),
+    ),
+    "method for a truncation of sides": (["'fast'", "KroneckerUpdate"], lambda: truncate(KRONECKER, 1, method="fast")),
+    "rank of a Kronecker product": (["rank 7", "min(m, n) = 6"], lambda: spectrum(KRONECKER, rank=7)),
+    "Kronecker product beyond float64": (
+        ["singular value of the update", "float64"],
+        lambda: spectrum(KroneckerUpdate([[1e200]], [[1e200]])),
+    ),
+    "sum of nothing": (["updates is empty", "at least one"], lambda: low_rank_sum([])),
+    "sum of an array": (
+        ["updates[1]", "ndarray", "LowRankUpdate", "truncate(update, rank)"],
+        lambda: low_rank_sum([UPDATE, np.ones((3, 4))]),
+    ),
+    "shapes of a sum": (
+        ["updates[0] (3, 4)", "updates[1] (1, 2)", "one shape"],
+        lambda: low_rank_sum([UPDATE, LowRankUpdate([[1.0]], [[1.0, 2.0]])]),
+    ),
+    "weights of a sum": (["weights", "(3,)", "each of the 2"], lambda: low_rank_sum([UPDATE, UPDATE], [1.0, 2.0, 3.0])),
+    "infinite weights": (["weights must be finite", "inf"], lambda: low_rank_sum([UPDATE], [np.inf])),
+    "sum beyond float64": (
+        ["weighted sum", "float64", "smaller weights"],
+        lambda: low_rank_sum([LowRankUpdate([[1e300]], [[1e300]], 1e300)], [1e300]),
+    ),
+    "batch axes of a sum": (
+        ["updates[0] (2,)", "updates[1] (3,)", "do not broadcast"],
+        lambda: low_rank_sum([LowRankUpdate(np.ones((k, 3, 1)), np.ones((1, 4))) for k in (2, 3)]),
+    ),
+    "NaN in a term": (
+        ["B of second", "nan", "row 0"],
+        lambda: low_rank_hadamard(UPDATE, LowRankUpdate(np.full((3, 1), np.nan), np.ones((1, 4)))),
+    ),
+    "Kronecker product as a term": (
+        ["first", "KroneckerUpdate", "truncate"], lambda: low_rank_hadamard(KRONECKER, UPDATE),
+    ),
+    "Hadamard product beyond float64": (
+        ["Hadamard product", "float64", "power of two"],
+        lambda: low_rank_hadamard(*[LowRankUpdate([[1e300]], [[1e300]], 1e100)] * 2),
+    ),
+    "axes of a core": (
+        ["mid", "(2, 3, 5, 5)", "(..., r, s, k)", "r = 2", "s = 3", "mid.reshape(2, 3, -1)"],
+        lambda: low_rank_tucker(np.ones((4, 2)), np.ones((2, 3, 5, 5)), np.ones((3, 6))),
+    ),
+    "NaN in a core": (
+        ["mid", "nan"], lambda: low_rank_tucker(np.ones((4, 1)), np.full((1, 1, 2), np.nan), np.ones((1, 6))),
+    ),
+    "batch axes of a core": (
+        ["up (2,)", "mid (3,)", "down ()", "do not broadcast"],
+        lambda: low_rank_tucker(np.ones((2, 4, 1)), np.ones((3, 1, 1, 2)), np.ones((1, 6))),
     ),
     "vectors": (["x", "(3,)", "n = 4"], lambda: UPDATE.apply(np.ones(3))),
     "stacked vectors": (

@@ -12,6 +12,7 @@ import lowrank_core
 
 PUBLIC = [
     "ErrorSweep",
+    "KroneckerUpdate",
     "LearningSweep",
     "LowRankUpdate",
     "RankAllocation",
@@ -24,6 +25,9 @@ PUBLIC = [
     "facts_update",
     "learning_gain",
     "learning_sweep",
+    "low_rank_hadamard",
+    "low_rank_sum",
+    "low_rank_tucker",
     "numerical_rank",
     "power_rule",
     "rank_above_noise",
@@ -47,6 +51,10 @@ SIGNATURES = {
     "Spectrum": "(values, norm, shape, complete, dtype='float64')",
     "truncate": "(update, rank, *, method='auto', tolerance=0.0001, workers=None, rng=0)",
     "LowRankUpdate": "(B, A, scaling=1.0)",
+    "KroneckerUpdate": "(left, right, scaling=1.0)",
+    "low_rank_hadamard": "(first, second)",
+    "low_rank_sum": "(updates, weights=None)",
+    "low_rank_tucker": "(up, mid, down, scaling=1.0)",
     "standard": "(alpha, rank)",
     "rslora": "(alpha, rank)",
     "unscaled": "(alpha, rank)",

@@ -13,7 +13,18 @@ from pathlib import Path
 import lowrank_core
 
 # From the first that a reader needs on.
-CORE = ("spectra", "updates", "truncation", "sweeps", "ranks", "allocation", "scaling", "learning", "synthetic")
+CORE = (
+    "spectra",
+    "updates",
+    "structured",
+    "truncation",
+    "sweeps",
+    "ranks",
+    "allocation",
+    "scaling",
+    "learning",
+    "synthetic",
+)
 # Imported by their own names, not from `lowrank_core`.
 BESIDE = ("rounding_noise", "noise", "testing", "models")
 

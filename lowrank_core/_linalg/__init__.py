@@ -14,6 +14,7 @@ from lowrank_core._linalg.decompositions import (
     product_singular_values,
     singular_values,
 )
+from lowrank_core._linalg.kronecker import Dense, Product, best_kronecker_factors, kronecker_singular_values
 from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_unit
 from lowrank_core._linalg.threads import blas_threads, in_threads
 from lowrank_core._linalg.values import Values
@@ -23,14 +24,18 @@ if TYPE_CHECKING:
     from lowrank_core._linalg.kernels.learning import learn
 
 __all__ = [
+    "Dense",
+    "Product",
     "Scaled",
     "Values",
     "best_factors",
+    "best_kronecker_factors",
     "best_product_factors",
     "blas_threads",
     "energies",
     "error_sweep",
     "in_threads",
+    "kronecker_singular_values",
     "learn",
     "product_singular_values",
     "scaled_to_unit",

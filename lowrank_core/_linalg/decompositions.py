@@ -15,7 +15,16 @@ from lowrank_core._linalg.routes import Problem, choose_product_route, choose_ro
 from lowrank_core._linalg.values import Factors, Floats, Values, norms_of, unscaled_values
 from lowrank_core._validation import all_finite, as_stack, check_finite
 
-__all__ = ["best_factors", "best_product_factors", "product_singular_values", "singular_values"]
+__all__ = [
+    "Rank",
+    "Stack",
+    "best_factors",
+    "best_product_factors",
+    "dense_stack",
+    "product_singular_values",
+    "product_stack",
+    "singular_values",
+]
 
 Item = TypeVar("Item")
 
@@ -74,30 +83,27 @@ def best_factors(
     matrices: NDArray[Any], dtype: str, rank: Rank, *, method: str, tolerance: float, workers: int, rng: Any
 ) -> tuple[Floats, Floats]:
     """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of matrices (..., m, n)."""
-    *batch, m, n = matrices.shape
-    route = choose_route(method, Problem(dtype, (m, n), None if callable(rank) else rank, tolerance, rng))
+    m, n = matrices.shape[-2:]
+    problem = Problem(dtype, (m, n), None if callable(rank) else rank, tolerance, rng)
+    stack = dense_stack(matrices, problem, method=method, workers=workers)
     check_finite(matrices)
-    flat = as_stack(matrices, 2)
-    stack = _Stack(tuple(batch), (m, n), (m, n), route.batching, workers)
-    return _best_factors(lambda i: route.factors(flat[i], workers), stack, rank)
+    return stack.best_factors(rank)
 
 
 def best_product_factors(
     B: NDArray[Any], A: NDArray[Any], scaling: float, dtype: str, rank: Rank, *, method: str, workers: int
 ) -> tuple[Floats, Floats]:
     """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of γBA, for r up to the rank of the factors."""
-    m, inner, n = *B.shape[-2:], A.shape[-1]
-    route = choose_product_route(method, dtype, (m, n), inner)
-    if inner:
+    stack = product_stack(B, A, scaling, dtype, method=method, workers=workers)
+    if B.shape[-1]:
         _check_factors(B, A)
-    batch, B_stack, A_stack = _broadcast_stacks(B, A)
-    stack = _Stack(batch, (m, n), (m + n, max(inner, 1)), route.batching, workers)
-    return _best_factors(lambda i: product_factors(B_stack[i], A_stack[i], scaling), stack, rank)
+    return stack.best_factors(rank)
 
 
-class _Stack(NamedTuple):
-    """A stack to be decomposed item by item: its batch axes, the shape of an item and of what it costs, and workers."""
+class Stack(NamedTuple):
+    """A stack to be decomposed item by item: how, its batch axes, the shape of an item and of its cost, and workers."""
 
+    decompose: Callable[[int], Factors]
     batch: tuple[int, ...]
     shape: tuple[int, int]
     cost: tuple[int, int]
@@ -105,6 +111,7 @@ class _Stack(NamedTuple):
     workers: int
 
     def map(self, function: Callable[[int], Item]) -> list[Item]:
+        """Return a function of the index of every item, on the workers."""
         chunks = map_batch(
             lambda chunk: [function(i) for i in range(chunk.start, chunk.stop)],
             math.prod(self.batch),
@@ -114,20 +121,49 @@ class _Stack(NamedTuple):
         )
         return [item for chunk in chunks for item in chunk]
 
+    def best_factors(self, rank: Rank) -> tuple[Floats, Floats]:
+        """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of every item."""
+        if callable(rank):
+            decomposed = self.map(self.decompose)
+            # Outside the map, where the BLAS lock is free: the function may well call this library.
+            kept = rank(_values_of(decomposed, self.batch))
+            factors = self.map(lambda i: decomposed[i].at(kept))
+        else:
+            kept = rank
+            factors = self.map(lambda i: self.decompose(i).at(kept))
+        (m, n), width = self.shape, factors[0][0].shape[-1] if factors else kept
+        B = np.array([B for B, _ in factors]).reshape(*self.batch, m, width)
+        A = np.array([A for _, A in factors]).reshape(*self.batch, width, n)
+        return B, A
 
-def _best_factors(decompose: Callable[[int], Factors], stack: _Stack, rank: Rank) -> tuple[Floats, Floats]:
-    if callable(rank):
-        decomposed = stack.map(decompose)
-        # Outside the map, where the BLAS lock is free: the function may well call this library.
-        kept = rank(_values_of(decomposed, stack.batch))
-        factors = stack.map(lambda i: decomposed[i].at(kept))
-    else:
-        kept = rank
-        factors = stack.map(lambda i: decompose(i).at(kept))
-    (m, n), width = stack.shape, factors[0][0].shape[-1] if factors else kept
-    B = np.array([B for B, _ in factors]).reshape(*stack.batch, m, width)
-    A = np.array([A for _, A in factors]).reshape(*stack.batch, width, n)
-    return B, A
+
+def dense_stack(matrices: NDArray[Any], problem: Problem, *, method: str, workers: int) -> Stack:
+    """Return matrices (..., m, n) as a stack whose items a route decomposes."""
+    route = choose_route(method, problem)
+    flat = as_stack(matrices, 2)
+    return Stack(
+        lambda i: route.factors(flat[i], workers),
+        matrices.shape[:-2],
+        problem.shape,
+        problem.shape,
+        route.batching,
+        workers,
+    )
+
+
+def product_stack(B: NDArray[Any], A: NDArray[Any], scaling: float, dtype: str, *, method: str, workers: int) -> Stack:
+    """Return products γBA of factors B (..., m, r) and A (..., r, n) as a stack."""
+    m, inner, n = *B.shape[-2:], A.shape[-1]
+    route = choose_product_route(method, dtype, (m, n), inner)
+    batch, B_stack, A_stack = _broadcast_stacks(B, A)
+    return Stack(
+        lambda i: product_factors(B_stack[i], A_stack[i], scaling),
+        batch,
+        (m, n),
+        (m + n, max(inner, 1)),
+        route.batching,
+        workers,
+    )
 
 
 def _values_of(decomposed: list[Factors], batch: tuple[int, ...]) -> Values:

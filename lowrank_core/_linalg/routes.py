@@ -24,7 +24,16 @@ from lowrank_core._linalg.two_stage import two_stage_gram_values
 from lowrank_core._linalg.values import Factors, Values
 from lowrank_core._validation import check_choice
 
-__all__ = ["METHODS", "PRODUCT_METHODS", "Problem", "ProductRoute", "Route", "choose_product_route", "choose_route"]
+__all__ = [
+    "METHODS",
+    "PRODUCT_METHODS",
+    "Problem",
+    "ProductRoute",
+    "Route",
+    "check_structured_method",
+    "choose_product_route",
+    "choose_route",
+]
 
 
 class Problem(NamedTuple):
@@ -77,10 +86,15 @@ def choose_route(method: str, problem: Problem) -> Route:
 
 def choose_product_route(method: str, dtype: str, shape: tuple[int, int], rank: int) -> ProductRoute:
     """Return the route for products of factors of a rank; a ValueError if the method is not one for products."""
-    if method not in PRODUCT_METHODS:
-        raise ValueError(f"method {method!r} is not for a LowRankUpdate; accepted are {', '.join(PRODUCT_METHODS)}.")
+    check_structured_method(method, "a LowRankUpdate")
     batching = Batching(one_at_a_time=min(sum(shape), rank) > thresholds.LARGE)
     return ProductRoute(PRODUCT_METHODS[method](dtype, shape, rank), batching)
+
+
+def check_structured_method(method: str, update: str) -> None:
+    """Check that a method decomposes updates that are not dense."""
+    if method not in PRODUCT_METHODS:
+        raise ValueError(f"method {method!r} is not for {update}; accepted are {', '.join(PRODUCT_METHODS)}.")
 
 
 def _lapack(problem: Problem) -> Route:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core import LowRankUpdate, spectrum
+from lowrank_core import LowRankUpdate, low_rank_sum, spectrum
 from lowrank_core._dtypes import FLOATS
 
 _SINGLE_PRECISION = tuple(name for name in FLOATS if name != "float64")
@@ -49,7 +48,7 @@ def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
 def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -> float:
     """Return ‖Δ − γBA‖ in float64, without cancellation."""
     if isinstance(update, LowRankUpdate):
-        return product_norm(stacked([(1.0, update), (-1.0, stored)]))
+        return product_norm(low_rank_sum([update, stored], [1.0, -1.0]))
     B, A = stored.scaling * stored.B.astype(np.float64), stored.A.astype(np.float64)
     parts = []
     for rows in row_blocks(update.shape):
@@ -78,15 +77,6 @@ def product_norm(update: LowRankUpdate) -> float:
     if energy > 1e-5 * size and size > 1e-150 and largest < 1e100:
         return abs(update.scaling) * math.sqrt(energy)
     return float(spectrum(update).norm)
-
-
-def stacked(updates: Sequence[tuple[float, LowRankUpdate]]) -> LowRankUpdate:
-    r"""Return the exact sum :math:`\sum_i w_i \gamma_i B_i A_i = [w_1\gamma_1 B_1, \ldots]\,[A_1; \ldots]`."""
-    with np.errstate(over="ignore"):
-        B = [(weight * update.scaling) * np.asarray(update.B, dtype=np.float64) for weight, update in updates]
-    if not all(np.isfinite(term).all() for term in B):
-        raise ValueError("its weighted sum does not fit float64: take smaller weights")
-    return LowRankUpdate(np.hstack(B), np.vstack([np.asarray(update.A, dtype=np.float64) for _, update in updates]))
 
 
 def _vector_norm(vector: NDArray[np.float64]) -> float:

@@ -18,13 +18,14 @@ except ImportError as error:
 
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.spectra import Spectrum
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
 
 __all__ = [
     "DTYPES",
     "FACTOR_KINDS",
     "KINDS",
     "LAYOUTS",
+    "kronecker_updates",
     "low_rank_updates",
     "ranks_for",
     "spectra",
@@ -327,12 +328,49 @@ def low_rank_updates(
     return LowRankUpdate(left, right, draw(st.sampled_from([1.0, 0.25, -2.0, 1e-3, 16.0])))
 
 
+@st.composite
+def kronecker_updates(
+    draw: st.DrawFn, *, max_side: int = 3, dtypes: Sequence[str] = DTYPES, layouts: Sequence[str] = LAYOUTS
+) -> KroneckerUpdate:
+    """Draw a Kronecker product of two sides, each a matrix or a product of two factors.
+
+    Parameters
+    ----------
+    max_side : int
+        Largest m and n of a side.
+    dtypes, layouts : sequence of str
+        From :data:`DTYPES` and :data:`LAYOUTS`; each side has its own.
+
+    Returns
+    -------
+    SearchStrategy of KroneckerUpdate
+        Its matrices are of those :data:`KINDS` whose products fit float64.
+
+    See Also
+    --------
+    updates, low_rank_updates : What its sides are drawn from.
+
+    Examples
+    --------
+    >>> from hypothesis import given
+    >>> from lowrank_core import spectrum
+    >>> from lowrank_core.testing import assert_spectrum, kronecker_updates
+    >>> @given(kronecker_updates(dtypes=["float64"]))
+    ... def test_the_values_are_those_of_the_dense_update(update):
+    ...     assert_spectrum(update, spectrum(update).values, c=1000)
+    >>> test_the_values_are_those_of_the_dense_update()
+    """
+    matrices = updates(max_side=max_side, dtypes=dtypes, kinds=KINDS[:5], layouts=layouts)
+    side = matrices | low_rank_updates(max_side=max_side, max_rank=max_side, dtypes=dtypes, layouts=layouts)
+    return KroneckerUpdate(draw(side), draw(side), draw(st.sampled_from([1.0, -2.0, 1e-3])))
+
+
 def ranks_for(update: Any) -> st.SearchStrategy[int]:
     """Draw a legal rank of an update, of its factors, or of its spectrum.
 
     Parameters
     ----------
-    update : array_like, LowRankUpdate or Spectrum
+    update : array_like, LowRankUpdate, KroneckerUpdate or Spectrum
         Of shape (..., m, n).
 
     Returns
@@ -342,7 +380,7 @@ def ranks_for(update: Any) -> st.SearchStrategy[int]:
 
     See Also
     --------
-    updates, low_rank_updates, spectra : What a rank is drawn for.
+    updates, low_rank_updates, kronecker_updates, spectra : What a rank is drawn for.
 
     Examples
     --------

@@ -11,7 +11,7 @@ from lowrank_core._dtypes import FLOATS
 from lowrank_core._linalg import Scaled, scaled_to_unit
 from lowrank_core._validation import as_matrices
 from lowrank_core.spectra import Spectrum
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
 
 __all__ = ["assert_eckart_young", "assert_same_update", "assert_spectrum"]
 
@@ -27,7 +27,7 @@ def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _
 
     Parameters
     ----------
-    update : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+    update : array_like, torch.Tensor, LowRankUpdate or KroneckerUpdate, shape (..., m, n)
         The matrices themselves.
     values : array_like, shape (..., k), or Spectrum
         Leading k singular values, descending. The norm of a Spectrum has the same bound, relative to itself.
@@ -81,7 +81,7 @@ def assert_same_update(actual: Any, expected: Any, *, c: float = 30.0, eps: floa
 
     Parameters
     ----------
-    actual, expected : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+    actual, expected : array_like, torch.Tensor, LowRankUpdate or KroneckerUpdate, shape (..., m, n)
         The computed update, and the exact one.
     c : float
         Constant of the bound. LAPACK's own tests allow 30 for an SVD with vectors, whose residual reaches half of it.
@@ -121,7 +121,7 @@ def assert_eckart_young(update: Any, approximation: Any, rank: int, *, c: float 
 
     Parameters
     ----------
-    update, approximation : array_like, torch.Tensor or LowRankUpdate, shape (..., m, n)
+    update, approximation : array_like, torch.Tensor, LowRankUpdate or KroneckerUpdate, shape (..., m, n)
         The exact update, and its approximation.
     rank : int
         From 0 to min(m, n).
@@ -168,7 +168,9 @@ def _largest(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _dense(update: Any) -> Floats:
-    return update.to_dense() if isinstance(update, LowRankUpdate) else as_matrices(update)[0].astype(np.float64)
+    if isinstance(update, LowRankUpdate | KroneckerUpdate):
+        return update.to_dense()
+    return as_matrices(update)[0].astype(np.float64)
 
 
 def _scaled(update: Any) -> Scaled:

@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_core import LowRankUpdate, Spectrum, spectrum, update_with_spectrum
 from lowrank_core.models.formats.kohya import KOHYA
-from lowrank_core.models.norms import product_norm, residual_norm, stacked
+from lowrank_core.models.norms import residual_norm
 from lowrank_core.models.operations.factoring import FactorEncoding, factor
 from lowrank_core.models.operations.rank_choice import check_rank, keep_all, rank_of
 from tests.models.models_on_disk import naive_figures
@@ -129,11 +129,6 @@ def test_factors_beyond_single_precision(dtype):
         factor(np.diag([1e100, 1.0]), 1, FactorEncoding(dtype))
 
 
-def test_a_sum_beyond_float64():
-    with pytest.raises(ValueError, match="does not fit float64: take smaller weights"):
-        stacked([(1e300, LowRankUpdate(np.full((2, 1), 1e200), np.ones((1, 2))))])
-
-
 def test_factors_beyond_their_dtype():
     with pytest.raises(ValueError, match="do not fit float16: store them in bfloat16 or float32"):
         factor(np.diag([1e12, 1.0]), 1, FactorEncoding("float16"))
@@ -208,18 +203,6 @@ def test_a_function_sees_the_whole_spectrum_of_a_large_layer():
     factor(update, lambda found: seen.append(found) or 3, FactorEncoding())
     assert isinstance(seen[0], Spectrum)
     assert seen[0].complete
-
-
-def test_stacked_is_the_exact_sum(rng):
-    terms = [
-        (weight, LowRankUpdate(rng.standard_normal((5, r)).astype(dtype), rng.standard_normal((r, 4)).astype(dtype), s))
-        for weight, r, dtype, s in ((2.0, 1, "f8", 3.0), (-0.5, 2, "f4", 0.1), (1.5, 1, ml_dtypes.bfloat16, 8.0))
-    ]
-    whole = stacked(terms)
-    assert whole.rank == 4
-    expected = sum(weight * dense(update) for weight, update in terms)
-    assert whole.to_dense() == pytest.approx(expected, rel=1e-13, abs=1e-13)
-    assert product_norm(whole) == pytest.approx(np.linalg.norm(expected), rel=1e-13)
 
 
 def test_residual_norm_does_not_cancel(rng):

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lowrank_core import LowRankUpdate
+from lowrank_core import LowRankUpdate, low_rank_sum
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
@@ -24,7 +24,6 @@ from lowrank_core.models.formats import (
     open_adapter,
 )
 from lowrank_core.models.module_names import select
-from lowrank_core.models.norms import stacked
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
 from lowrank_core.models.operations.pipeline import Destination, Task, compress
@@ -52,7 +51,7 @@ class Sum:
         kinds = dict.fromkeys(_describe_kind(layer.placement) for layer in layers)
         if len(kinds) > 1:
             raise ValueError(f"the adapters disagree: {' and '.join(kinds)}; they are of different models")
-        return stacked([(weight, layer.untransposed_update()) for weight, layer in self.terms])
+        return low_rank_sum([layer.untransposed_update() for layer in layers], [weight for weight, _ in self.terms])
 
 
 def merge(

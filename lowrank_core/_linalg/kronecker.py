@@ -1,0 +1,180 @@
+"""Singular values and factors of a Kronecker product γ·(L ⊗ R), from those of L and R; it is never formed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core._linalg.decompositions import (
+    Rank,
+    Stack,
+    dense_stack,
+    product_singular_values,
+    product_stack,
+    singular_values,
+)
+from lowrank_core._linalg.powers_of_two import scaled_to_squares
+from lowrank_core._linalg.routes import Problem, check_structured_method
+from lowrank_core._linalg.values import Factors, Floats, Values, norms_of, unscaled_values
+from lowrank_core._validation import as_stack, check_finite
+
+__all__ = ["Dense", "Product", "best_kronecker_factors", "kronecker_singular_values"]
+
+
+class Dense(NamedTuple):
+    """Matrices (..., m, n) as one side of a Kronecker product, and the dtype that they are stored in."""
+
+    matrices: NDArray[Any]
+    dtype: str
+
+    def scaled(self, name: str) -> _Scaled:
+        """Check the entries, and scale the matrices so that their squares fit float64."""
+        check_finite(self.matrices, name)
+        matrices, exponents = scaled_to_squares(self.matrices)
+        return _Scaled(Dense(matrices, self.dtype), exponents)
+
+    def values(self, method: str, workers: int) -> Floats:
+        """Compute the singular values (..., p)."""
+        return singular_values(
+            self.matrices, self.dtype, None, method=method, tolerance=0.0, workers=workers, rng=0
+        ).values
+
+    def stack(self, method: str, workers: int) -> Stack:
+        """Return the matrices as a stack to be decomposed."""
+        m, n = self.matrices.shape[-2:]
+        return dense_stack(self.matrices, Problem(self.dtype, (m, n)), method=method, workers=workers)
+
+
+class Product(NamedTuple):
+    """Products γBA of factors as one side of a Kronecker product, and the coarser of the dtypes of the factors."""
+
+    B: NDArray[Any]
+    A: NDArray[Any]
+    scaling: float
+    dtype: str
+
+    def scaled(self, name: str) -> _Scaled:
+        """Check the entries, and scale the factors so that their squares fit float64."""
+        check_finite(self.B, f"B of {name}")
+        check_finite(self.A, f"A of {name}")
+        (B, B_exponents), (A, A_exponents) = scaled_to_squares(self.B), scaled_to_squares(self.A)
+        scale, scale_exponent = math.frexp(self.scaling)
+        return _Scaled(Product(B, A, scale, self.dtype), B_exponents + A_exponents + scale_exponent)
+
+    def values(self, method: str, workers: int) -> Floats:
+        """Compute the singular values (..., p)."""
+        return product_singular_values(*self, method=method, workers=workers).values
+
+    def stack(self, method: str, workers: int) -> Stack:
+        """Return the products as a stack to be decomposed."""
+        return product_stack(*self, method=method, workers=workers)
+
+
+Side = Dense | Product
+
+
+class _Scaled(NamedTuple):
+    """One side of a Kronecker product, divided by 2^exponents (...)."""
+
+    side: Side
+    exponents: NDArray[np.int64]
+
+
+def kronecker_singular_values(left: Side, right: Side, scaling: float, *, method: str, workers: int) -> Values:
+    """Compute the singular values (..., p·q) and norms (...) of γ·(L ⊗ R), from p values of L and q of R."""
+    check_structured_method(method, "a KroneckerUpdate")
+    (L, L_exponents), (R, R_exponents) = left.scaled("left"), right.scaled("right")
+    return _paired_values(*_values_of_both(L, R, method, workers), scaling, L_exponents + R_exponents)
+
+
+def _values_of_both(left: Side, right: Side, method: str, workers: int) -> tuple[Floats, Floats]:
+    if not (isinstance(left, Dense) and isinstance(right, Dense) and _are_alike(left, right)):
+        return left.values(method, workers), right.values(method, workers)
+    # As one stack, which changes no bit of either: a kernel that takes eight matrices at once needs no longer for two.
+    stacks = [as_stack(side.matrices, 2) for side in (left, right)]
+    values = Dense(np.concatenate(stacks), left.dtype).values(method, workers)
+    count, p = len(stacks[0]), values.shape[-1]
+    return (
+        values[:count].reshape(*left.matrices.shape[:-2], p),
+        values[count:].reshape(*right.matrices.shape[:-2], p),
+    )
+
+
+def _are_alike(left: Dense, right: Dense) -> bool:
+    return left.dtype == right.dtype and left.matrices.shape[-2:] == right.matrices.shape[-2:]
+
+
+def _products(left: Floats, right: Floats) -> Floats:
+    """Return all products of values (..., p) and (..., q), shape (..., p·q)."""
+    products = left[..., :, np.newaxis] * right[..., np.newaxis, :]
+    return products.reshape(*products.shape[:-2], left.shape[-1] * right.shape[-1])
+
+
+def _paired_values(left: Floats, right: Floats, scaling: float, exponents: NDArray[np.int64]) -> Values:
+    """Return the values and norms of γ·2^exponents·(L ⊗ R), from the values of both sides."""
+    scale, scale_exponent = math.frexp(abs(scaling))
+    values = np.sort(_products(left, right), axis=-1)[..., ::-1] * scale
+    return unscaled_values(values, norms_of(values), exponents + scale_exponent)
+
+
+def best_kronecker_factors(
+    left: Side, right: Side, scaling: float, rank: Rank, *, method: str, workers: int
+) -> tuple[Floats, Floats]:
+    """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of γ·(L ⊗ R), for r up to its number of values."""
+    check_structured_method(method, "a KroneckerUpdate")
+    (L, L_exponents), (R, R_exponents) = left.scaled("left"), right.scaled("right")
+    L_stack, R_stack = L.stack(method, workers), R.stack(method, workers)
+    batch = np.broadcast_shapes(L_stack.batch, R_stack.batch)
+    # Each side is decomposed once, whatever its batch axes are broadcast to.
+    L_factors, R_factors = (stack.map(stack.decompose) for stack in (L_stack, R_stack))
+    L_index, R_index = _indices(L_stack.batch, batch), _indices(R_stack.batch, batch)
+    exponents = np.broadcast_to(L_exponents + R_exponents, batch).ravel()
+
+    def paired(i: int) -> _KroneckerFactors:
+        return _paired_factors(L_factors[L_index[i]], R_factors[R_index[i]], scaling, int(exponents[i]))
+
+    (m, n), (p, q) = L_stack.shape, R_stack.shape
+    shape = (m * p, n * q)
+    return Stack(paired, batch, shape, shape, L_stack.batching, workers).best_factors(rank)
+
+
+def _indices(batch: tuple[int, ...], broadcast: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return for each item of broadcast batch axes its index among the items of the batch axes."""
+    return np.broadcast_to(np.arange(math.prod(batch)).reshape(batch), broadcast).ravel()
+
+
+class _KroneckerFactors(NamedTuple):
+    """Factors of one γ·2^exponent·(L ⊗ R): decompositions of both sides, and their pairs of values in an order."""
+
+    values: Floats
+    norm: float
+    left: Factors
+    right: Factors
+    order: NDArray[np.int64]
+    scaling: float
+    exponent: int
+
+    def at(self, rank: int) -> tuple[Floats, Floats]:
+        """Return B = U_r Σ_r and A = V_rᵀ: Kronecker products of columns, and of rows, of the factors of both sides."""
+        left, right = np.divmod(self.order[:rank], max(1, len(self.right.values)))
+        left_B, left_A = self.left.at(int(left.max(initial=-1)) + 1)
+        right_B, right_A = self.right.at(int(right.max(initial=-1)) + 1)
+        B = _column_products(left_B[:, left], right_B[:, right])
+        A = _column_products(left_A[left].T, right_A[right].T).T
+        scale, scale_exponent = math.frexp(self.scaling)
+        return np.ldexp(B * scale, self.exponent + scale_exponent), A
+
+
+def _paired_factors(left: Factors, right: Factors, scaling: float, exponent: int) -> _KroneckerFactors:
+    values, norm = _paired_values(left.values, right.values, scaling, np.asarray(exponent))
+    order = np.argsort(-_products(left.values, right.values), kind="stable")
+    return _KroneckerFactors(values, float(norm), left, right, order, scaling, exponent)
+
+
+def _column_products(left: Floats, right: Floats) -> Floats:
+    """Return the Kronecker products of the columns of (m, r) with those of (p, r): the Khatri–Rao product (m·p, r)."""
+    products = left[:, np.newaxis, :] * right[np.newaxis, :, :]
+    return products.reshape(len(left) * len(right), left.shape[-1])
