@@ -79,6 +79,24 @@ def product_norm(update: LowRankUpdate) -> float:
     return float(spectrum(update).norm)
 
 
+def update_norm(update: Dense | LowRankUpdate | KroneckerUpdate) -> float:
+    """Return ‖Δ‖ of an update of any kind."""
+    return frobenius_norm(update) if isinstance(update, np.ndarray) else float(spectrum(update).norm)
+
+
+def weighted_sum(
+    updates: Sequence[Dense | LowRankUpdate | KroneckerUpdate], weights: Sequence[float]
+) -> Dense | LowRankUpdate:
+    """Return a weighted sum: factors where all updates are, else a dense array."""
+    products = [update for update in updates if isinstance(update, LowRankUpdate)]
+    if len(products) == len(updates):
+        return low_rank_sum(products, weights)
+    total = np.zeros(updates[0].shape)
+    for weight, update in zip(weights, updates, strict=True):
+        total += weight * (update if isinstance(update, np.ndarray) else update.to_dense())
+    return total
+
+
 def _vector_norm(vector: NDArray[np.float64]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         energy = float(np.dot(vector, vector))

@@ -8,12 +8,21 @@ from typing import Any
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file whose top level is an object."""
+    """Read a JSON file whose top level is an object; a byte order mark may come first."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except ValueError as error:
         raise ValueError(f"{str(path)!r} is not valid JSON ({error})") from error
+    return parse_json(repr(str(path)), text)
+
+
+def parse_json(where: str, text: str) -> dict[str, Any]:
+    """Parse a JSON object; `where` names it in messages."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        message = f"{str(path)!r} contains a JSON {type(content).__name__}, but an object {{...}} is needed"
+        message = f"{where} contains a JSON {type(content).__name__}, but an object {{...}} is needed"
         raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument
     return content

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from lowrank_core.models.files.tensors import open_file, refuse_pickle
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
+from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.format import SINGLE_FILE, AdapterFile, Format
 from lowrank_core.models.formats.kohya import KOHYA
+from lowrank_core.models.formats.old_diffusers import OLD_DIFFUSERS
 from lowrank_core.models.formats.peft import PEFT
+from lowrank_core.models.formats.xlabs import XLABS
 
 __all__ = [
     "FORMATS",
@@ -27,9 +31,9 @@ __all__ = [
     "open_adapter",
 ]
 
-# kohya's first, which the names of tensors decide whatever the file's name; PEFT's is then every
-# adapter_model.safetensors with a configuration beside it, because that names other types of adapters.
-FORMATS: tuple[Format, ...] = (KOHYA, PEFT)
+# First those of folders, whose files are known by their names. The others share single files: each reads the layers
+# whose names are its own, longer endings first. The first that takes layers is what a name without a format asks for.
+FORMATS: tuple[Format, ...] = (PEFT, KOHYA, DIFFUSERS, OLD_DIFFUSERS, XLABS)
 
 
 def open_adapter(path: str | PathLike[str]) -> Adapter:
@@ -80,14 +84,47 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
     if where.is_dir():
         where = _find_adapter(where)
     file = AdapterFile(where, *open_file(where))
-    for each in FORMATS:
-        if each.recognises(file):
-            return each.read(file)
+    parts = _read_parts(file)
+    if parts:
+        return _together(parts)
     example = f"its first tensor is {next(iter(file.tensors))!r}" if file.tensors else "it is empty"
     raise ValueError(
         f"{str(where)!r} contains no LoRA factors ({example}): neither "
         f"{', nor '.join(each.factors for each in FORMATS)}. To inspect a checkpoint, give the one that it was "
         "tuned from as its base"
+    )
+
+
+def _read_parts(file: AdapterFile) -> list[Adapter]:
+    """Read what each format knows of a file; what the last of them leaves unread, none knows."""
+    parts: list[Adapter] = []
+    for each in FORMATS:
+        if each.recognises(file):
+            adapter = each.read(file)
+            parts.append(adapter)
+            file = file._replace(tensors=adapter.unread)
+    return parts
+
+
+def _together(parts: Sequence[Adapter]) -> Adapter:
+    """Return the parts of one file as one adapter, whose format is that of most layers."""
+    layers = sorted((layer for part in parts for layer in part.layers), key=lambda layer: layer.name)
+    unsupported = {name: reason for part in parts for name, reason in part.unsupported.items()}
+    main = max(parts, key=lambda part: len(part.layers))
+    if not layers and unsupported:
+        name, reason = next(iter(unsupported.items()))
+        raise ValueError(
+            f"no layer of {str(main.path)!r} can be read; the first of {len(unsupported)}, {name}: {reason}"
+        )
+    unknown = (OtherTensor(tensor, key, "unknown to LoRA") for key, tensor in parts[-1].unread.items())
+    return replace(
+        main,
+        layers=tuple(layers),
+        unsupported=unsupported,
+        others=(*(other for part in parts for other in part.others), *unknown),
+        unread={},
+        warnings=tuple(warning for part in parts for warning in part.warnings),
+        inherited_warnings=tuple(warning for part in parts for warning in part.inherited_warnings),
     )
 
 
@@ -97,16 +134,10 @@ def format_named(name: str) -> Format:
 
 
 def format_of_output(path: Path, source: str | None = None) -> Format:
-    """Return the format that an output's name asks for: the source's if that fits, else the first that is written."""
-    single = path.suffix == SINGLE_FILE
-    formats = [each for each in FORMATS if bool(each.files) != single]
-    own = [each for each in formats if each.name == source]
-    fitting = next((each for each in own or formats if each.is_written), None)
-    if fitting is None:
-        title = own[0].title if own else "what such a name asks for"
-        written = " and ".join(each.output for each in FORMATS if each.is_written)
-        raise ValueError(f"{title} is read but not written, so that {str(path)!r} cannot be: written are {written}")
-    return fitting
+    """Return the format that an output's name asks for: the source's if that fits, else the first that takes layers."""
+    fitting = [each for each in FORMATS if each.names_a(path)]
+    own = (each for each in fitting if each.name == source)
+    return next(own, None) or next(each for each in fitting if each.place)
 
 
 def is_adapter_folder(names: Collection[str]) -> bool:

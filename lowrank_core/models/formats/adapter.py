@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,8 @@ class Placement:
 
     `name` is the layer's in reports, and `module` the name that the file's configuration matches. `keys` are the names
     of its tensors in the file, in the order of the format's ``arrange``. `dims` are (out, in), or (out, in, kh, kw) of
-    a convolution: those of the module as a map, whichever way its weight is stored.
+    a convolution: those of the module as a map, whichever way its weight is stored. `unscaled` says that the file has
+    no scale for it, so that its readers take 1.
     """
 
     format: str
@@ -41,6 +42,11 @@ class Placement:
     keys: tuple[str, ...]
     dims: tuple[int, ...]
     embedding: bool = False
+    unscaled: bool = False
+
+
+Update = LowRankUpdate | NDArray[Any]
+"""What the update of a layer is: factors, or a dense array."""
 
 
 def product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> LowRankUpdate:
@@ -48,9 +54,13 @@ def product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> LowRankUpdate:
     return LowRankUpdate(B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1), scaling)
 
 
-def transposed(update: LowRankUpdate) -> LowRankUpdate:
+@overload
+def transposed(update: LowRankUpdate) -> LowRankUpdate: ...
+@overload
+def transposed(update: Update) -> Update: ...
+def transposed(update: Update) -> Update:
     """Return the transpose of an update."""
-    return LowRankUpdate(update.A.T, update.B.T, update.scaling)
+    return update.T if isinstance(update, np.ndarray) else LowRankUpdate(update.A.T, update.B.T, update.scaling)
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class AdapterLayer:
     placement : Placement
         Its name, the names of its tensors, and the shape of its module.
     rank : int
-        Rank of the stored factors.
+        Rank of the stored factors, or the most that the rank of the update can be.
     alpha : float
         The alpha that applies to this layer.
     rule : str
@@ -109,7 +119,7 @@ class AdapterLayer:
     scaling: float
     scaling_source: str
     tensors: tuple[StoredTensor, ...]
-    build: Callable[..., LowRankUpdate] = product
+    build: Callable[..., Update] = product
     transposed: bool = False
     fixed: str = ""
 
@@ -134,7 +144,7 @@ class AdapterLayer:
         """Number of entries of the tensors, as stored."""
         return sum(tensor.size for tensor in self.tensors)
 
-    def untransposed_update(self) -> LowRankUpdate:
+    def untransposed_update(self) -> Update:
         """Read the update of the module as a map, (out, in), whichever way its weight is stored.
 
         Where linear layers and Conv1D are mixed, or adapters disagree, only this orientation can be relied on: PEFT's
@@ -147,7 +157,7 @@ class AdapterLayer:
                 raise ValueError(f"{tensor.key!r} contains NaN or infinity in {bad} of its {array.size} entries")
         return self.build(*arrays, self.scaling)
 
-    def update(self) -> LowRankUpdate:
+    def update(self) -> Update:
         """Read the update, oriented as the weight that it is added to: the factors as stored, and the scale.
 
         Raises
@@ -203,6 +213,8 @@ class Adapter:
         Modules that the adapter changes in a way that is not a product γBA: name, and why.
     others : tuple of OtherTensor
         All tensors that are not part of a low-rank update.
+    unread : dict of str to StoredTensor
+        Tensors that this format does not know, by their names in the file; empty once every format was asked.
     warnings : tuple of str
         What a user of this adapter should know: an altered base, readers that would apply a different scale.
     inherited_warnings : tuple of str
@@ -221,6 +233,7 @@ class Adapter:
     layers: tuple[AdapterLayer, ...]
     unsupported: dict[str, str] = field(default_factory=dict)
     others: tuple[OtherTensor, ...] = ()
+    unread: Mapping[str, StoredTensor] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     inherited_warnings: tuple[str, ...] = ()
     initialisation: str | None = None
@@ -245,6 +258,19 @@ def by_module(
         else:
             rest[key] = tensor
     return modules, rest
+
+
+def read_layers(
+    modules: Mapping[str, Mapping[str, StoredTensor]], read: Callable[[str, Mapping[str, StoredTensor]], AdapterLayer]
+) -> tuple[tuple[AdapterLayer, ...], dict[str, str]]:
+    """Return the layers of modules, in alphabetical order, and why others cannot be read, by module."""
+    layers, failures = [], {}
+    for module, tensors in sorted(modules.items()):
+        try:
+            layers.append(read(module, tensors))
+        except ValueError as error:
+            failures[module] = str(error)
+    return tuple(layers), failures
 
 
 def both_factors(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +16,17 @@ from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import Adapter, Placement
 
 SINGLE_FILE = ".safetensors"
-"""How the name of an adapter ends that is one file."""
+"""How the name of most adapters ends that are one file."""
+
+SUFFIXES = (SINGLE_FILE, ".gguf")
+"""How names of single files end; any other name of an output is that of a folder."""
 
 
 class AdapterFile(NamedTuple):
-    """A safetensors file whose header has been read: its path, its tensors by name, and its metadata."""
+    """A file whose header has been read: its path, its tensors by name, and its metadata."""
 
     path: Path
-    tensors: dict[str, StoredTensor]
+    tensors: Mapping[str, StoredTensor]
     metadata: dict[str, str]
 
 
@@ -43,26 +47,32 @@ class Headers:
     warnings: tuple[str, ...] = ()
 
 
-class LossyNames(NamedTuple):
-    """How a format's names for modules, which are not the base model's own, are turned into these.
+class Kept(NamedTuple):
+    """What a file keeps of those that it is made from: settings, metadata, and all known modules of the base."""
 
-    `reason` says what was lost, as "have underscores for dots". `modules` takes names and the base's modules, and
-    returns the modules that names stand for; names without one are left out.
+    settings: Mapping[str, Any] = {}
+    metadata: Mapping[str, str] = {}
+    modules: Collection[str] = ()
+
+
+class LossyNames(NamedTuple):
+    """How a format's names for modules, where they are not the base model's own, are turned into these.
+
+    `applies` says of which modules, as the file names them, that is so, and `reason` what was lost, as "have
+    underscores for dots". `modules` takes names and the base's modules, and returns the modules that names stand for;
+    names without one are left out.
     """
 
     reason: str
-    modules: Callable[[Iterable[str], Iterable[str]], dict[str, str]]
+    applies: Callable[[str], bool]
+    modules: Callable[[Collection[str], Collection[str]], dict[str, str]]
 
 
-def read_only(name: str, *_: object) -> NoReturn:
-    """Raise an error: the `place` of a format that is read and not written."""
-    raise ValueError(f"{name!r} cannot be written in a format that is only read")
-
-
-def as_factors(update: LowRankUpdate, dims: tuple[int, ...], _alpha: float) -> Sequence[NDArray[Any]]:
-    """Return A and B in the shapes of files: (r, in[, kh, kw]) and (out, r[, 1, 1])."""
-    A, B, kernel = update.A, update.B, dims[1:]
-    return A.reshape(A.shape[0], *kernel), B.reshape(*B.shape, *(1 for _ in kernel[1:]))
+def as_factors(update: LowRankUpdate, placement: Placement, alpha: float) -> Sequence[NDArray[Any]]:
+    """Return A and B in the shapes of files, (r, in[, kh, kw]) and (out, r[, 1, 1]), and alpha where it has a name."""
+    A, B, kernel = update.A, update.B, placement.dims[1:]
+    factors = A.reshape(A.shape[0], *kernel), B.reshape(*B.shape, *(1 for _ in kernel[1:]))
+    return factors if placement.unscaled else (*factors, np.array(alpha, B.dtype))
 
 
 def scale_by_rule(alpha: float, rule: str, rank: int, _dtype: np.dtype[Any]) -> StoredScale:
@@ -70,9 +80,19 @@ def scale_by_rule(alpha: float, rule: str, rank: int, _dtype: np.dtype[Any]) -> 
     return StoredScale(rank, alpha, float(scaling_rule(rule)(alpha, rank)))
 
 
+def applied_scale(alpha: float, rule: str, rank: int) -> float:
+    """Return the scale that readers apply under a stored alpha, which may be 0 or negative."""
+    return math.copysign(float(scaling_rule(rule)(abs(alpha), rank)), alpha) if alpha else 0.0
+
+
 def no_headers(*_: object) -> Headers:
     """Return the headers of a format whose files consist of factors alone: none."""
     return Headers()
+
+
+def as_they_are(kept: Kept) -> dict[str, str]:
+    """Return the metadata of the file that another one replaces."""
+    return dict(kept.metadata)
 
 
 @dataclass(frozen=True)
@@ -84,28 +104,31 @@ class Format:
     name, title, factors : str
         What reports call it, as "peft"; what messages call it, as "PEFT's format", and its tensors.
     recognises, read : callable
-        Whether an :class:`AdapterFile` is of this format; and the
-        :class:`~lowrank_core.models.formats.adapter.Adapter` that it is, none of whose factors are read yet.
+        Whether an :class:`AdapterFile` has layers of this format; and the
+        :class:`~lowrank_core.models.formats.adapter.Adapter` that they are, none of whose factors are read yet.
     files : tuple of str
         The files in an adapter's folder, the tensors first and then the configuration. Empty for a single file.
+    suffix : str
+        How the name of a single file ends.
     lossy_names : LossyNames or None
-        How names of layers become the base model's; None where they are the same.
-    place : callable
+        How names of layers become the base model's; None where they always are.
+    place : callable or None
         ``place(name, dims, prefix, embedding)`` returns the
-        :class:`~lowrank_core.models.formats.adapter.Placement` of a module; a user's prefix may be None.
+        :class:`~lowrank_core.models.formats.adapter.Placement` of a module; a user's prefix may be None. Without it,
+        only layers that were read in this format are written.
     embeddings : bool
         Whether it can store updates of embeddings.
     arrange : callable
-        ``arrange(update, dims, alpha)`` returns the tensors of a placement, from an update in the stored dtype.
+        ``arrange(update, placement, alpha)`` returns the tensors of a placement, from an update in the stored dtype.
     rules : tuple of str
         The scaling rules that its readers know; the first is taken for any other.
     scale : callable
         ``scale(alpha, rule, rank, dtype)`` returns the :class:`StoredScale` that is nearest to this request.
     headers : callable
-        ``headers(stored, rule, settings, modules)`` returns the :class:`Headers` of a file from its layers' scales by
-        placement, the settings to keep, and all known modules of the base.
+        ``headers(stored, rule, kept)`` returns the :class:`Headers` of a file from its layers' scales by placement and
+        what is :class:`Kept`.
     metadata : callable
-        Returns the metadata that a file is opened with from that of the file it replaces.
+        Returns the metadata that a file is opened with from what is :class:`Kept`.
     """
 
     name: str
@@ -114,21 +137,31 @@ class Format:
     recognises: Callable[[AdapterFile], bool]
     read: Callable[[AdapterFile], Adapter]
     files: tuple[str, ...] = ()
+    suffix: str = SINGLE_FILE
     lossy_names: LossyNames | None = None
-    place: Callable[[str, tuple[int, ...], str | None, bool], Placement] = read_only
+    place: Callable[[str, tuple[int, ...], str | None, bool], Placement] | None = None
     embeddings: bool = False
-    arrange: Callable[[LowRankUpdate, tuple[int, ...], float], Sequence[NDArray[Any]]] = as_factors
+    arrange: Callable[[LowRankUpdate, Placement, float], Sequence[NDArray[Any]]] = as_factors
     rules: tuple[str, ...] = ("standard", "rslora")
     scale: Callable[[float, str, int, np.dtype[Any]], StoredScale] = scale_by_rule
-    headers: Callable[[Mapping[Placement, StoredScale], str, Mapping[str, Any], Collection[str]], Headers] = no_headers
-    metadata: Callable[[Mapping[str, str]], dict[str, str]] = dict
+    headers: Callable[[Mapping[Placement, StoredScale], str, Kept], Headers] = no_headers
+    metadata: Callable[[Kept], dict[str, str]] = as_they_are
 
-    @property
-    def is_written(self) -> bool:
-        """Whether adapters can be written in this format."""
-        return self.place is not read_only
+    def names_a(self, path: Path) -> bool:
+        """Whether a path is named as an adapter of this format: a folder, or a file with its suffix."""
+        return path.suffix not in SUFFIXES if self.files else path.suffix == self.suffix
+
+    def placement(self, name: str, dims: tuple[int, ...], prefix: str | None, embedding: bool) -> Placement:
+        """Return where a module is stored, as `place` does; an error where the format takes no other's layers."""
+        if self.place is None:
+            raise ValueError(f"{self.title} is written for layers that were read from it, and not for others")
+        return self.place(name, dims, prefix, embedding)
+
+    def is_lossy(self, placement: Placement) -> bool:
+        """Whether the name of a layer is not the base model's own."""
+        return self.lossy_names is not None and self.lossy_names.applies(placement.module)
 
     @property
     def output(self) -> str:
         """What messages call an output of this format, and the name that asks for it."""
-        return f"{self.title} ({'a folder' if self.files else f'a name that ends in {SINGLE_FILE}'})"
+        return f"{self.title} ({'a folder' if self.files else f'a name that ends in {self.suffix}'})"

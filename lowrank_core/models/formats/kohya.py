@@ -3,143 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lowrank_core import LowRankUpdate, standard
-from lowrank_core.models.files.tensors import StoredTensor, read_tensors
-from lowrank_core.models.formats.adapter import (
-    Adapter,
-    AdapterLayer,
-    OtherTensor,
-    Placement,
-    both_factors,
-    build_of,
-    by_module,
-    followed_module,
+from lowrank_core import standard
+from lowrank_core.models.formats.adapter import Adapter, Placement
+from lowrank_core.models.formats.format import (
+    AdapterFile,
+    Format,
+    Headers,
+    Kept,
+    LossyNames,
+    StoredScale,
+    applied_scale,
 )
-from lowrank_core.models.formats.format import AdapterFile, Format, Headers, LossyNames, StoredScale, as_factors
+from lowrank_core.models.formats.single_file import ALPHA, Ends, Scale, has_factors, read_factors
 
-_DOWN, _UP, _MID, _ALPHA = ".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".alpha"
-_PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te")
-_OTHER_KINDS = ("hada_", "lokr_", "oft_", "glora_", "a1.", "a2.", "b1.", "b2.")
-_MAGNITUDES = "dora_scale"
-_MEANINGS = {
-    _MAGNITUDES: "DoRA magnitudes, which rescale each row of base plus update; the figures are of γBA alone",
-    "diff": "a full difference, with no factors",
-    "diff_b": "a full difference of the bias",
-}
+_PAIRS: tuple[Ends, ...] = ((".lora_down.weight", ".lora_up.weight"),)
+_PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te", "lora_transformer", "lycoris")
 
 
 def _recognises(file: AdapterFile) -> bool:
-    return any(key.endswith((_DOWN, _UP)) for key in file.tensors) or _other_kind(file.tensors) is not None
-
-
-def _other_kind(keys: Iterable[str]) -> str | None:
-    """Return the first tensor of the LyCORIS family that is not a LoRA factor: of LoHa, LoKr, OFT, GLoRA."""
-    return min((key for key in keys if key.partition(".")[2].startswith(_OTHER_KINDS)), default=None)
+    return has_factors(file.tensors, _PAIRS)
 
 
 def _read(file: AdapterFile) -> Adapter:
-    """Return the adapter, each layer scaled by α/r; a missing or zero α means r."""
-    if not any(key.endswith((_DOWN, _UP)) for key in file.tensors):
-        raise ValueError(
-            f"{str(file.path)!r} is a LyCORIS adapter of another kind than LoRA ({_other_kind(file.tensors)!r}): its "
-            "update is not a product of two factors"
+    adapter = read_factors(file, KOHYA.name, _PAIRS, scale_of=_scale_of, stores_alpha=True)
+    return replace(adapter, warnings=tuple(_warnings(file.metadata)))
+
+
+def _warnings(metadata: Mapping[str, str]) -> Iterator[str]:
+    if re.search(r'"split_qkv": *"?true', metadata.get("ss_network_args", ""), re.IGNORECASE):
+        yield (
+            "split_qkv: q, k and v were trained as three pairs of rank r under α/r, and are stored as one of rank 3r "
+            "with the same α: readers apply α/(3r), a third of what training did"
         )
-    modules, rest = by_module(file.tensors, (_DOWN, _UP, _MID, _ALPHA))
-    unsupported = _unsupported(modules, rest)
-    plain = {module: tensors for module, tensors in sorted(modules.items()) if module not in unsupported}
-    alphas = _read_alphas(plain)
-    return Adapter(
-        path=file.path,
-        format=KOHYA.name,
-        layers=tuple(_layer(module, tensors, alphas.get(module)) for module, tensors in plain.items()),
-        unsupported=unsupported,
-        others=tuple(
-            OtherTensor(
-                tensor,
-                key,
-                _MEANINGS.get(key.partition(".")[2], "unknown to LoRA"),
-                follows=followed_module(key, plain, ("lora_", "dora_")),
-                magnitudes=_MAGNITUDES in key,
-            )
-            for key, tensor in rest.items()
-            if key.partition(".")[0] not in unsupported
-        ),
-        metadata=file.metadata,
-    )
 
 
-def _unsupported(modules: Mapping[str, Mapping[str, StoredTensor]], rest: Iterable[str]) -> dict[str, str]:
-    reasons = {
-        module: "has a lora_mid: a Tucker decomposition, whose update is not a product of two matrices"
-        for module, tensors in sorted(modules.items())
-        if _MID in tensors
-    }
-    for key in rest:
-        module, _, part = key.partition(".")
-        if part.startswith(_OTHER_KINDS):
-            reasons.setdefault(
-                module, f"is of another kind than LoRA ({part}): its update is not a product of two factors"
-            )
-    return reasons
-
-
-def _layer(module: str, tensors: Mapping[str, StoredTensor], stored_alpha: float | None) -> AdapterLayer:
-    A, B = both_factors(module, tensors, (_DOWN, _UP))
-    build, fixed = build_of(module, A, B)
-    rank = A.shape[0]
-    alpha = stored_alpha or float(rank)
-    if stored_alpha:
+def _scale_of(_module: str, rank: int, alpha: float | None) -> Scale:
+    """Return α/r, where a missing or zero α means r."""
+    if alpha:
         source = f"alpha {alpha:g} (.alpha) / rank {rank} (lora_down)"
-    else:
-        given = "no alpha in the file" if stored_alpha is None else "alpha 0 in the file"
-        source = f"{given}, which stands for the rank {rank} (lora_down): scale 1"
-    try:
-        scaling = float(standard(alpha, rank))
-    except ValueError as error:
-        raise ValueError(f"{module!r} has alpha {alpha:g}: {error}") from error
-    return AdapterLayer(
-        placement=_placement(module, module, (B.shape[0], *A.shape[1:])),
-        rank=rank,
-        alpha=alpha,
-        rule="standard",
-        scaling=scaling,
-        scaling_source=source,
-        tensors=(B, A),
-        build=build,
-        fixed=fixed,
-    )
-
-
-def _read_alphas(modules: Mapping[str, Mapping[str, StoredTensor]]) -> dict[str, float]:
-    stored = {module: tensors[_ALPHA] for module, tensors in modules.items() if _ALPHA in tensors}
-    for tensor in stored.values():
-        if tensor.size != 1:
-            raise ValueError(f"{tensor.key!r} has shape {tensor.shape}, but alpha is one number")
-    alphas = read_tensors(stored.values())
-    return {module: float(alpha.reshape(())) for module, alpha in zip(stored, alphas, strict=True)}
-
-
-def _placement(key: str, name: str, dims: tuple[int, ...]) -> Placement:
-    return Placement(KOHYA.name, name, key, (key + _DOWN, key + _UP, key + _ALPHA), dims)
+        return Scale(alpha, "standard", applied_scale(alpha, "standard", rank), source)
+    given = "no alpha in the file" if alpha is None else "alpha 0 in the file"
+    return Scale(float(rank), "standard", 1.0, f"{given}, which stands for the rank {rank} (lora_down): scale 1")
 
 
 def _place(name: str, dims: tuple[int, ...], prefix: str | None, _embedding: bool) -> Placement:
     key = f"{_PREFIXES[0] if prefix is None else prefix}_{name}".replace(".", "_")
-    return _placement(key, name, dims)
+    return Placement(KOHYA.name, name, key, tuple(key + end for end in (*_PAIRS[0], ALPHA)), dims)
 
 
-def _modules(names: Iterable[str], modules: Iterable[str]) -> dict[str, str]:
+def _is_lossy(module: str) -> bool:
+    return "." not in module
+
+
+def _modules(names: Collection[str], modules: Collection[str]) -> dict[str, str]:
     """Return the modules that names stand for, without the names that stand for none; several are an error."""
     meant: dict[str, list[str]] = {}
     for module in sorted(set(modules)):
         meant.setdefault(module.replace(".", "_"), []).append(module)
     candidates = {name: meant[_without_prefix(name)] for name in names if _without_prefix(name) in meant}
+    candidates |= {name: [name] for name in names if name in modules}
     for name, modules_meant in candidates.items():
         if len(modules_meant) > 1:
             raise ValueError(
@@ -157,19 +86,13 @@ def _without_prefix(name: str) -> str:
     return name if prefix is None else name[len(prefix) + 1 :]
 
 
-def _arrange(update: LowRankUpdate, dims: tuple[int, ...], alpha: float) -> Sequence[NDArray[Any]]:
-    return (*as_factors(update, dims, alpha), np.array(alpha, dtype=update.B.dtype))
-
-
 def _scale(alpha: float, rule: str, rank: int, dtype: np.dtype[Any]) -> StoredScale:
     # Readers know α/r alone, so that α√r stands for the other rule; and alpha is a tensor of the factors' dtype.
     stored = float(np.asarray(alpha * (math.sqrt(rank) if rule == "rslora" else 1.0), dtype=dtype))
     return StoredScale(rank, stored, float(standard(stored, rank)))
 
 
-def _headers(
-    stored: Mapping[Placement, StoredScale], _rule: str, _settings: Mapping[str, Any], _modules: Collection[str]
-) -> Headers:
+def _headers(stored: Mapping[Placement, StoredScale], _rule: str, _kept: Kept) -> Headers:
     """Return what the metadata says of ranks; "Dynamic" where there are several, as kohya's own tools write it."""
     ranks, alphas = ({str(scale.rank) for scale in stored.values()}, {f"{scale.alpha:g}" for scale in stored.values()})
     return Headers(
@@ -187,9 +110,8 @@ KOHYA = Format(
     factors="kohya's lora_down and lora_up",
     recognises=_recognises,
     read=_read,
-    lossy_names=LossyNames("have underscores for dots, which cannot be undone", _modules),
+    lossy_names=LossyNames("have underscores for dots, which cannot be undone", _is_lossy, _modules),
     place=_place,
-    arrange=_arrange,
     rules=("standard",),
     scale=_scale,
     headers=_headers,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from lowrank_core import scaling_rule
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import (
     Adapter,
@@ -19,7 +17,7 @@ from lowrank_core.models.formats.adapter import (
     build_of,
     followed_module,
 )
-from lowrank_core.models.formats.format import AdapterFile, Format, Headers, StoredScale
+from lowrank_core.models.formats.format import AdapterFile, Format, Headers, Kept, StoredScale
 from lowrank_core.models.formats.peft_config import (
     PeftConfig,
     as_names,
@@ -42,13 +40,12 @@ _EXPERTS = (
 
 
 def _recognises(file: AdapterFile) -> bool:
-    # By its configuration too, which names another type of adapter better than its tensors do.
-    configured = file.path.name == _WEIGHTS and file.path.with_name(_CONFIG).is_file()
-    return configured or any(_FACTOR.fullmatch(key) for key in file.tensors)
+    # By its name alone, because the configuration beside it says best what its tensors are.
+    return file.path.name == _WEIGHTS
 
 
 def _read(file: AdapterFile) -> Adapter:
-    config = _own_config(file.path)
+    config = _config_beside(file.path)
     factors: dict[str, dict[str, StoredTensor]] = {}
     rest: dict[str, StoredTensor] = {}
     for key, tensor in file.tensors.items():
@@ -81,14 +78,8 @@ def _read(file: AdapterFile) -> Adapter:
     )
 
 
-def _own_config(path: Path) -> PeftConfig:
+def _config_beside(path: Path) -> PeftConfig:
     """Read the configuration beside the one file that PEFT would read: any other file has none."""
-    if path.name != _WEIGHTS:
-        raise ValueError(
-            f"{str(path)!r} has factors named lora_A and lora_B, but no configuration of its own, so that the scale of "
-            f"its update is unknown: an {_CONFIG} belongs to {_WEIGHTS} alone. If PEFT wrote the file, give it that "
-            "name, with its own configuration beside it"
-        )
     config = path.with_name(_CONFIG)
     if not config.is_file():
         raise FileNotFoundError(
@@ -105,7 +96,6 @@ def _layer(module: str, tensors: Mapping[str, StoredTensor], config: PeftConfig)
     rank, configured = A.shape[0], _configured_name(module)
     build, fixed = build_of(module, A, B, config.rank_of(configured))
     alpha, source = config.alpha_of(configured)
-    divisor = f"sqrt(rank {rank} ({names[0]})), use_rslora" if config.use_rslora else f"rank {rank} ({names[0]})"
     return AdapterLayer(
         placement=Placement(
             PEFT.name, _layer_name(module), configured, (A.key, B.key), (B.shape[0], *A.shape[1:]), embedding
@@ -113,8 +103,8 @@ def _layer(module: str, tensors: Mapping[str, StoredTensor], config: PeftConfig)
         rank=rank,
         alpha=alpha,
         rule=config.rule,
-        scaling=float(scaling_rule(config.rule)(alpha, rank)),
-        scaling_source=f"alpha {alpha:g} ({source}) / {divisor}",
+        scaling=config.scaling(alpha, rank),
+        scaling_source=config.describe_scale(alpha, source, rank, names[0]),
         tensors=(B, A),
         build=build,
         # An embedding's weight is (vocabulary, dim); a convolution's is never stored as (in, out).
@@ -226,7 +216,7 @@ def _matching_alphas(module: str, config: PeftConfig) -> dict[str, float]:
 
 
 def _reader_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> Iterator[str]:
-    single = float(scaling_rule(config.rule)(config.lora_alpha, config.r))
+    single = config.scaling(config.lora_alpha, config.r)
     readers: tuple[tuple[str, Callable[[StoredScale], float]], ...] = (
         ("llama.cpp applies lora_alpha over each tensor's own rank", lambda scale: config.lora_alpha / scale.rank),
         ("readers of a single scale (older vLLM) apply that of r and lora_alpha to every layer", lambda _: single),
@@ -250,15 +240,13 @@ def _place(name: str, dims: tuple[int, ...], prefix: str | None, embedding: bool
     return Placement(PEFT.name, name, module, keys, dims, embedding)
 
 
-def _headers(
-    stored: Mapping[Placement, StoredScale], rule: str, settings: Mapping[str, Any], modules: Collection[str]
-) -> Headers:
+def _headers(stored: Mapping[Placement, StoredScale], rule: str, kept: Kept) -> Headers:
     raw = lora_config(
         {placement.module: scale.rank for placement, scale in stored.items()},
         {placement.module: scale.alpha for placement, scale in stored.items()},
         use_rslora=rule == "rslora",
-        others=modules,
-        settings=settings,
+        others=kept.modules,
+        settings=kept.settings,
     )
     config = check_peft_config(Path(_CONFIG), raw)
     scales = dict(sorted((_module_of(placement), scale) for placement, scale in stored.items()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.formats.format import applied_scale
 from lowrank_core.models.formats.patterns import ModulePatterns
 
 _OTHER_PRODUCTS = {
@@ -53,11 +54,20 @@ class PeftConfig:
         """Return PEFT's rank of a module, whose name is without "base_model.model."."""
         return next(iter(self.rank_pattern.matching(module).values()), self.r)
 
+    def scaling(self, alpha: float, rank: int) -> float:
+        """Return the scale that PEFT applies: 0 and negative alphas are data."""
+        return applied_scale(alpha, self.rule, rank)
+
     def alpha_of(self, module: str) -> tuple[float, str]:
         """Return PEFT's alpha of a module, and the entry that it came from."""
         for key, alpha in self.alpha_pattern.matching(module).items():
             return alpha, f"alpha_pattern {key!r}"
         return self.lora_alpha, "lora_alpha" if "lora_alpha" in self.raw else "PEFT's default, lora_alpha is not given"
+
+    def describe_scale(self, alpha: float, source: str, rank: int, factor: str) -> str:
+        """Return where a scale came from: the alpha and its entry, and the rank of a factor."""
+        divisor = f"sqrt(rank {rank} ({factor})), use_rslora" if self.use_rslora else f"rank {rank} ({factor})"
+        return f"alpha {alpha:g} ({source}) / {divisor}"
 
 
 def read_peft_config(path: Path) -> PeftConfig:
@@ -170,8 +180,8 @@ def _as_rank(value: Any) -> int:
 
 
 def _as_alpha(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**1023:
-        raise ValueError("alpha is a number, finite and positive")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**1023:
+        raise ValueError("alpha is a finite number")
     return float(value)
 
 

@@ -14,6 +14,7 @@ from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.formats import Format, format_of_output
+from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
 from lowrank_core.models.norms import frobenius_norm
 from lowrank_core.models.operations.compression import Compression
@@ -158,7 +159,7 @@ def extract(
             is_transposed = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
             dims = layer.shape[::-1] if is_transposed else layer.tuned.shape
             task = Task(
-                placement=target.place(name, dims, prefix, embedding),
+                placement=target.placement(name, dims, prefix, embedding),
                 shape=layer.shape,
                 dtype=layer.dtype,
                 tensors=(layer.tuned,),
@@ -176,7 +177,7 @@ def extract(
         "extract",
         (str(base), str(tuned)),
         tasks,
-        Destination(out, target, encoding, dry_run, settings=settings, modules=modules),
+        Destination(out, target, encoding, dry_run, Kept(settings, modules=modules)),
         rank,
         skipped=skipped | dict(pair.other_changes()),
         failures=failures,

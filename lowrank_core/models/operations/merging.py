@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lowrank_core import LowRankUpdate, low_rank_sum
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
@@ -23,7 +22,10 @@ from lowrank_core.models.formats import (
     format_of_output,
     open_adapter,
 )
+from lowrank_core.models.formats.adapter import Update
+from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.module_names import select
+from lowrank_core.models.norms import weighted_sum
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
 from lowrank_core.models.operations.pipeline import Destination, Task, compress
@@ -42,8 +44,8 @@ class Sum:
         """The tensors of all layers."""
         return tuple(tensor for _, layer in self.terms for tensor in layer.tensors)
 
-    def update(self) -> LowRankUpdate:
-        """Read all factors and return the exact sum, (out, in), whose rank is the sum of the layers' ranks."""
+    def update(self) -> Update:
+        """Read all layers and return the exact sum, (out, in); of factors, its rank is the sum of theirs."""
         layers = [layer for _, layer in self.terms]
         fixed = next((layer.fixed for layer in layers if layer.fixed), "")
         if fixed:
@@ -51,7 +53,7 @@ class Sum:
         kinds = dict.fromkeys(_describe_kind(layer.placement) for layer in layers)
         if len(kinds) > 1:
             raise ValueError(f"the adapters disagree: {' and '.join(kinds)}; they are of different models")
-        return low_rank_sum([layer.untransposed_update() for layer in layers], [weight for weight, _ in self.terms])
+        return weighted_sum([layer.untransposed_update() for layer in layers], [weight for weight, _ in self.terms])
 
 
 def merge(
@@ -157,7 +159,7 @@ def merge(
     # The first term decides where the sum goes.
     first = {name: sums[name].terms[0][1] for name in chosen if name in sums}
     layers = [replace(layer, placement=replace(layer.placement, name=name)) for name, layer in first.items()]
-    placed = place_layers(layers, target, prefix=prefix, base=base)
+    placed = place_layers(layers, target, same={target.name}, prefix=prefix, base=base)
     tasks = [
         Task(
             placement=placed.placements[layer.name],
@@ -177,7 +179,7 @@ def merge(
         "merge",
         [name for name, _ in named],
         tasks,
-        Destination(out, target, encoding, dry_run, settings=_settings(configs, base), modules=tuple(sums)),
+        Destination(out, target, encoding, dry_run, Kept(_settings(configs, base), modules=tuple(sums))),
         keep_all if rank is None else rank,
         skipped=placed.skipped | others,
         failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},
@@ -205,23 +207,19 @@ def _by_module(
     Modules that one of the adapters changes in a way that cannot be added up are returned apart, with the reason: the
     others' sum alone would be wrong.
     """
-    rules = {adapter.format: format_named(adapter.format).lossy_names for adapter in opened}
-    known = [layer.name for adapter in opened if rules[adapter.format] is None for layer in adapter.layers]
+    known = [layer.name for adapter in opened for layer in adapter.layers if not _is_lossy(layer.placement)]
     gathered: dict[str, list[tuple[float, AdapterLayer]]] = {}
     incomplete: dict[str, str] = {}
     for adapter, weight in zip(opened, weights, strict=True):
-        names = {name: name for name in (*(layer.name for layer in adapter.layers), *adapter.unsupported)}
-        rule = rules[adapter.format]
-        if rule is not None:
-            names |= rule.modules(names, known)
+        names = _base_names(adapter, known)
         for layer in adapter.layers:
             gathered.setdefault(names[layer.name], []).append((weight, layer))
         for name, reason in adapter.unsupported.items():
             incomplete.setdefault(names[name], f"{reason} (in {str(adapter.path)!r})")
 
     def distance(term: tuple[float, AdapterLayer]) -> tuple[bool, bool]:
-        name = term[1].placement.format
-        return name != target.name, rules[name] is not None
+        placement = term[1].placement
+        return placement.format != target.name, _is_lossy(placement)
 
     # First a term whose names and shapes are those of the output, or else of the base model.
     sums = {
@@ -230,6 +228,21 @@ def _by_module(
         if name not in incomplete
     }
     return sums, incomplete
+
+
+def _base_names(adapter: Adapter, known: Collection[str]) -> dict[str, str]:
+    """Return the base model's name for each layer of an adapter, or the layer's own where `known` does not have it."""
+    names = {name: name for name in (*(layer.name for layer in adapter.layers), *adapter.unsupported)}
+    for source in {layer.placement.format for layer in adapter.layers} | {adapter.format}:
+        rule = format_named(source).lossy_names
+        if rule is not None:
+            exact = {layer.name for layer in adapter.layers if not _is_lossy(layer.placement)}
+            names |= rule.modules(names.keys() - exact, known)
+    return names
+
+
+def _is_lossy(placement: Placement) -> bool:
+    return format_named(placement.format).is_lossy(placement)
 
 
 def _describe_kind(placement: Placement) -> str:

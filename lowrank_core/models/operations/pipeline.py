@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ from lowrank_core.models.executors import Progress, map_layers
 from lowrank_core.models.files.atomic import replacing
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import StoredTensor
-from lowrank_core.models.formats import Format, OtherTensor, Placement
+from lowrank_core.models.formats import Format, OtherTensor, Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
-from lowrank_core.models.formats.format import Headers, StoredScale
+from lowrank_core.models.formats.format import Headers, Kept, StoredScale
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.factoring import Factored, FactorEncoding, factor, item_size, wider_than
 from lowrank_core.models.operations.placing import check_distinct
@@ -68,17 +68,14 @@ class Task:
 class Destination:
     """What is to be written, and how.
 
-    `settings` and `metadata` are kept from the inputs; `modules` are all known modules of the base;
-    `copied` are tensors to copy as they are.
+    `kept` is what it takes over from the inputs; `copied` are tensors to copy as they are.
     """
 
     path: Path
     format: Format
     encoding: FactorEncoding
     dry_run: bool
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    modules: tuple[str, ...] = ()
+    kept: Kept
     copied: tuple[OtherTensor, ...] = ()
 
 
@@ -182,9 +179,7 @@ def _write_layers(
     failures: dict[str, str] = {}
     path = temporary / target.files[0] if temporary and target.files else temporary
     with (
-        nullcontext(None)
-        if path is None
-        else stream_tensors(path, keys, target.metadata(destination.metadata)) as stream,
+        nullcontext(None) if path is None else stream_tensors(path, keys, target.metadata(destination.kept)) as stream,
         closing(map_layers(_factored, jobs, executor, progress)) as results,
     ):
         copy_tensors(stream, (other for other in copied if item_size(other.tensor) >= size))
@@ -193,24 +188,22 @@ def _write_layers(
                 failures[job.name] = result
             else:
                 if stream is not None and result.update is not None:
-                    _add_layer(stream, target, job.task, result.update, job.encoding)
+                    _add_layer(stream, job.task, result.update, job.encoding)
                 layers.append((job.task, replace(result, update=None)))
         copy_tensors(stream, (other for other in copied if item_size(other.tensor) < size))
         kept = {task.placement: (factored.rank, factored.scaling) for task, factored in layers if factored.rank}
         scales = stored_scales(kept, encoding)
         headers = Headers()
         if scales:
-            headers = target.headers(scales, encoding.rule, destination.settings, destination.modules)
+            headers = target.headers(scales, encoding.rule, destination.kept)
         if stream is not None:
             stream.metadata.update(headers.metadata)
     return _Written(layers, failures, scales, headers)
 
 
-def _add_layer(
-    stream: TensorStream, target: Format, task: Task, update: LowRankUpdate, encoding: FactorEncoding
-) -> None:
+def _add_layer(stream: TensorStream, task: Task, update: LowRankUpdate, encoding: FactorEncoding) -> None:
     alpha = encoding.stored_scale(update.rank).alpha
-    add_factors(stream, target, task.placement, transposed(update) if task.transposed else update, alpha)
+    add_factors(stream, task.placement, transposed(update) if task.transposed else update, alpha)
     for bias in task.biases:
         values = bias.tensor.read().astype(np.float64) * ((bias.scaling or 1.0) / update.scaling)
         stream.add(bias.tensor.key, values.astype(as_dtype(encoding.dtype)))
@@ -240,10 +233,15 @@ def _factored(job: _Job) -> Factored:
 
 
 def _encodings(tasks: Sequence[Task], encoding: FactorEncoding) -> dict[Placement, FactorEncoding]:
-    """Return each layer's encoding: the scale 1 where a configuration has one rank and alpha for several layers."""
+    """Return each layer's encoding: its own format's, or the scale 1 where the file has none for this layer alone."""
     members = Counter(task.placement.module for task in tasks)
     unit = replace(encoding, alpha=None, rule="standard", uniform=True)
-    return {task.placement: encoding if members[task.placement.module] == 1 else unit for task in tasks}
+    return {
+        task.placement: unit
+        if task.placement.unscaled or members[task.placement.module] > 1
+        else replace(encoding, scale=format_named(task.placement.format).scale)
+        for task in tasks
+    }
 
 
 def _layer_report(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from os import PathLike
 from typing import NamedTuple
 
 from lowrank_core.models.files.checkpoints import module_name, open_checkpoint
 from lowrank_core.models.files.tensors import as_matrix
 from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement, format_named
-from lowrank_core.models.norms import product_norm
+from lowrank_core.models.norms import update_norm
 
 
 class Placed(NamedTuple):
@@ -59,19 +59,24 @@ def no_embeddings(target: Format) -> str:
 
 
 def place_layers(
-    layers: Sequence[AdapterLayer], target: Format, *, prefix: str | None, base: str | PathLike[str] | None
+    layers: Sequence[AdapterLayer],
+    target: Format,
+    *,
+    same: Collection[str],
+    prefix: str | None,
+    base: str | PathLike[str] | None,
 ) -> Placed:
-    """Decide where each layer goes: to its own place within one format, else to that of its module.
+    """Decide where each layer goes: to its own place within the `same` formats, else to that of its module.
 
     `base` is the base model's checkpoint, needed where names are not the base model's own; `prefix` begins such names.
     """
     placed = Placed({}, {}, {})
-    modules = _modules_in_base([layer for layer in layers if layer.placement.format != target.name], base)
+    modules = _modules_in_base([layer for layer in layers if layer.placement.format not in same], base)
     for layer in layers:
         name, dims, embedding = layer.name, layer.placement.dims, layer.placement.embedding
         if layer.fixed:
             placed.failures[name] = layer.fixed
-        elif layer.placement.format == target.name:
+        elif layer.placement.format in same:
             placed.placements[name] = layer.placement
         elif embedding and not target.embeddings:
             placed.skipped[name] = f"{no_embeddings(target)}: norm {_norm_of(layer)}"
@@ -79,8 +84,8 @@ def place_layers(
             module, base_dims = modules.get(name, (name, dims))
             if as_matrix(base_dims) == as_matrix(dims):
                 # The base's own dims: some convolutions of kernel size 1 are stored as matrices.
-                placed.placements[name] = target.place(
-                    module, base_dims, prefix if target.lossy_names else None, embedding
+                placed.placements[name] = target.placement(
+                    module, base_dims, None if target.files else prefix, embedding
                 )
             else:
                 m, n = as_matrix(dims)
@@ -94,14 +99,12 @@ def _modules_in_base(
     layers: Iterable[AdapterLayer], base: str | PathLike[str] | None
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the base model's name and shape for each layer whose own name is not the base model's."""
-    names: dict[str, list[str]] = {}
-    for layer in layers:
-        names.setdefault(layer.placement.format, []).append(layer.name)
     placed: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for source in map(format_named, names):
+    lossy = [layer for layer in layers if format_named(layer.placement.format).is_lossy(layer.placement)]
+    for source in map(format_named, {layer.placement.format for layer in lossy}):
+        wanted = [layer.name for layer in lossy if layer.placement.format == source.name]
         if source.lossy_names is None:
             continue
-        wanted = names[source.name]
         if base is None:
             raise ValueError(
                 f"names as {wanted[0]!r} {source.lossy_names.reason} without the base model's own names: give its "
@@ -125,6 +128,6 @@ def _modules_in_base(
 
 def _norm_of(layer: AdapterLayer) -> str:
     try:
-        return f"{product_norm(layer.update()):.4g}"
+        return f"{update_norm(layer.update()):.4g}"
     except ValueError as error:
         return f"unknown, {error}"

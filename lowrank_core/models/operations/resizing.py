@@ -10,6 +10,7 @@ from pathlib import Path
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
+from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.module_names import select
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
@@ -126,7 +127,8 @@ def resize(
     names = sorted([*(layer.name for layer in opened.layers), *opened.unsupported])
     chosen = set(select(names, include, exclude))
     layers = [layer for layer in opened.layers if layer.name in chosen]
-    placed = place_layers(layers, target, prefix=prefix, base=base)
+    same = {layer.placement.format for layer in layers} if same_format else {target.name}
+    placed = place_layers(layers, target, same=same, prefix=prefix, base=base)
     others = [other for other in opened.others if other.tensor.is_readable] if same_format else []
     followers: dict[str, list[OtherTensor]] = {}
     for other in others:
@@ -154,9 +156,11 @@ def resize(
         target,
         encoding,
         dry_run,
-        settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
-        metadata=opened.metadata if same_format else {},
-        modules=tuple(layer.name for layer in opened.layers),
+        Kept(
+            settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
+            metadata=opened.metadata if same_format else {},
+            modules=tuple(layer.name for layer in opened.layers),
+        ),
         copied=copied,
     )
     return compress(

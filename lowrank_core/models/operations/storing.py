@@ -12,7 +12,7 @@ import numpy as np
 from lowrank_core import LowRankUpdate, scaling_rule
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import open_file
-from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, open_adapter
+from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, format_named, open_adapter
 from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.operations.factoring import FactorEncoding, item_size
 
@@ -41,11 +41,10 @@ def _stored_scale(scaling: float, rank: int, encoding: FactorEncoding) -> Stored
     return StoredScale(rank, scaling * rank / float(scaling_rule(encoding.rule)(rank, rank)), scaling)
 
 
-def add_factors(
-    stream: TensorStream, target: Format, placement: Placement, update: LowRankUpdate, alpha: float
-) -> None:
+def add_factors(stream: TensorStream, placement: Placement, update: LowRankUpdate, alpha: float) -> None:
     """Write the tensors of one layer."""
-    for key, tensor in zip(placement.keys, target.arrange(update, placement.dims, alpha), strict=True):
+    arranged = format_named(placement.format).arrange(update, placement, alpha)
+    for key, tensor in zip(placement.keys, arranged, strict=True):
         stream.add(key, tensor)
 
 
@@ -64,7 +63,7 @@ def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredS
     adapter = open_adapter(temporary)
     ranks = {layer.placement.keys[0]: layer.rank for layer in adapter.layers}
     if any(ranks.get(placement.keys[0], scale.rank) < scale.rank for placement, scale in scales.items()):
-        _pad_file(adapter, target, scales)
+        _pad_file(adapter, scales)
         adapter = open_adapter(temporary)
     read = {layer.placement.keys[0]: (layer.rank, layer.scaling) for layer in adapter.layers}
     for placement, scale in scales.items():
@@ -76,7 +75,7 @@ def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredS
             )
 
 
-def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale]) -> None:
+def _pad_file(adapter: Adapter, scales: Mapping[Placement, StoredScale]) -> None:
     """Write the file again with its factors padded, one layer at a time."""
     tensors, metadata = open_file(adapter.path)
     layers = {layer.placement.keys[0]: layer for layer in adapter.layers}
@@ -88,8 +87,10 @@ def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, Store
             for key in sorted(tensors.keys() - rest, key=lambda key: (-item_size(tensors[key]), key)):
                 if key in placements:
                     placement = placements[key]
-                    update = _padded(layers[key].untransposed_update(), scales[placement].rank)
-                    add_factors(stream, target, placement, update, scales[placement].alpha)
+                    update = layers[key].untransposed_update()
+                    if isinstance(update, LowRankUpdate):
+                        update = _padded(update, scales[placement].rank)
+                        add_factors(stream, placement, update, scales[placement].alpha)
                 else:
                     stream.add(key, tensors[key].read())
         padded.replace(adapter.path)
