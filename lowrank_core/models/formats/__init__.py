@@ -31,9 +31,10 @@ __all__ = [
     "open_adapter",
 ]
 
-# First those of folders, whose files are known by their names. The others share single files: each reads the layers
-# whose names are its own, longer endings first. The first that takes layers is what a name without a format asks for.
-FORMATS: tuple[Format, ...] = (PEFT, KOHYA, DIFFUSERS, OLD_DIFFUSERS, XLABS)
+# Each reads the layers whose names are its own and leaves the rest to those after it. kohya's names tell its layers
+# whatever the file is called; lora_A and lora_B are PEFT's in a file with its name, and else diffusers'. The first that
+# takes the layers of others is what the name of an output asks for.
+FORMATS: tuple[Format, ...] = (KOHYA, PEFT, DIFFUSERS, OLD_DIFFUSERS, XLABS)
 
 
 def open_adapter(path: str | PathLike[str]) -> Adapter:

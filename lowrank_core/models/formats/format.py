@@ -72,7 +72,7 @@ def as_factors(update: LowRankUpdate, placement: Placement, alpha: float) -> Seq
     """Return A and B in the shapes of files, (r, in[, kh, kw]) and (out, r[, 1, 1]), and alpha where it has a name."""
     A, B, kernel = update.A, update.B, placement.dims[1:]
     factors = A.reshape(A.shape[0], *kernel), B.reshape(*B.shape, *(1 for _ in kernel[1:]))
-    return factors if placement.unscaled else (*factors, np.array(alpha, B.dtype))
+    return factors if len(placement.keys) == 2 else (*factors, np.array(alpha, B.dtype))
 
 
 def scale_by_rule(alpha: float, rule: str, rank: int, _dtype: np.dtype[Any]) -> StoredScale:

@@ -40,8 +40,10 @@ _EXPERTS = (
 
 
 def _recognises(file: AdapterFile) -> bool:
-    # By its name alone, because the configuration beside it says best what its tensors are.
-    return file.path.name == _WEIGHTS
+    # The configuration says best what the tensors are, of another type of adapter too.
+    if file.path.name != _WEIGHTS or not file.tensors:
+        return False
+    return file.path.with_name(_CONFIG).is_file() or any(_FACTOR.fullmatch(key) for key in file.tensors)
 
 
 def _read(file: AdapterFile) -> Adapter:
