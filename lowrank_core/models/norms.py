@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core import LowRankUpdate, low_rank_sum, spectrum
+from lowrank_core import KroneckerUpdate, LowRankUpdate, low_rank_sum, spectrum
 from lowrank_core._dtypes import FLOATS
+
+Update = LowRankUpdate | KroneckerUpdate | NDArray[Any]
+"""What the update of a layer is: factors, a Kronecker product, or a dense array."""
 
 _SINGLE_PRECISION = tuple(name for name in FLOATS if name != "float64")
 # As float64 a megabyte, which fits a core's own cache.
@@ -45,17 +49,28 @@ def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
     return delta
 
 
-def residual_norm(update: NDArray[Any] | LowRankUpdate, stored: LowRankUpdate) -> float:
+def residual_norm(update: Update, stored: LowRankUpdate) -> float:
     """Return ‖Δ − γBA‖ in float64, without cancellation."""
     if isinstance(update, LowRankUpdate):
         return product_norm(low_rank_sum([update, stored], [1.0, -1.0]))
     B, A = stored.scaling * stored.B.astype(np.float64), stored.A.astype(np.float64)
     parts = []
-    for rows in row_blocks(update.shape):
+    for rows, block in _blocks(update):
         residual = B[rows] @ A
-        residual -= update[rows]
+        residual -= block
         parts.append(frobenius_norm(residual))
     return math.hypot(*parts)
+
+
+def _blocks(update: NDArray[Any] | KroneckerUpdate) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield consecutive rows of an update, and which they are: of a Kronecker product, those for one row of L."""
+    if isinstance(update, np.ndarray):
+        yield from ((rows, update[rows]) for rows in row_blocks(update.shape))
+        return
+    left, right = (side.to_dense() if isinstance(side, LowRankUpdate) else side for side in (update.left, update.right))
+    right = right.astype(np.float64) * update.scaling
+    for i, row in enumerate(left.astype(np.float64)):
+        yield slice(i * len(right), (i + 1) * len(right)), np.kron(row[np.newaxis], right)
 
 
 def product_norm(update: LowRankUpdate) -> float:
@@ -79,14 +94,12 @@ def product_norm(update: LowRankUpdate) -> float:
     return float(spectrum(update).norm)
 
 
-def update_norm(update: Dense | LowRankUpdate | KroneckerUpdate) -> float:
+def update_norm(update: Update) -> float:
     """Return ‖Δ‖ of an update of any kind."""
     return frobenius_norm(update) if isinstance(update, np.ndarray) else float(spectrum(update).norm)
 
 
-def weighted_sum(
-    updates: Sequence[Dense | LowRankUpdate | KroneckerUpdate], weights: Sequence[float]
-) -> Dense | LowRankUpdate:
+def weighted_sum(updates: Sequence[Update], weights: Sequence[float]) -> NDArray[np.float64] | LowRankUpdate:
     """Return a weighted sum: factors where all updates are, else a dense array."""
     products = [update for update in updates if isinstance(update, LowRankUpdate)]
     if len(products) == len(updates):

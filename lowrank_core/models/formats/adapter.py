@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core import LowRankUpdate
+from lowrank_core import KroneckerUpdate, LowRankUpdate
 from lowrank_core.models.files.tensors import (
     PLAIN_WEIGHTS,
     StoredTensor,
@@ -20,6 +20,7 @@ from lowrank_core.models.files.tensors import (
     describe_shape,
     read_tensors,
 )
+from lowrank_core.models.norms import Update
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
 _SPREAD_LIMIT = 1 << 27
@@ -45,10 +46,6 @@ class Placement:
     unscaled: bool = False
 
 
-Update = LowRankUpdate | NDArray[Any]
-"""What the update of a layer is: factors, or a dense array."""
-
-
 def product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> LowRankUpdate:
     """Return γBA of two factors as stored; those of a convolution as matrices."""
     return LowRankUpdate(B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1), scaling)
@@ -60,7 +57,12 @@ def transposed(update: LowRankUpdate) -> LowRankUpdate: ...
 def transposed(update: Update) -> Update: ...
 def transposed(update: Update) -> Update:
     """Return the transpose of an update."""
-    return update.T if isinstance(update, np.ndarray) else LowRankUpdate(update.A.T, update.B.T, update.scaling)
+    if isinstance(update, LowRankUpdate):
+        return LowRankUpdate(update.A.T, update.B.T, update.scaling)
+    if isinstance(update, KroneckerUpdate):
+        left, right = (transposed(side) for side in (update.left, update.right))
+        return KroneckerUpdate(left, right, update.scaling)
+    return update.T
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lowrank_core import variance_captured as captured_at
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
-from lowrank_core.models.norms import frobenius_norm, product_norm, residual_norm
+from lowrank_core.models.norms import Update, frobenius_norm, product_norm, residual_norm
 from lowrank_core.models.operations.rank_choice import LayerRank, as_count
 from lowrank_core.rounding_noise import RoundingNoise
 
@@ -87,9 +87,7 @@ class Factored:
     noise: RoundingNoise | None = None
 
 
-def factor(
-    update: NDArray[Any] | LowRankUpdate, rank: LayerRank, encoding: FactorEncoding, *, min_rank: int = 0
-) -> Factored:
+def factor(update: Update, rank: LayerRank, encoding: FactorEncoding, *, min_rank: int = 0) -> Factored:
     r"""Return the best factors of a rank, rounded to their stored dtype, and what is lost; of one decomposition.
 
     The error of the factors is measured against Δ itself, in float64 and after rounding: in blocks of rows, or for a
@@ -146,14 +144,12 @@ def _moved(stored: LowRankUpdate, unrounded: LowRankUpdate) -> LowRankUpdate:
     return LowRankUpdate(left, below, stored.scaling)
 
 
-def _truncated(
-    update: NDArray[Any] | LowRankUpdate, rank: LayerRank, min_rank: int
-) -> tuple[LowRankUpdate, Spectrum, int]:
+def _truncated(update: Update, rank: LayerRank, min_rank: int) -> tuple[LowRankUpdate, Spectrum, int]:
     """Return the best update of a rank, the spectrum, and the rank that was requested."""
     own = min(update.shape)
 
     # Only float32 and below are ever decomposed in part: for all others the whole spectrum costs nothing more.
-    if not (isinstance(update, LowRankUpdate) or callable(rank) or update.dtype == np.float64):
+    if isinstance(update, np.ndarray) and not callable(rank) and update.dtype != np.float64:
         requested, norm = as_count(rank), frobenius_norm(update)
         best = truncate(update, max(min(requested, own) if norm else 0, min_rank))
         values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]

@@ -22,10 +22,9 @@ from lowrank_core.models.formats import (
     format_of_output,
     open_adapter,
 )
-from lowrank_core.models.formats.adapter import Update
 from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.module_names import select
-from lowrank_core.models.norms import weighted_sum
+from lowrank_core.models.norms import Update, weighted_sum
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
 from lowrank_core.models.operations.pipeline import Destination, Task, compress

@@ -23,6 +23,7 @@ from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats import Format, OtherTensor, Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, Kept, StoredScale
+from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.factoring import Factored, FactorEncoding, factor, item_size, wider_than
 from lowrank_core.models.operations.placing import check_distinct
@@ -52,7 +53,7 @@ class Task:
     shape: tuple[int, int]
     dtype: str
     tensors: tuple[StoredTensor, ...]
-    update: Callable[[], NDArray[Any] | LowRankUpdate]
+    update: Callable[[], Update]
     transposed: bool = False
     biases: tuple[OtherTensor, ...] = ()
     min_rank: int = 0

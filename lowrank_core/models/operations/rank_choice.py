@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lowrank_core import LowRankUpdate, RankAllocation, Spectrum, allocate_ranks, spectrum
+from lowrank_core import RankAllocation, Spectrum, allocate_ranks, spectrum
 from lowrank_core._dtypes import FLOATS
 from lowrank_core.models.executors import Named, Progress, collect_layers
+from lowrank_core.models.norms import Update
 from lowrank_core.rounding_noise import RoundingNoise
 
 
@@ -134,7 +134,7 @@ def as_count(rank: Any) -> int:
 class Readable(Named, Protocol):
     """What has a name and an update, as a layer does; picklable where it goes to another process."""
 
-    def update(self) -> NDArray[Any] | LowRankUpdate:
+    def update(self) -> Update:
         """Read the update."""
 
 
