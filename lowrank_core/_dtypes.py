@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["FLOATS", "INTEGERS", "FloatDtype", "as_dtype", "coarsest"]
+__all__ = ["FLOATS", "INTEGERS", "WRITTEN_FLOATS", "FloatDtype", "as_dtype", "coarsest"]
 
 
 class FloatDtype(NamedTuple):
@@ -33,21 +33,26 @@ _FINEST_FIRST = (
     FloatDtype("float32", 24, -126, 127),
     FloatDtype("float16", 11, -14, 15),
     FloatDtype("bfloat16", 8, -126, 127),
+    FloatDtype("float8_e4m3fn", 4, -6, 8),
+    FloatDtype("float8_e5m2", 3, -14, 15),
 )
 
 #: Dtypes of weights, by NumPy's or ml_dtypes' name, finest first.
 FLOATS = {dtype.name: dtype for dtype in _FINEST_FIRST}
+
+#: Dtypes that adapters are written in; 8 bits without a scale of their own lose too much of factors.
+WRITTEN_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 #: Dtypes of counters, masks and quantised weights, by NumPy's name.
 INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
 def as_dtype(name: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a name; that of bfloat16 is ml_dtypes' own."""
-    if name == "bfloat16":
+    """Return the NumPy dtype of a name; those of bfloat16 and 8-bit floats are ml_dtypes' own."""
+    if name == "bfloat16" or name.startswith("float8"):
         import ml_dtypes
 
-        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
         return dtype
     return np.dtype(name)
 

@@ -40,6 +40,7 @@ __all__ = [
     "check_scalar",
 ]
 
+_NOT_OF_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 _ACCEPTED = f"accepted are {', '.join(FLOATS)}, integers and booleans"
 
 
@@ -123,7 +124,10 @@ def as_singular_values(values: ArrayLike, largest: int) -> NDArray[np.float64]:
 
 
 def _as_real(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
-    """Return an array of a dtype in the table, and its name; a bfloat16 tensor as float32, integers as float64."""
+    """Return an array of a dtype in the table, and its name.
+
+    Integers are returned as float64, tensors of a dtype that NumPy lacks as float32.
+    """
     array, dtype = _as_array(numbers, name)
     if array.dtype.kind in "iub":
         return array.astype(np.float64), "float64"
@@ -145,9 +149,10 @@ def _as_array(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
     tensor = numbers.detach()
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} is a tensor on {tensor.device}; only CPU tensors are accepted. Pass {name}.cpu().")
-    if str(tensor.dtype) == "torch.bfloat16":
-        # NumPy has no bfloat16; float32 holds each of its values exactly.
-        return tensor.float().numpy(), "bfloat16"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype in _NOT_OF_NUMPY:
+        # float32 has each of their values exactly.
+        return tensor.float().numpy(), dtype
     try:
         array = tensor.numpy()
     except TypeError as error:

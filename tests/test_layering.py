@@ -12,7 +12,19 @@ import lowrank_core
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(lowrank_core.__file__).parent
-EXTRAS = {"hypothesis", "matplotlib", "ml_dtypes", "numba", "peft", "rich", "safetensors", "scipy", "torch", "typer"}
+EXTRAS = {
+    "gguf",
+    "hypothesis",
+    "matplotlib",
+    "ml_dtypes",
+    "numba",
+    "peft",
+    "rich",
+    "safetensors",
+    "scipy",
+    "torch",
+    "typer",
+}
 
 
 def module_of(path):

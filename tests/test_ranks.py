@@ -134,7 +134,14 @@ def test_measures_that_need_every_value_refuse_an_incomplete_spectrum():
 
 @pytest.mark.parametrize(
     ("dtype", "relative"),
-    [("float64", 10 * 2.0**-52), ("float32", 10 * 2.0**-23), ("float16", 2.0**-11), ("bfloat16", 2.0**-8)],
+    [
+        ("float64", 10 * 2.0**-52),
+        ("float32", 10 * 2.0**-23),
+        ("float16", 2.0**-11),
+        ("bfloat16", 2.0**-8),
+        ("float8_e4m3fn", 2.0**-4),
+        ("float8_e5m2", 2.0**-3),
+    ],
 )
 def test_the_numerical_ranks_threshold_is_that_of_the_stored_dtype(dtype, relative):
     for factor, rank in ((1.01, 2), (0.99, 1)):

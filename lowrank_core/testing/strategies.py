@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise ImportError('lowrank_core.testing needs Hypothesis: pip install "lowrank_core[testing]"') from error
 
-from lowrank_core._dtypes import FLOATS, as_dtype
+from lowrank_core._dtypes import FLOATS, WRITTEN_FLOATS, as_dtype
 from lowrank_core.spectra import Spectrum
 from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
 
@@ -45,8 +45,8 @@ LAYOUTS = ("C", "F", "strided", "read-only")
 #: "cancelled" ones nearly cancel each other.
 FACTOR_KINDS = ("ordinary", "unbalanced", "deficient", "padded", "cancelled")
 
-#: Dtypes of matrices; bfloat16 is drawn where ml_dtypes is installed.
-DTYPES = tuple(name for name in FLOATS if name != "bfloat16" or importlib.util.find_spec("ml_dtypes"))
+#: Dtypes that matrices have unless others are given; bfloat16 is drawn where ml_dtypes is installed.
+DTYPES = tuple(name for name in WRITTEN_FLOATS if name != "bfloat16" or importlib.util.find_spec("ml_dtypes"))
 
 
 @st.composite

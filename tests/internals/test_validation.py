@@ -65,6 +65,8 @@ def means_its_numbers(call, update, dtype):
         (MATRIX.astype(np.float32), "float32"),
         (MATRIX.astype(np.float16), "float16"),
         (MATRIX.astype(ml_dtypes.bfloat16), "bfloat16"),
+        (MATRIX.astype(ml_dtypes.float8_e4m3fn), "float8_e4m3fn"),
+        (MATRIX.astype(ml_dtypes.float8_e5m2), "float8_e5m2"),
         (MATRIX.tolist(), "float64"),
     ],
 )
@@ -128,11 +130,11 @@ def test_an_entry_of_a_factor_that_is_not_finite_is_named(name):
 
 @calls
 def test_other_dtypes_are_refused_with_the_accepted_ones(call):
-    accepted = "accepted are float64, float32, float16, bfloat16, integers and booleans"
+    accepted = "accepted are float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, integers and booleans"
     refused(call, np.ones((2, 2), dtype=complex), "dtype complex128", accepted, ".real")
     refused(call, np.ones((2, 2), dtype=object), "dtype object", accepted, ".astype('float64')")
     refused(call, np.ones((2, 2), dtype=np.longdouble), "dtype " + np.dtype(np.longdouble).name, accepted)
-    refused(call, np.ones((2, 2), dtype=ml_dtypes.float8_e4m3fn), "dtype float8_e4m3fn", accepted)
+    refused(call, np.ones((2, 2), dtype=ml_dtypes.float8_e4m3fnuz), "dtype float8_e4m3fnuz", accepted)
     refused(call, [["one", "two"]], "dtype str", accepted)
 
 

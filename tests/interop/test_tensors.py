@@ -23,6 +23,8 @@ NARROW = [torch.float32, torch.float16, torch.bfloat16]
         (torch.tensor(MATRIX, dtype=torch.float16), "float16"),
         (torch.tensor(MATRIX, dtype=torch.bfloat16), "bfloat16"),
         (torch.nn.Parameter(torch.tensor(MATRIX, dtype=torch.bfloat16)), "bfloat16"),
+        (torch.tensor(MATRIX).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (torch.tensor(MATRIX).to(torch.float8_e5m2), "float8_e5m2"),
         (torch.tensor(MATRIX).T.contiguous().T, "float64"),
         (torch.tensor(np.repeat(MATRIX, 2, axis=1))[:, ::2], "float64"),
         (torch.tensor(np.repeat(MATRIX, 2, axis=0), dtype=torch.bfloat16)[::2], "bfloat16"),
@@ -55,7 +57,7 @@ def test_what_is_elsewhere_than_in_memory_or_complex_is_refused(call):
 
 
 def test_a_dtype_that_numpy_lacks_is_refused():
-    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+    for dtype in (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz):
         refused(spectrum, torch.ones((2, 2)).to(dtype), "float8", "accepted are float64", ".float()")
     refused(spectrum, torch.ones((2, 2)).to_sparse(), "sparse", "accepted are float64", ".to_dense()")
 

@@ -60,7 +60,7 @@ def test_a_configuration_without_factors_names_the_missing_file(write_peft):
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
         open_adapter(path)
     (path / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"adapter_model.bin' is a pickle"):
+    with pytest.raises(ValueError, match=r"adapter_model.bin' is empty"):
         open_adapter(path)
 
 

@@ -71,11 +71,9 @@ def test_a_folder_with_several_checkpoints_is_ambiguous(write_file):
         open_checkpoint(write_file({"a": np.ones(1)}, "two.safetensors").parent)
 
 
-def test_an_empty_folder_and_one_with_a_pickle_alone_are_refused(tmp_path):
+def test_a_folder_with_no_weights_is_refused(tmp_path):
+    (tmp_path / "training_args.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"no model.safetensors and no model.safetensors.index.json"):
-        open_checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin' is a pickle"):
         open_checkpoint(tmp_path)
 
 
@@ -121,10 +119,28 @@ def test_a_tensor_that_is_not_a_matrix_is_listed_only_if_it_changed(write_file):
     assert sorted(others) == ["experts", "mask", "norm.weight", "scale"]
 
 
-def test_a_quantised_weight_is_listed_as_not_compared(write_file):
-    eight_bits = {"q": np.zeros((2, 2), ml_dtypes.float8_e4m3fn), "w": np.ones((2, 2))}
-    checkpoints = open_pair(write_file, eight_bits, eight_bits)
-    assert dict(checkpoints.other_changes())["q"].startswith("not compared: 2 × 2, F8_E4M3")
+def test_the_difference_of_8_bit_weights_is_theirs(write_file, rng):
+    base, tuned = (rng.standard_normal((4, 3)).astype(ml_dtypes.float8_e4m3fn) for _ in range(2))
+    [layer] = open_pair(write_file, {"q.weight": base}, {"q.weight": tuned}).layers
+    assert layer.dtype == "float8_e4m3fn"
+    assert np.array_equal(layer.update(), tuned.astype(np.float32) - base.astype(np.float32))
+
+
+@pytest.mark.parametrize("scale", ["q.weight_scale", "q.weight_scale_inv", "q.scale_weight"])
+def test_8_bit_weights_with_a_scale_of_their_own_are_not_taken_without_it(write_file, scale):
+    base = {"q.weight": np.ones((2, 2), ml_dtypes.float8_e4m3fn), "w": np.ones((2, 2))}
+    checkpoints = open_pair(write_file, base, base | {scale: np.array([2.0])})
+    assert [layer.name for layer in checkpoints.layers] == ["w"]
+    assert scale in checkpoints.unsupported["q"]
+
+
+def test_a_tensor_of_a_type_that_numpy_lacks_is_listed_as_not_compared(write_file):
+    path = write_file({"q": np.ones((2, 2), ml_dtypes.float8_e4m3fn), "w": np.ones((2, 2))})
+    path.write_bytes(path.read_bytes().replace(b'"F8_E4M3"', b'"F8_E8M0"'))
+    checkpoint = open_checkpoint(path)
+    assert dict(pair_checkpoints(checkpoint, checkpoint).other_changes())["q"].startswith(
+        "not compared: 2 × 2, F8_E8M0"
+    )
 
 
 def test_weights_of_different_shapes_are_reported_by_name_beside_the_others(write_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -19,12 +20,15 @@ from lowrank_core.models.files.tensors import (
     describe,
     describe_shape,
     open_file,
-    refuse_pickle,
 )
 from lowrank_core.models.norms import difference, frobenius_norm
 from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
 
-_INDEX_SUFFIX = ".safetensors.index.json"
+_INDEX = ".index.json"
+_MODELS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+_OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
+# What a trainer saves beside the weights.
+_OF_TRAINING = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.(bin|pt)|rng_state\S*\.pth")
 _MATRIX_AXES = (2, 4)
 
 
@@ -35,7 +39,7 @@ class Checkpoint:
     Attributes
     ----------
     path : Path
-        The safetensors file, or the index of a sharded checkpoint.
+        The file, or the index of a sharded checkpoint.
     tensors : dict of str to StoredTensor
         Every tensor by name. Weights that the model ties together appear once, under the name they were stored by.
     """
@@ -138,8 +142,8 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     Parameters
     ----------
     path : path-like
-        A safetensors file, the index of a sharded checkpoint ("model.safetensors.index.json"), or a folder with one
-        of the two.
+        A safetensors, GGUF or PyTorch file, the index of a sharded checkpoint ("model.safetensors.index.json"), or a
+        folder with one of these.
 
     Returns
     -------
@@ -151,7 +155,7 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     FileNotFoundError
         If the path, or a shard that the index names, is missing.
     ValueError
-        If it is a pickle, damaged, or ambiguous, or a shard's name is more than a plain file name.
+        If it is damaged or ambiguous, a pickle of more than tensors, or a shard's name is more than a plain file name.
 
     See Also
     --------
@@ -215,6 +219,10 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
     unsupported: dict[str, str] = {}
     for key in sorted(base.tensors.keys() & tuned.tensors.keys()):
         before, after = base.tensors[key], tuned.tensors[key]
+        scale = _scale_of(base, key) or _scale_of(tuned, key)
+        if scale:
+            unsupported[module_name(key)] = f"quantised, with its scale in {scale!r}: dequantise the model first"
+            continue
         if not {len(before.shape), len(after.shape)} & set(_MATRIX_AXES):
             continue
         if before.shape != after.shape:
@@ -232,26 +240,35 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
     return CheckpointPair(base, tuned, tuple(layers), unsupported)
 
 
+def _scale_of(checkpoint: Checkpoint, key: str) -> str:
+    """Return the name of the tensor that an 8-bit floating-point weight is to be multiplied by; "" if there is none."""
+    if not checkpoint.tensors[key].dtype.startswith("float8"):
+        return ""
+    module = module_name(key)
+    names = (f"{module}.{ending}" for ending in ("weight_scale", "weight_scale_inv", "scale_weight"))
+    return next((name for name in names if name in checkpoint.tensors), "")
+
+
 def module_name(key: str) -> str:
     """Return the name of the module that a weight belongs to: the key without a final ".weight"."""
     return key.removesuffix(".weight")
 
 
 def _find_weights(folder: Path) -> Path:
-    for name in ("model.safetensors", "model" + _INDEX_SUFFIX):
+    for name in (f"{stem}{ending}" for stem, suffix in _MODELS for ending in (suffix, suffix + _INDEX)):
         if (folder / name).is_file():
             return folder / name
-    candidates = sorted(folder.glob("*" + _INDEX_SUFFIX)) or sorted(folder.glob("*.safetensors"))
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        names = ", ".join(file.name for file in candidates)
-        raise ValueError(f"{str(folder)!r} has several checkpoints ({names}): give the path of one of them")
-    for file in sorted(folder.iterdir()):
-        refuse_pickle(file)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not _OF_TRAINING.fullmatch(file.name))
+    for endings in ((".safetensors" + _INDEX,), (".safetensors",), (".bin" + _INDEX,), _OTHER_SUFFIXES):
+        candidates = [file for file in files if file.name.endswith(endings)]
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            names = ", ".join(file.name for file in candidates)
+            raise ValueError(f"{str(folder)!r} has several checkpoints ({names}): give the path of one of them")
     raise FileNotFoundError(
-        f"no model.safetensors and no model{_INDEX_SUFFIX} in {str(folder)!r}: give a safetensors file, its index, or "
-        "its folder"
+        f"no model.safetensors and no model.safetensors{_INDEX} in {str(folder)!r}, nor any other weights: give a "
+        "safetensors, GGUF or PyTorch file, the index of a sharded checkpoint, or the folder of one of these"
     )
 
 

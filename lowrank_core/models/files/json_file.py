@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lowrank_core.models.files.recognition import read_beginning
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file whose top level is an object; a byte order mark may come first."""
+    read_beginning(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except ValueError as error:

@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core.models.files.tensors import FLOATING, INTEGER
+from lowrank_core.models.files.safetensors_file import STORED_NAMES
 
-_STORED_TYPES = {name: stored for stored, name in (FLOATING | INTEGER).items()}
 _LENGTH_BYTES = 8
 # What an entry of the header takes beside its key: dtype, up to eight axes and two offsets of up to 20 digits.
 _ENTRY_BYTES = 256
@@ -49,7 +48,7 @@ class TensorStream:
         flat = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).reshape(-1)
         self._file.write(flat.view(np.uint8).data)
         self._entries[key] = {
-            "dtype": _STORED_TYPES[tensor.dtype.name],
+            "dtype": STORED_NAMES[tensor.dtype.name],
             "shape": list(tensor.shape),
             "data_offsets": [self._size, self._size + flat.nbytes],
         }

@@ -7,7 +7,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from lowrank_core.models.files.tensors import open_file, refuse_pickle
+from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.format import SINGLE_FILE, AdapterFile, Format
@@ -181,8 +181,6 @@ def _find_adapter(folder: Path) -> Path:
         raise ValueError(f"{str(folder)!r} contains several files ({names}): give one of them")
     if files:
         return files[0]
-    for file in sorted(folder.iterdir()):
-        refuse_pickle(file)
     configured = " or ".join(each.files[-1] for each in formats)
     raise FileNotFoundError(f"no adapter in {str(folder)!r}: it has neither {configured} nor any safetensors file")
 
@@ -190,6 +188,4 @@ def _find_adapter(folder: Path) -> Path:
 def _tensors_in(folder: Path, name: str) -> Path:
     tensors = folder / name
     pickled = tensors.with_suffix(".bin")
-    if not tensors.is_file() and pickled.is_file():
-        refuse_pickle(pickled)
-    return tensors
+    return pickled if pickled.is_file() and not tensors.is_file() else tensors

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, truncate
 from lowrank_core import variance_captured as captured_at
-from lowrank_core._dtypes import FLOATS, as_dtype
+from lowrank_core._dtypes import FLOATS, WRITTEN_FLOATS, as_dtype
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
 from lowrank_core.models.norms import Update, frobenius_norm, product_norm, residual_norm
@@ -37,8 +37,8 @@ class FactorEncoding:
     scale: Callable[[float, str, int, np.dtype[Any]], StoredScale] = scale_by_rule
 
     def __post_init__(self) -> None:
-        if self.dtype not in FLOATS:
-            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(FLOATS)}")
+        if self.dtype not in WRITTEN_FLOATS:
+            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(WRITTEN_FLOATS)}")
         if self.rule not in RULES:
             raise ValueError(
                 f"rule {self.rule!r} is none that an adapter can name: {', '.join(RULES)} (α/√r and α/r) are"
@@ -119,8 +119,8 @@ def factor(update: Update, rank: LayerRank, encoding: FactorEncoding, *, min_ran
 
 
 def item_size(tensor: StoredTensor) -> int:
-    """Return the bytes of one entry of a tensor in its file."""
-    return as_dtype(tensor.dtype).itemsize
+    """Return the bytes of one entry of a tensor as it is read."""
+    return as_dtype(tensor.array_dtype).itemsize
 
 
 def wider_than(dtype: str) -> str:
@@ -129,9 +129,10 @@ def wider_than(dtype: str) -> str:
 
 
 def finest_dtype(tensors: Iterable[StoredTensor]) -> str:
-    """Return the finest dtype that factors are stored in, "float32" where there are none."""
-    stored = {tensor.dtype for tensor in tensors} & FLOATS.keys()
-    return min(stored, key=lambda name: FLOATS[name].eps, default="float32")
+    """Return the finest dtype that factors are stored in, "float32" where there are none, at least bfloat16."""
+    stored = {tensor.array_dtype for tensor in tensors} & FLOATS.keys()
+    finest = min(stored, key=lambda name: FLOATS[name].eps, default="float32")
+    return finest if finest in WRITTEN_FLOATS else WRITTEN_FLOATS[-1]
 
 
 def _moved(stored: LowRankUpdate, unrounded: LowRankUpdate) -> LowRankUpdate:

@@ -1,0 +1,260 @@
+"""Files of torch.save: their tensors to the bit, and no code of theirs ever run."""
+
+import collections
+import datetime as dt
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.tensors import open_file, read_tensors
+
+DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int8", "uint8", "bool")
+MARK = "ran"
+
+
+class Payload:
+    """What runs a function where its pickle is loaded without care."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def numpy_dtype(name):
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def saved(path, content, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.fixture(params=["zip", "legacy"])
+def save(tmp_path, request):
+    def write(content, name="model.bin"):
+        return saved(tmp_path / name, content, _use_new_zipfile_serialization=request.param == "zip")
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tensor_is_read_to_the_bit_in_its_own_dtype(tmp_path, dtype):
+    values = (4 * np.random.default_rng(0).standard_normal((3, 5))).astype(numpy_dtype(dtype))
+    tensor = torch.tensor(values.astype(np.float64)).to(getattr(torch, dtype))
+    tensors, metadata = open_file(saved(tmp_path / "x.pt", {"x": tensor, "scalar": tensor[0, 0], "none": tensor[:0]}))
+    assert metadata == {}
+    read = tensors["x"].read()
+    assert (tensors["x"].shape, tensors["x"].dtype, read.dtype.name) == ((3, 5), dtype, dtype)
+    assert read.tobytes() == values.tobytes()
+    assert tensors["scalar"].read().shape == ()
+    assert tensors["none"].read().shape == (0, 5)
+
+
+def test_views_and_parameters_are_read_as_their_numbers(save):
+    matrix = torch.arange(12.0).reshape(3, 4)
+    content = {"t": matrix.T, "part": matrix[1:, ::2], "p": torch.nn.Parameter(matrix), "tied": matrix}
+    tensors, _ = open_file(save(collections.OrderedDict(content)))
+    arrays = read_tensors([tensors["t"], tensors["part"], tensors["p"], tensors["tied"]])
+    for array, tensor in zip(arrays, content.values(), strict=True):
+        assert np.array_equal(array, tensor.detach().numpy())
+        assert array.flags.c_contiguous
+        assert array.flags.owndata or array.base is not None
+        assert array.flags.writeable
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "module"])
+def test_a_state_dict_is_taken_out_of_what_training_saved_with_it(save, wrapper):
+    weights = {"layer.weight": torch.ones(2, 2), "steps": 7, "note": "x", "nothing": None}
+    tensors, _ = open_file(save({wrapper: weights, "optimizer": {"state": {0: {"m": torch.ones(9)}}}, "epoch": 3}))
+    assert list(tensors) == ["layer.weight"]
+
+
+def test_names_of_nested_containers_are_joined_by_dots(save):
+    tensors, _ = open_file(save({"unet": {"a": torch.ones(1)}, "parts": [torch.ones(2), (torch.ones(3),)]}))
+    assert {key: tensor.shape for key, tensor in tensors.items()} == {
+        "parts.0": (2,),
+        "parts.1.0": (3,),
+        "unet.a": (1,),
+    }
+
+
+def test_a_container_within_itself_is_read_once(save):
+    content = {"a": torch.ones(1)}
+    content["self"] = content
+    assert list(open_file(save(content))[0]) == ["a"]
+
+
+def test_a_deep_container_and_a_lone_tensor_are_refused(save):
+    content = {"a": torch.ones(1)}
+    for _ in range(50):
+        content = [content]
+    with pytest.raises(ValueError, match="nested deeper"):
+        open_file(save(content))
+    with pytest.raises(ValueError, match="one tensor without a name"):
+        open_file(save(torch.ones(1)))
+
+
+def test_a_tensor_that_has_no_plain_numbers_is_refused_by_name_and_the_others_are_read(save):
+    repeated = torch.ones(1).expand(1 << 15, 1 << 15)
+    sparse = torch.eye(3).to_sparse()
+    content = {
+        "a": torch.ones(2),
+        "m": torch.ones(2, device="meta"),
+        "r": repeated,
+        "s": sparse,
+        "c": torch.ones(1) + 1j,
+    }
+    tensors, _ = open_file(save(content))
+    assert tensors["a"].read().tolist() == [1.0, 1.0]
+    for key, message in {"m": "'m' .* meta device", "r": "'r' repeats", "s": "'s' .* sparse", "c": "complex64"}.items():
+        with pytest.raises(ValueError, match=message):
+            tensors[key].read()
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors", ".gguf", ""])
+def test_the_name_of_a_file_decides_nothing(save, suffix):
+    assert list(open_file(save({"a": torch.ones(1)}, f"model{suffix}"))[0]) == ["a"]
+
+
+def test_two_checkpoints_have_their_difference(tmp_path):
+    base, tuned = (torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for name, weight in (("base", base), ("tuned", tuned)):
+        (tmp_path / name).mkdir()
+        saved(tmp_path / name / "pytorch_model.bin", {"q.weight": weight})
+        (tmp_path / name / "training_args.bin").write_bytes(b"")
+    [layer] = pair_checkpoints(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "tuned")).layers
+    assert np.array_equal(layer.update(), (tuned - base).numpy())
+
+
+def payloads(folder):
+    """Pickles that make a file where their code is run, and the class that each asks for."""
+    mark = str(folder / MARK)
+    return {
+        "os": (Payload(__import__("os").mkdir, mark), "mkdir"),
+        "exec": (Payload(exec, f"open({mark!r}, 'w')"), "exec"),
+        "open": (Payload(open, mark, "w"), "open"),
+        "date": (dt.date(2020, 1, 1), "datetime.date"),
+    }
+
+
+@pytest.mark.parametrize("name", ["os", "exec", "open", "date"])
+@pytest.mark.parametrize("place", ["entry", "whole", "plain pickle"])
+def test_code_is_never_run_and_the_class_that_was_asked_for_is_named(save, tmp_path, name, place):
+    payload, asked = payloads(tmp_path)[name]
+    if place == "plain pickle":
+        path = tmp_path / "model.bin"
+        path.write_bytes(pickle.dumps({"a": payload}, protocol=2))
+    else:
+        path = save({"a": torch.ones(1), "b": payload} if place == "entry" else payload)
+    with pytest.raises(ValueError, match="is a pickle that asks for") as refused:
+        open_file(path)
+    assert asked in str(refused.value)
+    assert not (tmp_path / MARK).exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_protocol_that_cannot_be_read_safely_is_named(tmp_path, zipped):
+    content = {"a": torch.ones(1)}
+    path = saved(tmp_path / "x.pt", content, pickle_protocol=4, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="is a pickle of protocol 4; only those of protocol 2"):
+        open_file(path)
+
+
+def test_an_archive_that_expands_is_refused(tmp_path):
+    path = tmp_path / "model.bin"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"a": "x" * (1 << 24)}, protocol=2))
+    with pytest.raises(ValueError, match=r"not a valid PyTorch file.*expand"):
+        open_file(path)
+
+
+def test_other_archives_are_named(tmp_path):
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.safetensors", b"")
+    with pytest.raises(ValueError, match=r"zip archive that torch\.save did not write: unpack it"):
+        open_file(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("a/data.pkl", b"")
+        archive.writestr("a/constants.pkl", b"")
+    with pytest.raises(ValueError, match="TorchScript"):
+        open_file(path)
+
+
+def mutants(content, rng, count):
+    for _ in range(count):
+        changed = bytearray(content)
+        kind = rng.integers(3)
+        if kind == 0:
+            for place in rng.integers(0, len(content), size=rng.integers(1, 6)):
+                changed[place] = rng.integers(0, 256)
+        elif kind == 1:
+            del changed[rng.integers(1, len(content)) :]
+        else:
+            start, end = sorted(rng.integers(0, len(content), size=2))
+            del changed[start:end]
+        yield bytes(changed)
+
+
+def test_a_mutated_file_is_read_or_refused(save):
+    path = save({"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)})
+    read, messages = 0, []
+    for content in mutants(path.read_bytes(), np.random.default_rng(0), 150):
+        path.write_bytes(content)
+        try:
+            tensors, _ = open_file(path)
+            read += len(read_tensors(tensor for tensor in tensors.values() if tensor.is_readable))
+        except (ValueError, OSError) as error:
+            messages.append(str(error).strip())
+    assert read > 0
+    assert all(messages)
+
+
+def test_without_torch_the_message_says_what_to_do(tmp_path):
+    path = saved(tmp_path / "model.bin", {"a": torch.ones(1)})
+    for setting, fact in (("sys.modules['torch'] = None", "torch"), ("torch.__version__ = '2.9.1'", "CVE-2026-24747")):
+        code = (
+            f"import sys\nfrom pathlib import Path\n{'import torch' if '2.9' in setting else ''}\n{setting}\n"
+            "from lowrank_core.models.files.tensors import open_file\n"
+            f"try:\n    open_file(Path({str(path)!r}))\nexcept ImportError as error:\n    print(error)"
+        )
+        message = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert fact in message
+        assert "pip install 'torch>=2.10'" in message
+        assert "runs the code in it" in message
+
+
+def test_the_command_that_converts_does(tmp_path, monkeypatch):
+    path = saved(tmp_path / "model.bin", {"a": torch.ones(2, 3).T, "b": torch.ones(1)})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError) as refused:
+        open_file(path)
+    command = str(refused.value).split("python -c ")[1].split('"')[1]
+    subprocess.run([sys.executable, "-c", command], check=True, cwd=tmp_path)
+    assert open_file(tmp_path / "model.safetensors")[0]["a"].read().shape == (3, 2)
+
+
+def test_reading_one_tensor_of_a_large_file_reads_no_other(tmp_path):
+    side, count = 1024, 32  # 4 MB each
+    tensors = {f"layers.{i}.weight": torch.full((side, side), float(i)) for i in range(count)}
+    path = saved(tmp_path / "model.bin", tensors)
+    code = (
+        "import sys, resource, numpy as np\nfrom pathlib import Path\n"
+        "from lowrank_core.models.files.tensors import open_file\nimport torch\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        f"open_file(Path({str(saved(tmp_path / 'small.bin', {'a': torch.ones(1)}))!r}))[0]['a'].read()\n"
+        f"before = peak()\ntensors, _ = open_file(Path({str(path)!r}))\n"
+        "for tensor in tensors.values():\n    array = tensor.read()\n"
+        "print(peak() - before)"
+    )
+    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert grown < 6 * 4 * side * side
