@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import inputs
-from lowrank_core import LowRankUpdate, spectrum, truncate
+from lowrank_core import KroneckerUpdate, LowRankUpdate, spectrum, truncate
 
 Floats = NDArray[np.float64]
 
@@ -281,3 +281,29 @@ def _core_values(B: NDArray[Any], A: NDArray[Any], mode: Literal["r", "reduced"]
     factored = [np.linalg.qr(X, mode=mode) for X in (B, np.swapaxes(A, -1, -2))]
     R_B, R_A = (factor if mode == "r" else factor[1] for factor in factored)
     return np.linalg.svd(R_B @ np.swapaxes(R_A, -1, -2), compute_uv=False)
+
+
+def kronecker(n: int, dtype: str) -> Case:
+    """All n² singular values of the Kronecker product of two n × n matrices, as LyCORIS factors an n² × n² layer."""
+    (left, right), known = inputs.stack(2, n, dtype)
+    update = KroneckerUpdate(left, right)
+    values = _sorted_products(known)
+    return Case(
+        f"{n}² ⊗ {n}², {dtype}",
+        Contender("lowrank_core", lambda: spectrum(update).values),
+        (
+            Contender(
+                "numpy of both sides",
+                lambda: _sorted_products([np.linalg.svd(side, compute_uv=False) for side in (left, right)]),
+            ),
+        ),
+        error=partial(_off, values=values, eps=float(np.finfo(dtype).eps)),
+        unit="eps·σ₁",
+        bound=10.0 * n if dtype == "float64" else 1.0,
+        peer_bound=20.0 * n,
+        limits=(Contender("the sort alone", lambda: np.sort(np.outer(*known), axis=None), blas=False),),
+    )
+
+
+def _sorted_products(sides: Any) -> Floats:
+    return np.sort(np.outer(*sides), axis=None)[::-1]

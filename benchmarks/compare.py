@@ -57,6 +57,8 @@ LINES = (
     Line("factors", cases.factors, (4096, 16), (1024, 16), 8, fraction=0.5),
     Line("factors", cases.factors, (4096, 64), (1024, 64), 8, fraction=0.5),
     Line("factors", cases.factors, (4096, 256), (1024, 256), 4, fraction=0.5),
+    Line("kronecker", cases.kronecker, (64, "float64"), (16, "float64")),
+    Line("kronecker", cases.kronecker, (64, "float32"), (16, "float32")),
     Line("sweep", sweep_cases.sweep, (1_000, 4_096, 256), (100, 1_024, 64), 5, fraction=0.5),
     Line("learning", sweep_cases.learning, (ALL_RANKS, 10), (ALL_RANKS, 1), 1.8, fraction=2 / 3),
     Line("article", sweep_cases.article, (), (), 40),
@@ -69,7 +71,7 @@ LINES = (
     Line("workers", cases.two_workers, (64, 256, "float32"), (8, 256, "float32"), 1.8),
 )
 ROWS = tuple(dict.fromkeys(line.row for line in LINES))
-COLUMNS = "{:<8} {:<48} {:>8}  {:<37} {:>8} {:>7} {:>8} {:>6} {:<7}  {}"
+COLUMNS = "{:<9} {:<48} {:>8}  {:<37} {:>8} {:>7} {:>8} {:>6} {:<7}  {}"
 TITLES = ("row", "case", "ours", "peer", "its time", "ratio", "asked", "aim", "", "error (allowed), remarks")
 
 

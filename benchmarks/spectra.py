@@ -84,3 +84,17 @@ class ManyFactors(Factors):
     """A stack of such products, as a whole model's adapter is."""
 
     params: ClassVar = [[1024], [16], [32]]
+
+
+class Kronecker:
+    """All singular values of a Kronecker product, from its two sides: those of a 4096 × 4096 LoKr for n = 64."""
+
+    version = "1"
+    param_names: ClassVar = ["n", "dtype"]
+    params: ClassVar = [[32, 64], ["float64", "float32"]]
+
+    def setup(self, n: int, dtype: str) -> None:
+        self.case = cases.checked(cases.kronecker, n, dtype)
+
+    def time_spectrum(self, *_: object) -> None:
+        self.case.ours.call()

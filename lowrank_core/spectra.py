@@ -165,7 +165,8 @@ def spectrum(
 
     Notes
     -----
-    Every σ is within 10·max(m, n)·eps·σ₁ (``lapack`` and ``direct``), or 1.2e-7·σ₁ (``gram`` on float32 and below).
+    Every σ is within 10·max(m, n)·eps·σ₁ (``lapack`` and ``direct``), or 1.2e-7·σ₁ (``gram`` on float32 and below);
+    that of a KroneckerUpdate within the sum of what its two sides err by, relative to the σ₁ of each.
     Those of ``krylov`` are attained by factors, so that their energy is never overstated, and it misses more than the
     tolerance with a probability of at most 1e-9. A batch changes nothing: ``spectrum(stack).values[i]`` equals
     ``spectrum(stack[i]).values`` to the bit.

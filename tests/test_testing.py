@@ -17,6 +17,7 @@ from lowrank_core.testing import (
     assert_eckart_young,
     assert_same_update,
     assert_spectrum,
+    kronecker_updates,
     low_rank_updates,
     ranks_for,
     spectra,
@@ -86,6 +87,21 @@ def test_bases_keep_the_spectrum(update):
     # Values within 2⁻²⁰ of each other where the bases are orthonormal.
     values = values_of(update)
     assert values[0] - values[-1] <= 1e-5 * values[0]
+
+
+@pytest.mark.parametrize("kinds", [(np.ndarray, np.ndarray), (np.ndarray, LowRankUpdate), (LowRankUpdate, np.ndarray)])
+def test_sides_of_kronecker_products_are_matrices_and_products(kinds):
+    drawn = find(
+        kronecker_updates(max_side=2, dtypes=["float32"]),
+        lambda update: (type(update.left), type(update.right)) == kinds and update.to_dense().any(),
+        settings=once,
+    )
+    assert drawn.dtype == "float32"
+    assert max(drawn.shape) <= 4
+    assert_same_update(drawn, np.float64(drawn.scaling) * drawn.to_dense() / drawn.scaling)
+    with pytest.raises(AssertionError, match="the update"):
+        assert_same_update(drawn, 1.5 * drawn.to_dense())
+    assert_spectrum(drawn, spectrum(drawn), eps=2.0**-23, c=100)
 
 
 def test_graded_spectra_fall_over_300_orders_of_magnitude():
