@@ -1,15 +1,13 @@
 """Eigenvalues of Gram matrices too large for a core's own cache: to a band by matrix products, then to three diagonals.
 
 The reduction in two stages of Bischof, Lang and Sun (ACM Trans. Math. Softw. 26 (2000) 581). The matrix is stored as
-the square tiles of its lower triangle, those on the diagonal whole, one row of tiles after the other: a tile is read
-and written along memory, and in a core's cache meanwhile. The band has a row of 2·BAND + 1 numbers for each of the
-matrix's, shifted so that a block of it is a matrix with rows 2·BAND numbers apart.
+the square tiles of its lower triangle, row by row, to be read along memory and to stay in a core's cache meanwhile; the
+band as rows of 2·BAND + 1 numbers, shifted so that a block of it is a matrix with rows 2·BAND numbers apart.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from lowrank_core._linalg.kernels.simd import (
     WIDTH,
     broadcast,
     fma,
+    inner,
     load,
     load_column,
     load_entry,
@@ -29,7 +28,6 @@ from lowrank_core._linalg.kernels.simd import (
     store_rows,
     sum_pairs,
     transpose,
-    zero_rows,
 )
 
 __all__ = ["BAND", "DEPTH", "TILE", "chase", "pack", "reduce_panel", "update_and_multiply"]
@@ -38,8 +36,8 @@ __all__ = ["BAND", "DEPTH", "TILE", "chase", "pack", "reduce_panel", "update_and
 # speed for matrix products; the second stage takes time in proportion to them.
 BAND = 32
 
-# Columns of V and W together, in A − V Wᵀ − W Vᵀ.
-DEPTH = 2 * BAND
+# Columns of V and W together, in A − V Wᵀ − W Vᵀ; and as many numbers are between rows of a block of the band.
+DEPTH = APART = 2 * BAND
 
 # Rows and columns of a tile: 128 KiB, which with what is multiplied stays in a core's own cache.
 TILE = 128
@@ -53,9 +51,6 @@ ROUNDED = 2.0**-96
 
 # Rows of a panel whose products are summed by themselves: a sum of 64 terms, and then of as many sums as there are.
 STRETCH = 64
-
-# Distance between rows of a block of the band.
-APART = 2 * BAND
 
 # Squares below this are negligible: a reflector from them would not be orthogonal.
 NEGLIGIBLE = 1e-280
@@ -79,13 +74,12 @@ def _add_product(A: Floats, at: int, left: Floats, i: int, right: Floats, j: int
 
 @kernel
 def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, j: int, y: Floats, i: int) -> None:
-    """Add to SUM_ROWS rows of y, of BAND columns, as many rows of A times ``count`` rows of x.
+    """Add to rows of y (…, BAND) rows of A, ``apart``, with entries a ``step`` apart, times ``count`` rows of x.
 
-    The rows of A are ``apart``, and the entries within them ``step``, so that its columns can be taken for rows.
     Summed by themselves first: of equal entries each rounding is the same, and they would add up over all of a row.
     """
     for column in range(0, BAND, SUM_COLUMNS):
-        tile = zero_rows(SUM_ROWS, SUM_COLUMNS)
+        tile = broadcast(0.0, SUM_COLUMNS, SUM_ROWS)
         for k in range(count):
             row = load(x, j + k * BAND + column, SUM_COLUMNS)
             tile = fma(load_column(A, at + k * step, apart, SUM_ROWS), row, tile)
@@ -99,8 +93,7 @@ def update_and_multiply(
 ) -> None:
     """Add left · right to every ``parts``-th tile of A[begin:end, begin:end], and fill y[part] with its part of A x.
 
-    x is (end, BAND) flattened, y is (parts, end · BAND), ``left`` (end, DEPTH) flattened and ``right`` as `pack` lays
-    it out; all are taken from row ``begin`` on, a multiple of BAND as is ``end``.
+    x is (end, BAND) and ``left`` (end, DEPTH), flattened, y (parts, end · BAND), and ``right`` as `pack` lays it out.
     """
     parts, product = y.shape[0], y[part]
     product[begin * BAND : end * BAND] = 0.0
@@ -140,10 +133,9 @@ def pack(x: Floats, begin: int, right: Floats, depth: int) -> None:
 
 @kernel
 def reduce_panel(tiles: Floats, begin: int, end: int, left: Floats, right: Floats, v: Floats, band: Floats) -> None:
-    """Move the next BAND columns to the band, and reduce what is below them to reflectors v, of squared norm 2.
+    """Move the next BAND columns to the band, and reduce what is below them to reflectors v (end, BAND), flattened.
 
-    v (end, BAND), flattened, is filled from row begin + BAND on, and used from ``begin`` on. ``left · right`` is what
-    has not been added to the tiles yet.
+    Their squared norm is 2. What has not been added to the tiles yet is ``left · right``.
     """
     column = begin // TILE
     across = np.empty(DEPTH * BAND)
@@ -155,9 +147,9 @@ def reduce_panel(tiles: Floats, begin: int, end: int, left: Floats, right: Float
         store(v, i * BAND, load(tiles, at, BAND))
     for i in range(begin, end, SUM_ROWS):
         _add_rows(left, i * DEPTH, 1, DEPTH, DEPTH, across, 0, v, i * BAND)
-    for i in range(BAND):
-        for j in range(i + 1):
-            band[(begin + i) * APART + begin + j] = v[(begin + i) * BAND + j]
+    for i in range(begin, begin + BAND):
+        for j in range(i - begin + 1):
+            band[i * APART + begin + j] = v[i * BAND + j]
     below = begin + BAND
     if below == end:
         return
@@ -172,12 +164,11 @@ def reduce_panel(tiles: Floats, begin: int, end: int, left: Floats, right: Float
 
 @kernel
 def _reflectors(v: Floats, begin: int, end: int, heads: Floats) -> None:
-    """Factor rows begin … end of v, of BAND columns: R on and above the diagonal, reflectors below it.
+    """Factor rows of v, of BAND columns: R on and above the diagonal, below it reflectors, whose ``heads`` are apart.
 
-    Of those, of squared norm 2, the first entries go to ``heads``. One pass a column: while a reflector is applied, the
-    products of what becomes the next one with all columns are summed. A column of which the reflectors before it leave
-    no more than rounding has no reflector: of a matrix with equal rows all of them would point one way, and what each
-    multiplies cancel among them at the price of many roundings.
+    One pass a column: while a reflector is applied, the products of what becomes the next one with all columns are
+    summed. A column of which the reflectors before it leave no more than rounding has no reflector: of a matrix with
+    equal rows all would point one way, and what they multiply would cancel at the price of many roundings.
     """
     dots, w = np.zeros(BAND), np.empty(BAND)
     _apply_and_sum(v, begin, end, 0, 0, 0.0, np.zeros(BAND), dots)
@@ -203,10 +194,7 @@ def _reflectors(v: Floats, begin: int, end: int, heads: Floats) -> None:
 def _apply_and_sum(
     v: Floats, begin: int, end: int, column: int, following: int, scale: float, w: Floats, dots: Floats
 ) -> None:
-    """Scale a column, subtract from each row its entry there times w, and sum the products of the next column with all.
-
-    The sum of a stretch of rows after the other, as in `_add_rows`.
-    """
+    """Scale a column, subtract its entries times w from the rows, and sum the next column's products with all."""
     weights, total = load(w, 0, BAND), broadcast(0.0, BAND)
     for top in range(begin, end, STRETCH):
         part = broadcast(0.0, BAND)
@@ -222,18 +210,9 @@ def _apply_and_sum(
 
 
 @kernel
-def _inner(x: Floats, y: Floats) -> Any:
-    """Return the inner product of two vectors of BAND entries."""
-    total = broadcast(0.0)
-    for k in range(0, BAND, WIDTH):
-        total = fma(load(x, k), load(y, k), total)
-    return sum_pairs(total)
-
-
-@kernel
 def _reflector(x: Floats) -> float:
     """Replace x by a reflector of squared norm 2; return what it leaves of x in the first entry."""
-    square = _inner(x, x)
+    square = inner(x, x, BAND)
     norm, alpha = math.sqrt(square), x[0]
     added = -norm if alpha < 0.0 else norm
     x[0] = alpha + added
@@ -260,7 +239,7 @@ def _apply_to_diagonal(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane
             store(p, i, fma(select(lanes < here, a, 0.0), v_i, load(p, i)))
             store(parts, h * WIDTH, fma(select(lanes <= here, a, 0.0), load(v, i), total))
         store(p, i, load(p, i) + sum_pairs(transpose(load_rows(parts, 0, WIDTH, WIDTH))))
-    half = -0.5 * _inner(p, v)
+    half = -0.5 * inner(p, v, BAND)
     for k in range(0, BAND, WIDTH):
         store(w, k, fma(half, load(v, k), load(p, k)))
     for i in range(BAND):
@@ -277,14 +256,14 @@ def _apply_to_diagonal(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane
 def _apply_below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats) -> None:
     """Apply v to a block from the right, then from the left the reflector of its first column, which goes to u."""
     for i in range(0, BAND, WIDTH):
-        sums = zero_rows(WIDTH)
+        sums = broadcast(0.0, WIDTH, WIDTH)
         for k in range(0, BAND, WIDTH):
             sums = fma(load_rows(F, at + i * APART + k, APART, WIDTH), load(v, k), sums)
         store(y, i, sum_pairs(transpose(sums)))
     for i in range(BAND):
         u[i] = F[at + i * APART] - y[i] * v[0]
     left = _reflector(u)
-    both = -_inner(u, y)
+    both = -inner(u, y, BAND)
     for k in range(0, BAND, WIDTH):
         even, odd = both * load(v, k), broadcast(0.0)
         for i in range(0, BAND, 2):
@@ -304,15 +283,12 @@ def _apply_below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats)
 def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
     """Reduce a band to three diagonals: one, and the squares of the others, of the same length and 0 at the end.
 
-    A column is reduced to two entries; what that adds below the band is chased down and out of it, so far that the next
-    column has its place (Bischof, Lang and Sun, "Parallel tridiagonalization through two-step band reduction", Proc.
-    SHPCC 1994, doi 10.1109/SHPCC.1994.296622). Beyond the last row of the matrix ``band`` has 3·BAND more, of zeros.
+    A column is reduced to two entries; what that adds below the band is chased out of the next column's way (Bischof,
+    Lang and Sun, Proc. SHPCC 1994, doi 10.1109/SHPCC.1994.296622). ``band`` ends in 3·BAND rows of zeros.
     """
     n = diagonal.size
     v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
-    parts, lane = np.empty(WIDTH * WIDTH), np.empty(WIDTH)
-    for i in range(WIDTH):
-        lane[i] = i
+    parts, lane = np.empty(WIDTH * WIDTH), np.arange(float(WIDTH))
     for column in range(n):
         diagonal[column] = band[column * APART + column]
         for i in range(BAND):

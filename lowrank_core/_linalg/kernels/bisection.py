@@ -7,12 +7,10 @@ sequence. dqds would leave seven lanes of a lone matrix empty.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.simd import WIDTH, fma, load_entry, load_rows, select, store_rows, zero_rows
+from lowrank_core._linalg.kernels.simd import WIDTH, broadcast, fma, load_entry, load_rows, select, store_rows
 
 __all__ = ["NEGLIGIBLE", "SHIFTS", "bisect"]
 
@@ -35,13 +33,6 @@ SMALLEST = 2.0**-500
 
 
 @kernel
-def _rescaling(p: Any, before: Any) -> Any:
-    """Return what brings two determinants that follow each other back near 1, by the sum of their squares."""
-    small = fma(p, p, before * before) < SMALLEST * SMALLEST
-    return select(small, 1.0 / SMALLEST, 1.0)
-
-
-@kernel
 def _counts_below(diagonal: Floats, couplings: Floats, shifts: Floats, counts: Floats) -> None:
     """Count the eigenvalues below each of SHIFTS shifts: the changes of sign of det(T₁ − x), det(T₂ − x), ….
 
@@ -50,8 +41,7 @@ def _counts_below(diagonal: Floats, couplings: Floats, shifts: Floats, counts: F
     underflows. A coupling of zero begins a matrix of its own. A determinant of zero counts as positive: the next one's
     sign is then opposite to that before, and one change is counted either way.
     """
-    zero = zero_rows(ROWS)
-    one = zero + 1.0
+    one, zero = broadcast(1.0, WIDTH, ROWS), broadcast(0.0, WIDTH, ROWS)
     x, p, before, count = load_rows(shifts, 0, WIDTH, ROWS), one, zero, zero
     for start in range(0, diagonal.size, STRIDE):
         for k in range(start, min(start + STRIDE, diagonal.size)):
@@ -61,7 +51,8 @@ def _counts_below(diagonal: Floats, couplings: Floats, shifts: Floats, counts: F
             following = fma(load_entry(diagonal, k) - x, p, -coupling * before)
             count = select((following < 0.0) ^ (p < 0.0), count + 1.0, count)
             before, p = p, following
-        factor = _rescaling(p, before)
+        small = fma(p, p, before * before) < SMALLEST * SMALLEST
+        factor = select(small, 1.0 / SMALLEST, 1.0)
         p, before = factor * p, factor * before
     store_rows(counts, 0, WIDTH, count)
 

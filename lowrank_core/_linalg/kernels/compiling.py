@@ -25,9 +25,8 @@ def kernel(function: Function) -> Function:
     Of a private function, a helper, Numba keeps the code with that of the kernels that call it: no copy of its own.
     """
     # "contract" alone lets a·b + c be one fused instruction: one rounding fewer, and no sum reordered.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    # Numba's second way into a kernel, for C code, which has no use here and is compiled like the first.
-    options["no_cfunc_wrapper"] = True
+    # A wrapper for C code would be compiled like the function itself, and has no use here.
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, "no_cfunc_wrapper": True}
     try:
         compiled: Function = numba.njit(cache=not function.__name__.startswith("_"), **options)(function)
     except RuntimeError:  # Numba found no writable folder for its cache: compile anew in each process.

@@ -1,8 +1,7 @@
 """The dqds algorithm with shifts, for eight matrices at a time: from bidiagonal matrices to their singular values.
 
-Fernando and Parlett, Numer. Math. 67 (1994) 191; the names are those of LAPACK's xLASQ2 … xLASQ6 (Parlett and Marques,
-Linear Algebra Appl. 309 (2000) 217), the choice of shifts is our own. A lane's operations are the same whatever the
-other lanes hold, so that a matrix has the same bits in any batch.
+Fernando and Parlett, Numer. Math. 67 (1994) 191; the names are those of LAPACK's xLASQ2 … xLASQ6, the choice of shifts
+is our own. No lane changes another, so that a matrix has the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from typing import Any
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
 from lowrank_core._linalg.kernels.simd import WIDTH, any_of, broadcast, fma, load, select, sqrt, store
 
-__all__ = ["N0", "STATE", "descending_sqrt", "dqds"]
+__all__ = ["N0", "STATE", "dqds", "write_values"]
 
 # An off-diagonal entry below this fraction of the largest is negligible: two ulp of σ₁.
 TOL = 2.0**-51
 
-# Places in the state, each of a number for every lane: first and last row of its block, the next shift, the sum of the
-# shifts that its block has had, the square of what is negligible, and what to do about the block: nothing (0), see
-# whether it is done (½), or deflate its last entry first (1).
+# Rows of the state, which has a number a lane: the first and last row of its block, the next shift and the sum of those
+# before, the square of what is negligible, and whether the block's last entry has converged (1), or it may be done (½).
 I0, N0, TAU, SIGMA, TOL2, DEFLATE, STATE = range(0, 7 * WIDTH, WIDTH)
 
 # Steps for each value beyond which a matrix is left to LAPACK, which has the same limit; spectra of every kind take two
@@ -30,13 +28,13 @@ NBIG = 30
 
 @kernel
 def _step(rows: Any, arrays: Any, block: Any) -> Any:
-    """Take one dqds step on the block i0 … n0 of each lane, with a shift of its own; q and e are kept in q_old, e_old.
+    """Take one dqds step on the block i0 … n0 of each lane, with a shift of its own; q_old and e_old keep q and e.
 
-    Of the ``rows`` first … last, all lanes have those after the latest i0 and before the earliest n0 − 1 within their
-    blocks. A block that splits leaves all but its last part behind, and in ``sigmas``, at the end of each, the shifts
-    taken off it. Returns where its last part starts, and for the choice of the next shift: the least d before the last,
-    or the first that is negative; the last d; a2 = Σ x² over all but the last entry of the x = (…, 1) for which B x is
-    a multiple of the last unit vector, and the same for the block without its last entry; q and e above the last.
+    All lanes have the rows after the latest i0 and before the earliest n0 − 1. A block that splits leaves all but its
+    last part behind, with its shifts' sum in ``sigmas`` at the end of each. Returns where the last part starts, and for
+    the next shift: the least d before the last, or the first that is negative; the last d; a2 = Σ x² over all but the
+    last entry of the x = (…, 1) for which B x is a multiple of the last unit vector, and the same for the block without
+    its last entry; q and e above the last.
     """
     first, latest, earliest, last = rows
     q, e, q_old, e_old, sigmas = arrays
@@ -66,9 +64,9 @@ def _step(rows: Any, arrays: Any, block: Any) -> Any:
 
 @kernel
 def _row(k: int, q_row: Any, e_row: Any, q_next: Any, tau: Any, bounds: Any, found: Any) -> Any:
-    """Transform a row of the blocks that have the ``bounds`` i0 and n0, or None where all lanes have the row.
+    """Transform a row of blocks, which have the ``bounds`` i0 and n0.
 
-    Numba compiles the function once for each; without bounds every mask drops out.
+    Where all lanes have the row, bounds are None: Numba compiles that by itself, and every mask drops out.
     """
     dmin, d, a2, a2_above, q_above, e_above = found
     inside = splittable = ends = broadcast(0.0) == 0.0
@@ -93,10 +91,7 @@ def _row(k: int, q_row: Any, e_row: Any, q_next: Any, tau: Any, bounds: Any, fou
 
 @kernel
 def _negligible(e: Any, q: Any, tol2: Any, shifted_tol2: Any) -> Any:
-    """Whether an entry of e is negligible below an entry of q.
-
-    √e is then within the tolerance, or the change of a σ² that has had shifts taken off it is (``shifted_tol2``).
-    """
+    """Whether √e below q is within the tolerance, or the change of a σ² by it within that of a shifted block."""
     return (e <= tol2) | (e * select(q < e, e, q) <= shifted_tol2)
 
 
@@ -128,10 +123,9 @@ def _next_shift(
     """Return a shift near the smallest eigenvalue of a block, seldom beyond, and whether it is a mere guess.
 
     The Rayleigh quotient ρ of x leaves a residual of ρ√a2: some eigenvalue is no further from it, and the smallest is
-    within ρ²a2 over the distance to the next (Parlett, "The symmetric eigenvalue problem", §4.5, §11.7). ``deflated``
-    are blocks that lose their last entry now. Every d bounds the smallest eigenvalue from above; where the residual
-    tells nothing, the fraction ``g`` of the least d is tried, which grows while it succeeds. An eigenvalue as small as
-    what is negligible has converged, and a shift would only fail.
+    within ρ²a2 over the distance to the next (Parlett, "The symmetric eigenvalue problem", §4.5, §11.7). Every d bounds
+    it from above; where the residual says nothing, the fraction ``g`` of the least d is tried, which grows while it
+    succeeds. An eigenvalue as small as what is negligible has converged, and a shift would only fail.
     """
     rho_above = q_above / (1.0 + a2_above)
     ratio2 = select(deflated, a2_above, a2)
@@ -191,9 +185,9 @@ def _initialise(n: int, q: Floats, e: Floats, sigmas: Floats, state: Floats) -> 
         for at in range(lane, n * WIDTH, WIDTH):
             if e[at] <= tol2:
                 e[at] = 0.0
-        state[TOL2 + lane] = tol2
-        # A block that is empty: the first of rows is looked for, with its shift and the sum of its shifts.
-        state[I0 + lane], state[N0 + lane], state[DEFLATE + lane] = float(n), float(n - 1), 0.5
+        state[TOL2 + lane], state[DEFLATE + lane] = tol2, 0.5
+        # An empty block, from which to go on to the first.
+        state[I0 + lane], state[N0 + lane] = float(n), float(n - 1)
         _deflate(lane, q, e, sigmas, state)
 
 
@@ -203,8 +197,8 @@ def dqds(
 ) -> None:
     """Replace q, the squares of a bidiagonal matrix's diagonal (e: those above it), by those of its singular values.
 
-    Arrays are (rows, lanes) flattened. The squares are known to 2⁻⁵¹·√blur of the largest only. The state's N0 is −1
-    for a lane of which all have converged.
+    All are (rows, lanes), flattened. The squares are known to 2⁻⁵¹·√blur of the largest only; N0 is −1 where all
+    converged.
     """
     _initialise(n, q, e, sigmas, state)
     tol2, nfail, g = load(state, TOL2), broadcast(0.0), broadcast(0.25)
@@ -222,10 +216,8 @@ def dqds(
         i0, n0, tau, sigma = load(state, I0), load(state, N0), load(state, TAU), load(state, SIGMA)
         block = i0, n0, tau, sigma, tol2, tol2 * (sigma + tau + blurred)
         start, dmin, dn, a2, a2_above, q_above, e_above = _step((first, latest, earliest, last), arrays, block)
-        live = n0 >= 0.0
-        succeeded = live & (dmin >= 0.0) & (dn >= 0.0)
-        failed = live ^ succeeded
-        sigma = sigma + select(succeeded, tau, 0.0)
+        succeeded = (n0 >= 0.0) & (dmin >= 0.0) & (dn >= 0.0)
+        failed, sigma = (n0 >= 0.0) ^ succeeded, sigma + select(succeeded, tau, 0.0)
         shifted_tol2 = tol2 * (sigma + blurred)
         deflated = succeeded & _negligible(e_above, q_above, tol2, shifted_tol2)
         tau_next, guessed = _next_shift(deflated, dmin, dn, a2, a2_above, q_above, g, tol2, shifted_tol2)
@@ -234,8 +226,7 @@ def dqds(
             tau_next = select(failed, _smaller_shift(tau, nfail, dmin, dn), tau_next)
             g = select(failed, 0.25, g)
         g = select(succeeded & guessed, fma(0.25, g, 0.75), g)
-        nfail = select(failed, nfail + 1.0, 0.0)
-        i0 = select(succeeded, start, i0)
+        nfail, i0 = select(failed, nfail + 1.0, 0.0), select(succeeded, start, i0)
         store(state, I0, i0)
         store(state, TAU, tau_next)
         store(state, SIGMA, sigma)
@@ -248,12 +239,19 @@ def dqds(
 
 
 @kernel
-def descending_sqrt(lane: int, q: Floats, values: Floats) -> None:
-    """Write the square roots of a lane in descending order."""
-    for k in range(values.size):
-        value = math.sqrt(q[k * WIDTH + lane])
-        at = k
-        while at > 0 and values[at - 1] < value:
-            values[at] = values[at - 1]
-            at -= 1
-        values[at] = value
+def write_values(first: int, q: Floats, state: Floats, values: Floats) -> int:
+    """Write the lanes' square roots, descending, to rows from ``first`` on; return how many did not converge: NaN."""
+    unfinished = 0
+    for lane in range(min(WIDTH, values.shape[0] - first)):
+        row = values[first + lane]
+        if state[N0 + lane] >= 0.0:
+            row[:] = math.nan
+            unfinished += 1
+            continue
+        for k in range(row.size):
+            value, at = math.sqrt(q[k * WIDTH + lane]), k
+            while at > 0 and row[at - 1] < value:
+                row[at] = row[at - 1]
+                at -= 1
+            row[at] = value
+    return unfinished

@@ -26,8 +26,6 @@ def _place(i: int) -> int:
 def _row_energies(values: Floats, norm: float, sums: Floats) -> float:
     """Sum the energies of a spectrum by blocks; return the power of two whose square the values are multiplied by.
 
-    The rows of ``sums``, heads, tails, before, after and scaled, are filled with sums within each block, from its first
-    value on and from its last, with the sums before and after each block, and with the values; beyond these it is zero.
     H_r is then before[b] + heads[r − 1] for the block b of value r − 1, and T_r is after[b] + tails[r] for that of
     value r, in their places. Every sum is monotone to the bit.
     """
@@ -62,8 +60,7 @@ def _fractions(
 ) -> None:
     """Fill H_r / N² and T_r / N² at each rank of one spectrum; all zero for a zero update."""
     if norm == 0.0:
-        heads[:] = 0.0
-        tails[:] = 0.0
+        heads[:] = tails[:] = 0.0
         return
     p, (within, beyond, before, after) = values.size, (sums[0], sums[1], sums[2], sums[3])
     scale = _row_energies(values, norm, sums)
@@ -106,14 +103,10 @@ def error_sweep(
 
     `scalings` has shape (scalings, ranks).
     """
-    sums, lost = _sums(values), np.empty_like(scalings)
+    sums, lost = _sums(values), np.abs(1.0 - scalings)
     heads, tails = np.empty(ranks.size), np.empty(ranks.size)
     # A γ of 1e200 has no square; hypot, which needs none, takes many times as long.
-    squares_fit = True
-    for k in range(scalings.shape[0]):
-        for j in range(ranks.size):
-            lost[k, j] = abs(1.0 - scalings[k, j])
-            squares_fit = squares_fit and lost[k, j] < 1e150
+    squares_fit = np.all(lost < 1e150)
     for b in range(values.shape[0]):
         _fractions(values[b], norms[b], complete, ranks, sums, heads, tails)
         for j in range(ranks.size):

@@ -1,8 +1,7 @@
 """Eigenvalues of Gram matrices too large for a lane each: alone to tridiagonal form, then eight at once by dqds.
 
 Householder tridiagonalisation (Golub and Van Loan, "Matrix Computations", 4th ed., §8.3.1), from the last row upwards
-so that rows are read along memory, in one pass for each reflector: the last one is applied while the next one's product
-is formed.
+along memory, in a pass for each reflector: the last one is applied while the next one's product is formed.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.dqds import N0, STATE, descending_sqrt, dqds
+from lowrank_core._linalg.kernels.dqds import N0, STATE, dqds, write_values
 from lowrank_core._linalg.kernels.simd import (
     TILE_ROWS,
     WIDTH,
     add_combination,
     broadcast,
     fma,
+    inner,
     load,
     load_column,
     load_rows,
+    select,
     store,
     store_rows,
-    sum_pairs,
     transpose,
-    zero_rows,
 )
 
 __all__ = ["tridiagonal_values", "tridiagonals"]
@@ -49,12 +48,9 @@ ROWS = TILE_ROWS // 2
 
 @kernel
 def _update_rows(A: Floats, row: int, size: int, stop: int, v: Floats, w: Floats, x: Floats, p: Floats) -> Any:
-    """Apply the last reflector to ROWS rows up to a column, and multiply that part of them by the next one.
-
-    The product's part for the columns is added to p; that for the rows is returned, as vectors to be summed.
-    """
+    """Apply the last reflector to rows up to a column; add the next one's product to p, and return it for the rows."""
     v_rows, w_rows, x_rows = load_column(v, row, 1, ROWS), load_column(w, row, 1, ROWS), load_column(x, row, 1, ROWS)
-    sums = zero_rows(ROWS)
+    sums = broadcast(0.0, WIDTH, ROWS)
     for k in range(0, stop, WIDTH):
         v_k, w_k, x_k = load(v, k), load(w, k), load(x, k)
         tile = fma(v_rows, w_k, fma(w_rows, v_k, load_rows(A, row * size + k, size, ROWS)))
@@ -66,8 +62,8 @@ def _update_rows(A: Floats, row: int, size: int, stop: int, v: Floats, w: Floats
 
 @kernel
 def _update_block(A: Floats, first: int, size: int, v: Floats, w: Floats, x: Floats, p: Floats, sums: Floats) -> None:
-    """Apply the last reflector to a block on the diagonal; add its part and the rows' sums to the next product."""
-    w_k, v_k, product = load(w, first), load(v, first), load(p, first)
+    """Apply the last reflector to a block on the diagonal; begin the next product with its part and the rows' sums."""
+    w_k, v_k, product = load(w, first), load(v, first), broadcast(0.0)
     for i in range(first, first + WIDTH):
         row = fma(v[i], w_k, fma(w[i], v_k, load(A, i * size + first)))
         store(A, i * size + first, row)
@@ -77,21 +73,12 @@ def _update_block(A: Floats, first: int, size: int, v: Floats, w: Floats, x: Flo
 
 
 @kernel
-def _inner(x: Floats, y: Floats, stop: int) -> Any:
-    """Return the inner product of the first entries, of which those beyond the last wanted one are zero."""
-    total = broadcast(0.0)
-    for k in range(0, stop, WIDTH):
-        total = fma(load(x, k), load(y, k), total)
-    return sum_pairs(total)
-
-
-@kernel
 def _tridiagonalise(
     A: Floats, n: int, size: int, v: Floats, w: Floats, x: Floats, p: Floats, sums: Floats, d: Floats, b: Floats
 ) -> None:
-    """Reduce the lower triangle of A, shape (size, size) flattened and zero beyond n, to d and the squares b beside it.
+    """Reduce the lower triangle of A (size, size), flattened and zero beyond n, to d and the squares b beside it.
 
-    b[i] is between d[i] and d[i + 1]. A pass adds v wᵀ + w vᵀ, so that w has the opposite of the usual sign.
+    A pass adds v wᵀ + w vᵀ: w has the opposite of the usual sign, so that no column has to be negated.
     """
     w[:] = 0.0
     for i in range(n - 1, -1, -1):  # pragma: no branch - row 0 returns
@@ -102,20 +89,19 @@ def _tridiagonalise(
         if i == 0:
             return
         x[i:padded] = 0.0
-        square = _inner(x, x, padded)
+        square = inner(x, x, padded)
         b[i - 1] = square
         norm, alpha = math.sqrt(square), x[i - 1]
         head = alpha - norm if alpha < 0.0 else alpha + norm
         x[i - 1] = head
         scale = 1.0 / (norm * abs(head)) if square > NEGLIGIBLE else 0.0
         blocks = ((i - 1) // WIDTH + 1) * WIDTH
-        p[:blocks] = 0.0
         for first in range(0, blocks, WIDTH):
             for row in range(0, WIDTH, ROWS):
                 part = _update_rows(A, first + row, size, first, v, w, x, p)
                 store_rows(sums, row * WIDTH, WIDTH, part)
             _update_block(A, first, size, v, w, x, p, sums)
-        half = 0.5 * scale * scale * _inner(p, x, blocks)
+        half = 0.5 * scale * scale * inner(p, x, blocks)
         for k in range(0, blocks, WIDTH):
             x_k = load(x, k)
             store(v, k, x_k)
@@ -140,15 +126,10 @@ def _factor(lane: int, n: int, d: Floats, b: Floats, q: Floats, e: Floats) -> fl
 
 
 @kernel
-def _power_of_two(exponent: int) -> float:
-    return math.ldexp(1.0, exponent)
-
-
-@kernel
 def tridiagonals(grams: Floats, diagonals: Floats, squares: Floats, exponents: Integers) -> None:
-    """Reduce Gram matrices (batch, n, n) to tridiagonal form over 4^exponents, so that what is squared stays in range.
+    """Reduce Gram matrices (batch, n, n), over 4^exponents, to diagonals and the squares of what is beside them.
 
-    Fills the diagonals and the squares of what is beside them, each (batch, n); of these the last are 0.
+    Each is (batch, n), and the last of the squares 0. Over a power, so that what is squared stays in range.
     """
     batch, n, _ = grams.shape
     size = ((n - 1) // WIDTH + 1) * WIDTH
@@ -160,7 +141,7 @@ def tridiagonals(grams: Floats, diagonals: Floats, squares: Floats, exponents: I
             largest = max(largest, grams[matrix, i, i])
         half = math.frexp(largest)[1] // 2
         exponents[matrix] = half
-        unit = _power_of_two(-2 * half)
+        unit = math.ldexp(1.0, -2 * half)
         for i in range(n):
             # The lower triangle, with whole blocks on the diagonal.
             for k in range(min(n, (i // WIDTH + 1) * WIDTH)):
@@ -183,17 +164,15 @@ def tridiagonal_values(diagonals: Floats, squares: Floats, values: Floats) -> in
     state, lifts = np.empty(STATE), np.empty(WIDTH)
     unfinished = 0
     for first in range(0, batch, WIDTH):
-        several = min(WIDTH, batch - first)
-        # Lanes beyond hold zeros, or what the last eight matrices left: no other lane's bits depend on them.
-        for lane in range(several):
-            lifts[lane] = _factor(lane, n, diagonals[first + lane], squares[first + lane], q, e)
+        for lane in range(WIDTH):
+            # Lanes beyond the last matrix have it again: dqds is slower where lanes have blocks of different rows.
+            matrix = min(first + lane, batch - 1)
+            lifts[lane] = _factor(lane, n, diagonals[matrix], squares[matrix], q, e)
         dqds(n, q, e, q_old, e_old, sigmas, state, BLUR)
-        for lane in range(several):
-            if state[N0 + lane] >= 0.0 or lifts[lane] < 0.0:
-                values[first + lane] = math.nan
-                unfinished += 1
-                continue
-            for i in range(n):
-                q[i * WIDTH + lane] = max(q[i * WIDTH + lane] - lifts[lane], 0.0)
-            descending_sqrt(lane, q, values[first + lane])
+        lift = load(lifts, 0)
+        store(state, N0, select(lift < 0.0, 0.0, load(state, N0)))
+        for at in range(0, size, WIDTH):
+            square = load(q, at) - lift
+            store(q, at, select(square > 0.0, square, 0.0))
+        unfinished += write_values(first, q, state, values)
     return unfinished

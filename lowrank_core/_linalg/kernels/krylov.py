@@ -1,7 +1,7 @@
 """Products of a float32 matrix, and of its transpose, with a few columns, while its rows are in cache.
 
-In float32, and with the final basis in float64. BLAS packs the matrix anew for every product, which for so few columns
-takes as long as the multiplications; here one read of the matrix serves both products.
+BLAS packs the matrix anew for every product, which for so few columns takes as long as the multiplications; here one
+read of the matrix serves both products.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ ROWS, FLOAT32_TILE_COLUMNS = 8, 2 * TILE_COLUMNS
 # Columns of the matrix taken at a time: 256 KiB of what multiplies them, which stays in a core's own cache.
 STRETCH = 2048
 
-# Columns of a group of rows converted to float64 at a time: 128 KiB, which stay in that cache as what multiplies them
-# does.
+# Columns of a group of rows converted to float64 at a time: 128 KiB, which stay in that cache.
 CONVERTED = 512
 
 # Rows of the matrix taken at a time, of which the second product finds much in that cache.
@@ -74,36 +73,26 @@ def _add_transposed_product(
 
 
 @kernel
-def _multiply_group(
-    X: Singles, at: int, n: int, count: int, b: Singles, Xb: Singles, to: int, XtXb: Singles, which: int
-) -> None:
-    """Multiply rows of X, which begin at entry ``at`` and stay in cache from one product to the other."""
-    for start in range(0, n if which != TRANSPOSED else 0, STRETCH):
-        for i in range(0, count, ROWS):
-            _add_product(X, at + i * n, n, start, min(n, start + STRETCH), b, Xb, to + i * COLUMNS)
-    for start in range(0, n if which != PLAIN else 0, STRETCH):
-        for i in range(0, count, ROWS):
-            _add_transposed_product(X, at + i * n, n, start, min(n, start + STRETCH), Xb, to + i * COLUMNS, XtXb)
-
-
-@kernel
 def multiply(X: Singles, b: Singles, Xb: Singles, XtXb: Singles, which: int) -> None:
     """Add X · b to Xb (PLAIN), or Xᵀ · Xb to XtXb (TRANSPOSED), or one after the other (BOTH).
 
-    X is (m, n), and the others are flattened: b and XtXb (n, COLUMNS), Xb (m, COLUMNS) with its rows filled up to a
-    multiple of ROWS with zeros.
+    X is (m, n); flattened are b and XtXb (n, COLUMNS), and Xb (m, COLUMNS), its rows zero up to a multiple of ROWS.
     """
     m, n = X.shape
-    flat = X.reshape(m * n)
-    whole = m - m % ROWS
-    for first in range(0, whole, GROUP):
-        count = min(GROUP, whole - first)
-        _multiply_group(flat, first * n, n, count, b, Xb, first * COLUMNS, XtXb, which)
-    if whole < m:
-        rest = np.zeros(ROWS * n, np.float32)
-        for i in range((m - whole) * n):
-            rest[i] = flat[whole * n + i]
-        _multiply_group(rest, 0, n, ROWS, b, Xb, whole * COLUMNS, XtXb, which)
+    for first in range(0, m, GROUP):
+        count, rows, begin = min(GROUP, m - first), X.reshape(m * n), first * n
+        if count % ROWS > 0:
+            filled = np.zeros(GROUP * n, np.float32)
+            filled[: count * n] = rows[begin : begin + count * n]
+            rows, begin = filled, 0
+        for start in range(0, n if which != TRANSPOSED else 0, STRETCH):
+            for i in range(0, count, ROWS):
+                stop, to = min(n, start + STRETCH), (first + i) * COLUMNS
+                _add_product(rows, begin + i * n, n, start, stop, b, Xb, to)
+        for start in range(0, n if which != PLAIN else 0, STRETCH):
+            for i in range(0, count, ROWS):
+                stop, to = min(n, start + STRETCH), (first + i) * COLUMNS
+                _add_transposed_product(rows, begin + i * n, n, start, stop, Xb, to, XtXb)
 
 
 @kernel
@@ -144,8 +133,8 @@ def _add_float64_product(converted: Floats, at: int, count: int, b: Floats, star
 def multiply_float64(X: Singles, b: Floats, Xb: Floats) -> float:
     """Add X · b to Xb in float64, and return the sum of the squares of X.
 
-    X is (m, n), and the others are flattened: b (panels, n, FLOAT64_COLUMNS), Xb (panels, m, FLOAT64_COLUMNS) with its
-    rows filled up to a multiple of ROWS, of which the last then mean nothing.
+    X is (m, n); flattened are b (panels, n, FLOAT64_COLUMNS) and Xb (panels, m, FLOAT64_COLUMNS), with rows up to a
+    multiple of ROWS, of which those beyond m mean nothing.
     """
     m, n = X.shape
     flat = X.reshape(m * n)

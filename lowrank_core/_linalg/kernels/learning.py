@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, fma, load, load_column, store_rows, zero_rows
+from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, broadcast, fma, load, load_column, store_rows
 
 __all__ = ["learn"]
 
@@ -27,12 +27,9 @@ ROWS, COLUMNS = 4, 16
 def _tile(
     X: Floats, x: int, across: int, along: int, Y: Floats, y: int, columns: int, inner: int, out: Floats, at: int
 ) -> None:
-    """Fill ROWS rows and COLUMNS columns of a product, whose sums stay in registers while the inner index runs.
-
-    The arrays are flattened; entry (i, k) of the rows of X is at x + i·across + k·along.
-    """
+    """Fill ROWS rows and COLUMNS columns of a product, where entry (i, k) of X's rows is at x + i·across + k·along."""
     for column in range(0, COLUMNS, TILE_COLUMNS):
-        tile = zero_rows(ROWS, TILE_COLUMNS)
+        tile = broadcast(0.0, TILE_COLUMNS, ROWS)
         for k in range(inner):
             row = load(Y, y + k * columns + column, TILE_COLUMNS)
             tile = fma(load_column(X, x + k * along, across, ROWS), row, tile)
@@ -144,21 +141,17 @@ def _gradient(X: Floats, gram: Floats, pull: Floats, gamma: float, weight: float
 
 
 @kernel
-def _descend(X: Floats, gradient: Floats, rate: float) -> None:
-    for i in range(X.shape[0]):
-        for j in range(X.shape[1]):
-            X[i, j] -= rate * gradient[i, j]
-
-
-@kernel
-def _descend_adam(
-    X: Floats, gradient: Floats, means: Floats, squares: Floats, step: int, rate: float, epsilon: float
+def _descend(
+    X: Floats, gradient: Floats, means: Floats, squares: Floats, adam: bool, step: int, rate: float, epsilon: float
 ) -> None:
-    """Take a step of Adam, β 0.9 and 0.999 (Kingma and Ba, arXiv:1412.6980, algorithm 1)."""
+    """Take a step of gradient descent, or of Adam, β 0.9 and 0.999 (Kingma and Ba, arXiv:1412.6980, algorithm 1)."""
     mean_bias, square_bias = 1.0 - 0.9**step, 1.0 - 0.999**step
     for i in range(X.shape[0]):
         for j in range(X.shape[1]):
             g = gradient[i, j]
+            if not adam:
+                X[i, j] -= rate * g
+                continue
             means[i, j] = mean = 0.9 * means[i, j] + 0.1 * g
             squares[i, j] = square = 0.999 * squares[i, j] + 0.001 * (g * g)
             X[i, j] -= rate * (mean / mean_bias) / (math.sqrt(square / square_bias) + epsilon)
@@ -184,8 +177,8 @@ def _learn_once(target: Any, A: Floats, B: Floats, gamma: float, descent: Any, c
     """Run once from the A and B given; fill the relative errors and the gradient norms, inf from where it diverged.
 
     Δ is over 2^e, so that updates of 1e±200 stay in range, and B over 2^c: gradient descent takes B to the size of Δ,
-    so c = e; Adam moves B by about the rate whatever Δ, so c = e only where Δ is the smaller. B's gradient is then over
-    2^e, and A's over 2^(e + c). Adam does not see the scale of a gradient; only its ε does.
+    c = e; Adam by about the rate whatever Δ, c = e only where Δ is the smaller. B's gradient is then over 2^e, and A's
+    over 2^(e + c). Adam does not see the scale of a gradient; only its ε does.
     """
     diagonal, dense, transposed, total, exponent = target
     adam, learning_rate, epsilon = descent
@@ -206,13 +199,10 @@ def _learn_once(target: Any, A: Floats, B: Floats, gamma: float, descent: Any, c
         _pull(diagonal, dense, A, B_pull)
         squared = (weight * weight * _inner(A_gram, B_gram) - 2.0 * weight * _inner(B, B_pull)) / total + 1.0
         if squared < RESIDUAL_BELOW:
-            for i in range(columns):
-                for j in range(rank):
-                    A_rows[j, i] = A[i, j]
+            A_rows[:, :] = A.T
             squared = _residual(diagonal, dense, B, A_rows, weight, block) / total
         if not squared < math.inf:
-            curve[t:] = math.inf
-            norms[t:] = math.inf
+            curve[t:] = norms[t:] = math.inf
             return
         curve[t] = math.sqrt(squared)
         if t == norms.size:
@@ -221,12 +211,8 @@ def _learn_once(target: Any, A: Floats, B: Floats, gamma: float, descent: Any, c
         B_norm = _gradient(B, A_gram, B_pull, gamma, weight, B_gradient)
         A_norm = _gradient(A, B_gram, A_pull, gamma, weight, A_gradient)
         norms[t] = math.hypot(B_unit * B_norm, A_unit * A_norm)
-        if adam:
-            _descend_adam(B, B_gradient, B_means, B_squares, t + 1, B_rate, B_epsilon)
-            _descend_adam(A, A_gradient, A_means, A_squares, t + 1, A_rate, A_epsilon)
-        else:
-            _descend(B, B_gradient, B_rate)
-            _descend(A, A_gradient, A_rate)
+        _descend(B, B_gradient, B_means, B_squares, adam, t + 1, B_rate, B_epsilon)
+        _descend(A, A_gradient, A_means, A_squares, adam, t + 1, A_rate, A_epsilon)
 
 
 @kernel
@@ -235,13 +221,12 @@ def learn(
 ) -> None:
     """Learn Δ by descent on ½‖γBA − Δ‖² from B = 0, for the settings first … last − 1, with all their repeats.
 
-    A setting is (rank, batch item, rule), flattened in that order. ``updates`` are the diagonals (batch, p) in their
-    singular bases, or empty where the updates themselves (batch, m, n) are given; those, and transposed (batch, n, m);
-    and the exponents (batch,) of the powers of two that they are over, so that their squares are in range. ``initial``
-    (repeats, n, largest rank) is the starting A, transposed; scalings are (rules, ranks); ``descent`` is whether by
-    Adam, the rate, and Adam's ε. ``results``, zero on entry, are mean relative errors (batch, rules, ranks, steps + 1),
-    mean norms of both gradients (batch, rules, ranks, steps), and each repeat's last error (batch, rules, ranks,
-    repeats).
+    A setting is (rank, batch item, rule), flattened in that order. ``updates`` are diagonals (batch, p) in their
+    singular bases, or empty; dense (batch, m, n) and transposed (batch, n, m), or empty; and the exponents (batch,) of
+    the powers of two that they are over, so that squares are in range. ``initial`` (repeats, n, largest rank) is the
+    first A, transposed; scalings are (rules, ranks); ``descent`` is whether by Adam, the rate, and Adam's ε. Of shape
+    (batch, rules, ranks, …) and zero on entry, ``results`` are mean relative errors (steps + 1), mean norms of both
+    gradients (steps), and each repeat's last error (repeats).
     """
     (diagonals, dense, transposed, exponents), (curves, gradient_norms, finals) = updates, results
     rules, repeats, steps = scalings.shape[0], initial.shape[0], gradient_norms.shape[3]
@@ -254,13 +239,8 @@ def learn(
             continue  # A zero update is learnt before the first step: error and gradients stay 0.
         target = diagonals[item], dense[item], transposed[item], total, exponents[item]
         for repeat in range(repeats):
-            A, B = np.empty((initial.shape[1], ranks[at])), np.zeros((rows, ranks[at]))
-            for i in range(A.shape[0]):
-                for j in range(A.shape[1]):
-                    A[i, j] = initial[repeat, i, j]
+            A, B = initial[repeat, :, : ranks[at]].copy(), np.zeros((rows, ranks[at]))
             _learn_once(target, A, B, scalings[rule, at], descent, curve, norms)
-            for t in range(steps + 1):
-                curves[item, rule, at, t] += curve[t] / repeats
-            for t in range(steps):
-                gradient_norms[item, rule, at, t] += norms[t] / repeats
+            curves[item, rule, at] += curve / repeats
+            gradient_norms[item, rule, at] += norms / repeats
             finals[item, rule, at, repeat] = curve[steps]

@@ -45,12 +45,10 @@ def _copy_columns(X: NDArray[Any], first: int, size: int, length: int, count: in
     """Convert some columns of a factor (size, length), of which the first begins at ``first``, to rows of a block."""
     whole = count - count % WIDTH
     for i in range(0, size, WIDTH):
-        at, converted = first + i * length, 0
-        if i + WIDTH <= size:
-            converted = whole
-            for k in range(0, whole, WIDTH):
-                tile = to_float64(load_rows(X, at + k, length, WIDTH))
-                store_rows(block, k * stride + i, stride, transpose(tile))
+        at, converted = first + i * length, whole if i + WIDTH <= size else 0
+        for k in range(0, converted, WIDTH):
+            tile = to_float64(load_rows(X, at + k, length, WIDTH))
+            store_rows(block, k * stride + i, stride, transpose(tile))
         for lane in range(min(WIDTH, size - i)):
             for k in range(converted, count):
                 block[k * stride + i + lane] = X[at + lane * length + k]
@@ -100,31 +98,24 @@ def gram_matrices(factors: NDArray[Any], of_rows: bool, grams: Floats) -> None:
 
 
 @kernel
-def _row_bound(gram: Floats) -> float:
-    """Return the largest sum of absolute values of a row."""
+def _scale(gram: Floats, factors: Floats) -> float:
+    """Multiply row and column i by a power of two, or zero; return the largest sum of absolute values of a row."""
     bound = 0.0
     for i in range(gram.shape[0]):
         total = 0.0
         for j in range(gram.shape[1]):
+            gram[i, j] = gram[i, j] * factors[i] * factors[j]
             total += abs(gram[i, j])
         bound = max(bound, total)
     return bound
 
 
 @kernel
-def _scale(gram: Floats, factors: Floats) -> None:
-    """Multiply row and column i by a power of two; a component whose factor is zero drops out."""
-    for i in range(gram.shape[0]):
-        for j in range(gram.shape[1]):
-            gram[i, j] = gram[i, j] * factors[i] * factors[j]
-
-
-@kernel
 def balance(B_grams: Floats, A_grams: Floats, exponents: Integers, bounds: Floats) -> None:
     """Balance the components b_i a_i of products, in their two Gram matrices: ‖b_i‖ = ‖a_i‖ up to a power of two.
 
-    A product is then over 2^exponents, so that its largest component is near 1. Fills ``bounds`` (batch, 2) with the
-    largest row sums, which bound ‖B‖₂² and ‖A‖₂² without a decomposition, closely unless columns are many and alike.
+    Products are then over 2^exponents, their largest components near 1. The largest row sums, ``bounds`` (batch, 2),
+    bound ‖B‖₂² and ‖A‖₂² without a decomposition, closely unless columns are many and alike.
     """
     batch, size, _ = B_grams.shape
     B_sizes, A_sizes = np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -145,7 +136,5 @@ def balance(B_grams: Floats, A_grams: Floats, exponents: Integers, bounds: Float
                 half = rest // 2
                 B_factors[i] = math.ldexp(1.0, int(half - B_sizes[i]))
                 A_factors[i] = math.ldexp(1.0, int(rest - half - A_sizes[i]))
-        _scale(B, B_factors)
-        _scale(A, A_factors)
         exponents[item] = largest
-        bounds[item, 0], bounds[item, 1] = _row_bound(B), _row_bound(A)
+        bounds[item, 0], bounds[item, 1] = _scale(B, B_factors), _scale(A, A_factors)

@@ -2,12 +2,10 @@
 
 Numba finds vector instructions only where its optimiser can prove that arrays do not overlap, which it seldom can;
 these functions leave nothing to prove. A vector has any width: what exceeds a register is split over several. A tile
-has several vectors, its rows; a column has a number for each. The code for every row is generated, so that no loop is
-left. Arrays are one-dimensional and C-contiguous.
+has vectors for rows, and a column a number for each; the code for every row is generated. Arrays are one-dimensional.
 
-Operands broadcast as in NumPy: a number over a vector, a vector over the rows of a tile, a column over its columns.
-Every operation acts on each lane by itself: no lane changes another. In plain Python (``NUMBA_DISABLE_JIT=1``) the same
-functions work on NumPy arrays.
+Operands broadcast as in NumPy: a number over a vector, a vector over the rows of a tile, a column over its columns; and
+no lane changes another. In plain Python (``NUMBA_DISABLE_JIT=1``) the same functions work on NumPy arrays.
 """
 
 # ruff: noqa: ARG001, ARG005, PLW0108 - Numba passes more than some functions use, and reads the names of parameters.
@@ -26,6 +24,8 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import lower_builtin, models, register_model, type_callable
+
+from lowrank_core._linalg.kernels.compiling import Floats, kernel
 
 # Numbers in a vector unless said otherwise: one register of AVX-512, two of AVX2.
 WIDTH = 8
@@ -53,10 +53,7 @@ class Tile(types.Type):
         self.llvm = ir.ArrayType(row, count) if count else row
 
 
-@register_model(Tile)
-class _TileModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Tile) -> None:
-        super().__init__(manager, kind, kind.llvm)
+register_model(Tile)(lambda manager, kind: models.PrimitiveModel(manager, kind, kind.llvm))
 
 
 def _known(element: Any, count: Any, width: Any) -> Tile | None:
@@ -122,11 +119,7 @@ def _call(name: str) -> Function:
 
 
 def _pointers(context: Any, builder: Any, sig: Any, args: Any, kind: Any) -> list[Any]:
-    """Return a pointer into an array for each row of a tile or entry of a column, or the one to a vector or number.
-
-    The arguments begin with the array and a place in it; then come the distance between two rows, or a column of their
-    distances from the place.
-    """
+    """Return a pointer to each row of a tile or entry of a column in an array, or the one to a vector or number."""
     data, places = context.make_array(sig.args[0])(context, builder, args[0]).data, [args[1]]
     llvm: Any = LLVM.get(kind)
     if isinstance(kind, Tile):
@@ -136,6 +129,11 @@ def _pointers(context: Any, builder: Any, sig: Any, args: Any, kind: Any) -> lis
         elif kind.count:
             places = list(accumulate([args[2]] * (kind.count - 1), builder.add, initial=args[1]))
     return [builder.bitcast(builder.gep(data, [place]), llvm.as_pointer()) for place in places]
+
+
+def _build_broadcast(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    kind = sig.return_type
+    return _pack(builder, kind, [_splat(builder, args[0], kind.width)] * (kind.count or 1))
 
 
 def _build_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -184,10 +182,9 @@ def _build_sum(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 def _compiled(result: Function, build: Function) -> Callable[[Function], Function]:
-    """Let compiled code do what ``build`` builds where Python calls the decorated function.
+    """Let compiled code do what ``build`` builds, of type ``result``, where Python calls the decorated function.
 
-    ``result`` returns the type of the result for the types of the arguments, or None where there is none. A function of
-    `numba.extending.overload` would be compiled by itself for all the types that it is called with.
+    A function of `numba.extending.overload` would be compiled by itself for all the types that it is called with.
     """
 
     def register(function: Function) -> Function:
@@ -240,22 +237,10 @@ def store_rows(array: Any, at: int, apart: Any, tile: Any) -> None:
         array[place : place + len(row)] = row
 
 
-@_compiled(
-    lambda number, width=DEFAULT: _known(types.float64, None, width),
-    lambda context, builder, sig, args: _splat(builder, args[0], sig.return_type.width),
-)
-def broadcast(number: float, width: int = WIDTH) -> Any:
-    """Return a float64 vector of equal numbers."""
-    return np.full(width, number)
-
-
-@_compiled(
-    lambda rows, width=DEFAULT: _known(types.float64, rows, width),
-    lambda context, builder, sig, args: ir.Constant(sig.return_type.llvm, None),
-)
-def zero_rows(rows: int, width: int = WIDTH) -> Any:
-    """Return a float64 tile of zeros."""
-    return np.zeros((rows, width))
+@_compiled(lambda number, width=DEFAULT, rows=None: _known(types.float64, rows, width), _build_broadcast)
+def broadcast(number: float, width: int = WIDTH, rows: int | None = None) -> Any:
+    """Return a float64 vector, or a tile of so many rows, of equal numbers."""
+    return np.full((rows, width) if rows else width, number)
 
 
 @_compiled(
@@ -326,13 +311,20 @@ def _operator(symbol: Function, instruction: Function, element: Any, result: Any
         lower_builtin(symbol, *operands)(_rowwise(instruction))
 
 
-_operator(operator.add, ir.IRBuilder.fadd, types.float64, types.float64)
-_operator(operator.sub, ir.IRBuilder.fsub, types.float64, types.float64)
-_operator(operator.mul, ir.IRBuilder.fmul, types.float64, types.float64)
-_operator(operator.truediv, ir.IRBuilder.fdiv, types.float64, types.float64)
-_operator(operator.or_, ir.IRBuilder.or_, types.boolean, types.boolean)
-_operator(operator.and_, ir.IRBuilder.and_, types.boolean, types.boolean)
-_operator(operator.xor, ir.IRBuilder.xor, types.boolean, types.boolean)
+for _name in ("add", "sub", "mul", "div"):
+    _symbol = getattr(operator, _name.replace("div", "truediv"))
+    _operator(_symbol, getattr(ir.IRBuilder, f"f{_name}"), types.float64, types.float64)
+for _name in ("or_", "and_", "xor"):
+    _operator(getattr(operator, _name), getattr(ir.IRBuilder, _name), types.boolean, types.boolean)
 for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "=="}.items():
     _compare = partial(lambda sign, builder, x, y: builder.fcmp_ordered(sign, x, y), _sign)
     _operator(getattr(operator, _name), _compare, types.float64, types.boolean)
+
+
+@kernel
+def inner(x: Floats, y: Floats, size: int) -> Any:
+    """Return the inner product of the first entries of two arrays, a multiple of WIDTH."""
+    total = broadcast(0.0)
+    for k in range(0, size, WIDTH):
+        total = fma(load(x, k), load(y, k), total)
+    return sum_pairs(total)

@@ -1,8 +1,7 @@
 """Singular values of many small matrices, eight at a time, each in a lane of its own.
 
 Householder bidiagonalisation (Golub and Van Loan, "Matrix Computations", 4th ed., §5.4.8), then dqds with shifts on the
-squares of what is left. A lane's operations are the same whatever the other lanes hold, so that a matrix has the same
-bits in any batch.
+squares of what is left. No lane changes another, so that a matrix has the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
-from lowrank_core._linalg.kernels.dqds import N0, STATE, descending_sqrt, dqds
+from lowrank_core._linalg.kernels.dqds import STATE, dqds, write_values
 from lowrank_core._linalg.kernels.simd import (
     WIDTH,
     add_combination,
@@ -27,7 +26,6 @@ from lowrank_core._linalg.kernels.simd import (
     store,
     store_rows,
     transpose,
-    zero_rows,
 )
 
 __all__ = ["small_values"]
@@ -35,8 +33,7 @@ __all__ = ["small_values"]
 # Rows that reflectors are applied to at once, which lanes of eight matrices each leave registers for.
 ROWS = 2
 
-# Squares below this are negligible in a matrix whose entries are at most 1: a reflector from them would not be
-# orthogonal.
+# Squares below this are negligible, where entries are at most 1: a reflector from them would not be orthogonal.
 NEGLIGIBLE = 1e-280
 
 
@@ -57,11 +54,10 @@ def _reflector(alpha: Any, rest: Any) -> Any:
 
 @kernel
 def _bidiagonalise(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: Floats, q: Floats, e: Floats) -> None:
-    """Bidiagonalise A, shape (rows ≥ columns, columns, lanes) flattened; fill the squares of both diagonals.
+    """Bidiagonalise A (rows ≥ columns, columns, lanes), flattened, after which a row of zeros is; fill both squares.
 
     One pass over what is left of A for each column: a row has both reflectors applied and, as the next column's
-    reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns. A row of
-    zeros follows the last.
+    reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns.
     """
     width, weights = columns * WIDTH, np.ones(ROWS + 1)
     weights[0] = 0.0
@@ -101,7 +97,7 @@ def _reflect_rows(
     A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Any, weights: Any
 ) -> None:
     """Apply both reflectors to some rows, and add their part to the next column's products, times a weight each."""
-    v, z = 0.0 - load_rows(A, row + here, width, ROWS), zero_rows(ROWS)
+    v, z = 0.0 - load_rows(A, row + here, width, ROWS), broadcast(0.0, WIDTH, ROWS)
     for k in range(after, width, WIDTH):
         z = fma(fma(v, load(w, k), load_rows(A, row + k, width, ROWS)), load(u, k), z)
     z = 0.0 - scale * z
@@ -113,11 +109,6 @@ def _reflect_rows(
 
 
 @kernel
-def _power_of_two(exponent: int) -> float:
-    return math.ldexp(1.0, exponent)
-
-
-@kernel
 def _exponent(entries: Floats, first: int, count: int) -> int:
     """Return the e for which the largest of some entries over 2^e lies in [½, 1)."""
     whole = count - count % WIDTH
@@ -126,9 +117,8 @@ def _exponent(entries: Floats, first: int, count: int) -> int:
         x = load(entries, at)
         x = select(x < 0.0, 0.0 - x, x)
         lanes = select(lanes < x, x, lanes)
-    each = np.empty(WIDTH)
+    each, largest = np.empty(WIDTH), 0.0
     store(each, 0, lanes)
-    largest = 0.0
     for lane in range(WIDTH):
         largest = max(largest, each[lane])
     for at in range(first + whole, first + count):
@@ -143,10 +133,10 @@ def _interleave(
     """Copy eight matrices, or their transposes where those are taller, to the lanes of A, each over 2^exponent."""
     count = m * n
     for lane in range(WIDTH):
-        exponents[lane] = exponent = _exponent(flat, starts[lane], count)
+        exponents[starts[lane] // count] = exponent = _exponent(flat, starts[lane], count)
         # In two factors, because 1/2^e alone need not be a float64.
         half = -(exponent // 2)
-        scale[lane], scale[WIDTH + lane] = _power_of_two(half), _power_of_two(-exponent - half)
+        scale[lane], scale[WIDTH + lane] = math.ldexp(1.0, half), math.ldexp(1.0, -exponent - half)
     one, other, matrices = load(scale, 0), load(scale, WIDTH), load_column(starts, 0, 1, WIDTH)
     whole = count - count % WIDTH
     for t in range(0, whole, WIDTH):
@@ -173,25 +163,18 @@ def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
     rows, columns = max(m, n), min(m, n)
     size = columns * WIDTH
     A, w, u = np.zeros((rows + 1) * size), np.empty(size), np.empty(size)
-    p, sigmas = np.empty(size), np.empty(size)
     # Steps look at a row of q beyond the last; the last row of e stays zero.
-    q, e = np.zeros(size + WIDTH), np.zeros(size)
-    q_old, e_old = np.empty(size), np.empty(size)
+    p, q, e = np.empty(size), np.zeros(size + WIDTH), np.zeros(size)
+    q_old, e_old, sigmas = np.empty(size), np.empty(size), np.empty(size)
     state, scale, flat = np.empty(STATE), np.empty(2 * WIDTH), matrices.reshape(matrices.size)
-    starts, places, each = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
+    starts, places = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
     unfinished = 0
     for first in range(0, batch, WIDTH):
         for lane in range(WIDTH):
-            # Lanes beyond the last matrix hold it again: dqds is slower where lanes have blocks of different rows.
+            # Lanes beyond the last matrix have it again: dqds is slower where lanes have blocks of different rows.
             starts[lane] = min(first + lane, batch - 1) * m * n
-        _interleave(flat, starts, m, n, A, scale, places, each)
+        _interleave(flat, starts, m, n, A, scale, places, exponents)
         _bidiagonalise(A, rows, columns, w, u, p, q, e)
         dqds(columns, q, e, q_old, e_old, sigmas, state, 0.0)
-        for lane in range(min(WIDTH, batch - first)):
-            exponents[first + lane] = each[lane]
-            if state[N0 + lane] >= 0.0:
-                values[first + lane] = math.nan
-                unfinished += 1
-            else:
-                descending_sqrt(lane, q, values[first + lane])
+        unfinished += write_values(first, q, state, values)
     return unfinished

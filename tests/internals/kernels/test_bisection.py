@@ -23,7 +23,6 @@ def kernel(request, monkeypatch):
     if request.param == "python":
         monkeypatch.setattr(bisection, "bisect", plain(bisection.bisect))
         monkeypatch.setattr(bisection, "_counts_below", plain(bisection._counts_below))
-        monkeypatch.setattr(bisection, "_rescaling", plain(bisection._rescaling))
 
 
 def second_difference(n):

@@ -68,16 +68,16 @@ def test_pulls_towards_diagonal_and_dense_targets(kernel):
     assert one == 6.0
 
 
-@both(learning._descend_adam)
+@both(learning._descend)
 def test_adams_first_steps(kernel):
     X, means, squares = np.zeros((1, 3)), np.zeros((1, 3)), np.zeros((1, 3))
     gradient = np.array([[2.0, -1e-8, 0.0]])
-    kernel(X, gradient, means, squares, 1, 0.1, 1e-8)
+    kernel(X, gradient, means, squares, True, 1, 0.1, 1e-8)
     # Corrected for their bias, both moments are the gradient's own: a step of the rate, but for ε.
     assert X[0] == pytest.approx([-0.1, 0.05, 0.0], rel=1e-7)
     assert means[0] == pytest.approx([0.2, -1e-9, 0.0], rel=1e-12)
     assert squares[0] == pytest.approx([0.004, 1e-19, 0.0], rel=1e-12)
-    kernel(X, gradient, means, squares, 2, 0.1, 1e-8)
+    kernel(X, gradient, means, squares, True, 2, 0.1, 1e-8)
     assert X[0] == pytest.approx([-0.2, 0.1, 0.0], rel=1e-6)
 
 
