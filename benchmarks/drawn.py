@@ -1,5 +1,7 @@
 """The largest errors of singular values over all kinds of updates that the strategies draw, against mpmath.
 
+And, of matrices too large for mpmath, the energy that Krylov iteration misses where values have many copies.
+
 python -m benchmarks.drawn [EXAMPLES]
 """
 
@@ -12,8 +14,10 @@ from typing import Any, NamedTuple
 import mpmath
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.repeated import missed_over_tolerance, rotated, stepped_values
 from lowrank_core import LowRankUpdate, spectrum, truncate
 from lowrank_core._linalg.gram import kernel_gram_values, lapack_gram_values
 from lowrank_core._linalg.lapack import lapack_svd_values
@@ -28,6 +32,8 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 MAX_SIDE = 8
 # Subnormal answers are rounded to float64's own spacing, of which a few roundings are allowed.
 SPACING = 4 * 2.0**-1074
+# The sides of matrices with many copies of values: more than a block of vectors, and where "auto" takes krylov.
+SIDES_OF_COPIES = {"krylov": 300, "auto": 1024}
 
 
 class Route(NamedTuple):
@@ -59,9 +65,26 @@ def shortfall(dtype: str, examples: int) -> float:
     return max(_largest(_krylov_shortfall, False, dtype, kind, examples) for kind in KINDS)
 
 
+def shortfall_of_copies(method: str, dtype: str, examples: int) -> float:
+    """Return the leading energy that a method misses, over its tolerance, where values have many copies."""
+    side = SIDES_OF_COPIES[method]
+
+    def missed(problem: tuple[Floats, int, int]) -> float:
+        values, rank, key = problem
+        matrix = rotated(values, key, dtype)
+        return missed_over_tolerance(matrix, rank, spectrum(matrix, rank=rank, method=method, rng=key).values)
+
+    problems = st.tuples(stepped_values(side), st.integers(1, side // 16), st.integers(0, 2**32))
+    return _largest_of(missed, problems, examples)
+
+
 def _largest(measured: Callable[[Any], float], product: bool, dtype: str, kind: str, examples: int) -> float:
-    figures = [0.0]
     strategy = low_rank_updates if product else updates
+    return _largest_of(measured, strategy(max_side=MAX_SIDE, dtypes=[dtype], kinds=[kind]), examples)
+
+
+def _largest_of(measured: Callable[[Any], float], strategy: st.SearchStrategy[Any], examples: int) -> float:
+    figures = [0.0]
 
     # The same examples every time, so that only a change of the code changes the figure.
     @seed(0)
@@ -72,9 +95,9 @@ def _largest(measured: Callable[[Any], float], product: bool, dtype: str, kind: 
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(strategy(max_side=MAX_SIDE, dtypes=[dtype], kinds=[kind]))
-    def measure(update: Any) -> None:
-        figures.append(measured(update))
+    @given(strategy)
+    def measure(drawn: Any) -> None:
+        figures.append(measured(drawn))
 
     measure()
     return max(figures)
@@ -170,3 +193,7 @@ if __name__ == "__main__":
             print(f"{name}, {stored}: {worst(name, stored, count):.2g} {route.unit}")
     for stored in DTYPES:
         print(f"krylov, {stored}: {shortfall(stored, count):.2g} of its tolerance")
+    for method, side in SIDES_OF_COPIES.items():
+        for stored in DTYPES:
+            missed = shortfall_of_copies(method, stored, count)
+            print(f"{method}, {side} values with copies, {stored}: {missed:.2g} of its tolerance")

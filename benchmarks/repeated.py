@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - makes "bfloat16" a dtype's name
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from lowrank_core import rank_for_variance, reconstruction_error, spectrum, truncate
+from lowrank_core import rank_for_variance, reconstruction_error, spectrum, truncate, update_with_spectrum
 from lowrank_core.testing import (
     assert_eckart_young,
     assert_same_update,
@@ -95,6 +95,36 @@ def test_every_method_puts_the_values_into_one_factor_and_directions_into_the_ot
     # Where a value is lost to rounding, so is its direction; others are as long as LAPACK's own vectors.
     lengths, orthonormal = np.linalg.norm(best.A, axis=1), 30 * max(update.shape) * bounds.EPS64
     assert np.all((np.abs(lengths - 1) <= orthonormal) | ((lengths == 0) & (values <= slack)))
+
+
+@given(st.data(), updates(dtypes=["float32", "float16", "bfloat16"]))
+def test_the_gram_route_loses_orthogonality_as_the_square_of_a_falling_value_and_no_more(data, update):
+    update = unit(update)
+    best = truncate(update, data.draw(ranks_for(update)), method="gram")
+    largest = spectrum(update, method="direct", rank=1).values[:1].sum() if update.size else 0.0
+    sizes, lengths = np.linalg.norm(best.B, axis=0), np.linalg.norm(best.A, axis=1)
+    # Of unit directions: |aᵢᵀaⱼ| ≤ 10·max(m, n)·eps64·σ₁²/(σᵢσⱼ), and the same for B's columns over their lengths.
+    slack = 10 * max(update.shape) * bounds.EPS64 * largest**2
+    assert np.all(np.abs(off_diagonal(best.A @ best.A.T)) * np.outer(sizes, sizes) <= slack)
+    assert np.all(np.abs(off_diagonal(best.B.T @ best.B)) * np.outer(lengths, lengths) <= slack)
+
+
+def off_diagonal(matrix):
+    return matrix - np.diag(np.diag(matrix))
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (300, 200)])
+def test_rows_of_a_are_orthogonal_by_gram_unless_the_update_is_wide_and_its_values_steep(shape):
+    values = np.geomspace(1, 1e-7, 200)
+    update = update_with_spectrum(values, shape, rng=0).astype(np.float32)
+    best = truncate(update, 150, method="gram")
+    lost = np.abs(best.A @ best.A.T - np.eye(150))
+    bound = 10 * 300 * bounds.EPS64 / np.outer(values[:150], values[:150])
+    assert np.all(lost <= (bound if shape[0] < shape[1] else 10 * 300 * bounds.EPS64))
+    # The longer side's directions do lose digits: no smaller bound would hold for both shapes.
+    assert (lost.max() > 1e-9) == (shape[0] < shape[1])
+    direct = truncate(update, 150, method="direct")
+    assert np.all(np.abs(direct.A @ direct.A.T - np.eye(150)) <= 10 * 300 * bounds.EPS64)
 
 
 @given(updates())
