@@ -11,7 +11,6 @@ from lowrank_core.models import Budget, census, extract, formats, inspect, merge
 from lowrank_core.models.formats.adapter import (
     Adapter,
     AdapterLayer,
-    OtherTensor,
     Placement,
     both_factors,
     build_of,
@@ -20,26 +19,26 @@ from lowrank_core.models.formats.adapter import (
 from lowrank_core.models.formats.format import Format, StoredScale
 from tests.models.models_on_disk import assert_figures, checkpoint_pair, written_updates
 
-DOWN, UP = ".lora.down.weight", ".lora.up.weight"
+RIGHT, LEFT = ".right", ".left"
 
 
 def recognises(file):
-    return any(key.endswith((DOWN, UP)) for key in file.tensors)
+    return any(key.endswith((RIGHT, LEFT)) for key in file.tensors)
 
 
 def read(file):
-    modules, rest = by_module(file.tensors, (DOWN, UP))
+    modules, rest = by_module(file.tensors, (RIGHT, LEFT))
     return Adapter(
         path=file.path,
-        format="old-diffusers",
+        format="example",
         layers=tuple(layer(*item) for item in sorted(modules.items())),
-        others=tuple(OtherTensor(tensor, key, "unknown to LoRA") for key, tensor in rest.items()),
+        unread=rest,
         metadata=file.metadata,
     )
 
 
 def layer(module, tensors):
-    A, B = both_factors(module, tensors, (DOWN, UP))
+    A, B = both_factors(module, tensors, (RIGHT, LEFT))
     build, fixed = build_of(module, A, B)
     rank = A.shape[0]
     return AdapterLayer(
@@ -56,17 +55,17 @@ def layer(module, tensors):
 
 
 def place(name, dims, prefix=None, embedding=False):
-    return Placement("old-diffusers", name, name, (f"{name}{DOWN}", f"{name}{UP}"), dims)
+    return Placement("example", name, name, (f"{name}{RIGHT}", f"{name}{LEFT}"), dims)
 
 
 def scale(alpha, rule, rank, dtype):
     return StoredScale(rank, float(rank), 1.0)
 
 
-OLD_DIFFUSERS = Format(
-    name="old-diffusers",
-    title="diffusers' older naming",
-    factors="diffusers' lora.down and lora.up",
+EXAMPLE = Format(
+    name="example",
+    title="the example's format",
+    factors="the example's left and right",
     recognises=recognises,
     read=read,
     place=place,
@@ -78,7 +77,7 @@ SHAPES = {"unet.to_q": ((20, 4), (4, 12)), "unet.conv": ((9, 3, 1, 1), (3, 4, 3,
 
 @pytest.fixture(autouse=True)
 def with_the_format(monkeypatch):
-    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, OLD_DIFFUSERS))
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, EXAMPLE))
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ def factors(rng):
 
 @pytest.fixture
 def adapter(tmp_path, factors):
-    tensors = {f"{name}{part}": factors[name][i] for name in factors for i, part in enumerate((UP, DOWN))}
+    tensors = {f"{name}{part}": factors[name][i] for name in factors for i, part in enumerate((LEFT, RIGHT))}
     save_file(tensors, tmp_path / "old.safetensors", metadata={"made": "by hand"})
     return tmp_path / "old.safetensors"
 
@@ -107,14 +106,14 @@ def product(up, down):
 
 def stored_updates(path):
     tensors = load_file(path)
-    modules = {key.removesuffix(UP) for key in tensors if key.endswith(UP)}
-    assert tensors.keys() == {f"{module}{part}" for module in modules for part in (UP, DOWN)}
-    return {module: product(tensors[f"{module}{UP}"], tensors[f"{module}{DOWN}"]) for module in modules}
+    modules = {key.removesuffix(LEFT) for key in tensors if key.endswith(LEFT)}
+    assert tensors.keys() == {f"{module}{part}" for module in modules for part in (LEFT, RIGHT)}
+    return {module: product(tensors[f"{module}{LEFT}"], tensors[f"{module}{RIGHT}"]) for module in modules}
 
 
 def test_inspect_reads_it(adapter, updates):
     report = inspect(adapter)
-    assert (report.format, report.failures, report.not_low_rank) == ("old-diffusers", {}, {})
+    assert (report.format, report.failures, report.not_low_rank) == ("example", {}, {})
     for of_layer in report.layers:
         assert of_layer.norm == pytest.approx(np.linalg.norm(updates[of_layer.name]), rel=1e-6)
         assert of_layer.scaling_source == "no alpha in this format: scale 1"
@@ -123,7 +122,7 @@ def test_inspect_reads_it(adapter, updates):
 @pytest.mark.parametrize("options", [{"rank": 2}, {}, {"uniform": True}, {"rank": 2, "dtype": "bfloat16"}])
 def test_resize_writes_it(adapter, updates, tmp_path, options):
     report = resize(adapter, tmp_path / "new.safetensors", **options)
-    assert (report.format, report.failures, report.skipped, report.reader_rule) == ("old-diffusers", {}, {}, "standard")
+    assert (report.format, report.failures, report.skipped, report.reader_rule) == ("example", {}, {}, "standard")
     written = stored_updates(tmp_path / "new.safetensors")
     assert written.keys() == updates.keys()
     for of_layer in report.layers:
@@ -154,7 +153,7 @@ def test_merge_adds_it_to_others(adapter, updates, tmp_path):
     # kohya's names are found among the base model's own, which it has.
     resize(tmp_path / "peft", tmp_path / "kohya.safetensors")
     report = merge([adapter, tmp_path / "kohya.safetensors"], tmp_path / "both.safetensors")
-    assert report.format == "old-diffusers"
+    assert report.format == "example"
     assert {of_layer.name for of_layer in report.layers} == set(updates)
 
 
@@ -162,34 +161,31 @@ def test_plan_and_census_read_it(adapter, tmp_path):
     planned = plan(adapter, budget=Budget(parameters=100))
     assert {of_layer.name for of_layer in planned.layers} == set(SHAPES)
     (row,) = census(tmp_path, ranks=[1])
-    assert (row.format, row.layers, row.failure) == ("old-diffusers", 2, None)
+    assert (row.format, row.layers, row.failure) == ("example", 2, None)
 
 
 def test_the_command_line_knows_it(adapter, tmp_path, capsys):
     assert main(["inspect", str(adapter)]) == 0
-    assert "(old-diffusers adapter)" in " ".join(capsys.readouterr().out.split())
+    assert "(example adapter)" in " ".join(capsys.readouterr().out.split())
     assert main(["resize", str(adapter), str(tmp_path / "new.safetensors"), "--rank", "1"]) == 0
-    assert "(old-diffusers)" in " ".join(capsys.readouterr().out.split())
+    assert "(example)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_message_about_an_unknown_file_names_every_format(write_file):
-    with pytest.raises(
-        ValueError, match=r"kohya's lora_down and lora_up.*PEFT's lora_A.*diffusers' lora.down and lora.up"
-    ):
+    with pytest.raises(ValueError, match=r"kohya's lora_down and lora_up.*PEFT's lora_A.*the example's left and right"):
         open_adapter(write_file({"a.weight": np.ones((2, 2))}))
 
 
-def test_a_format_that_is_only_read_is_refused_as_an_output(adapter, updates, tmp_path, monkeypatch):
-    read_only = replace(OLD_DIFFUSERS, place=formats.Format.place)
-    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS[:-1], read_only))
-    for operation in (resize, lambda source, out: merge([source], out)):
-        with pytest.raises(
-            ValueError, match=r"diffusers' older naming is read but not written.*PEFT's format \(a folder\)"
-        ):
-            operation(adapter, tmp_path / "new.safetensors")
-    assert inspect(adapter).failures == {}
+def test_a_format_that_takes_no_others_layers_is_written_for_its_own(adapter, updates, tmp_path, monkeypatch):
     resize(adapter, tmp_path / "peft")
-    assert written_updates(tmp_path / "peft").keys() == updates.keys()
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS[:-1], replace(EXAMPLE, place=None)))
+    resize(adapter, tmp_path / "new.safetensors")
+    assert stored_updates(tmp_path / "new.safetensors").keys() == updates.keys()
+    (reason, *_) = merge(
+        [adapter, tmp_path / "peft"], tmp_path / "sum.safetensors", include=["*"]
+    ).failures.values() or [""]
+    assert reason == ""
+    assert resize(tmp_path / "peft", tmp_path / "other.safetensors").format == "kohya"
 
 
 def test_what_is_extracted_is_of_the_first_format_that_is_written(tmp_path, rng):

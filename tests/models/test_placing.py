@@ -43,7 +43,7 @@ def kohya(write_file):
 def test_a_linear_layer(update):
     placement = PEFT.place("a.q", (6, 24), None, False)
     assert placement.keys == ("base_model.model.a.q.lora_A.weight", "base_model.model.a.q.lora_B.weight")
-    A, B = PEFT.arrange(update, placement.dims, 1.0)
+    A, B = PEFT.arrange(update, placement, 1.0)
     assert np.allclose(B @ A, update.to_dense())
 
 
@@ -53,7 +53,7 @@ def test_a_convolution_and_an_alpha_of_its_dtype(update):
     assert placement.keys == tuple(
         f"lora_unet_conv_in.{part}" for part in ("lora_down.weight", "lora_up.weight", "alpha")
     )
-    down, up, alpha = KOHYA.arrange(half, placement.dims, 257.0)
+    down, up, alpha = KOHYA.arrange(half, placement, 257.0)
     assert (down.shape, up.shape, float(alpha), alpha.dtype) == ((2, 4, 3, 2), (6, 2, 1, 1), 256.0, down.dtype)
     kernel = np.einsum("orxy,rikl->oikl", up.astype(float), down.astype(float))
     assert np.allclose(kernel.reshape(6, 24), half.to_dense(), rtol=1e-13, atol=1e-14)
@@ -62,7 +62,7 @@ def test_a_convolution_and_an_alpha_of_its_dtype(update):
 def test_an_embedding_whose_weight_is_the_transpose_of_its_map(update):
     placement = PEFT.place("x", (24, 6), None, True)
     assert placement.keys[0].endswith("lora_embedding_A")
-    A, B = PEFT.arrange(transposed(update), placement.dims, 1.0)
+    A, B = PEFT.arrange(transposed(update), placement, 1.0)
     assert (A.shape, B.shape) == ((2, 6), (24, 2))
     assert np.allclose((B @ A).T, update.to_dense())
 
@@ -74,7 +74,7 @@ def test_each_layer_of_an_adapter_keeps_its_place(write_peft):
     embedding = {"e.lora_embedding_A": np.ones((2, 9), "f4"), "e.lora_embedding_B": np.ones((8, 2), "f4")}
     bare = {"old.lora_A": np.ones((2, 8), "f4"), "old.lora_B": np.ones((8, 2), "f4")}
     adapter = open_adapter(write_peft(tensors | embedding | bare))
-    placements = place_layers(adapter.layers, PEFT, prefix=None, base=None).placements
+    placements = place_layers(adapter.layers, PEFT, same={"peft"}, prefix=None, base=None).placements
     assert {key for placement in placements.values() for key in placement.keys} == {
         f"base_model.model.{name}" for name in (*tensors, *embedding, *bare)
     }
@@ -89,20 +89,20 @@ def test_each_layer_of_an_adapter_keeps_its_place(write_peft):
 
 def test_the_places_of_another_format(peft, kohya, tmp_path):
     _, adapter = peft
-    placed = place_layers(adapter.layers, KOHYA, prefix="lora_te", base=None)
+    placed = place_layers(adapter.layers, KOHYA, same={"kohya"}, prefix="lora_te", base=None)
     assert placed.placements["q"].keys[0] == "lora_te_q.lora_down.weight"
     norm = np.linalg.norm(adapter.layers[0].update().to_dense())
     assert placed.skipped == {"e": f"an embedding, which kohya's format does not have: norm {norm:.4g}"}
     assert placed.failures == {}
     save_file({"q.weight": np.ones((4, 5)), "q.bias": np.ones(4)}, tmp_path / "base.safetensors")
     # A prefix is for names that are not the base model's own: PEFT's are.
-    placed = place_layers(kohya.layers, PEFT, prefix="lora_te", base=tmp_path / "base.safetensors")
+    placed = place_layers(kohya.layers, PEFT, same={"peft"}, prefix="lora_te", base=tmp_path / "base.safetensors")
     assert placed.placements["lora_unet_q"].keys == tuple(f"base_model.model.{key}" for key in LINEAR)
 
 
 def test_the_norm_of_a_skipped_layer_that_is_damaged(write_peft):
     tensors = {"e.lora_embedding_A": np.full((2, 7), np.nan, "f4"), "e.lora_embedding_B": np.ones((3, 2), "f4")}
-    placed = place_layers(open_adapter(write_peft(tensors)).layers, KOHYA, prefix=None, base=None)
+    placed = place_layers(open_adapter(write_peft(tensors)).layers, KOHYA, same={"kohya"}, prefix=None, base=None)
     assert "norm unknown, 'base_model.model.e.lora_embedding_A' contains NaN" in placed.skipped["e"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowrank_core.models.formats import Placement, open_adapter
-from lowrank_core.models.formats.format import Headers, StoredScale
+from lowrank_core.models.formats.format import Headers, Kept, StoredScale
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.peft import PEFT
 from lowrank_core.models.formats.peft_config import lora_config
@@ -56,9 +56,9 @@ def test_layers_with_one_entry_in_a_configuration(rule):
 def test_kohyas_metadata():
     one, other = (KOHYA.place(name, (9, 8), None, False) for name in ("one", "other"))
     stored = {one: StoredScale(4, 8.0, 2.0), other: StoredScale(4, 8.0, 2.0)}
-    assert KOHYA.headers(stored, "standard", {}, ()).metadata["ss_network_dim"] == "4"
+    assert KOHYA.headers(stored, "standard", Kept()).metadata["ss_network_dim"] == "4"
     stored[other] = StoredScale(2, 8.0, 4.0)
-    assert KOHYA.headers(stored, "standard", {}, ()).metadata == {
+    assert KOHYA.headers(stored, "standard", Kept()).metadata == {
         "ss_network_module": "networks.lora",
         "ss_network_dim": "Dynamic",
         "ss_network_alpha": "8",
@@ -72,7 +72,7 @@ def test_a_writer_warns_of_what_a_reader_warns_of(write_peft):
     config = lora_config({"a": 2, "b": 3}, {"a": 4.0, "b": 7.0}, use_rslora=True)
     read = open_adapter(write_peft(tensors, **config))
     stored = {layer.placement: StoredScale(layer.rank, layer.alpha, layer.scaling) for layer in read.layers}
-    headers = PEFT.headers(stored, "rslora", {}, ())
+    headers = PEFT.headers(stored, "rslora", Kept())
     assert headers.config == config
     assert headers.warnings == read.warnings
     assert len(read.warnings) == 3
