@@ -74,6 +74,19 @@ class Factors:
         return _error(cases.factors, 1024, rank)
 
 
+class Kronecker:
+    """Singular values of a Kronecker product of two matrices with exactly known ones."""
+
+    version = "1"
+    unit = "eps·σ₁"
+    param_names: ClassVar = ["n", "dtype"]
+    # Sides of 128 are beyond the kernel for small matrices: those in float32 go by their Gram matrices.
+    params: ClassVar = [[16, 64, 128], ["float64", "float32"]]
+
+    def track_error(self, n: int, dtype: str) -> float:
+        return _error(cases.kronecker, n, dtype)
+
+
 class Sweep:
     """Errors of whole-number spectra, whose energies have no rounding."""
 

@@ -115,7 +115,8 @@ def test_values_are_frozen():
     update = lowrank_core.LowRankUpdate(np.ones((2, 1)), np.ones((1, 2)))
     sweep = lowrank_core.error_sweep(spectrum, [1])
     learning = lowrank_core.learning_sweep(spectrum, [1], steps=1)
-    for value, field in ((spectrum, "norm"), (update, "B"), (sweep, "errors"), (learning, "errors")):
+    product = lowrank_core.KroneckerUpdate(np.eye(2), np.eye(2))
+    for value, field in ((spectrum, "norm"), (update, "B"), (product, "left"), (sweep, "errors"), (learning, "errors")):
         with pytest.raises(AttributeError):
             setattr(value, field, None)
 
@@ -126,7 +127,8 @@ def test_values_equal_only_themselves():
     update = lowrank_core.LowRankUpdate(np.ones((2, 1)), np.ones((1, 2)))
     sweep = lowrank_core.error_sweep(spectrum, [1])
     learning = lowrank_core.learning_sweep(spectrum, [1], steps=1)
-    for value in (spectrum, update, sweep, learning):
+    product = lowrank_core.KroneckerUpdate(np.eye(2), np.eye(2))
+    for value in (spectrum, update, product, sweep, learning):
         assert value == value  # noqa: PLR0124 - its own __eq__ is what is tried
         assert value != dataclasses.replace(value)
         assert value in {value: 1}
