@@ -161,6 +161,28 @@ def test_code_is_never_run_and_the_class_that_was_asked_for_is_named(save, tmp_p
     assert not (tmp_path / MARK).exists()
 
 
+@pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
+def test_a_few_bytes_that_ask_for_gigabytes_are_refused_at_once(tmp_path, module):
+    # bytearray(2^40), which torch's restricted reader builds.
+    content = b"\x80\x02c" + module + b"\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85R."
+    plain, archived = tmp_path / "plain.bin", tmp_path / "zip.bin"
+    plain.write_bytes(content)
+    with zipfile.ZipFile(archived, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    for path in (plain, archived):
+        with pytest.raises(ValueError, match="asks for bytearray"):
+            open_file(path)
+
+
+def test_an_archive_with_two_pickles_is_refused(tmp_path):
+    path = tmp_path / "zip.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        for folder in "ab":
+            archive.writestr(f"{folder}/data.pkl", b"\x80\x02}.")
+    with pytest.raises(ValueError, match=r"data\.pkl twice"):
+        open_file(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_protocol_that_cannot_be_read_safely_is_named(tmp_path, zipped):
     content = {"a": torch.ones(1)}

@@ -1,5 +1,8 @@
 """GGUF files as the gguf package writes and reads them."""
 
+import sys
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -110,3 +113,101 @@ def test_big_endian_and_other_versions_are_named(tmp_path):
     path.write_bytes(b"GGUF" + (1).to_bytes(4, "little") + bytes(100))
     with pytest.raises(ValueError, match="version 1, not 2 or 3"):
         open_file(path)
+
+
+def number(value, size=8):
+    return (value % 2 ** (8 * size)).to_bytes(size, "little")
+
+
+def text(value):
+    return number(len(value)) + value.encode()
+
+
+def header(*parts, tensors=0, fields=1):
+    return b"GGUF" + number(3, 4) + number(tensors) + number(fields) + b"".join(parts)
+
+
+def described(name="x", shape=(32,), kind=0, offset=0):
+    sides = b"".join(number(side) for side in shape)
+    return text(name) + number(len(shape), 4) + sides + number(kind, 4) + number(offset)
+
+
+HOSTILE = {
+    "cut short": (b"GGUF", "beyond its end"),
+    "2^63 fields": (header(fields=2**63), "beyond its end"),
+    "2^63 tensors": (header(tensors=2**63, fields=0), "beyond its end"),
+    "a name of 2^63 bytes": (header(number(2**63), bytes(99)), "beyond its end"),
+    "an array of 2^62 numbers": (header(text("a"), number(9, 4), number(0, 4), number(2**62), bytes(99)), "beyond"),
+    "an array of 2^62 strings": (header(text("a"), number(9, 4), number(8, 4), number(2**62), bytes(99)), "beyond"),
+    "an array of arrays": (header(text("a"), number(9, 4), number(9, 4), number(1), bytes(99)), "unknown type 9"),
+    "a value of no type": (header(text("a"), number(99, 4), bytes(99)), "unknown type 99"),
+    "a field named twice": (header(*2 * [text("a") + number(0, 4) + b"0"], fields=2, tensors=0), "names 'a' twice"),
+    "no alignment": (header(text("general.alignment"), number(4, 4), number(0, 4)), "alignment is '0'"),
+    "a name that is not UTF-8": (header(number(1), b"\xff", number(0, 4), bytes(9)), "utf-8"),
+    "2^31 axes": (header(text("x"), number(2**31, 4), bytes(99), tensors=1, fields=0), "axes"),
+    "a shape that wraps": (header(described(shape=(2**33, 2**31)), bytes(99), tensors=1, fields=0), "address"),
+    "an empty, vast shape": (header(described(shape=(0, 2**63)), bytes(99), tensors=1, fields=0), "address"),
+    "a shape beyond the file": (header(described(shape=(2**40,)), bytes(99), tensors=1, fields=0), "beyond its end"),
+    "an offset beyond the file": (header(described(offset=2**64 - 32), bytes(99), tensors=1, fields=0), "beyond"),
+    "half a block": (header(described(shape=(33,), kind=8), bytes(999), tensors=1, fields=0), "whole blocks of Q8_0"),
+    "a tensor of no type": (header(described(kind=999), bytes(999), tensors=1, fields=0), "999"),
+    "a tensor named twice": (header(2 * described(), bytes(999), tensors=2, fields=0), "twice"),
+}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE])
+def test_a_hostile_header_is_refused_at_once_and_in_little_memory(tmp_path, name):
+    content, message = HOSTILE[name]
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message) as refused:
+            open_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert "is not a valid GGUF file" in str(refused.value)
+
+
+def test_a_mutated_file_is_read_or_refused(tmp_path, rng):
+    values = rng.standard_normal((4, 32)).astype(np.float32)
+    fields = [("adapter.lora.alpha", "float32", 16.0), ("words", "array", ["one", "two"]), ("n", "array", [1, 2])]
+    path = write_gguf(tmp_path / "x.gguf", {"a": values, "b": (values, "Q8_0"), "c": (values, "BF16")}, fields)
+    content, head = path.read_bytes(), 400
+    read = 0
+    for _ in range(1000):
+        changed = bytearray(content)
+        for place in rng.integers(4, head, size=rng.integers(1, 4)):
+            changed[place] = rng.choice([0, 1, 2, 9, 127, 128, 255])
+        if rng.integers(4) == 0:
+            del changed[rng.integers(4, len(changed)) :]
+        path.write_bytes(changed)
+        try:
+            tensors, _ = open_file(path)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017 - most are read
+            continue
+        for tensor in tensors.values():
+            read += tensor.read().shape == tensor.shape
+    assert read > 100
+
+
+def test_a_missing_extra_names_the_line_that_installs_it(tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "x.gguf", {"x": np.ones(2, np.float32)})
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r'needs gguf.*pip install "lowrank_core\[gguf\]"'):
+        open_file(path)
+
+
+def test_reading_one_tensor_takes_the_memory_of_one(tmp_path):
+    side, count = 256, 40
+    path = write_gguf(tmp_path / "x.gguf", {f"t{i}": np.ones((side, side), np.float32) for i in range(count)})
+    tensors, _ = open_file(path)
+    tracemalloc.start()
+    try:
+        for tensor in tensors.values():
+            tensor.read()
+        assert tracemalloc.get_traced_memory()[1] < 3 * side * side * 4
+    finally:
+        tracemalloc.stop()

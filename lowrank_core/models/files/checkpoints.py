@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import (
     PLAIN_WEIGHTS,
@@ -172,7 +173,7 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     ...     open_checkpoint(folder).tensors["layer.weight"].shape
     (2, 3)
     """
-    location = Path(path)
+    location = find_snapshot(Path(path))
     if location.is_dir():
         location = _find_weights(location)
     tensors = _open_shards(location) if location.suffix == ".json" else open_file(location)[0]

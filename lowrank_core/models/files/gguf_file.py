@@ -176,6 +176,8 @@ def _read_tensor(path: Path, entry: Entry, gguf: ModuleType) -> NDArray[Any]:
         raise invalid_file(path, _NAME, f"{entry.key!r} is beyond its end")
     if not entry.read_as:
         return content.view(as_dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+    if not count:
+        return np.empty(entry.shape, np.float32)
     stored = _stored_type(entry, gguf)
     rows = content.reshape(gguf.quant_shape_to_byte_shape(entry.shape, stored))
     try:

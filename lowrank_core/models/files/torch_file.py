@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,11 @@ _ZIP, _PICKLE, _PROTOCOL = b"PK\x03\x04", 0x80, 2
 _WRAPPERS = ("state_dict", "model", "module")
 # Before 2.6 and 2.10, a file could run code or corrupt memory despite weights_only: CVE-2025-32434, CVE-2026-24747.
 _OLDEST_SAFE = (2, 10)
+# Magic number, protocol, system, content and the names of storages, whose numbers follow.
+_LEGACY_PICKLES = 5
+# What torch builds with as many bytes as a few bytes ask for.
+_OF_ANY_SIZE = ("builtins bytearray", "__builtin__ bytearray")
+_PICKLE_NAME = "data.pkl"
 _DEEPEST = 16
 _REFUSED_CLASS = re.compile(r"GLOBAL (\S+)")
 _REASON = re.compile(r"WeightsUnpickler error:\s+(.+)")
@@ -40,6 +47,9 @@ def _recognises(first: bytes) -> bool:
 
 
 def _open(path: Path) -> tuple[list[Entry], dict[str, str]]:
+    _torch(path)
+    with BytesIO(_pickle_of_archive(path)) if _is_archive(path) else path.open("rb") as content:
+        _check_pickle(path, content)
     return [Entry(key, tuple(tensor.shape), _dtype(tensor)) for key, tensor in _load(path).items()], {}
 
 
@@ -54,13 +64,9 @@ def _read(path: Path, entries: Sequence[Entry]) -> list[NDArray[Any]]:
 def _load(path: Path) -> dict[str, Any]:
     """Return the tensors of a file by name, on the CPU; those of a zip archive are mapped, not read."""
     torch = _torch(path)
+    # torch.load takes a path of this ending for a safetensors file, whatever is in it, and maps no open file.
+    mapped = _is_archive(path) and not path.name.endswith(".safetensors")
     with path.open("rb") as file:
-        beginning = file.read(len(_ZIP))
-        is_archive = beginning == _ZIP
-        _check_protocol(path, _beginning_of_archive(path) if is_archive else beginning)
-        # torch.load takes a path of this ending for a safetensors file, whatever is in it, and maps no open file.
-        mapped = is_archive and not path.name.endswith(".safetensors")
-        file.seek(0)
         try:
             content = torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # a damaged pickle raises whatever its instructions run into
@@ -68,16 +74,24 @@ def _load(path: Path) -> dict[str, Any]:
     return _state(path, content)
 
 
-def _beginning_of_archive(path: Path) -> bytes:
-    """Return how the pickle of torch.save's archive begins; check that it expands to no more than its own size."""
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def _pickle_of_archive(path: Path) -> bytes:
+    """Return the pickle in a zip archive of torch.save, which has to expand to no more than its own size."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            names = {entry.filename.rpartition("/")[2]: entry for entry in entries}
-            beginning = archive.open(names["data.pkl"]).read(2) if "data.pkl" in names else None
+            # torch.save compresses nothing, so that it can be mapped.
+            is_plain = sum(entry.file_size for entry in entries) <= path.stat().st_size
+            names = [entry.filename.rpartition("/")[2] for entry in entries]
+            named = [entry for entry, name in zip(entries, names, strict=True) if name == _PICKLE_NAME]
+            pickles = [archive.read(entry) for entry in named] if is_plain else []
     except Exception as error:  # a damaged archive raises whatever its fields run into
         raise invalid_file(path, _NAME, error) from error
-    if beginning is None:
+    if not named:
         raise ValueError(
             f"{str(path)!r} is a zip archive that torch.save did not write: unpack it, and give the weights in it"
         )
@@ -86,20 +100,41 @@ def _beginning_of_archive(path: Path) -> bytes:
             f"{str(path)!r} is a TorchScript archive, which has a program beside its weights: save the model's "
             "state_dict() with safetensors"
         )
-    # torch.save compresses nothing, so that it can be mapped.
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+    if not is_plain:
         raise invalid_file(path, _NAME, "its entries expand to more than the file's own size")
-    return beginning
+    if len(pickles) > 1:
+        raise invalid_file(path, _NAME, f"it has {_PICKLE_NAME} twice")
+    return pickles[0]
 
 
-def _check_protocol(path: Path, beginning: bytes) -> None:
-    """Check that a pickle is of the protocol that torch.save writes, and torch's restricted reader knows."""
-    if beginning[:1] == bytes([_PICKLE]) and beginning[1:2] not in (b"", bytes([_PROTOCOL])):
+def _check_pickle(path: Path, content: BinaryIO) -> None:
+    """Check, without running them, that the instructions of a pickle are of the kind that torch.save writes."""
+    protocol = content.read(2)[1:]
+    content.seek(0)
+    if protocol != bytes([_PROTOCOL]):
         raise ValueError(
-            f"{str(path)!r} is a pickle of protocol {beginning[1]}; only those of protocol {_PROTOCOL}, which is "
+            f"{str(path)!r} is a pickle of protocol {ord(protocol)}; only those of protocol {_PROTOCOL}, which is "
             "torch.save's own, can be read without running code. Where you trust it, load it and save its tensors with "
             "safetensors"
         )
+    try:
+        classes = set(_classes_asked_for(content))
+    except ValueError as error:
+        raise invalid_file(path, _NAME, error) from error
+    if not classes.isdisjoint(_OF_ANY_SIZE):
+        raise _not_a_tensor(path, "bytearray")
+
+
+def _classes_asked_for(content: BinaryIO) -> Iterator[str]:
+    """Yield the names of the classes in the pickles that a file begins with: several in a legacy file."""
+    for _ in range(_LEGACY_PICKLES):
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name == "GLOBAL":
+                yield str(argument)
+        place = content.tell()
+        if not content.read(1):
+            return
+        content.seek(place)
 
 
 def _state(path: Path, content: Any) -> dict[str, Any]:
@@ -158,12 +193,16 @@ def _refused(path: Path, error: Exception) -> ValueError:
     text = str(error)
     refused, reason = _REFUSED_CLASS.search(text), _REASON.search(text)
     if refused:
-        return ValueError(
-            f"{str(path)!r} is a pickle that asks for {refused[1]}, which is not a tensor: loading it could run code, "
-            "and nothing of it was loaded. Where you trust it, load it and save its state dict alone"
-        )
+        return _not_a_tensor(path, refused[1])
     lines = [reason[1]] if reason else text.strip().splitlines()
     return invalid_file(path, _NAME, lines[0] if lines else type(error).__name__)
+
+
+def _not_a_tensor(path: Path, name: str) -> ValueError:
+    return ValueError(
+        f"{str(path)!r} is a pickle that asks for {name}, which is not a tensor: loading it could run code, and "
+        "nothing of it was loaded. Where you trust it, load it and save its state dict alone"
+    )
 
 
 def _torch(path: Path) -> ModuleType:

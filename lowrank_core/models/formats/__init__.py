@@ -7,6 +7,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.diffusers import DIFFUSERS
@@ -79,7 +80,7 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
     >>> layer.name, layer.shape, layer.scaling, layer.scaling_source
     ('proj', (4, 6), 4.0, 'alpha 8 (lora_alpha) / rank 2 (lora_A)')
     """
-    where = Path(path)
+    where = find_snapshot(Path(path))
     if any(where.name in each.files[1:] for each in FORMATS):
         where = where.parent
     if where.is_dir():
