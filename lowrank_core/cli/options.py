@@ -43,13 +43,17 @@ Objective = Annotated[
 MaxRank = Annotated[
     int | None, typer.Option(min=1, metavar="R", help="Keep at most R in any layer, whatever another option chooses.")
 ]
+Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder or file, in any format.")]
 Out = Annotated[
     Path,
     typer.Argument(
-        metavar="OUT", help="What to write: a kohya file if its name ends in .safetensors, else a PEFT folder."
+        metavar="OUT",
+        help="What to write, in the adapter's own format if it is named so; else a kohya file if its name ends in "
+        ".safetensors, or a PEFT folder.",
     ),
 ]
 RULE_HELP = "Scaling rule of the new adapter: standard (α/r) or rslora (α/√r)."
+OwnRule = Annotated[str | None, typer.Option(metavar="RULE", help=RULE_HELP, show_default="that of ADAPTER")]
 Rule = Annotated[str, typer.Option(metavar="RULE", help=RULE_HELP)]
 DTYPE_HELP = "What the factors are stored in: float32, bfloat16, float16 or float64."
 Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="the finest in the input")]
@@ -124,6 +128,14 @@ class Conversion:
 class NewAdapter:
     """How an adapter is written."""
 
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Write this format: peft, kohya, diffusers and others.",
+            show_default="what OUT's name asks for",
+        ),
+    ] = None
     alpha: Annotated[
         float | None,
         typer.Option(

@@ -26,6 +26,7 @@ VERBS = {
     "inspect": "An adapter or a fine-tune, layer by layer.",
     "extract": "An adapter from two checkpoints.",
     "resize": "A smaller adapter from an adapter.",
+    "convert": "The same adapter in another format, dtype or rule.",
     "merge": "One adapter from the weighted sum of several.",
     "plan": "A rank and an alpha for each layer, within a budget.",
     "alpha": "The alpha that keeps the scale at another rank or rule.",

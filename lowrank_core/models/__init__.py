@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lowrank_core.models.inspection.layers import inspect
     from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals
     from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
+    from lowrank_core.models.operations.conversion import convert
     from lowrank_core.models.operations.extraction import extract
     from lowrank_core.models.operations.merging import merge
     from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
@@ -50,6 +51,7 @@ __all__ = [
     "UniformRank",
     "WeightPair",
     "census",
+    "convert",
     "dask_cluster",
     "extract",
     "inspect",
@@ -72,6 +74,7 @@ _MODULES = {
     "inspection.census_rows": "AdapterRow read_census",
     "inspection.layers": "inspect",
     "inspection.report": "Inspection LayerReport Totals",
+    "operations.conversion": "convert",
     "operations.compression": "Compression CompressionTotals LayerCompression",
     "operations.extraction": "extract",
     "operations.merging": "merge",

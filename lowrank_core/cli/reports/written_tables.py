@@ -1,4 +1,4 @@
-"""An extracted, resized or merged adapter for the terminal."""
+"""An extracted, resized, converted or merged adapter for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from lowrank_core.models import Compression, CompressionTotals, LayerCompression
 
 _CLAMPED = "*"
 _TOGETHER = "all together"
-_BEFORE = {"extract": "of the full update", "resize": "of the adapter", "merge": "of all adapters"}
+_BEFORE = {
+    "extract": "of the full update",
+    "resize": "of the adapter",
+    "convert": "of the adapter",
+    "merge": "of all adapters",
+}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -101,7 +106,10 @@ def _sizes(report: Compression, *, each: bool) -> Iterator[RenderableType]:
     rows.add_section()
     _add_sizes(rows, _TOGETHER, report.layers)
     yield rows
-    yield note(f"Before: {_BEFORE[report.verb]}." + ("" if each else " Every layer's own: --full, --csv or --json."))
+    yield note(
+        f"Before: {_BEFORE.get(report.verb, 'of the adapter')}."
+        + ("" if each else " Every layer's own: --full, --csv or --json.")
+    )
 
 
 def _add_sizes(rows: Table, title: str, layers: Sequence[LayerCompression]) -> None:

@@ -84,7 +84,8 @@ def inspect(
     """Report an update layer by layer: scale, effective rank, rank needed, and error at chosen ranks.
 
     PATH is a LoRA adapter; with --base, PATH and BASE are two safetensors checkpoints, and the update is their
-    difference. The exit code is 1 if some layers could not be read and the others are reported.
+    difference. The exit code is 1 if some layers could not be read and the others are reported, or if an adapter has
+    more than low-rank updates, as biases and modules saved in full: they are named, and not in the totals.
     """
     census.check_options(recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, figure=reports.figure)
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
@@ -106,4 +107,5 @@ def inspect(
         (reports.csv, lambda inspection: output.csv_text(to_rows(inspection))),
         (reports.figure, draw_inspection),
     )
-    return output.exit_code(inspection.failures)
+    # What an adapter has beside its layers is missing in the totals; a model's vectors are no layers.
+    return output.exit_code(inspection.failures or (base is None and inspection.not_low_rank) or ())

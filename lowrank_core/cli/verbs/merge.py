@@ -22,7 +22,7 @@ EXAMPLES = options.examples(
 def merge(
     adapters: Annotated[
         list[Path],
-        typer.Argument(metavar="ADAPTER", help="PEFT adapters' folders and kohya files, of one base model."),
+        typer.Argument(metavar="ADAPTER", help="Adapters of one base model, folders or files, in any formats."),
     ],
     out: options.Out,
     *,
@@ -47,7 +47,7 @@ def merge(
 
     Weights multiply updates, so that 0.5 halves one. One of --rank, --variance, --error, --ratio and --parameters
     chooses how many components of the sum each layer keeps; without one, all, and the sum is exact. The exit code is 1
-    if some layers failed and the others were written.
+    if some layers failed and the others were written, or something of the adapters is not in the sum.
     """
     operation = partial(
         models.merge,

@@ -64,7 +64,7 @@ def plan(
 
     One of --parameters and --variance says how much. Ranks go where they keep the most variance for their parameters;
     the table says how far from the best possible that is, and what one rank for all layers would cost or keep. The exit
-    code is 1 if some layers could not be read and the others are planned.
+    code is 1 if some layers could not be read and the others are planned, or if an adapter has more than layers.
     """
     output.check_outputs(None, json, out)
     if len(paths) > 2:
@@ -80,4 +80,4 @@ def plan(
         (json, output.json_text),
         (out, lambda made: output.json_text(made.config)),
     )
-    return output.exit_code(made.failures)
+    return output.exit_code(made.failures or (made.base is None and made.skipped) or ())

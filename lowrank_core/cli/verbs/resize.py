@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from lowrank_core import models
 from lowrank_core.cli import options
@@ -16,31 +12,28 @@ from lowrank_core.cli.written import write_adapter
 EXAMPLES = options.examples(
     "lowrank resize my-adapter/ smaller/ --rank 8",
     "lowrank resize my-adapter/ smaller/ --variance 0.99 --uniform",
-    "lowrank resize my-adapter/ my-adapter.safetensors   (the same update as a kohya file)",
+    "lowrank resize lora.safetensors lora-8.safetensors --rank 8",
 )
 
 
 def resize(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT adapter's folder, or a kohya file.")],
+    adapter: options.Adapter,
     out: options.Out,
     *,
     choice: options.RankChoice,
     modules: options.Modules,
     conversion: options.Conversion,
-    rule: Annotated[
-        str | None,
-        typer.Option(metavar="RULE", help=options.RULE_HELP, show_default="that of ADAPTER"),
-    ] = None,
+    rule: options.OwnRule = None,
     dtype: options.Dtype = None,
     written: options.NewAdapter,
     work: options.Work,
     reports: options.Reports,
 ) -> int:
-    """Write the best smaller adapter of the same update, or the same one in another format, dtype or rule.
+    """Write the best smaller adapter of the same update, in its own format or another.
 
     One of --rank, --variance, --error, --ratio and --parameters chooses how many components each layer keeps; without
     one, all. The product BA is never formed. What else the adapter contains (modules saved in full, biases) is copied
-    unchanged. The exit code is 1 if some layers failed and the others were written.
+    unchanged. The exit code is 1 if some layers failed and the others were written, or something is not in the adapter.
     """
     operation = partial(
         models.resize,

@@ -135,11 +135,23 @@ def format_named(name: str) -> Format:
     return next(each for each in FORMATS if each.name == name)
 
 
-def format_of_output(path: Path, source: str | None = None) -> Format:
-    """Return the format that an output's name asks for: the source's if that fits, else the first that takes layers."""
-    fitting = [each for each in FORMATS if each.names_a(path)]
-    own = (each for each in fitting if each.name == source)
-    return next(own, None) or next(each for each in fitting if each.place)
+def format_of_output(path: Path, source: str | None = None, name: str | None = None) -> Format:
+    """Return the format to write: the one that is named, else the source's if the path is named so, else the first.
+
+    Without a source's own layers, only a format that takes those of others can be written.
+    """
+    writable = [each for each in FORMATS if each.place or each.name == source]
+    if name is not None:
+        chosen = next((each for each in writable if each.name == name), None)
+        if chosen is None:
+            raise ValueError(
+                f"format {name!r} cannot be written from this input: {', '.join(each.name for each in writable)} can"
+            )
+        if not chosen.names_a(path):
+            raise ValueError(f"{str(path)!r} does not name an output of the format {name!r}: {chosen.output}")
+        return chosen
+    fitting = [each for each in writable if each.names_a(path)]
+    return next((each for each in fitting if each.name == source), fitting[0])
 
 
 def is_adapter_folder(names: Collection[str]) -> bool:

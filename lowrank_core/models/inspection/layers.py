@@ -175,7 +175,8 @@ def _report(
     m, n = layer.shape
     clamped = tuple(min(rank, m, n) for rank in ranks)
     if alpha is None:
-        alpha = DEFAULT_ALPHA if layer.alpha is None else layer.alpha
+        # A rule's alpha is positive; that of a file may be 0 or negative.
+        alpha = layer.alpha if layer.alpha is not None and layer.alpha > 0 else DEFAULT_ALPHA
     errors = error_sweep(decomposed, clamped, alpha=alpha, rules=rules).errors if rules else ()
     return LayerReport(
         name=layer.name,

@@ -33,6 +33,7 @@ def extract(
     out: str | PathLike[str],
     *,
     rank: Rank,
+    format: str | None = None,  # noqa: A002 - the name that users give it
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     embeddings: Sequence[str] = (),
@@ -60,6 +61,8 @@ def extract(
         ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
         :class:`~lowrank_core.models.Budget` is divided among the layers, whose spectra are read first; with
         :class:`~lowrank_core.models.AboveNoise` each keeps what is above the rounding of its weights.
+    format : str, optional
+        The name of a format, where that is not what `out` asks for, as "diffusers".
     include, exclude : sequence of str
         Patterns on module names (``*``, ``?``, ``[...]``), each for a whole name or its end after a dot.
     embeddings : sequence of str
@@ -134,7 +137,7 @@ def extract(
     out = Path(out)
     pair = pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)))
     _check_not_an_input(out, pair.base, pair.tuned)
-    target = format_of_output(out)
+    target = format_of_output(out, name=format)
     encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
     if not dry_run:
         check_replaceable(out, target.files or None, force=force)

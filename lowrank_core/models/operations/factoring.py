@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, truncate
+from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, spectrum, truncate
 from lowrank_core import variance_captured as captured_at
 from lowrank_core._dtypes import FLOATS, WRITTEN_FLOATS, as_dtype
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
 from lowrank_core.models.norms import Update, frobenius_norm, product_norm, residual_norm
-from lowrank_core.models.operations.rank_choice import LayerRank, as_count
+from lowrank_core.models.operations.rank_choice import LayerRank, as_count, keep_all
 from lowrank_core.rounding_noise import RoundingNoise
 
 RULES = ("rslora", "standard")
@@ -115,6 +115,34 @@ def factor(update: Update, rank: LayerRank, encoding: FactorEncoding, *, min_ran
         best_error=float(reconstruction_error(spectrum, best.rank)),
         error=error,
         storage_error=storage_error,
+    )
+
+
+def unchanged(update: Update, encoding: FactorEncoding) -> Factored:
+    """Return factors as they are, B but for the scale that the encoding lacks; what has no factors is factored in full.
+
+    Only in another dtype, or under a scale that is not their own, do they lose anything, and that is rounding.
+    """
+    if not isinstance(update, LowRankUpdate):
+        return factor(update, keep_all, encoding)
+    scaling = encoding.stored_scale(update.rank).scaling
+    missing = update.scaling / scaling
+    stored = _rounded(LowRankUpdate(update.B * np.float64(missing), update.A, scaling), encoding.dtype)
+    decomposed = spectrum(update)
+    norm, rank = float(decomposed.norm), min(update.rank, *update.shape)
+    is_same = missing == 1.0 and np.array_equal(stored.B, update.B) and np.array_equal(stored.A, update.A)
+    error = 0.0 if is_same else residual_norm(update, stored) / (norm or 1.0)
+    return Factored(
+        update=stored,
+        scaling=scaling,
+        rank=update.rank,
+        requested_rank=update.rank,
+        norm=norm,
+        singular_values=decomposed.values,
+        variance_captured=float(captured_at(decomposed, rank)),
+        best_error=float(reconstruction_error(decomposed, rank)),
+        error=error,
+        storage_error=error,
     )
 
 

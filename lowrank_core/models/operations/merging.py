@@ -61,6 +61,7 @@ def merge(
     *,
     weights: Sequence[float] | None = None,
     rank: Rank | None = None,
+    format: str | None = None,  # noqa: A002 - the name that users give it
     base: str | PathLike[str] | None = None,
     base_restored: bool = False,
     include: Sequence[str] = (),
@@ -88,6 +89,8 @@ def merge(
     rank : int, callable, mapping or Budget, optional
         As in :func:`~lowrank_core.models.resize`. None keeps the exact sum, whose rank is the sum
         of the adapters' ranks.
+    format : str, optional
+        The name of a format; None: that of the first adapter, if it is what `out` asks for.
     base : path-like, optional
         The base model's checkpoint, whose module names turn kohya's names into PEFT's; the names of a PEFT adapter
         among `adapters` serve too.
@@ -149,7 +152,7 @@ def merge(
         check_base(adapter, restored=base_restored)
         check_no_magnitudes(adapter)
     stored = (tensor for adapter in opened for layer in adapter.layers for tensor in layer.tensors)
-    target = format_of_output(out, opened[0].format)
+    target = format_of_output(out, opened[0].format, format)
     encoding = FactorEncoding(finest_dtype(stored) if dtype is None else dtype, alpha, rule, uniform, target.scale)
     if not dry_run:
         check_replaceable(out, target.files or None, force=force)

@@ -25,7 +25,7 @@ from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, Kept, StoredScale
 from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
-from lowrank_core.models.operations.factoring import Factored, FactorEncoding, factor, item_size, wider_than
+from lowrank_core.models.operations.factoring import Factored, FactorEncoding, factor, item_size, unchanged, wider_than
 from lowrank_core.models.operations.placing import check_distinct
 from lowrank_core.models.operations.rank_choice import (
     AboveNoise,
@@ -47,6 +47,7 @@ class Task:
     `shape`, `dtype` and `tensors` describe what is compressed. `update` reads it, as the
     transpose of its module's map where `transposed`; `update_and_noise` reads it with its rounding noise, where there
     are two stored weights. `biases` are multiplied with the layer's scale by readers, and are divided by it here.
+    `alpha` is the layer's own, where not all have the same.
     """
 
     placement: Placement
@@ -57,6 +58,7 @@ class Task:
     transposed: bool = False
     biases: tuple[OtherTensor, ...] = ()
     min_rank: int = 0
+    alpha: float | None = None
     update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
 
     @property
@@ -85,7 +87,7 @@ def compress(
     sources: Sequence[str],
     tasks: Sequence[Task],
     destination: Destination,
-    rank: Rank,
+    rank: Rank | None,
     *,
     skipped: Mapping[str, str],
     failures: Mapping[str, str],
@@ -94,6 +96,8 @@ def compress(
     progress: Progress | None,
 ) -> Compression:
     """Truncate each layer, write its factors, and return the report, which names `verb` and `sources`.
+
+    Without a rank, factors are written as they are.
 
     `skipped`, `failures` and `warnings` are what is known before. The layers are truncated on the executor and written
     here, in their order; on return, the adapter is in its place.
@@ -163,7 +167,7 @@ class _Written(NamedTuple):
 def _write_layers(
     tasks: Sequence[Task],
     destination: Destination,
-    rank: LayerRank | Mapping[str, int] | AboveNoise,
+    rank: LayerRank | Mapping[str, int] | AboveNoise | None,
     temporary: Path | None,
     executor: Executor | None,
     progress: Progress | None,
@@ -214,7 +218,7 @@ class _Job(NamedTuple):
     """One layer, and how it is truncated and stored: all that a worker needs."""
 
     task: Task
-    rank: LayerRank | AboveNoise
+    rank: LayerRank | AboveNoise | None
     encoding: FactorEncoding
 
     @property
@@ -225,6 +229,8 @@ class _Job(NamedTuple):
 
 def _factored(job: _Job) -> Factored:
     task, rank, encoding = job
+    if rank is None:
+        return unchanged(task.update(), encoding)
     if not isinstance(rank, AboveNoise):
         return factor(task.update(), rank, encoding, min_rank=task.min_rank)
     if task.update_and_noise is None:
@@ -240,7 +246,7 @@ def _encodings(tasks: Sequence[Task], encoding: FactorEncoding) -> dict[Placemen
     return {
         task.placement: unit
         if task.placement.unscaled or members[task.placement.module] > 1
-        else replace(encoding, scale=format_named(task.placement.format).scale)
+        else replace(encoding, alpha=task.alpha or encoding.alpha, scale=format_named(task.placement.format).scale)
         for task in tasks
     }
 

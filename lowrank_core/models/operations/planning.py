@@ -189,9 +189,10 @@ def plan(
         skipped = _skipped(chosen, modules, embeddings=bool(include))
         own_rule, scales = _CHECKPOINT_RULE, dict.fromkeys(layers, _CHECKPOINT_SCALE)
     else:
-        modules, skipped = set(layers), {}
+        modules = set(layers)
+        skipped = {other.name: other.meaning for other in source.others}
         own_rule = next((layer.rule for layer in source.layers), _CHECKPOINT_RULE)
-        scales = {layer.name: layer.scaling for layer in source.layers}
+        scales = {layer.name: abs(layer.scaling) for layer in source.layers}
     if scale is not None:
         scales = dict.fromkeys(layers, scale)
     rule = own_rule if rule is None else rule

@@ -94,7 +94,7 @@ Rank: TypeAlias = LayerRank | Mapping[str, int] | Budget | AboveNoise
 """The same for all layers; a number for each by its name; a budget for all together; or what is above rounding."""
 
 
-def check_rank(rank: Rank, names: Iterable[str]) -> None:
+def check_rank(rank: Rank | None, names: Iterable[str]) -> None:
     """Check, before any layer is read, that a number is a rank and that a mapping has one for each layer.
 
     What else a mapping names does not matter: a budget may have been allocated over more layers than are written.
@@ -108,11 +108,11 @@ def check_rank(rank: Rank, names: Iterable[str]) -> None:
             )
         for count in rank.values():
             as_count(count)
-    elif not (callable(rank) or isinstance(rank, Budget | AboveNoise)):
+    elif not (rank is None or callable(rank) or isinstance(rank, Budget | AboveNoise)):
         as_count(rank)
 
 
-def rank_of(rank: LayerRank | Mapping[str, int] | AboveNoise, name: str) -> LayerRank | AboveNoise:
+def rank_of(rank: LayerRank | Mapping[str, int] | AboveNoise | None, name: str) -> LayerRank | AboveNoise | None:
     """Return the rank of one layer: its entry in a mapping, else `rank` itself."""
     return rank[name] if isinstance(rank, Mapping) else rank
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from os import PathLike
-from pathlib import Path
 
-from lowrank_core.models.executors import Progress, path_for
-from lowrank_core.models.files.atomic import check_replaceable
-from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
-from lowrank_core.models.formats.format import Kept
-from lowrank_core.models.module_names import select
+from lowrank_core.models.executors import Progress
 from lowrank_core.models.operations.compression import Compression
-from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
-from lowrank_core.models.operations.pipeline import Destination, Task, compress
-from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
+from lowrank_core.models.operations.rewriting import rewrite
 
 
 def resize(
@@ -24,6 +17,7 @@ def resize(
     out: str | PathLike[str],
     *,
     rank: Rank | None = None,
+    format: str | None = None,  # noqa: A002 - the name that users give it
     base: str | PathLike[str] | None = None,
     base_restored: bool = False,
     include: Sequence[str] = (),
@@ -38,18 +32,21 @@ def resize(
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Compression:
-    """Write the best adapter of a smaller rank, or the same one in another format, dtype or scaling rule.
+    """Write the best adapter of a smaller rank, in its own format or another.
 
     Parameters
     ----------
     adapter : path-like
-        A PEFT adapter's folder or a kohya file.
+        An adapter's folder or file, in any format that :func:`~lowrank_core.models.open_adapter` reads.
     out : path-like
-        What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
+        What to write: in the adapter's own format, if that is what a name with this ending has; else a kohya file where
+        it ends in .safetensors, and a PEFT folder where it has no such ending.
     rank : int, callable, mapping or Budget, optional
         How many components to keep in each layer, clamped to what it has; or a function of the layer's Spectrum; or a
         number for each layer by its name; or a :class:`~lowrank_core.models.Budget` to be divided among them. None
         keeps all.
+    format : str, optional
+        The name of another format, as "peft", "kohya" or "diffusers".
     base : path-like, optional
         The base model's checkpoint, whose module names turn kohya's names into PEFT's.
     base_restored : bool
@@ -82,6 +79,7 @@ def resize(
 
     See Also
     --------
+    convert : Write the same adapter in another format, dtype or scaling rule, without decomposing it.
     extract : Make an adapter from two checkpoints.
     merge : Write the weighted sum of several adapters.
 
@@ -109,70 +107,23 @@ def resize(
     >>> layer.rank, round(layer.variance_captured, 6), round(layer.error, 6)
     (1, 0.64, 0.6)
     """
-    out = Path(out)
-    opened = open_adapter(path_for(adapter, executor))
-    if dtype is None:
-        dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
-    if rule is None:
-        # All layers of an adapter have one rule, and factors padded to one rank need none.
-        rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
-    target = format_of_output(out, opened.format)
-    encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
-    if not dry_run:
-        check_replaceable(out, target.files or None, force=force)
-    same_format = target.name == opened.format
-    check_base(opened, restored=base_restored)
-    if not same_format:
-        check_no_magnitudes(opened)
-    names = sorted([*(layer.name for layer in opened.layers), *opened.unsupported])
-    chosen = set(select(names, include, exclude))
-    layers = [layer for layer in opened.layers if layer.name in chosen]
-    same = {layer.placement.format for layer in layers} if same_format else {target.name}
-    placed = place_layers(layers, target, same=same, prefix=prefix, base=base)
-    others = [other for other in opened.others if other.tensor.is_readable] if same_format else []
-    followers: dict[str, list[OtherTensor]] = {}
-    for other in others:
-        followers.setdefault(other.follows, []).append(other)
-    tasks = [
-        Task(
-            placement=placed.placements[layer.name],
-            shape=layer.shape,
-            dtype=layer.dtype,
-            tensors=layer.tensors,
-            update=layer.untransposed_update,
-            biases=tuple(other for other in followers.get(layer.name, []) if other.scaling is not None),
-            min_rank=1 if layer.name in followers else 0,
-        )
-        for layer in layers
-        if layer.name in placed.placements
-    ]
-    # Biases are rescaled with their layer, and tensors of a layer that was not chosen have no meaning without it.
-    biases = {bias.tensor.key for task in tasks for bias in task.biases}
-    dropped = {layer.name for layer in opened.layers} - chosen
-    copied = tuple(other for other in others if other.tensor.key not in biases and other.follows not in dropped)
-    kept = biases | {other.tensor.key for other in copied}
-    destination = Destination(
-        out,
-        target,
-        encoding,
-        dry_run,
-        Kept(
-            settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
-            metadata=opened.metadata if same_format else {},
-            modules=tuple(layer.name for layer in opened.layers),
-        ),
-        copied=copied,
-    )
-    return compress(
+    return rewrite(
         "resize",
-        (str(adapter),),
-        tasks,
-        destination,
+        adapter,
+        out,
         keep_all if rank is None else rank,
-        skipped=placed.skipped
-        | {other.name: other.describe() for other in opened.others if other.tensor.key not in kept},
-        failures=placed.failures | {name: reason for name, reason in opened.unsupported.items() if name in chosen},
-        warnings=opened.inherited_warnings,
+        format=format,
+        base=base,
+        base_restored=base_restored,
+        include=include,
+        exclude=exclude,
+        prefix=prefix,
+        alpha=alpha,
+        rule=rule,
+        dtype=dtype,
+        uniform=uniform,
+        force=force,
+        dry_run=dry_run,
         executor=executor,
         progress=progress,
     )

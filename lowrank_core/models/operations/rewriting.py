@@ -1,0 +1,112 @@
+"""Rewrite an adapter: its layers under their names or others, and all that it has beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from os import PathLike
+from pathlib import Path
+
+from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.files.atomic import check_replaceable
+from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
+from lowrank_core.models.formats.format import Kept
+from lowrank_core.models.module_names import select
+from lowrank_core.models.operations.compression import Compression
+from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
+from lowrank_core.models.operations.pipeline import Destination, Task, compress
+from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
+from lowrank_core.models.operations.rank_choice import Rank
+
+
+def rewrite(
+    verb: str,
+    adapter: str | PathLike[str],
+    out: str | PathLike[str],
+    rank: Rank | None,
+    *,
+    format: str | None,  # noqa: A002 - the name that users give it
+    base: str | PathLike[str] | None,
+    base_restored: bool,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    prefix: str | None,
+    alpha: float | None,
+    rule: str | None,
+    dtype: str | None,
+    uniform: bool,
+    force: bool,
+    dry_run: bool,
+    executor: Executor | None,
+    progress: Progress | None,
+) -> Compression:
+    """Write an adapter again, with resize's options; without a rank, its factors as they are, under their own alpha."""
+    out = Path(out)
+    opened = open_adapter(path_for(adapter, executor))
+    if dtype is None:
+        dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
+    if rule is None:
+        # All layers of an adapter have one rule, and factors padded to one rank need none.
+        rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
+    target = format_of_output(out, opened.format, format)
+    encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
+    if not dry_run:
+        check_replaceable(out, target.files or None, force=force)
+    same_format = target.name == opened.format
+    check_base(opened, restored=base_restored)
+    if not same_format:
+        check_no_magnitudes(opened)
+    names = sorted([*(layer.name for layer in opened.layers), *opened.unsupported])
+    chosen = set(select(names, include, exclude))
+    layers = [layer for layer in opened.layers if layer.name in chosen]
+    same = {layer.placement.format for layer in layers} if same_format else {target.name}
+    placed = place_layers(layers, target, same=same, prefix=prefix, base=base)
+    others = [other for other in opened.others if other.tensor.is_readable] if same_format else []
+    followers: dict[str, list[OtherTensor]] = {}
+    for other in others:
+        followers.setdefault(other.follows, []).append(other)
+    keeps_alphas = rank is None and alpha is None and not uniform
+    tasks = [
+        Task(
+            placement=placed.placements[layer.name],
+            shape=layer.shape,
+            dtype=layer.dtype,
+            tensors=layer.tensors,
+            update=layer.untransposed_update,
+            biases=tuple(other for other in followers.get(layer.name, []) if other.scaling is not None),
+            min_rank=1 if layer.name in followers else 0,
+            alpha=layer.alpha if keeps_alphas and layer.alpha > 0 else None,
+        )
+        for layer in layers
+        if layer.name in placed.placements
+    ]
+    # Biases are rescaled with their layer, and tensors of a layer that was not chosen have no meaning without it.
+    biases = {bias.tensor.key for task in tasks for bias in task.biases}
+    dropped = {layer.name for layer in opened.layers} - chosen
+    copied = tuple(other for other in others if other.tensor.key not in biases and other.follows not in dropped)
+    kept = biases | {other.tensor.key for other in copied}
+    destination = Destination(
+        out,
+        target,
+        encoding,
+        dry_run,
+        Kept(
+            settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
+            metadata=opened.metadata if same_format else {},
+            modules=tuple(layer.name for layer in opened.layers),
+        ),
+        copied=copied,
+    )
+    return compress(
+        verb,
+        (str(adapter),),
+        tasks,
+        destination,
+        rank,
+        skipped=placed.skipped
+        | {other.name: other.describe() for other in opened.others if other.tensor.key not in kept},
+        failures=placed.failures | {name: reason for name, reason in opened.unsupported.items() if name in chosen},
+        warnings=opened.inherited_warnings,
+        executor=executor,
+        progress=progress,
+    )
