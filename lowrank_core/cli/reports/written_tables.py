@@ -14,12 +14,7 @@ from lowrank_core.models import Compression, CompressionTotals, LayerCompression
 
 _CLAMPED = "*"
 _TOGETHER = "all together"
-_BEFORE = {
-    "extract": "of the full update",
-    "resize": "of the adapter",
-    "convert": "of the adapter",
-    "merge": "of all adapters",
-}
+_BEFORE = {"extract": "of the full update", "merge": "of all adapters"}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
