@@ -23,7 +23,10 @@ PRODUCT = LowRankUpdate(UPDATE[:, :3], np.eye(3, 7), -0.5)
 
 @pytest.mark.parametrize("rank", range(6))
 @pytest.mark.parametrize("method", ["auto", "lapack", "direct", "gram", "krylov"])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2],
+)
 def test_each_rank_by_each_method(rank, method, dtype):
     update = UPDATE.astype(dtype)
     best = truncate(update, rank, method=method)

@@ -19,7 +19,7 @@ def test_a_product_has_its_rank_its_shape_and_its_scaling():
     assert LowRankUpdate(B, A, -1).to_dense().tolist() == (-2 * DENSE).tolist()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
 def test_factors_keep_their_own_dtype(dtype):
     update = LowRankUpdate(B.astype(dtype), A)
     assert update.B.dtype == dtype
@@ -88,7 +88,7 @@ def test_balanced_factors_of_a_component_with_one_zero_factor_are_zero():
     assert not update.A.any()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
 def test_balanced_factors_are_float64(dtype):
     update = LowRankUpdate(B.astype(dtype), A.astype(dtype), 0.5).balanced()
     assert update.B.dtype == update.A.dtype == np.float64

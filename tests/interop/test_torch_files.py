@@ -265,6 +265,19 @@ def test_the_command_that_converts_does(tmp_path, monkeypatch):
     assert open_file(tmp_path / "model.safetensors")[0]["a"].read().shape == (3, 2)
 
 
+def test_a_tensor_whose_place_is_known_is_read_without_torch(tmp_path, monkeypatch):
+    matrix = torch.arange(12.0).reshape(3, 4)
+    content = {"whole": matrix, "row": matrix[1], "transposed": matrix.T, "half": torch.ones(2, dtype=torch.bfloat16)}
+    tensors, _ = open_file(saved(tmp_path / "model.bin", content))
+    assert {key for key, tensor in tensors.items() if tensor.offset} == {"whole", "row", "half"}
+    arrays = {key: tensor.read() for key, tensor in tensors.items()}
+    monkeypatch.setattr(torch, "load", None)
+    for key, tensor in content.items():
+        assert np.array_equal(arrays[key].astype(np.float32), tensor.float().numpy())
+        if key != "transposed":
+            assert np.array_equal(tensors[key].read(), arrays[key])
+
+
 def test_reading_one_tensor_of_a_large_file_reads_no_other(tmp_path):
     side, count = 1024, 32  # 4 MB each
     tensors = {f"layers.{i}.weight": torch.full((side, side), float(i)) for i in range(count)}

@@ -113,7 +113,10 @@ def test_a_padding_that_fails_leaves_no_file(write_peft, tmp_path, monkeypatch, 
 def test_the_finest_dtype_of_all():
     from lowrank_core.models.files.tensors import StoredTensor
 
-    stored = {dtype: StoredTensor(Path("file"), "key", (2, 2), dtype) for dtype in ("float16", "float32", "int8")}
+    dtypes = ("float16", "float32", "int8", "float8_e5m2")
+    stored = {dtype: StoredTensor(Path("file"), "key", (2, 2), dtype) for dtype in dtypes}
     assert finest_dtype(stored.values()) == "float32"
     assert finest_dtype([stored["float16"]]) == "float16"
     assert finest_dtype([stored["int8"]]) == "float32"
+    assert finest_dtype([stored["float8_e5m2"]]) == "bfloat16"
+    assert finest_dtype([StoredTensor(Path("file"), "key", (2, 2), "Q8_0", "float32")]) == "float32"
