@@ -10,13 +10,14 @@ from sphinx.util.docutils import SphinxDirective
 def make_all(app):
     """Run every script of ``_generate``."""
     import figures
+    import formats
     import reference
     import study_figures
     import study_tables
     import tables
 
     for script, folder in (
-        *((script, "_generated") for script in (figures, tables, study_figures, study_tables)),
+        *((script, "_generated") for script in (figures, formats, tables, study_figures, study_tables)),
         (reference, "reference/generated"),
     ):
         target = Path(app.srcdir, folder)

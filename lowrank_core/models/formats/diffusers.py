@@ -10,7 +10,7 @@ from typing import Any
 
 from lowrank_core.models.files.json_file import parse_json
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, Placement
-from lowrank_core.models.formats.format import AdapterFile, Format, Headers, Kept, StoredScale
+from lowrank_core.models.formats.format import AdapterFile, Documented, Format, Headers, Kept, StoredScale
 from lowrank_core.models.formats.peft_config import PeftConfig, check_peft_config, lora_config
 from lowrank_core.models.formats.single_file import (
     Ends,
@@ -124,6 +124,14 @@ DIFFUSERS = Format(
     name="diffusers",
     title="diffusers' format",
     factors="diffusers' lora_A and lora_B",
+    documented=Documented(
+        writers="diffusers, ai-toolkit, DiffSynth, SimpleTuner, control LoRAs",
+        layout="`<module>.lora_A.weight` and `.lora_B.weight`, also with `.default` or without `.weight`, behind "
+        "`transformer.`, `unet.`, `diffusion_model.`, … or nothing; one configuration for each component in the "
+        "header's `lora_adapter_metadata`",
+        scale="of that configuration, as PEFT's; without one `.alpha`/r, and without an alpha 1",
+        source="diffusers, `utils/peft_utils.py`, `get_peft_kwargs`; ComfyUI, `comfy/weight_adapter/lora.py`",
+    ),
     recognises=_recognises,
     read=_read,
     place=_place,

@@ -55,6 +55,15 @@ class Kept(NamedTuple):
     modules: Collection[str] = ()
 
 
+class Documented(NamedTuple):
+    """What the documentation says of a format: who writes it, its layout, a layer's scale, and where that is from."""
+
+    writers: str
+    layout: str
+    scale: str
+    source: str
+
+
 class LossyNames(NamedTuple):
     """How a format's names for modules, where they are not the base model's own, are turned into these.
 
@@ -103,6 +112,8 @@ class Format:
     ----------
     name, title, factors : str
         What reports call it, as "peft"; what messages call it, as "PEFT's format", and its tensors.
+    documented : Documented or None
+        What the list of formats in the documentation says of it; without it, it is not in the list.
     recognises, read : callable
         Whether an :class:`AdapterFile` has layers of this format; and the
         :class:`~lowrank_core.models.formats.adapter.Adapter` that they are, none of whose factors are read yet.
@@ -136,6 +147,7 @@ class Format:
     factors: str
     recognises: Callable[[AdapterFile], bool]
     read: Callable[[AdapterFile], Adapter]
+    documented: Documented | None = None
     files: tuple[str, ...] = ()
     suffix: str = SINGLE_FILE
     lossy_names: LossyNames | None = None

@@ -14,6 +14,7 @@ from lowrank_core import standard
 from lowrank_core.models.formats.adapter import Adapter, Placement
 from lowrank_core.models.formats.format import (
     AdapterFile,
+    Documented,
     Format,
     Headers,
     Kept,
@@ -108,6 +109,13 @@ KOHYA = Format(
     name="kohya",
     title="kohya's format",
     factors="kohya's lora_down and lora_up",
+    documented=Documented(
+        writers="sd-scripts, musubi-tuner, OneTrainer, LyCORIS (LoCon); ComfyUI's converters",
+        layout="`<module>.lora_down.weight` (r, in), `.lora_up.weight` (out, r), `.alpha`; underscores for the dots "
+        "of a module's name behind `lora_unet`, `lora_te`, …, or its dots behind a component as `diffusion_model.`",
+        scale="`.alpha`/r; an alpha that is missing or 0 stands for r",
+        source="sd-scripts, `networks/lora.py`, `LoRAModule`",
+    ),
     recognises=_recognises,
     read=_read,
     lossy_names=LossyNames("have underscores for dots, which cannot be undone", _is_lossy, _modules),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lowrank_core.models.formats.adapter import Adapter
-from lowrank_core.models.formats.format import AdapterFile, Format
+from lowrank_core.models.formats.format import AdapterFile, Documented, Format
 from lowrank_core.models.formats.single_file import Ends, has_factors, read_factors, scale_or_one, without_component
 
 _PAIRS: tuple[Ends, ...] = (
@@ -35,6 +35,13 @@ OLD_DIFFUSERS = Format(
     name="old-diffusers",
     title="diffusers' older format",
     factors="diffusers' older lora.down and lora.up",
+    documented=Documented(
+        writers="diffusers before it took PEFT's names",
+        layout="`<module>.lora.down.weight`, `<module>.lora_linear_layer.down.weight` or "
+        "`<processor>.to_q_lora.down.weight`, and the same with `up`",
+        scale="`.alpha`/r, and without an alpha 1",
+        source="ComfyUI, `comfy/weight_adapter/lora.py`",
+    ),
     recognises=_recognises,
     read=_read,
     rules=("standard",),

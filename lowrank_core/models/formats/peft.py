@@ -17,7 +17,7 @@ from lowrank_core.models.formats.adapter import (
     build_of,
     followed_module,
 )
-from lowrank_core.models.formats.format import AdapterFile, Format, Headers, Kept, StoredScale
+from lowrank_core.models.formats.format import AdapterFile, Documented, Format, Headers, Kept, StoredScale
 from lowrank_core.models.formats.peft_config import (
     PeftConfig,
     as_names,
@@ -265,6 +265,13 @@ PEFT = Format(
     title="PEFT's format",
     factors="PEFT's lora_A and lora_B",
     files=(_WEIGHTS, _CONFIG),
+    documented=Documented(
+        writers="PEFT, and the trainers built on it",
+        layout="`adapter_model.safetensors` with `base_model.model.<module>.lora_A.weight` (r, in) and "
+        "`.lora_B.weight` (out, r), and `adapter_config.json` beside it",
+        scale="lora_alpha/r, or lora_alpha/√r under use_rslora, with the rank and alpha patterns of the configuration",
+        source="PEFT, `tuners/lora/layer.py`, `update_layer`",
+    ),
     recognises=_recognises,
     read=_read,
     place=_place,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lowrank_core.models.formats.adapter import Adapter
-from lowrank_core.models.formats.format import AdapterFile, Format
+from lowrank_core.models.formats.format import AdapterFile, Documented, Format
 from lowrank_core.models.formats.single_file import Ends, read_factors, scale_or_one
 
 _FACTOR = re.compile(r"(?s).*\.processor\.(qkv|proj)_lora[12]\.(down|up)\.weight")
@@ -32,6 +32,13 @@ XLABS = Format(
     name="xlabs",
     title="XLabs' format",
     factors="XLabs' processor.qkv_lora1",
+    documented=Documented(
+        writers="XLabs' trainer for Flux",
+        layout="`double_blocks.<n>.processor.qkv_lora1.down.weight` and `.up.weight`; 1 for the image's stream, 2 for "
+        "the text's",
+        scale="1",
+        source="diffusers, `loaders/lora_conversion_utils.py`, `_convert_xlabs_flux_lora_to_diffusers`",
+    ),
     recognises=_recognises,
     read=_read,
     rules=("standard",),
