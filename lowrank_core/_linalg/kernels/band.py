@@ -11,24 +11,8 @@ import math
 
 import numpy as np
 
+from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.simd import (
-    TILE_COLUMNS,
-    TILE_ROWS,
-    WIDTH,
-    broadcast,
-    fma,
-    inner,
-    load,
-    load_column,
-    load_entry,
-    load_rows,
-    select,
-    store,
-    store_rows,
-    sum_pairs,
-    transpose,
-)
 
 __all__ = ["BAND", "DEPTH", "TILE", "chase", "pack", "reduce_panel", "update_and_multiply"]
 
@@ -44,7 +28,7 @@ TILE = 128
 
 # Columns that `pack` interleaves, as the register tile of AVX-512 takes them; and the shape of the register tile of a
 # product that reads its rows BAND numbers apart: half the rows and twice the columns.
-PACKED, SUM_ROWS, SUM_COLUMNS = 16, TILE_ROWS // 2, 2 * TILE_COLUMNS
+PACKED, SUM_ROWS, SUM_COLUMNS = 16, simd.TILE_ROWS // 2, 2 * simd.TILE_COLUMNS
 
 # A column whose square is below this fraction of what reflectors have taken off it is rounding: 16 units of it.
 ROUNDED = 2.0**-96
@@ -64,12 +48,12 @@ def _tile_at(row: int, column: int) -> int:
 @kernel
 def _add_product(A: Floats, at: int, left: Floats, i: int, right: Floats, j: int) -> None:
     """Add to PACKED columns of some rows of A the product of rows of ``left`` and columns of ``right``."""
-    for column in range(0, PACKED, TILE_COLUMNS):
-        tile = load_rows(A, at + column, TILE, TILE_ROWS, TILE_COLUMNS)
+    for column in range(0, PACKED, simd.TILE_COLUMNS):
+        tile = simd.load_rows(A, at + column, TILE, simd.TILE_ROWS, simd.TILE_COLUMNS)
         for k in range(DEPTH):
-            row = load(right, j + k * PACKED + column, TILE_COLUMNS)
-            tile = fma(load_column(left, i + k, DEPTH, TILE_ROWS), row, tile)
-        store_rows(A, at + column, TILE, tile)
+            row = simd.load(right, j + k * PACKED + column, simd.TILE_COLUMNS)
+            tile = simd.fma(simd.load_column(left, i + k, DEPTH, simd.TILE_ROWS), row, tile)
+        simd.store_rows(A, at + column, TILE, tile)
 
 
 @kernel
@@ -79,12 +63,12 @@ def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, 
     Summed by themselves first: of equal entries each rounding is the same, and they would add up over all of a row.
     """
     for column in range(0, BAND, SUM_COLUMNS):
-        tile = broadcast(0.0, SUM_COLUMNS, SUM_ROWS)
+        tile = simd.broadcast(0.0, SUM_COLUMNS, SUM_ROWS)
         for k in range(count):
-            row = load(x, j + k * BAND + column, SUM_COLUMNS)
-            tile = fma(load_column(A, at + k * step, apart, SUM_ROWS), row, tile)
-        sums = load_rows(y, i + column, BAND, SUM_ROWS, SUM_COLUMNS)
-        store_rows(y, i + column, BAND, sums + tile)
+            row = simd.load(x, j + k * BAND + column, SUM_COLUMNS)
+            tile = simd.fma(simd.load_column(A, at + k * step, apart, SUM_ROWS), row, tile)
+        sums = simd.load_rows(y, i + column, BAND, SUM_ROWS, SUM_COLUMNS)
+        simd.store_rows(y, i + column, BAND, sums + tile)
 
 
 @kernel
@@ -106,7 +90,7 @@ def update_and_multiply(
                 continue
             j0, j1 = max(column * TILE, begin), min((column + 1) * TILE, end)
             at = _tile_at(row, column) - row * TILE * TILE - column * TILE
-            for i in range(i0, i1, TILE_ROWS):
+            for i in range(i0, i1, simd.TILE_ROWS):
                 for j in range(j0, j1, PACKED):
                     _add_product(tiles, at + i * TILE + j, left, i * DEPTH, right, j * DEPTH)
             for i in range(i0, i1, SUM_ROWS):
@@ -125,10 +109,10 @@ def _packed_at(i: int, k: int) -> int:
 @kernel
 def pack(x: Floats, begin: int, right: Floats, depth: int) -> None:
     """Lay out rows ``begin`` … of x (end, BAND), flattened, as columns of ``right`` from row ``depth`` on."""
-    for i in range(begin, x.size // BAND, WIDTH):
-        for k in range(0, BAND, WIDTH):
-            tile = load_rows(x, i * BAND + k, BAND, WIDTH)
-            store_rows(right, _packed_at(i, depth + k), PACKED, transpose(tile))
+    for i in range(begin, x.size // BAND, simd.WIDTH):
+        for k in range(0, BAND, simd.WIDTH):
+            tile = simd.load_rows(x, i * BAND + k, BAND, simd.WIDTH)
+            simd.store_rows(right, _packed_at(i, depth + k), PACKED, simd.transpose(tile))
 
 
 @kernel
@@ -144,7 +128,7 @@ def reduce_panel(tiles: Floats, begin: int, end: int, left: Floats, right: Float
             across[k * BAND + j] = right[_packed_at(begin + j, k)]
     for i in range(begin, end):
         at = _tile_at(i // TILE, column) + i % TILE * TILE + begin % TILE
-        store(v, i * BAND, load(tiles, at, BAND))
+        simd.store(v, i * BAND, simd.load(tiles, at, BAND))
     for i in range(begin, end, SUM_ROWS):
         _add_rows(left, i * DEPTH, 1, DEPTH, DEPTH, across, 0, v, i * BAND)
     for i in range(begin, begin + BAND):
@@ -195,86 +179,92 @@ def _apply_and_sum(
     v: Floats, begin: int, end: int, column: int, following: int, scale: float, w: Floats, dots: Floats
 ) -> None:
     """Scale a column, subtract its entries times w from the rows, and sum the next column's products with all."""
-    weights, total = load(w, 0, BAND), broadcast(0.0, BAND)
+    weights, total = simd.load(w, 0, BAND), simd.broadcast(0.0, BAND)
     for top in range(begin, end, STRETCH):
-        part = broadcast(0.0, BAND)
+        part = simd.broadcast(0.0, BAND)
         for at in range(top * BAND, min(top + STRETCH, end) * BAND, BAND):
             entry = scale * v[at + column]
-            row = fma(-entry, weights, load(v, at, BAND))
-            store(v, at, row)
+            row = simd.fma(-entry, weights, simd.load(v, at, BAND))
+            simd.store(v, at, row)
             if scale != 0.0:
                 v[at + column] = entry
-            part = fma(load_entry(v, at + following), row, part)
+            part = simd.fma(simd.load_entry(v, at + following), row, part)
         total = total + part
-    store(dots, 0, total)
+    simd.store(dots, 0, total)
 
 
 @kernel
 def _reflector(x: Floats) -> float:
     """Replace x by a reflector of squared norm 2; return what it leaves of x in the first entry."""
-    square = inner(x, x, BAND)
+    square = simd.inner(x, x, BAND)
     norm, alpha = math.sqrt(square), x[0]
     added = -norm if alpha < 0.0 else norm
     x[0] = alpha + added
     scale = 1.0 / math.sqrt(norm * abs(alpha + added)) if square > NEGLIGIBLE else 0.0
-    for k in range(0, BAND, WIDTH):
-        store(x, k, scale * load(x, k))
+    for k in range(0, BAND, simd.WIDTH):
+        simd.store(x, k, scale * simd.load(x, k))
     return -added
 
 
 @kernel
 def _apply_to_diagonal(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane: Floats, parts: Floats) -> None:
     """Apply the reflector v from both sides to a block on the diagonal, whose lower triangle is in F."""
-    lanes = load(lane, 0)
+    lanes = simd.load(lane, 0)
     p[:] = 0.0
-    for i in range(0, BAND, WIDTH):
-        for h in range(WIDTH):
-            row, v_i, total = at + (i + h) * APART, load_entry(v, i + h), broadcast(0.0)
-            for k in range(0, i, WIDTH):
-                a = load(F, row + k)
-                total = fma(a, load(v, k), total)
-                store(p, k, fma(a, v_i, load(p, k)))
+    for i in range(0, BAND, simd.WIDTH):
+        for h in range(simd.WIDTH):
+            row, v_i, total = at + (i + h) * APART, simd.load_entry(v, i + h), simd.broadcast(0.0)
+            for k in range(0, i, simd.WIDTH):
+                a = simd.load(F, row + k)
+                total = simd.fma(a, simd.load(v, k), total)
+                simd.store(p, k, simd.fma(a, v_i, simd.load(p, k)))
             # What is right of the diagonal belongs to another row.
-            a, here = load(F, row + i), load_entry(lane, h)
-            store(p, i, fma(select(lanes < here, a, 0.0), v_i, load(p, i)))
-            store(parts, h * WIDTH, fma(select(lanes <= here, a, 0.0), load(v, i), total))
-        store(p, i, load(p, i) + sum_pairs(transpose(load_rows(parts, 0, WIDTH, WIDTH))))
-    half = -0.5 * inner(p, v, BAND)
-    for k in range(0, BAND, WIDTH):
-        store(w, k, fma(half, load(v, k), load(p, k)))
+            a, here = simd.load(F, row + i), simd.load_entry(lane, h)
+            simd.store(p, i, simd.fma(simd.select(lanes < here, a, 0.0), v_i, simd.load(p, i)))
+            simd.store(parts, h * simd.WIDTH, simd.fma(simd.select(lanes <= here, a, 0.0), simd.load(v, i), total))
+        simd.store(
+            p, i, simd.load(p, i) + simd.sum_pairs(simd.transpose(simd.load_rows(parts, 0, simd.WIDTH, simd.WIDTH)))
+        )
+    half = -0.5 * simd.inner(p, v, BAND)
+    for k in range(0, BAND, simd.WIDTH):
+        simd.store(w, k, simd.fma(half, simd.load(v, k), simd.load(p, k)))
     for i in range(BAND):
-        row, last = at + i * APART, i // WIDTH * WIDTH
+        row, last = at + i * APART, i // simd.WIDTH * simd.WIDTH
         v_i, w_i = -v[i], -w[i]
-        for k in range(0, last, WIDTH):
-            store(F, row + k, fma(v_i, load(w, k), fma(w_i, load(v, k), load(F, row + k))))
-        a = load(F, row + last)
-        changed = fma(v_i, load(w, last), fma(w_i, load(v, last), a))
-        store(F, row + last, select(lanes <= load_entry(lane, i - last), changed, a))
+        for k in range(0, last, simd.WIDTH):
+            simd.store(
+                F, row + k, simd.fma(v_i, simd.load(w, k), simd.fma(w_i, simd.load(v, k), simd.load(F, row + k)))
+            )
+        a = simd.load(F, row + last)
+        changed = simd.fma(v_i, simd.load(w, last), simd.fma(w_i, simd.load(v, last), a))
+        simd.store(F, row + last, simd.select(lanes <= simd.load_entry(lane, i - last), changed, a))
 
 
 @kernel
 def _apply_below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats) -> None:
     """Apply v to a block from the right, then from the left the reflector of its first column, which goes to u."""
-    for i in range(0, BAND, WIDTH):
-        sums = broadcast(0.0, WIDTH, WIDTH)
-        for k in range(0, BAND, WIDTH):
-            sums = fma(load_rows(F, at + i * APART + k, APART, WIDTH), load(v, k), sums)
-        store(y, i, sum_pairs(transpose(sums)))
+    for i in range(0, BAND, simd.WIDTH):
+        sums = simd.broadcast(0.0, simd.WIDTH, simd.WIDTH)
+        for k in range(0, BAND, simd.WIDTH):
+            sums = simd.fma(simd.load_rows(F, at + i * APART + k, APART, simd.WIDTH), simd.load(v, k), sums)
+        simd.store(y, i, simd.sum_pairs(simd.transpose(sums)))
     for i in range(BAND):
         u[i] = F[at + i * APART] - y[i] * v[0]
     left = _reflector(u)
-    both = -inner(u, y, BAND)
-    for k in range(0, BAND, WIDTH):
-        even, odd = both * load(v, k), broadcast(0.0)
+    both = -simd.inner(u, y, BAND)
+    for k in range(0, BAND, simd.WIDTH):
+        even, odd = both * simd.load(v, k), simd.broadcast(0.0)
         for i in range(0, BAND, 2):
-            even = fma(load_entry(u, i), load(F, at + i * APART + k), even)
-            odd = fma(load_entry(u, i + 1), load(F, at + (i + 1) * APART + k), odd)
-        store(z, k, even + odd)
+            even = simd.fma(simd.load_entry(u, i), simd.load(F, at + i * APART + k), even)
+            odd = simd.fma(simd.load_entry(u, i + 1), simd.load(F, at + (i + 1) * APART + k), odd)
+        simd.store(z, k, even + odd)
     for i in range(BAND):
         row = at + i * APART
         y_i, u_i = -y[i], -u[i]
-        for k in range(0, BAND, WIDTH):
-            store(F, row + k, fma(y_i, load(v, k), fma(u_i, load(z, k), load(F, row + k))))
+        for k in range(0, BAND, simd.WIDTH):
+            simd.store(
+                F, row + k, simd.fma(y_i, simd.load(v, k), simd.fma(u_i, simd.load(z, k), simd.load(F, row + k)))
+            )
         F[row] = 0.0
     F[at] = left
 
@@ -288,7 +278,7 @@ def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
     """
     n = diagonal.size
     v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
-    parts, lane = np.empty(WIDTH * WIDTH), np.arange(float(WIDTH))
+    parts, lane = np.empty(simd.WIDTH * simd.WIDTH), np.arange(float(simd.WIDTH))
     for column in range(n):
         diagonal[column] = band[column * APART + column]
         for i in range(BAND):

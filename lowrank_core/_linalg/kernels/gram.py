@@ -11,23 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
 from lowrank_core._linalg.kernels.dqds import N0, STATE, dqds, write_values
-from lowrank_core._linalg.kernels.simd import (
-    TILE_ROWS,
-    WIDTH,
-    add_combination,
-    broadcast,
-    fma,
-    inner,
-    load,
-    load_column,
-    load_rows,
-    select,
-    store,
-    store_rows,
-    transpose,
-)
 
 __all__ = ["tridiagonal_values", "tridiagonals"]
 
@@ -43,33 +29,39 @@ BLUR = 2.0**-4
 NEGLIGIBLE = 1e-150
 
 # Rows that a pass takes at once: their entries of v, w and x and their sums stay in registers.
-ROWS = TILE_ROWS // 2
+ROWS = simd.TILE_ROWS // 2
 
 
 @kernel
 def _update_rows(A: Floats, row: int, size: int, stop: int, v: Floats, w: Floats, x: Floats, p: Floats) -> Any:
     """Apply the last reflector to rows up to a column; add the next one's product to p, and return it for the rows."""
-    v_rows, w_rows, x_rows = load_column(v, row, 1, ROWS), load_column(w, row, 1, ROWS), load_column(x, row, 1, ROWS)
-    sums = broadcast(0.0, WIDTH, ROWS)
-    for k in range(0, stop, WIDTH):
-        v_k, w_k, x_k = load(v, k), load(w, k), load(x, k)
-        tile = fma(v_rows, w_k, fma(w_rows, v_k, load_rows(A, row * size + k, size, ROWS)))
-        store_rows(A, row * size + k, size, tile)
-        sums = fma(tile, x_k, sums)
-        store(p, k, add_combination(load(p, k), x_rows, tile))
+    v_rows, w_rows, x_rows = (
+        simd.load_column(v, row, 1, ROWS),
+        simd.load_column(w, row, 1, ROWS),
+        simd.load_column(x, row, 1, ROWS),
+    )
+    sums = simd.broadcast(0.0, simd.WIDTH, ROWS)
+    for k in range(0, stop, simd.WIDTH):
+        v_k, w_k, x_k = simd.load(v, k), simd.load(w, k), simd.load(x, k)
+        tile = simd.fma(v_rows, w_k, simd.fma(w_rows, v_k, simd.load_rows(A, row * size + k, size, ROWS)))
+        simd.store_rows(A, row * size + k, size, tile)
+        sums = simd.fma(tile, x_k, sums)
+        simd.store(p, k, simd.add_combination(simd.load(p, k), x_rows, tile))
     return sums
 
 
 @kernel
 def _update_block(A: Floats, first: int, size: int, v: Floats, w: Floats, x: Floats, p: Floats, sums: Floats) -> None:
     """Apply the last reflector to a block on the diagonal; begin the next product with its part and the rows' sums."""
-    w_k, v_k, product = load(w, first), load(v, first), broadcast(0.0)
-    for i in range(first, first + WIDTH):
-        row = fma(v[i], w_k, fma(w[i], v_k, load(A, i * size + first)))
-        store(A, i * size + first, row)
+    w_k, v_k, product = simd.load(w, first), simd.load(v, first), simd.broadcast(0.0)
+    for i in range(first, first + simd.WIDTH):
+        row = simd.fma(v[i], w_k, simd.fma(w[i], v_k, simd.load(A, i * size + first)))
+        simd.store(A, i * size + first, row)
         # The block is kept whole, so its columns are its rows.
-        product = fma(row, x[i], product)
-    store(p, first, add_combination(product, 1.0, transpose(load_rows(sums, 0, WIDTH, WIDTH))))
+        product = simd.fma(row, x[i], product)
+    simd.store(
+        p, first, simd.add_combination(product, 1.0, simd.transpose(simd.load_rows(sums, 0, simd.WIDTH, simd.WIDTH)))
+    )
 
 
 @kernel
@@ -82,30 +74,32 @@ def _tridiagonalise(
     """
     w[:] = 0.0
     for i in range(n - 1, -1, -1):  # pragma: no branch - row 0 returns
-        padded = (i // WIDTH + 1) * WIDTH
-        for k in range(0, padded, WIDTH):
-            store(x, k, fma(v[i], load(w, k), fma(w[i], load(v, k), load(A, i * size + k))))
+        padded = (i // simd.WIDTH + 1) * simd.WIDTH
+        for k in range(0, padded, simd.WIDTH):
+            simd.store(
+                x, k, simd.fma(v[i], simd.load(w, k), simd.fma(w[i], simd.load(v, k), simd.load(A, i * size + k)))
+            )
         d[i] = x[i]
         if i == 0:
             return
         x[i:padded] = 0.0
-        square = inner(x, x, padded)
+        square = simd.inner(x, x, padded)
         b[i - 1] = square
         norm, alpha = math.sqrt(square), x[i - 1]
         head = alpha - norm if alpha < 0.0 else alpha + norm
         x[i - 1] = head
         scale = 1.0 / (norm * abs(head)) if square > NEGLIGIBLE else 0.0
-        blocks = ((i - 1) // WIDTH + 1) * WIDTH
-        for first in range(0, blocks, WIDTH):
-            for row in range(0, WIDTH, ROWS):
+        blocks = ((i - 1) // simd.WIDTH + 1) * simd.WIDTH
+        for first in range(0, blocks, simd.WIDTH):
+            for row in range(0, simd.WIDTH, ROWS):
                 part = _update_rows(A, first + row, size, first, v, w, x, p)
-                store_rows(sums, row * WIDTH, WIDTH, part)
+                simd.store_rows(sums, row * simd.WIDTH, simd.WIDTH, part)
             _update_block(A, first, size, v, w, x, p, sums)
-        half = 0.5 * scale * scale * inner(p, x, blocks)
-        for k in range(0, blocks, WIDTH):
-            x_k = load(x, k)
-            store(v, k, x_k)
-            store(w, k, fma(half, x_k, -scale * load(p, k)))
+        half = 0.5 * scale * scale * simd.inner(p, x, blocks)
+        for k in range(0, blocks, simd.WIDTH):
+            x_k = simd.load(x, k)
+            simd.store(v, k, x_k)
+            simd.store(w, k, simd.fma(half, x_k, -scale * simd.load(p, k)))
 
 
 @kernel
@@ -121,7 +115,7 @@ def _factor(lane: int, n: int, d: Floats, b: Floats, q: Floats, e: Floats) -> fl
         if not 0.0 < pivot < math.inf and lift > 0.0:
             return -1.0
         above = b[i] / pivot if b[i] > 0.0 else 0.0
-        q[i * WIDTH + lane], e[i * WIDTH + lane] = pivot, above
+        q[i * simd.WIDTH + lane], e[i * simd.WIDTH + lane] = pivot, above
     return lift
 
 
@@ -132,9 +126,9 @@ def tridiagonals(grams: Floats, diagonals: Floats, squares: Floats, exponents: I
     Each is (batch, n), and the last of the squares 0. Over a power, so that what is squared stays in range.
     """
     batch, n, _ = grams.shape
-    size = ((n - 1) // WIDTH + 1) * WIDTH
+    size = ((n - 1) // simd.WIDTH + 1) * simd.WIDTH
     A = np.zeros(size * size)
-    v, w, x, p, sums = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.empty(WIDTH * WIDTH)
+    v, w, x, p, sums = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.empty(simd.WIDTH * simd.WIDTH)
     for matrix in range(batch):
         largest = 0.0
         for i in range(n):
@@ -144,7 +138,7 @@ def tridiagonals(grams: Floats, diagonals: Floats, squares: Floats, exponents: I
         unit = math.ldexp(1.0, -2 * half)
         for i in range(n):
             # The lower triangle, with whole blocks on the diagonal.
-            for k in range(min(n, (i // WIDTH + 1) * WIDTH)):
+            for k in range(min(n, (i // simd.WIDTH + 1) * simd.WIDTH)):
                 A[i * size + k] = grams[matrix, i, k] * unit
         squares[matrix, n - 1] = 0.0
         _tridiagonalise(A, n, size, v, w, x, p, sums, diagonals[matrix], squares[matrix])
@@ -157,22 +151,22 @@ def tridiagonal_values(diagonals: Floats, squares: Floats, values: Floats) -> in
     NaN for a matrix that did not converge. Returns the number of matrices left at NaN.
     """
     batch, n = diagonals.shape
-    size = n * WIDTH
+    size = n * simd.WIDTH
     # Steps look at a row of q beyond the last.
-    q, e = np.zeros(size + WIDTH), np.zeros(size)
+    q, e = np.zeros(size + simd.WIDTH), np.zeros(size)
     q_old, e_old, sigmas = np.empty(size), np.empty(size), np.empty(size)
-    state, lifts = np.empty(STATE), np.empty(WIDTH)
+    state, lifts = np.empty(STATE), np.empty(simd.WIDTH)
     unfinished = 0
-    for first in range(0, batch, WIDTH):
-        for lane in range(WIDTH):
+    for first in range(0, batch, simd.WIDTH):
+        for lane in range(simd.WIDTH):
             # Lanes beyond the last matrix have it again: dqds is slower where lanes have blocks of different rows.
             matrix = min(first + lane, batch - 1)
             lifts[lane] = _factor(lane, n, diagonals[matrix], squares[matrix], q, e)
         dqds(n, q, e, q_old, e_old, sigmas, state, BLUR)
-        lift = load(lifts, 0)
-        store(state, N0, select(lift < 0.0, 0.0, load(state, N0)))
-        for at in range(0, size, WIDTH):
-            square = load(q, at) - lift
-            store(q, at, select(square > 0.0, square, 0.0))
+        lift = simd.load(lifts, 0)
+        simd.store(state, N0, simd.select(lift < 0.0, 0.0, simd.load(state, N0)))
+        for at in range(0, size, simd.WIDTH):
+            square = simd.load(q, at) - lift
+            simd.store(q, at, simd.select(square > 0.0, square, 0.0))
         unfinished += write_values(first, q, state, values)
     return unfinished

@@ -11,22 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
 from lowrank_core._linalg.kernels.dqds import STATE, dqds, write_values
-from lowrank_core._linalg.kernels.simd import (
-    WIDTH,
-    add_combination,
-    broadcast,
-    fma,
-    load,
-    load_column,
-    load_rows,
-    select,
-    sqrt,
-    store,
-    store_rows,
-    transpose,
-)
 
 __all__ = ["small_values"]
 
@@ -43,12 +30,12 @@ def _reflector(alpha: Any, rest: Any) -> Any:
 
     x begins with α, and ``rest`` is the sum of the other entries' squares; c is 0 where x is negligible.
     """
-    square = fma(alpha, alpha, rest)
-    norm = sqrt(square)
-    first = select(alpha < 0.0, alpha - norm, alpha + norm)
+    square = simd.fma(alpha, alpha, rest)
+    norm = simd.sqrt(square)
+    first = simd.select(alpha < 0.0, alpha - norm, alpha + norm)
     significant = square > NEGLIGIBLE
-    size = select(alpha < 0.0, 0.0 - first, first)
-    factor = select(significant, 1.0 / select(significant, norm * size, 1.0), 0.0)
+    size = simd.select(alpha < 0.0, 0.0 - first, first)
+    factor = simd.select(significant, 1.0 / simd.select(significant, norm * size, 1.0), 0.0)
     return square, first, factor
 
 
@@ -59,37 +46,37 @@ def _bidiagonalise(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: 
     One pass over what is left of A for each column: a row has both reflectors applied and, as the next column's
     reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns.
     """
-    width, weights = columns * WIDTH, np.ones(ROWS + 1)
+    width, weights = columns * simd.WIDTH, np.ones(ROWS + 1)
     weights[0] = 0.0
     p[:] = 0.0
     for i in range(1, rows):
-        x = load(A, i * width)
-        for k in range(0, width, WIDTH):
-            store(p, k, fma(x, load(A, i * width + k), load(p, k)))
+        x = simd.load(A, i * width)
+        for k in range(0, width, simd.WIDTH):
+            simd.store(p, k, simd.fma(x, simd.load(A, i * width + k), simd.load(p, k)))
     for j in range(columns):  # pragma: no branch - the last column returns
-        here, after = j * WIDTH, (j + 1) * WIDTH
+        here, after = j * simd.WIDTH, (j + 1) * simd.WIDTH
         row = j * width
-        square, first, factor = _reflector(load(A, row + here), load(p, here))
-        store(q, here, square)
+        square, first, factor = _reflector(simd.load(A, row + here), simd.load(p, here))
+        simd.store(q, here, square)
         if j + 1 == columns:
             return
-        rest = broadcast(0.0)
-        for k in range(after, width, WIDTH):
-            entry = load(A, row + k)
-            product = factor * fma(first, entry, load(p, k))
-            store(w, k, product)
+        rest = simd.broadcast(0.0)
+        for k in range(after, width, simd.WIDTH):
+            entry = simd.load(A, row + k)
+            product = factor * simd.fma(first, entry, simd.load(p, k))
+            simd.store(w, k, product)
             entry = entry - first * product
-            store(u, k, entry)
+            simd.store(u, k, entry)
             if k > after:
-                rest = fma(entry, entry, rest)
-            store(p, k, broadcast(0.0))
-        square, head, scale = _reflector(load(u, after), rest)
-        store(e, here, square)
-        store(u, after, head)
+                rest = simd.fma(entry, entry, rest)
+            simd.store(p, k, simd.broadcast(0.0))
+        square, head, scale = _reflector(simd.load(u, after), rest)
+        simd.store(e, here, square)
+        simd.store(u, after, head)
         # The next pivot's row is no part of the next products: its weight is not known yet.
-        _reflect_rows(A, row + width, here, after, width, w, u, p, scale, load_column(weights, 0, 1, ROWS))
+        _reflect_rows(A, row + width, here, after, width, w, u, p, scale, simd.load_column(weights, 0, 1, ROWS))
         for i in range(j + 1 + ROWS, rows, ROWS):
-            _reflect_rows(A, i * width, here, after, width, w, u, p, scale, load_column(weights, 1, 1, ROWS))
+            _reflect_rows(A, i * width, here, after, width, w, u, p, scale, simd.load_column(weights, 1, 1, ROWS))
 
 
 @kernel
@@ -97,29 +84,31 @@ def _reflect_rows(
     A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Any, weights: Any
 ) -> None:
     """Apply both reflectors to some rows, and add their part to the next column's products, times a weight each."""
-    v, z = 0.0 - load_rows(A, row + here, width, ROWS), broadcast(0.0, WIDTH, ROWS)
-    for k in range(after, width, WIDTH):
-        z = fma(fma(v, load(w, k), load_rows(A, row + k, width, ROWS)), load(u, k), z)
+    v, z = 0.0 - simd.load_rows(A, row + here, width, ROWS), simd.broadcast(0.0, simd.WIDTH, ROWS)
+    for k in range(after, width, simd.WIDTH):
+        z = simd.fma(simd.fma(v, simd.load(w, k), simd.load_rows(A, row + k, width, ROWS)), simd.load(u, k), z)
     z = 0.0 - scale * z
-    x = weights * fma(z, load(u, after), fma(v, load(w, after), load_rows(A, row + after, width, ROWS)))
-    for k in range(after, width, WIDTH):
-        tile = fma(z, load(u, k), fma(v, load(w, k), load_rows(A, row + k, width, ROWS)))
-        store_rows(A, row + k, width, tile)
-        store(p, k, add_combination(load(p, k), x, tile))
+    x = weights * simd.fma(
+        z, simd.load(u, after), simd.fma(v, simd.load(w, after), simd.load_rows(A, row + after, width, ROWS))
+    )
+    for k in range(after, width, simd.WIDTH):
+        tile = simd.fma(z, simd.load(u, k), simd.fma(v, simd.load(w, k), simd.load_rows(A, row + k, width, ROWS)))
+        simd.store_rows(A, row + k, width, tile)
+        simd.store(p, k, simd.add_combination(simd.load(p, k), x, tile))
 
 
 @kernel
 def _exponent(entries: Floats, first: int, count: int) -> int:
     """Return the e for which the largest of some entries over 2^e lies in [½, 1)."""
-    whole = count - count % WIDTH
-    lanes = broadcast(0.0)
-    for at in range(first, first + whole, WIDTH):
-        x = load(entries, at)
-        x = select(x < 0.0, 0.0 - x, x)
-        lanes = select(lanes < x, x, lanes)
-    each, largest = np.empty(WIDTH), 0.0
-    store(each, 0, lanes)
-    for lane in range(WIDTH):
+    whole = count - count % simd.WIDTH
+    lanes = simd.broadcast(0.0)
+    for at in range(first, first + whole, simd.WIDTH):
+        x = simd.load(entries, at)
+        x = simd.select(x < 0.0, 0.0 - x, x)
+        lanes = simd.select(lanes < x, x, lanes)
+    each, largest = np.empty(simd.WIDTH), 0.0
+    simd.store(each, 0, lanes)
+    for lane in range(simd.WIDTH):
         largest = max(largest, each[lane])
     for at in range(first + whole, first + count):
         largest = max(largest, abs(entries[at]))
@@ -132,25 +121,25 @@ def _interleave(
 ) -> None:
     """Copy eight matrices, or their transposes where those are taller, to the lanes of A, each over 2^exponent."""
     count = m * n
-    for lane in range(WIDTH):
+    for lane in range(simd.WIDTH):
         exponents[starts[lane] // count] = exponent = _exponent(flat, starts[lane], count)
         # In two factors, because 1/2^e alone need not be a float64.
         half = -(exponent // 2)
-        scale[lane], scale[WIDTH + lane] = math.ldexp(1.0, half), math.ldexp(1.0, -exponent - half)
-    one, other, matrices = load(scale, 0), load(scale, WIDTH), load_column(starts, 0, 1, WIDTH)
-    whole = count - count % WIDTH
-    for t in range(0, whole, WIDTH):
-        tile = transpose(load_rows(flat, t, matrices, WIDTH)) * one * other
+        scale[lane], scale[simd.WIDTH + lane] = math.ldexp(1.0, half), math.ldexp(1.0, -exponent - half)
+    one, other, matrices = simd.load(scale, 0), simd.load(scale, simd.WIDTH), simd.load_column(starts, 0, 1, simd.WIDTH)
+    whole = count - count % simd.WIDTH
+    for t in range(0, whole, simd.WIDTH):
+        tile = simd.transpose(simd.load_rows(flat, t, matrices, simd.WIDTH)) * one * other
         if m < n:
-            for j in range(WIDTH):
-                places[j] = ((t + j) % n * m + (t + j) // n) * WIDTH
-            store_rows(A, 0, load_column(places, 0, 1, WIDTH), tile)
+            for j in range(simd.WIDTH):
+                places[j] = ((t + j) % n * m + (t + j) // n) * simd.WIDTH
+            simd.store_rows(A, 0, simd.load_column(places, 0, 1, simd.WIDTH), tile)
         else:
-            store_rows(A, t * WIDTH, WIDTH, tile)
+            simd.store_rows(A, t * simd.WIDTH, simd.WIDTH, tile)
     for t in range(whole, count):
         at = (t % n) * m + t // n if m < n else t
-        for lane in range(WIDTH):
-            A[at * WIDTH + lane] = (flat[starts[lane] + t] * scale[lane]) * scale[WIDTH + lane]
+        for lane in range(simd.WIDTH):
+            A[at * simd.WIDTH + lane] = (flat[starts[lane] + t] * scale[lane]) * scale[simd.WIDTH + lane]
 
 
 @kernel
@@ -161,16 +150,16 @@ def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
     """
     batch, m, n = matrices.shape
     rows, columns = max(m, n), min(m, n)
-    size = columns * WIDTH
+    size = columns * simd.WIDTH
     A, w, u = np.zeros((rows + 1) * size), np.empty(size), np.empty(size)
     # Steps look at a row of q beyond the last; the last row of e stays zero.
-    p, q, e = np.empty(size), np.zeros(size + WIDTH), np.zeros(size)
+    p, q, e = np.empty(size), np.zeros(size + simd.WIDTH), np.zeros(size)
     q_old, e_old, sigmas = np.empty(size), np.empty(size), np.empty(size)
-    state, scale, flat = np.empty(STATE), np.empty(2 * WIDTH), matrices.reshape(matrices.size)
-    starts, places = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
+    state, scale, flat = np.empty(STATE), np.empty(2 * simd.WIDTH), matrices.reshape(matrices.size)
+    starts, places = np.empty(simd.WIDTH, np.int64), np.empty(simd.WIDTH, np.int64)
     unfinished = 0
-    for first in range(0, batch, WIDTH):
-        for lane in range(WIDTH):
+    for first in range(0, batch, simd.WIDTH):
+        for lane in range(simd.WIDTH):
             # Lanes beyond the last matrix have it again: dqds is slower where lanes have blocks of different rows.
             starts[lane] = min(first + lane, batch - 1) * m * n
         _interleave(flat, starts, m, n, A, scale, places, exponents)
