@@ -3,9 +3,10 @@
     python .ci/fuzz.py [MINUTES]
 
 atheris (`pip install -e '.[fuzz]'`) guides the bytes by the branches of lowrank_core.models that they reach; half of
-its changes are to entries of the JSON within, which remains valid. Any outcome but an answer, a ValueError or a
-FileNotFoundError is a fault, and so is a warning, or an answer that cannot be written as JSON: its bytes are kept, and
-`python .ci/fuzz.py FILE` runs them again. How many inputs were tried is written to docs/numbers/fuzz.json.
+its changes are to entries of the JSON within, which remains valid. Any outcome but an answer, a ValueError, a
+FileNotFoundError or the ImportError of a container's own package is a fault, and so is a warning, or an answer that
+cannot be written as JSON: its bytes are kept, and `python .ci/fuzz.py FILE` runs them again. How many inputs were
+tried is written to docs/numbers/fuzz.json.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def readers() -> Callable[[bytes, Path], None]:
             (folder / name).write_bytes(content)
         try:
             row, report = read(kind, folder)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError, ImportError) as error:
             if not str(error):
                 raise RuntimeError("an error without a message") from error
         else:

@@ -123,7 +123,8 @@ def spectrum(
     Parameters
     ----------
     update : array_like, torch.Tensor, LowRankUpdate or KroneckerUpdate, shape (..., m, n)
-        Leading axes are a batch. float64, float32, float16, bfloat16; integers and booleans are taken as float64.
+        Leading axes are a batch. float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2;
+        integers and booleans are taken as float64.
     rank : int, optional
         How many leading values to compute; the result is then not complete, unless there are no others. None for all.
     method : {"auto", "lapack", "direct", "gram", "krylov"}

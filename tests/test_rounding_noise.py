@@ -40,11 +40,12 @@ def difference(base, tuned):
     return spectrum(tuned.astype(np.float64) - base.astype(np.float64))
 
 
-def test_noise_is_the_mean_of_the_squared_steps():
-    base = np.array([[1.0, 3.0], [0.5, 100.0]], dtype=np.float16)
-    tuned = np.array([[1.5, 2.5], [0.75, 100.5]], dtype=np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_noise_is_the_mean_of_the_squared_steps(dtype):
+    base = np.array([[1.0, 3.0], [0.5, 96.0]]).astype(dtype)
+    tuned = np.array([[1.5, 2.5], [0.75, 112.0]]).astype(dtype)
     noise = rounding_noise(base, tuned)
-    squares = np.array([1.0, 2.0, 0.5, 64.0]) ** 2 * 2.0**-20
+    squares = (np.array([1.0, 2.0, 0.5, 64.0]) * float(ml_dtypes.finfo(dtype).eps)) ** 2
     assert noise.one_side.std == pytest.approx(np.sqrt(squares.mean() / 12), rel=1e-12)
     assert noise.two_sides.std == pytest.approx(np.sqrt(2 * squares.mean() / 12), rel=1e-12)
     assert noise.unchanged == 0.0

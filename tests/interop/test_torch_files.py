@@ -3,6 +3,7 @@
 import collections
 import datetime as dt
 import pickle
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -76,6 +77,16 @@ def test_a_state_dict_is_taken_out_of_what_training_saved_with_it(save, wrapper)
     weights = {"layer.weight": torch.ones(2, 2), "steps": 7, "note": "x", "nothing": None}
     tensors, _ = open_file(save({wrapper: weights, "optimizer": {"state": {0: {"m": torch.ones(9)}}}, "epoch": 3}))
     assert list(tensors) == ["layer.weight"]
+
+
+def test_a_tensor_beside_a_state_dict_is_not_passed_over(save):
+    tensors, _ = open_file(save({"model": {"a": torch.ones(1)}, "b": torch.ones(1)}))
+    assert list(tensors) == ["b", "model.a"]
+
+
+def test_two_tensors_of_one_name_are_refused(save):
+    with pytest.raises(ValueError, match="two of its tensors have one name"):
+        open_file(save({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}))
 
 
 def test_names_of_nested_containers_are_joined_by_dots(save):
@@ -256,13 +267,15 @@ def test_without_torch_the_message_says_what_to_do(tmp_path):
 
 
 def test_the_command_that_converts_does(tmp_path, monkeypatch):
-    path = saved(tmp_path / "model.bin", {"a": torch.ones(2, 3).T, "b": torch.ones(1)})
+    path = saved(tmp_path / "it's; touch ran.bin", {"a": torch.ones(2, 3).T, "b": torch.ones(1)})
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError) as refused:
         open_file(path)
-    command = str(refused.value).split("python -c ")[1].split('"')[1]
-    subprocess.run([sys.executable, "-c", command], check=True, cwd=tmp_path)
-    assert open_file(tmp_path / "model.safetensors")[0]["a"].read().shape == (3, 2)
+    command = str(refused.value).split("is installed: ")[1].split(". Any other way")[0]
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], check=True, cwd=tmp_path)
+    assert open_file(path.with_suffix(".safetensors"))[0]["a"].read().shape == (3, 2)
 
 
 def test_a_tensor_whose_place_is_known_is_read_without_torch(tmp_path, monkeypatch):

@@ -166,6 +166,7 @@ def test_an_alpha_that_was_rounded_does_not_change_the_update(rng, rank, dtype):
     ("options", "message"),
     [
         ({"dtype": "int8"}, "dtype 'int8' is none of"),
+        ({"dtype": "float8_e5m2"}, "none of float64, float32, float16, bfloat16"),
         ({"rule": "unscaled"}, "rule 'unscaled' is none that an adapter can name"),
         ({"alpha": math.nan}, "alpha"),
         ({"alpha": -1.0}, "alpha"),

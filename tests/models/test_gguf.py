@@ -10,6 +10,8 @@ from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFWriter, dequa
 
 from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
 from lowrank_core.models.files.tensors import open_file, read_tensors
+from lowrank_core.models.inspection.census import census
+from lowrank_core.models.operations.extraction import extract
 
 PLAIN = ("float64", "float32", "float16", "int8", "int16", "int32", "int64")
 QUANTISED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -200,6 +202,15 @@ def test_a_missing_extra_names_the_line_that_installs_it(tmp_path, monkeypatch):
         open_file(path)
 
 
+def test_a_file_whose_package_is_missing_is_one_row_of_a_census(tmp_path, monkeypatch):
+    # By its name alone a census takes it for a file of tensors.
+    write_gguf(tmp_path / "x.safetensors", {"x": np.ones(2, np.float32)})
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    [row] = census(tmp_path)
+    assert "lowrank_core[gguf]" in row.failure
+    assert row.stamp == ""
+
+
 def test_reading_one_tensor_takes_the_memory_of_one(tmp_path):
     side, count = 256, 40
     path = write_gguf(tmp_path / "x.gguf", {f"t{i}": np.ones((side, side), np.float32) for i in range(count)})
@@ -211,3 +222,13 @@ def test_reading_one_tensor_takes_the_memory_of_one(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 3 * side * side * 4
     finally:
         tracemalloc.stop()
+
+
+def test_an_adapter_is_extracted_from_two_quantised_checkpoints(tmp_path, rng):
+    base = rng.standard_normal((8, 64)).astype(np.float32)
+    tuned = base + np.outer(rng.standard_normal(8), rng.standard_normal(64)).astype(np.float32)
+    for name, weight in (("base", base), ("tuned", tuned)):
+        write_gguf(tmp_path / f"{name}.gguf", {"blk.0.attn_q.weight": (weight, "Q8_0")})
+    report = extract(tmp_path / "base.gguf", tmp_path / "tuned.gguf", tmp_path / "out", rank=1)
+    assert report.layers[0].dtype == "Q8_0"
+    assert report.layers[0].variance_captured > 0.99

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -120,3 +121,15 @@ def test_the_finest_dtype_of_all():
     assert finest_dtype([stored["int8"]]) == "float32"
     assert finest_dtype([stored["float8_e5m2"]]) == "bfloat16"
     assert finest_dtype([StoredTensor(Path("file"), "key", (2, 2), "Q8_0", "float32")]) == "float32"
+
+
+def test_an_adapter_in_8_bits_is_written_in_bfloat16(write_peft, rng, tmp_path):
+    factors = {"A": rng.standard_normal((2, 6)), "B": rng.standard_normal((5, 2))}
+    stored = {name: factor.astype(ml_dtypes.float8_e4m3fn) for name, factor in factors.items()}
+    path = write_peft({"q.lora_A.weight": stored["A"], "q.lora_B.weight": stored["B"]}, r=2, lora_alpha=4)
+    report = resize(path, tmp_path / "out", rank=2)
+    assert (report.dtype, report.layers[0].dtype) == ("bfloat16", "float8_e4m3fn")
+    update = 2 * stored["B"].astype(np.float64) @ stored["A"].astype(np.float64)
+    assert report.layers[0].norm == pytest.approx(np.linalg.norm(update), rel=1e-12)
+    [layer] = open_adapter(tmp_path / "out").layers
+    assert np.linalg.norm(layer.update().to_dense() - update) < 0.01 * np.linalg.norm(update)

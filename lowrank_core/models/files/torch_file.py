@@ -10,6 +10,7 @@ import math
 import pickle
 import pickletools
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -112,11 +113,13 @@ def _can_be_mapped(path: Path) -> bool:
 
 def _check_pickle(path: Path, content: BinaryIO) -> None:
     """Check, without running them, that the instructions of a pickle are of the kind that torch.save writes."""
-    protocol = content.read(2)[1:]
+    beginning = content.read(2)
     content.seek(0)
-    if protocol != bytes([_PROTOCOL]):
+    if len(beginning) < 2 or beginning[0] != _PICKLE:
+        raise invalid_file(path, _NAME, "it does not begin with a pickle")
+    if beginning[1] != _PROTOCOL:
         raise ValueError(
-            f"{str(path)!r} is a pickle of protocol {ord(protocol)}; only those of protocol {_PROTOCOL}, which is "
+            f"{str(path)!r} is a pickle of protocol {beginning[1]}; only those of protocol {_PROTOCOL}, which is "
             "torch.save's own, can be read without running code. Where you trust it, load it and save its tensors with "
             "safetensors"
         )
@@ -143,11 +146,16 @@ def _classes_asked_for(content: BinaryIO) -> Iterator[str]:
 def _state(path: Path, content: Any) -> dict[str, Any]:
     """Return the tensors of a state dict by name; those of nested containers have the names of both, with a dot."""
     for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    tensors = dict(_tensors(content, (), set()))
+        # Beside a state dict may be an optimiser's, but no tensor of the model.
+        if isinstance(content, Mapping) and not any(map(_is_tensor, content.values())):
+            inner = content.get(wrapper)
+            content = inner if isinstance(inner, Mapping) else content
+    named = list(_tensors(content, (), set()))
+    tensors = dict(named)
     if "" in tensors:
         raise ValueError(f"{str(path)!r} is one tensor without a name: a state dict, of names and tensors, is needed")
+    if len(tensors) < len(named):
+        raise invalid_file(path, _NAME, "two of its tensors have one name")
     return tensors
 
 
@@ -210,10 +218,11 @@ def _not_a_tensor(path: Path, name: str) -> ValueError:
 
 def _torch(path: Path) -> ModuleType:
     needed = ".".join(map(str, _OLDEST_SAFE))
+    # Names are quoted: they come from strangers, and the command is for a shell.
+    names = f"{shlex.quote(path.name)} {shlex.quote(path.stem + '.safetensors')}"
     convert = (
-        'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for k, v in '
-        f"torch.load('{path.name}', map_location='cpu', weights_only=True).items()}}, "
-        f"'{path.stem}.safetensors')\""
+        'python -c "import sys, torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() for k, v in '
+        f"torch.load(sys.argv[1], map_location='cpu', weights_only=True).items()}}, sys.argv[2])\" {names}"
     )
     advice = (
         f"pip install 'torch>={needed}', or convert the file where it is installed: {convert}. Any other way of "

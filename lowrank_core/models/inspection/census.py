@@ -125,7 +125,7 @@ def adapter_row(path: str | PathLike[str], *, ranks: Sequence[int] = DEFAULT_RAN
         if not (location.is_dir() or holds_adapter(location)):
             return None
         adapter = open_adapter(location)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         stamp = "" if _is_systems_fault(error) else stamp
         return AdapterRow(str(location), stamp, ranks=requested, failure=str(error))
     return _row(adapter, location, stamp, requested)
@@ -186,6 +186,8 @@ def _file_stamp(file: Path) -> str:
 
 
 def _is_systems_fault(error: Exception) -> bool:
-    """Whether the system, and not the file, is to blame; an absent file has a stamp that says so."""
+    """Whether the system, or a package it lacks, is to blame; an absent file has a stamp that says so."""
     causes = (error, error.__cause__)
-    return any(isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError) for cause in causes)
+    return any(
+        isinstance(cause, OSError | ImportError) and not isinstance(cause, FileNotFoundError) for cause in causes
+    )
