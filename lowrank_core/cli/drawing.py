@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_core.cli.printable import in_figure, with_texts
+from lowrank_core.cli.printable import in_figure, with_printable_texts, with_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,11 +24,11 @@ def draw_inspection(inspection: Inspection) -> Figure:
     """Draw an inspection."""
     from lowrank_core.cli.reports import inspection_figure
 
-    return inspection_figure.draw(with_texts(inspection, in_figure))
+    return inspection_figure.draw(with_texts(with_printable_texts(inspection), in_figure))
 
 
 def draw_written(adapter: Compression) -> Figure:
     """Draw a written adapter."""
     from lowrank_core.cli.reports import written_figure
 
-    return written_figure.draw(with_texts(adapter, in_figure))
+    return written_figure.draw(with_texts(with_printable_texts(adapter), in_figure))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from lowrank_core.cli.printable import in_csv, in_json, printable, with_texts
+from lowrank_core.cli.printable import in_csv, in_json, with_printable_texts
 from lowrank_core.models import to_json
 from lowrank_core.models.files.atomic import check_replaceable, replacing
 
@@ -115,7 +115,7 @@ def write_report(
     for text in printed:
         _stdout().write(str(text))
     if not printed:
-        show(tables(with_texts(result, printable)))
+        show(tables(with_printable_texts(result)))
 
 
 def _write(path: Path, content: str | Figure) -> None:

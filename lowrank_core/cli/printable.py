@@ -54,6 +54,24 @@ def in_json(document: str) -> str:
     return _NOT_ASCII_TEXT.sub(escape, document)
 
 
+def with_printable_texts(result: Result) -> Result:
+    r"""Return a result with all texts in it printable, different ones still different.
+
+    A name that contains ``\x1b`` as four characters would otherwise be shown as one with an escape character is: where
+    two texts would be shown alike, backslashes are doubled as in ``repr``.
+    """
+    texts: set[str] = set()
+
+    def collect(text: str) -> str:
+        texts.add(text)
+        return text
+
+    with_texts(result, collect)
+    if len({printable(text) for text in texts}) == len(texts):
+        return with_texts(result, printable)
+    return with_texts(result, lambda text: printable(text.replace("\\", r"\\")))
+
+
 def with_texts(result: Result, convert: Callable[[str], str]) -> Result:
     """Return a result with all texts in it converted, those that are keys and paths too."""
     converted: Any = result

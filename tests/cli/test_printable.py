@@ -4,20 +4,20 @@ import csv
 import io
 import json
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from lowrank_core.cli import output
 from lowrank_core.cli.app import main
 from lowrank_core.cli.drawing import draw_inspection
-from lowrank_core.cli.printable import in_csv, in_figure, in_json, printable, with_texts
+from lowrank_core.cli.printable import in_csv, in_figure, in_json, printable, with_printable_texts, with_texts
 from lowrank_core.cli.reports import census_tables, inspection_tables
 from lowrank_core.models import census, inspect
 from lowrank_core.models.inspection.census_rows import to_table
@@ -94,6 +94,53 @@ def test_reports_of_names_of_any_kind_have_no_control_characters(adapter, names)
     assert [layer["name"] for layer in json.loads(document)["layers"]] == names[:2]
     rows = list(csv.DictReader(io.StringIO(sheet, newline="")))
     assert [row["name"] for row in rows] == [in_csv(name) for name in names]
+
+
+# All that a file can name a tensor, and names that read as the escapes of others.
+UNICODE = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12),
+    st.text("\x00\t\n\r\x1b\x7f\x85\x9b\u061c\u202e\u2066\\x1bnu26", min_size=1, max_size=6),
+)
+
+
+@given(st.lists(UNICODE, min_size=2, max_size=2, unique=True))
+@example(["\x1b", r"\x1b"])
+@example(["\\\x1b", r"\x1b\x1b"])
+def test_an_adapter_with_keys_of_any_characters_is_shown_and_written_without_controls(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("unicode")
+    tensors = {}
+    for name in names:
+        tensors[f"{name}.lora_down.weight"] = np.eye(2, 6, dtype=np.float32)
+        tensors[f"{name}.lora_up.weight"] = np.eye(4, 2, dtype=np.float32)
+    save_file(tensors, folder / "whole.safetensors")
+    sheet, document = folder / "layers.csv", folder / "layers.json"
+    table, _ = said_by("inspect", folder / "whole.safetensors", "--csv", sheet, "--json", document)
+    # The factors of the first layer disagree, and no other is left.
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(names[1] + ".lora")}
+    tensors[f"{names[0]}.lora_up.weight"] = np.eye(4, 3, dtype=np.float32)
+    save_file(tensors, folder / "broken.safetensors")
+    _, message = said_by("inspect", folder / "broken.safetensors")
+    assert "disagree" in message
+    written = [path.read_text(encoding="utf-8") for path in (sheet, document)]
+    for text in (table, message, *written):
+        assert not UNSAFE.search(text)
+    # Each has a row of its own, whatever the two escape to.
+    assert len(re.findall("4 × 6", table)) == 2
+    assert sorted(layer["name"] for layer in json.loads(written[1])["layers"]) == sorted(names)
+
+
+def said_by(*arguments):
+    """Return what the command writes to standard output and error."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        main([str(argument) for argument in arguments])
+    return out.getvalue(), err.getvalue()
+
+
+@given(st.lists(NAMES, unique=True))
+def test_different_texts_are_shown_differently(texts):
+    shown = with_printable_texts(texts)
+    assert all(text.isprintable() for text in shown)
+    assert len(set(shown)) == len(texts)
 
 
 @given(NAMES)

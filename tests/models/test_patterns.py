@@ -3,11 +3,13 @@
 import json
 import re
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.patterns import ModulePatterns
@@ -216,6 +218,38 @@ def test_an_adapter_with_an_exponential_pattern_is_refused_by_name_and_a_census_
     honest, refused = census(hostile.parent)
     assert honest.failure is None
     assert "takes too long" in refused.failure
+
+
+@pytest.mark.filterwarnings("ignore:Possible")
+@given(st.lists(expressions(("*", "+", "*?", "{1,30}", "{3,}"), leaves=20), min_size=1, max_size=4, unique=True))
+@example(["(a|a)*b?c", r"(a+)+\1c", "(?=(a+)+$)b", r"(?<=a)(a|ab)*c"])
+def test_an_adapter_with_drawn_patterns_takes_no_second_beside_its_reading(adapters_of_names, patterns):
+    plain, read = adapters_of_names
+    start = time.process_time()
+    with suppress(ValueError):
+        read(patterns)
+    assert time.process_time() - start < 1.0 + plain
+
+
+@pytest.fixture(scope="module")
+def adapters_of_names(tmp_path_factory):
+    """Return the seconds that reading an adapter takes without patterns, and a function that reads it with some."""
+    folder = tmp_path_factory.mktemp("adapter")
+    tensors = {}
+    for name in (f"h.{HOSTILE_NAME}", "ab" * 30 + "c", "a" * 400):
+        tensors[f"base_model.model.{name}.lora_A.weight"] = np.eye(2, 6, dtype=np.float32)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = np.eye(4, 2, dtype=np.float32)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+    def read(patterns):
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": dict.fromkeys(patterns, 8)}
+        (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return open_adapter(folder)
+
+    read([])
+    start = time.process_time()
+    read([])
+    return time.process_time() - start, read
 
 
 def test_without_the_engine_names_still_match_and_expressions_say_what_to_install(monkeypatch):
