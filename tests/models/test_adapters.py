@@ -78,11 +78,6 @@ def test_a_checkpoint_is_not_an_adapter(write_file):
         open_adapter(path)
 
 
-def test_other_kinds_of_lycoris_are_named(write_file):
-    with pytest.raises(ValueError, match=r"of another kind than LoRA \('lora_x.lokr_w1'\)"):
-        open_adapter(write_file({"lora_x.lokr_w1": np.ones((2, 2))}))
-
-
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no adapter in"):
         open_adapter(tmp_path)

@@ -125,6 +125,11 @@ class CheckpointPair:
     format: ClassVar[str] = "checkpoints"
     warnings: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def incomplete(self) -> dict[str, str]:
+        """Modules whose update is not that of a layer, and why."""
+        return self.unsupported
+
     def other_changes(self) -> Iterator[tuple[str, str]]:
         """Yield the tensors that changed beside the layers, or are in one checkpoint only: names and descriptions."""
         matrices = {pair.base.key for pair in self.layers}

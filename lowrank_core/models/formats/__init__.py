@@ -13,6 +13,7 @@ from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTens
 from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.format import SINGLE_FILE, AdapterFile, Format
 from lowrank_core.models.formats.kohya import KOHYA
+from lowrank_core.models.formats.lycoris import LYCORIS
 from lowrank_core.models.formats.old_diffusers import OLD_DIFFUSERS
 from lowrank_core.models.formats.peft import PEFT
 from lowrank_core.models.formats.xlabs import XLABS
@@ -35,7 +36,7 @@ __all__ = [
 # Each reads the layers whose names are its own and leaves the rest to those after it. kohya's names tell its layers
 # whatever the file is called; lora_A and lora_B are PEFT's in a file with its name, and else diffusers'. The first that
 # takes the layers of others is what the name of an output asks for.
-FORMATS: tuple[Format, ...] = (KOHYA, PEFT, DIFFUSERS, OLD_DIFFUSERS, XLABS)
+FORMATS: tuple[Format, ...] = (KOHYA, PEFT, LYCORIS, DIFFUSERS, OLD_DIFFUSERS, XLABS)
 
 
 def open_adapter(path: str | PathLike[str]) -> Adapter:
@@ -110,10 +111,15 @@ def _read_parts(file: AdapterFile) -> list[Adapter]:
 
 def _together(parts: Sequence[Adapter]) -> Adapter:
     """Return the parts of one file as one adapter, whose format is that of most layers."""
-    layers = sorted((layer for part in parts for layer in part.layers), key=lambda layer: layer.name)
+    by_name: dict[str, AdapterLayer] = {}
     unsupported = {name: reason for part in parts for name, reason in part.unsupported.items()}
+    for layer in (layer for part in parts for layer in part.layers):
+        if by_name.setdefault(layer.name, layer) is not layer:
+            unsupported[layer.tensors[0].key] = f"{layer.name!r} has another update in the file, and that alone is read"
+    layers = [by_name[name] for name in sorted(by_name)]
+    base_updates = tuple(update for part in parts for update in part.base_updates)
     main = max(parts, key=lambda part: len(part.layers))
-    if not layers and unsupported:
+    if not layers and not base_updates and unsupported:
         name, reason = next(iter(unsupported.items()))
         raise ValueError(
             f"no layer of {str(main.path)!r} can be read; the first of {len(unsupported)}, {name}: {reason}"
@@ -123,6 +129,7 @@ def _together(parts: Sequence[Adapter]) -> Adapter:
         main,
         layers=tuple(layers),
         unsupported=unsupported,
+        base_updates=base_updates,
         others=(*(other for part in parts for other in part.others), *unknown),
         unread={},
         warnings=tuple(warning for part in parts for warning in part.warnings),

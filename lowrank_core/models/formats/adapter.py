@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,11 @@ from lowrank_core.models.norms import Update
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
 _SPREAD_LIMIT = 1 << 27
+WITH_MAGNITUDES = (
+    "DoRA: the update is m·(W + γBA)/‖W + γBA‖ − W, with the magnitudes m, and the figures are of γBA alone: give the "
+    "base model (--base) for those of the update itself"
+)
+"""Why the layer of a DoRA adapter is not its update."""
 _GROUPED = "a grouped convolution, whose truncation is not one: leave it out, or keep the adapter as it is"
 
 
@@ -112,6 +117,9 @@ class AdapterLayer:
         Whether the weight is stored as (in, out), as an embedding's is, so that its update is the transpose.
     fixed : str
         Why no truncation of the update can be stored in its place; empty where one can.
+    base : StoredTensor or None
+        The base model's weight, which `build` takes first as a map, (out, in[, kh, kw]); None where the update does not
+        depend on it.
     """
 
     placement: Placement
@@ -124,6 +132,7 @@ class AdapterLayer:
     build: Callable[..., Update] = product
     transposed: bool = False
     fixed: str = ""
+    base: StoredTensor | None = None
 
     @property
     def name(self) -> str:
@@ -152,11 +161,14 @@ class AdapterLayer:
         Where linear layers and Conv1D are mixed, or adapters disagree, only this orientation can be relied on: PEFT's
         configuration has one fan_in_fan_out for all layers, that of whichever was adapted last.
         """
-        arrays = read_tensors(self.tensors)
-        for tensor, array in zip(self.tensors, arrays, strict=True):
+        tensors = self.tensors if self.base is None else (self.base, *self.tensors)
+        arrays = read_tensors(tensors)
+        for tensor, array in zip(tensors, arrays, strict=True):
             bad = array.size - int(np.count_nonzero(np.isfinite(array)))
             if bad:
                 raise ValueError(f"{tensor.key!r} contains NaN or infinity in {bad} of its {array.size} entries")
+        if self.base is not None and self.transposed:
+            arrays[0] = arrays[0].T
         return self.build(*arrays, self.scaling)
 
     def update(self) -> Update:
@@ -169,6 +181,13 @@ class AdapterLayer:
         """
         update = self.untransposed_update()
         return transposed(update) if self.transposed else update
+
+
+class BaseUpdate(NamedTuple):
+    """An update that the base model's weight decides: the layer, which has no base yet, and why, in plain words."""
+
+    layer: AdapterLayer
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -213,6 +232,8 @@ class Adapter:
         The low-rank updates, in alphabetical order.
     unsupported : dict of str to str
         Modules that the adapter changes in a way that is not a product γBA: name, and why.
+    base_updates : tuple of BaseUpdate
+        Those of the unsupported modules whose update is known once the base model is given.
     others : tuple of OtherTensor
         All tensors that are not part of a low-rank update.
     unread : dict of str to StoredTensor
@@ -234,6 +255,7 @@ class Adapter:
     format: str
     layers: tuple[AdapterLayer, ...]
     unsupported: dict[str, str] = field(default_factory=dict)
+    base_updates: tuple[BaseUpdate, ...] = ()
     others: tuple[OtherTensor, ...] = ()
     unread: Mapping[str, StoredTensor] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -241,6 +263,11 @@ class Adapter:
     initialisation: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def incomplete(self) -> dict[str, str]:
+        """Modules whose update is not that of a layer, and why: those without a layer, and those with magnitudes."""
+        return self.unsupported | {other.follows: WITH_MAGNITUDES for other in self.others if other.magnitudes}
 
     def other_changes(self) -> Iterator[tuple[str, str]]:
         """Read the other tensors, one at a time, and yield their names and descriptions."""

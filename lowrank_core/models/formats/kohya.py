@@ -25,6 +25,7 @@ from lowrank_core.models.formats.format import (
 from lowrank_core.models.formats.single_file import ALPHA, Ends, Scale, has_factors, read_factors
 
 _PAIRS: tuple[Ends, ...] = ((".lora_down.weight", ".lora_up.weight"),)
+_TUCKER_CORE = ".lora_mid.weight"
 _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te", "lora_transformer", "lycoris")
 
 
@@ -33,7 +34,11 @@ def _recognises(file: AdapterFile) -> bool:
 
 
 def _read(file: AdapterFile) -> Adapter:
-    adapter = read_factors(file, KOHYA.name, _PAIRS, scale_of=_scale_of, stores_alpha=True)
+    def is_factor(key: str) -> bool:
+        # With a core between them, down and up alone are not the update.
+        return f"{key.rpartition('.lora_')[0]}{_TUCKER_CORE}" not in file.tensors
+
+    adapter = read_factors(file, KOHYA.name, _PAIRS, scale_of=_scale_of, is_factor=is_factor, stores_alpha=True)
     return replace(adapter, warnings=tuple(_warnings(file.metadata)))
 
 

@@ -21,12 +21,12 @@ from lowrank_core.models.formats.format import AdapterFile, applied_scale
 
 ALPHA = ".alpha"
 
-_MAGNITUDES = "DoRA magnitudes, which rescale each row of base plus update; the figures are of γBA alone"
+MAGNITUDES = "DoRA magnitudes, which rescale each row of base plus update; the figures are of γBA alone"
 _FOLLOWERS = {
-    ".dora_scale": _MAGNITUDES,
-    ".lora_magnitude_vector": _MAGNITUDES,
-    ".lora_magnitude_vector.weight": _MAGNITUDES,
-    ".lora_magnitude_vector.default.weight": _MAGNITUDES,
+    ".dora_scale": MAGNITUDES,
+    ".lora_magnitude_vector": MAGNITUDES,
+    ".lora_magnitude_vector.weight": MAGNITUDES,
+    ".lora_magnitude_vector.default.weight": MAGNITUDES,
     ".lora_B.bias": "bias of lora_B, times the layer's scale",
     ".lora_up.bias": "bias of lora_up, times the layer's scale",
 }
@@ -95,7 +95,7 @@ def read_factors(
             tensor = rest.pop(layer.placement.module + end, None)
             if tensor is not None:
                 scaling = layer.scaling if end.endswith("bias") else None
-                others.append(OtherTensor(tensor, tensor.key, meaning, scaling, layer.name, meaning is _MAGNITUDES))
+                others.append(OtherTensor(tensor, tensor.key, meaning, scaling, layer.name, meaning is MAGNITUDES))
     return Adapter(
         path=file.path,
         format=format_name,

@@ -133,7 +133,7 @@ def adapter_row(path: str | PathLike[str], *, ranks: Sequence[int] = DEFAULT_RAN
 
 def _row(adapter: Adapter, location: Path, stamp: str, ranks: tuple[int, ...]) -> AdapterRow:
     layers, failures = layer_reports(adapter, ranks=ranks, rules=())
-    failures |= adapter.unsupported
+    failures |= adapter.incomplete
     return AdapterRow(
         path=str(location),
         stamp=stamp,

@@ -113,7 +113,7 @@ def inspect(
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, executor=executor, progress=progress
     )
-    failures |= source.unsupported
+    failures |= source.incomplete
     return Inspection(
         path=str(path),
         base=None if base is None else str(base),

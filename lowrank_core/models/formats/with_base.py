@@ -1,0 +1,95 @@
+"""An adapter beside its base model: updates that depend on the base's weight become dense layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+from lowrank_core.models.files.checkpoints import Checkpoint, module_name
+from lowrank_core.models.files.tensors import StoredTensor, as_matrix, describe_shape
+from lowrank_core.models.formats import format_named
+from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor
+from lowrank_core.models.formats.base_updates import WithMagnitudes
+
+
+def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
+    """Return an adapter whose updates that depend on the base model are dense layers."""
+    weights = {
+        module_name(key): tensor
+        for key, tensor in base.tensors.items()
+        if key.endswith(".weight") and len(tensor.shape) > 1
+    }
+    waiting = {update.layer.name: update.layer for update in adapter.base_updates}
+    waiting |= {layer.name: layer for layer in _layers_with_magnitudes(adapter)}
+    modules = _modules(waiting.values(), weights)
+    dense, failures = {}, {}
+    for name, layer in waiting.items():
+        try:
+            dense[name] = _on_base(layer, modules.get(name, ""), weights)
+        except ValueError as error:
+            failures[name] = str(error)
+    layers = [layer for layer in adapter.layers if layer.name not in waiting]
+    return replace(
+        adapter,
+        layers=tuple(sorted([*layers, *dense.values()], key=lambda layer: layer.name)),
+        unsupported={name: why for name, why in adapter.unsupported.items() if name not in waiting} | failures,
+        base_updates=(),
+        others=tuple(other for other in adapter.others if not other.magnitudes),
+    )
+
+
+def _layers_with_magnitudes(adapter: Adapter) -> Iterator[AdapterLayer]:
+    layers = {layer.name: layer for layer in adapter.layers}
+    for other in adapter.others:
+        if other.magnitudes and other.follows in layers:
+            layer = layers[other.follows]
+            build = WithMagnitudes(layer.build, _axis_of(other, layer))
+            yield replace(layer, tensors=(other.tensor, *layer.tensors), build=build)
+
+
+def _axis_of(magnitudes: OtherTensor, layer: AdapterLayer) -> int | None:
+    if magnitudes.tensor.key.endswith(".dora_scale"):
+        return None
+    # PEFT has one magnitude for each row of an embedding's weight, which is the transpose of the map.
+    return 1 if layer.placement.embedding else 0
+
+
+def _modules(layers: Collection[AdapterLayer], weights: Mapping[str, object]) -> dict[str, str]:
+    """Return the base's module for each layer: of its name, of the one that ends so, or as its format's names mean."""
+    modules: dict[str, str] = {}
+    for name in {layer.placement.format for layer in layers}:
+        own = [layer for layer in layers if layer.placement.format == name]
+        lossy = format_named(name).lossy_names
+        if lossy is not None:
+            modules |= lossy.modules([layer.name for layer in own if lossy.applies(layer.placement.module)], weights)
+        ends = {layer.name: _same_end(layer.name, weights) for layer in own}
+        modules = {name: module for name, module in ends.items() if module} | modules
+    return modules
+
+
+def _same_end(name: str, weights: Mapping[str, object]) -> str:
+    if name in weights:
+        return name
+    ends = [module for module in weights if module.endswith(f".{name}") or name.endswith(f".{module}")]
+    return ends[0] if len(ends) == 1 else ""
+
+
+def _on_base(layer: AdapterLayer, module: str, weights: Mapping[str, StoredTensor]) -> AdapterLayer:
+    """Return a layer with the base's weight, and the shape that it has."""
+    if not module:
+        raise ValueError(f"{layer.name!r} does not stand for any module of the base: give the one it was trained from")
+    weight = weights[module]
+    dims = weight.shape[::-1] if layer.transposed else weight.shape
+    if layer.placement.dims and as_matrix(layer.placement.dims) != as_matrix(dims):
+        raise ValueError(
+            f"{layer.name!r} is an update of {describe_shape(as_matrix(layer.placement.dims))}, but the base's weight "
+            f"has shape {describe_shape(weight.shape)}"
+        )
+    return replace(
+        layer,
+        base=weight,
+        placement=replace(layer.placement, dims=dims),
+        rank=min(as_matrix(dims)),
+        scaling_source=f"{layer.scaling_source}; with the base's weight",
+        fixed="",
+    )

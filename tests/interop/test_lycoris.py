@@ -1,0 +1,87 @@
+"""Every kind of update that LyCORIS trains: what is read from its file is what its own modules add to the weight."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from lycoris import LycorisNetwork, create_lycoris
+from safetensors.torch import save_file
+from torch import nn
+
+from lowrank_core.models.formats import open_adapter
+
+SETTINGS = {"linear_dim": 4, "linear_alpha": 2, "conv_dim": 4, "conv_alpha": 2}
+WITHOUT_BASE = {
+    "locon": ("locon", {}),
+    "locon with a Tucker core": ("locon", {"use_tucker": True}),
+    "locon under rsLoRA": ("locon", {"rs_lora": True}),
+    "locon with a scalar": ("locon", {"use_scalar": True}),
+    "loha": ("loha", {}),
+    "loha of a low rank": ("loha", {"linear_dim": 2, "conv_dim": 2}),
+    "loha with Tucker cores": ("loha", {"use_tucker": True, "linear_dim": 2, "conv_dim": 2}),
+    "loha with a scalar": ("loha", {"use_scalar": True}),
+    "loha under rsLoRA": ("loha", {"rs_lora": True}),
+    "lokr": ("lokr", {"factor": 4}),
+    "lokr whole": ("lokr", {"factor": 4, "full_matrix": True}),
+    "lokr with both sides split": ("lokr", {"factor": 4, "decompose_both": True, "linear_dim": 1, "conv_dim": 1}),
+    "lokr with a split side": ("lokr", {"factor": 2, "linear_dim": 1, "conv_dim": 1}),
+    "lokr with a Tucker core": ("lokr", {"factor": 2, "use_tucker": True, "linear_dim": 1, "conv_dim": 1}),
+    "lokr with a scalar": ("lokr", {"factor": 4, "use_scalar": True}),
+    "full": ("full", {}),
+}
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(16, 12)
+        self.conv = nn.Conv2d(6, 8, 3, padding=1)
+        self.one = nn.Conv2d(8, 10, 1)
+
+
+def trained(path, algorithm, options, prefix="lora_unet_"):
+    """Give LyCORIS' modules random parameters, save them, and return the base's tensors and the modules, in float64."""
+    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    LycorisNetwork.apply_preset({"target_module": ["Small"], "target_name": [".*"]})
+    model = Small()
+    base = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    network = create_lycoris(model, 1.0, algo=algorithm, **SETTINGS | options)
+    network.apply_to()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    state = {
+        key.replace("lycoris_", prefix, 1): value.detach().clone().contiguous()
+        for key, value in network.state_dict().items()
+    }
+    save_file(state, path)
+    return base, {module.lora_name.replace("lycoris_", prefix, 1): module.double() for module in network.loras}
+
+
+def difference(module):
+    """Return what a module adds to the weight; LoHa's and LoKr's get_diff_weight apply the scale twice."""
+    if module.name in ("loha", "kron"):
+        update = module.get_weight(module.shape) * module.scalar
+    else:
+        update = module.get_diff_weight()[0]
+    return update.detach().flatten(1).double().numpy()
+
+
+def dense(layer):
+    update = layer.update()
+    return update.astype(float) if isinstance(update, np.ndarray) else update.to_dense()
+
+
+@pytest.mark.parametrize("kind", WITHOUT_BASE)
+def test_a_layers_update_is_that_of_lycoris(tmp_path, kind):
+    path = tmp_path / "lycoris.safetensors"
+    _, modules = trained(path, *WITHOUT_BASE[kind])
+    adapter = open_adapter(path)
+    layers = {layer.name: layer for layer in adapter.layers}
+    assert set(layers) == set(modules)
+    assert {other.name.rpartition(".")[2] for other in adapter.others} <= {"diff_b"}
+    for name, module in modules.items():
+        # The tensors of the file are those of the modules, in float32, and a scalar is multiplied into one of them.
+        assert np.allclose(dense(layers[name]), difference(module), rtol=1e-6, atol=1e-6), name
