@@ -203,7 +203,7 @@ def test_updates_that_no_file_holds_are_named_and_counted(write_file, tensors, s
     assert [layer.name for layer in inspection.layers] == ["whole"]
     assert says in inspection.failures[NAME]
     assert inspection.not_low_rank == {}
-    assert inspection.totals.failed_layers == 1
+    assert inspection.totals.failures == 1
 
 
 def test_magnitudes_beside_any_kind_say_that_the_figures_are_not_all(write_file, rng):

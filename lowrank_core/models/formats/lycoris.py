@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, BaseUpdate, OtherTensor, Placement
 from lowrank_core.models.formats.base_updates import OrthogonalBlocks, ScaledChannels, glora
-from lowrank_core.models.formats.format import AdapterFile, Format, applied_scale
+from lowrank_core.models.formats.format import AdapterFile, Documented, Format, applied_scale
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.single_file import (
     ALPHA,
@@ -253,4 +253,13 @@ LYCORIS = Format(
     rules=KOHYA.rules,
     scale=KOHYA.scale,
     headers=KOHYA.headers,
+    documented=Documented(
+        writers="LyCORIS, and the trainers that use it; full differences also of ComfyUI",
+        layout="kohya's names of modules, then `.hada_w1_a`, … (LoHa), `.lokr_w1`, … (LoKr), `.lora_mid.weight` "
+        "(Tucker cores), `.diff` (a whole difference); with the base model also `.a1.weight`, … (GLoRA), `.oft_blocks` (OFT, "
+        "BOFT), `.on_input` (IA3) and `.dora_scale` beside any. Written as kohya's pairs",
+        scale="`.alpha`/r, once; an alpha that is missing or 0 stands for r. 1 where both sides of a LoKr are whole, "
+        "and of a difference",
+        source="LyCORIS, `modules/loha.py`, `modules/lokr.py`, `forward`",
+    ),
 )
