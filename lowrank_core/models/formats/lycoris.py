@@ -256,8 +256,8 @@ LYCORIS = Format(
     documented=Documented(
         writers="LyCORIS, and the trainers that use it; full differences also of ComfyUI",
         layout="kohya's names of modules, then `.hada_w1_a`, … (LoHa), `.lokr_w1`, … (LoKr), `.lora_mid.weight` "
-        "(Tucker cores), `.diff` (a whole difference); with the base model also `.a1.weight`, … (GLoRA), `.oft_blocks` (OFT, "
-        "BOFT), `.on_input` (IA3) and `.dora_scale` beside any. Written as kohya's pairs",
+        "(Tucker cores), `.diff` (a whole difference); with the base model also `.a1.weight`, … (GLoRA), `.oft_blocks` "
+        "(OFT, BOFT), `.on_input` (IA3) and `.dora_scale` beside any. Written as kohya's pairs",
         scale="`.alpha`/r, once; an alpha that is missing or 0 stands for r. 1 where both sides of a LoKr are whole, "
         "and of a difference",
         source="LyCORIS, `modules/loha.py`, `modules/lokr.py`, `forward`",
