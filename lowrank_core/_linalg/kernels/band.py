@@ -13,6 +13,7 @@ import numpy as np
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
+from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS, WIDTH
 
 __all__ = ["BAND", "DEPTH", "TILE", "chase", "pack", "reduce_panel", "update_and_multiply"]
 
@@ -28,7 +29,7 @@ TILE = 128
 
 # Columns that `pack` interleaves, as the register tile of AVX-512 takes them; and the shape of the register tile of a
 # product that reads its rows BAND numbers apart: half the rows and twice the columns.
-PACKED, SUM_ROWS, SUM_COLUMNS = 16, simd.TILE_ROWS // 2, 2 * simd.TILE_COLUMNS
+PACKED, SUM_ROWS, SUM_COLUMNS = 16, TILE_ROWS // 2, 2 * TILE_COLUMNS
 
 # A column whose square is below this fraction of what reflectors have taken off it is rounding: 16 units of it.
 ROUNDED = 2.0**-96
@@ -48,11 +49,11 @@ def _tile_at(row: int, column: int) -> int:
 @kernel
 def _add_product(A: Floats, at: int, left: Floats, i: int, right: Floats, j: int) -> None:
     """Add to PACKED columns of some rows of A the product of rows of ``left`` and columns of ``right``."""
-    for column in range(0, PACKED, simd.TILE_COLUMNS):
-        tile = simd.load_rows(A, at + column, TILE, simd.TILE_ROWS, simd.TILE_COLUMNS)
+    for column in range(0, PACKED, TILE_COLUMNS):
+        tile = simd.load_rows(A, at + column, TILE, TILE_ROWS, TILE_COLUMNS)
         for k in range(DEPTH):
-            row = simd.load(right, j + k * PACKED + column, simd.TILE_COLUMNS)
-            tile = simd.fma(simd.load_column(left, i + k, DEPTH, simd.TILE_ROWS), row, tile)
+            row = simd.load(right, j + k * PACKED + column, TILE_COLUMNS)
+            tile = simd.fma(simd.load_column(left, i + k, DEPTH, TILE_ROWS), row, tile)
         simd.store_rows(A, at + column, TILE, tile)
 
 
@@ -90,7 +91,7 @@ def update_and_multiply(
                 continue
             j0, j1 = max(column * TILE, begin), min((column + 1) * TILE, end)
             at = _tile_at(row, column) - row * TILE * TILE - column * TILE
-            for i in range(i0, i1, simd.TILE_ROWS):
+            for i in range(i0, i1, TILE_ROWS):
                 for j in range(j0, j1, PACKED):
                     _add_product(tiles, at + i * TILE + j, left, i * DEPTH, right, j * DEPTH)
             for i in range(i0, i1, SUM_ROWS):
@@ -109,9 +110,9 @@ def _packed_at(i: int, k: int) -> int:
 @kernel
 def pack(x: Floats, begin: int, right: Floats, depth: int) -> None:
     """Lay out rows ``begin`` … of x (end, BAND), flattened, as columns of ``right`` from row ``depth`` on."""
-    for i in range(begin, x.size // BAND, simd.WIDTH):
-        for k in range(0, BAND, simd.WIDTH):
-            tile = simd.load_rows(x, i * BAND + k, BAND, simd.WIDTH)
+    for i in range(begin, x.size // BAND, WIDTH):
+        for k in range(0, BAND, WIDTH):
+            tile = simd.load_rows(x, i * BAND + k, BAND, WIDTH)
             simd.store_rows(right, _packed_at(i, depth + k), PACKED, simd.transpose(tile))
 
 
@@ -201,7 +202,7 @@ def _reflector(x: Floats) -> float:
     added = -norm if alpha < 0.0 else norm
     x[0] = alpha + added
     scale = 1.0 / math.sqrt(norm * abs(alpha + added)) if square > NEGLIGIBLE else 0.0
-    for k in range(0, BAND, simd.WIDTH):
+    for k in range(0, BAND, WIDTH):
         simd.store(x, k, scale * simd.load(x, k))
     return -added
 
@@ -211,27 +212,25 @@ def _apply_to_diagonal(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane
     """Apply the reflector v from both sides to a block on the diagonal, whose lower triangle is in F."""
     lanes = simd.load(lane, 0)
     p[:] = 0.0
-    for i in range(0, BAND, simd.WIDTH):
-        for h in range(simd.WIDTH):
+    for i in range(0, BAND, WIDTH):
+        for h in range(WIDTH):
             row, v_i, total = at + (i + h) * APART, simd.load_entry(v, i + h), simd.broadcast(0.0)
-            for k in range(0, i, simd.WIDTH):
+            for k in range(0, i, WIDTH):
                 a = simd.load(F, row + k)
                 total = simd.fma(a, simd.load(v, k), total)
                 simd.store(p, k, simd.fma(a, v_i, simd.load(p, k)))
             # What is right of the diagonal belongs to another row.
             a, here = simd.load(F, row + i), simd.load_entry(lane, h)
             simd.store(p, i, simd.fma(simd.select(lanes < here, a, 0.0), v_i, simd.load(p, i)))
-            simd.store(parts, h * simd.WIDTH, simd.fma(simd.select(lanes <= here, a, 0.0), simd.load(v, i), total))
-        simd.store(
-            p, i, simd.load(p, i) + simd.sum_pairs(simd.transpose(simd.load_rows(parts, 0, simd.WIDTH, simd.WIDTH)))
-        )
+            simd.store(parts, h * WIDTH, simd.fma(simd.select(lanes <= here, a, 0.0), simd.load(v, i), total))
+        simd.store(p, i, simd.load(p, i) + simd.sum_pairs(simd.transpose(simd.load_rows(parts, 0, WIDTH, WIDTH))))
     half = -0.5 * simd.inner(p, v, BAND)
-    for k in range(0, BAND, simd.WIDTH):
+    for k in range(0, BAND, WIDTH):
         simd.store(w, k, simd.fma(half, simd.load(v, k), simd.load(p, k)))
     for i in range(BAND):
-        row, last = at + i * APART, i // simd.WIDTH * simd.WIDTH
+        row, last = at + i * APART, i // WIDTH * WIDTH
         v_i, w_i = -v[i], -w[i]
-        for k in range(0, last, simd.WIDTH):
+        for k in range(0, last, WIDTH):
             simd.store(
                 F, row + k, simd.fma(v_i, simd.load(w, k), simd.fma(w_i, simd.load(v, k), simd.load(F, row + k)))
             )
@@ -243,16 +242,16 @@ def _apply_to_diagonal(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane
 @kernel
 def _apply_below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats) -> None:
     """Apply v to a block from the right, then from the left the reflector of its first column, which goes to u."""
-    for i in range(0, BAND, simd.WIDTH):
-        sums = simd.broadcast(0.0, simd.WIDTH, simd.WIDTH)
-        for k in range(0, BAND, simd.WIDTH):
-            sums = simd.fma(simd.load_rows(F, at + i * APART + k, APART, simd.WIDTH), simd.load(v, k), sums)
+    for i in range(0, BAND, WIDTH):
+        sums = simd.broadcast(0.0, WIDTH, WIDTH)
+        for k in range(0, BAND, WIDTH):
+            sums = simd.fma(simd.load_rows(F, at + i * APART + k, APART, WIDTH), simd.load(v, k), sums)
         simd.store(y, i, simd.sum_pairs(simd.transpose(sums)))
     for i in range(BAND):
         u[i] = F[at + i * APART] - y[i] * v[0]
     left = _reflector(u)
     both = -simd.inner(u, y, BAND)
-    for k in range(0, BAND, simd.WIDTH):
+    for k in range(0, BAND, WIDTH):
         even, odd = both * simd.load(v, k), simd.broadcast(0.0)
         for i in range(0, BAND, 2):
             even = simd.fma(simd.load_entry(u, i), simd.load(F, at + i * APART + k), even)
@@ -261,7 +260,7 @@ def _apply_below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats)
     for i in range(BAND):
         row = at + i * APART
         y_i, u_i = -y[i], -u[i]
-        for k in range(0, BAND, simd.WIDTH):
+        for k in range(0, BAND, WIDTH):
             simd.store(
                 F, row + k, simd.fma(y_i, simd.load(v, k), simd.fma(u_i, simd.load(z, k), simd.load(F, row + k)))
             )
@@ -278,7 +277,7 @@ def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
     """
     n = diagonal.size
     v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
-    parts, lane = np.empty(simd.WIDTH * simd.WIDTH), np.arange(float(simd.WIDTH))
+    parts, lane = np.empty(WIDTH * WIDTH), np.arange(float(WIDTH))
     for column in range(n):
         diagonal[column] = band[column * APART + column]
         for i in range(BAND):

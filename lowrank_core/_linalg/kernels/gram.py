@@ -14,6 +14,7 @@ import numpy as np
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
 from lowrank_core._linalg.kernels.dqds import N0, STATE, dqds, write_values
+from lowrank_core._linalg.kernels.simd import TILE_ROWS, WIDTH
 
 __all__ = ["tridiagonal_values", "tridiagonals"]
 
@@ -29,7 +30,7 @@ BLUR = 2.0**-4
 NEGLIGIBLE = 1e-150
 
 # Rows that a pass takes at once: their entries of v, w and x and their sums stay in registers.
-ROWS = simd.TILE_ROWS // 2
+ROWS = TILE_ROWS // 2
 
 
 @kernel
@@ -40,8 +41,8 @@ def _update_rows(A: Floats, row: int, size: int, stop: int, v: Floats, w: Floats
         simd.load_column(w, row, 1, ROWS),
         simd.load_column(x, row, 1, ROWS),
     )
-    sums = simd.broadcast(0.0, simd.WIDTH, ROWS)
-    for k in range(0, stop, simd.WIDTH):
+    sums = simd.broadcast(0.0, WIDTH, ROWS)
+    for k in range(0, stop, WIDTH):
         v_k, w_k, x_k = simd.load(v, k), simd.load(w, k), simd.load(x, k)
         tile = simd.fma(v_rows, w_k, simd.fma(w_rows, v_k, simd.load_rows(A, row * size + k, size, ROWS)))
         simd.store_rows(A, row * size + k, size, tile)
@@ -54,14 +55,12 @@ def _update_rows(A: Floats, row: int, size: int, stop: int, v: Floats, w: Floats
 def _update_block(A: Floats, first: int, size: int, v: Floats, w: Floats, x: Floats, p: Floats, sums: Floats) -> None:
     """Apply the last reflector to a block on the diagonal; begin the next product with its part and the rows' sums."""
     w_k, v_k, product = simd.load(w, first), simd.load(v, first), simd.broadcast(0.0)
-    for i in range(first, first + simd.WIDTH):
+    for i in range(first, first + WIDTH):
         row = simd.fma(v[i], w_k, simd.fma(w[i], v_k, simd.load(A, i * size + first)))
         simd.store(A, i * size + first, row)
         # The block is kept whole, so its columns are its rows.
         product = simd.fma(row, x[i], product)
-    simd.store(
-        p, first, simd.add_combination(product, 1.0, simd.transpose(simd.load_rows(sums, 0, simd.WIDTH, simd.WIDTH)))
-    )
+    simd.store(p, first, simd.add_combination(product, 1.0, simd.transpose(simd.load_rows(sums, 0, WIDTH, WIDTH))))
 
 
 @kernel
@@ -74,8 +73,8 @@ def _tridiagonalise(
     """
     w[:] = 0.0
     for i in range(n - 1, -1, -1):  # pragma: no branch - row 0 returns
-        padded = (i // simd.WIDTH + 1) * simd.WIDTH
-        for k in range(0, padded, simd.WIDTH):
+        padded = (i // WIDTH + 1) * WIDTH
+        for k in range(0, padded, WIDTH):
             simd.store(
                 x, k, simd.fma(v[i], simd.load(w, k), simd.fma(w[i], simd.load(v, k), simd.load(A, i * size + k)))
             )
@@ -89,14 +88,14 @@ def _tridiagonalise(
         head = alpha - norm if alpha < 0.0 else alpha + norm
         x[i - 1] = head
         scale = 1.0 / (norm * abs(head)) if square > NEGLIGIBLE else 0.0
-        blocks = ((i - 1) // simd.WIDTH + 1) * simd.WIDTH
-        for first in range(0, blocks, simd.WIDTH):
-            for row in range(0, simd.WIDTH, ROWS):
+        blocks = ((i - 1) // WIDTH + 1) * WIDTH
+        for first in range(0, blocks, WIDTH):
+            for row in range(0, WIDTH, ROWS):
                 part = _update_rows(A, first + row, size, first, v, w, x, p)
-                simd.store_rows(sums, row * simd.WIDTH, simd.WIDTH, part)
+                simd.store_rows(sums, row * WIDTH, WIDTH, part)
             _update_block(A, first, size, v, w, x, p, sums)
         half = 0.5 * scale * scale * simd.inner(p, x, blocks)
-        for k in range(0, blocks, simd.WIDTH):
+        for k in range(0, blocks, WIDTH):
             x_k = simd.load(x, k)
             simd.store(v, k, x_k)
             simd.store(w, k, simd.fma(half, x_k, -scale * simd.load(p, k)))
@@ -115,7 +114,7 @@ def _factor(lane: int, n: int, d: Floats, b: Floats, q: Floats, e: Floats) -> fl
         if not 0.0 < pivot < math.inf and lift > 0.0:
             return -1.0
         above = b[i] / pivot if b[i] > 0.0 else 0.0
-        q[i * simd.WIDTH + lane], e[i * simd.WIDTH + lane] = pivot, above
+        q[i * WIDTH + lane], e[i * WIDTH + lane] = pivot, above
     return lift
 
 
@@ -126,9 +125,9 @@ def tridiagonals(grams: Floats, diagonals: Floats, squares: Floats, exponents: I
     Each is (batch, n), and the last of the squares 0. Over a power, so that what is squared stays in range.
     """
     batch, n, _ = grams.shape
-    size = ((n - 1) // simd.WIDTH + 1) * simd.WIDTH
+    size = ((n - 1) // WIDTH + 1) * WIDTH
     A = np.zeros(size * size)
-    v, w, x, p, sums = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.empty(simd.WIDTH * simd.WIDTH)
+    v, w, x, p, sums = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.empty(WIDTH * WIDTH)
     for matrix in range(batch):
         largest = 0.0
         for i in range(n):
@@ -138,7 +137,7 @@ def tridiagonals(grams: Floats, diagonals: Floats, squares: Floats, exponents: I
         unit = math.ldexp(1.0, -2 * half)
         for i in range(n):
             # The lower triangle, with whole blocks on the diagonal.
-            for k in range(min(n, (i // simd.WIDTH + 1) * simd.WIDTH)):
+            for k in range(min(n, (i // WIDTH + 1) * WIDTH)):
                 A[i * size + k] = grams[matrix, i, k] * unit
         squares[matrix, n - 1] = 0.0
         _tridiagonalise(A, n, size, v, w, x, p, sums, diagonals[matrix], squares[matrix])
@@ -151,21 +150,21 @@ def tridiagonal_values(diagonals: Floats, squares: Floats, values: Floats) -> in
     NaN for a matrix that did not converge. Returns the number of matrices left at NaN.
     """
     batch, n = diagonals.shape
-    size = n * simd.WIDTH
+    size = n * WIDTH
     # Steps look at a row of q beyond the last.
-    q, e = np.zeros(size + simd.WIDTH), np.zeros(size)
+    q, e = np.zeros(size + WIDTH), np.zeros(size)
     q_old, e_old, sigmas = np.empty(size), np.empty(size), np.empty(size)
-    state, lifts = np.empty(STATE), np.empty(simd.WIDTH)
+    state, lifts = np.empty(STATE), np.empty(WIDTH)
     unfinished = 0
-    for first in range(0, batch, simd.WIDTH):
-        for lane in range(simd.WIDTH):
+    for first in range(0, batch, WIDTH):
+        for lane in range(WIDTH):
             # Lanes beyond the last matrix have it again: dqds is slower where lanes have blocks of different rows.
             matrix = min(first + lane, batch - 1)
             lifts[lane] = _factor(lane, n, diagonals[matrix], squares[matrix], q, e)
         dqds(n, q, e, q_old, e_old, sigmas, state, BLUR)
         lift = simd.load(lifts, 0)
         simd.store(state, N0, simd.select(lift < 0.0, 0.0, simd.load(state, N0)))
-        for at in range(0, size, simd.WIDTH):
+        for at in range(0, size, WIDTH):
             square = simd.load(q, at) - lift
             simd.store(q, at, simd.select(square > 0.0, square, 0.0))
         unfinished += write_values(first, q, state, values)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
+from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS, WIDTH
 
 __all__ = ["BOTH", "COLUMNS", "FLOAT64_COLUMNS", "PLAIN", "ROWS", "TRANSPOSED", "multiply", "multiply_float64"]
 
@@ -20,7 +21,7 @@ Singles = NDArray[np.float32]
 COLUMNS, FLOAT64_COLUMNS = 32, 16
 
 # Rows multiplied at a time, of AVX-512's tile; and the columns of a tile in float32.
-ROWS, FLOAT32_TILE_COLUMNS = 8, 2 * simd.TILE_COLUMNS
+ROWS, FLOAT32_TILE_COLUMNS = 8, 2 * TILE_COLUMNS
 
 # Columns of the matrix taken at a time: 256 KiB of what multiplies them, which stays in a core's own cache.
 STRETCH = 2048
@@ -38,13 +39,13 @@ PLAIN, TRANSPOSED, BOTH = range(3)
 @kernel
 def _add_product(X: Singles, at: int, n: int, start: int, stop: int, b: Singles, Xb: Singles, to: int) -> None:
     """Add to rows of Xb, from entry ``to`` on, the products of rows of X, from ``at`` on, with some rows of b."""
-    for i in range(0, ROWS, simd.TILE_ROWS):
+    for i in range(0, ROWS, TILE_ROWS):
         for j in range(0, COLUMNS, FLOAT32_TILE_COLUMNS):
             place = to + i * COLUMNS + j
-            tile = simd.load_rows(Xb, place, COLUMNS, simd.TILE_ROWS, FLOAT32_TILE_COLUMNS)
+            tile = simd.load_rows(Xb, place, COLUMNS, TILE_ROWS, FLOAT32_TILE_COLUMNS)
             for k in range(start, stop):
                 row = simd.load(b, k * COLUMNS + j, FLOAT32_TILE_COLUMNS)
-                tile = simd.fma(simd.load_column(X, at + i * n + k, n, simd.TILE_ROWS), row, tile)
+                tile = simd.fma(simd.load_column(X, at + i * n + k, n, TILE_ROWS), row, tile)
             simd.store_rows(Xb, place, COLUMNS, tile)
 
 
@@ -94,8 +95,8 @@ def _convert(X: Singles, at: int, count: int, converted: Floats, to: int) -> flo
     sums = np.empty(FLOAT64_COLUMNS)
     simd.store(sums, 0, squares)
     energy = 0.0
-    for lane in range(simd.WIDTH):
-        energy += sums[lane] + sums[simd.WIDTH + lane]
+    for lane in range(WIDTH):
+        energy += sums[lane] + sums[WIDTH + lane]
     for k in range(whole, count):
         entry = np.float64(X[at + k])
         converted[to + k] = entry
@@ -106,15 +107,13 @@ def _convert(X: Singles, at: int, count: int, converted: Floats, to: int) -> flo
 @kernel
 def _add_float64_product(converted: Floats, at: int, count: int, b: Floats, start: int, Xb: Floats, to: int) -> None:
     """Add to rows of Xb, from entry ``to`` on, the products of converted rows with rows of b, from ``start`` on."""
-    for i in range(0, ROWS, simd.TILE_ROWS):
-        for j in range(0, FLOAT64_COLUMNS, simd.TILE_COLUMNS):
+    for i in range(0, ROWS, TILE_ROWS):
+        for j in range(0, FLOAT64_COLUMNS, TILE_COLUMNS):
             place = to + i * FLOAT64_COLUMNS + j
-            tile = simd.load_rows(Xb, place, FLOAT64_COLUMNS, simd.TILE_ROWS, simd.TILE_COLUMNS)
+            tile = simd.load_rows(Xb, place, FLOAT64_COLUMNS, TILE_ROWS, TILE_COLUMNS)
             for k in range(count):
-                row = simd.load(b, start + k * FLOAT64_COLUMNS + j, simd.TILE_COLUMNS)
-                tile = simd.fma(
-                    simd.load_column(converted, at + i * CONVERTED + k, CONVERTED, simd.TILE_ROWS), row, tile
-                )
+                row = simd.load(b, start + k * FLOAT64_COLUMNS + j, TILE_COLUMNS)
+                tile = simd.fma(simd.load_column(converted, at + i * CONVERTED + k, CONVERTED, TILE_ROWS), row, tile)
             simd.store_rows(Xb, place, FLOAT64_COLUMNS, tile)
 
 

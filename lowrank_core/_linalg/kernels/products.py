@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
+from lowrank_core._linalg.kernels.simd import TILE_ROWS, WIDTH
 
 __all__ = ["balance", "gram_matrices"]
 
@@ -23,22 +24,22 @@ BLOCK = 64
 @kernel
 def _add_outer_products(X: Floats, i: int, j: int, stride: int, count: int, out: Floats) -> None:
     """Add Σ x xᵀ over the rows x of X, ``stride`` apart, to a tile of ``out`` that begins in row i and column j."""
-    tile = simd.load_rows(out, i * stride + j, stride, simd.TILE_ROWS)
+    tile = simd.load_rows(out, i * stride + j, stride, TILE_ROWS)
     for k in range(0, count * stride, stride):
-        tile = simd.fma(simd.load_column(X, k + i, 1, simd.TILE_ROWS), simd.load(X, k + j), tile)
+        tile = simd.fma(simd.load_column(X, k + i, 1, TILE_ROWS), simd.load(X, k + j), tile)
     simd.store_rows(out, i * stride + j, stride, tile)
 
 
 @kernel
 def _copy_columns(X: NDArray[Any], first: int, size: int, length: int, count: int, stride: int, block: Floats) -> None:
     """Convert some columns of a factor (size, length), of which the first begins at ``first``, to rows of a block."""
-    whole = count - count % simd.WIDTH
-    for i in range(0, size, simd.WIDTH):
-        at, converted = first + i * length, whole if i + simd.WIDTH <= size else 0
-        for k in range(0, converted, simd.WIDTH):
-            tile = simd.to_float64(simd.load_rows(X, at + k, length, simd.WIDTH))
+    whole = count - count % WIDTH
+    for i in range(0, size, WIDTH):
+        at, converted = first + i * length, whole if i + WIDTH <= size else 0
+        for k in range(0, converted, WIDTH):
+            tile = simd.to_float64(simd.load_rows(X, at + k, length, WIDTH))
             simd.store_rows(block, k * stride + i, stride, simd.transpose(tile))
-        for lane in range(min(simd.WIDTH, size - i)):
+        for lane in range(min(WIDTH, size - i)):
             for k in range(converted, count):
                 block[k * stride + i + lane] = X[at + lane * length + k]
 
@@ -46,10 +47,10 @@ def _copy_columns(X: NDArray[Any], first: int, size: int, length: int, count: in
 @kernel
 def _copy_rows(X: NDArray[Any], first: int, size: int, count: int, stride: int, block: Floats) -> None:
     """Convert some rows of a factor (length, size), of which the first begins at ``first``, to rows of a block."""
-    whole = size - size % simd.WIDTH
+    whole = size - size % WIDTH
     for k in range(count):
         at, to = first + k * size, k * stride
-        for j in range(0, whole, simd.WIDTH):
+        for j in range(0, whole, WIDTH):
             simd.store(block, to + j, simd.to_float64(simd.load(X, at + j)))
         for j in range(whole, size):
             block[to + j] = X[at + j]
@@ -62,10 +63,10 @@ def gram_matrices(factors: NDArray[Any], of_rows: bool, grams: Floats) -> None:
     A float32 has a square in float64, so that a Gram matrix has a diagonal that is not finite just where X is not.
     """
     size = grams.shape[1]
-    stride = ((size - 1) // simd.WIDTH + 1) * simd.WIDTH
-    if stride % (4 * simd.WIDTH) == 0:
+    stride = ((size - 1) // WIDTH + 1) * WIDTH
+    if stride % (4 * WIDTH) == 0:
         # Rows a power of two apart would compete for a few places in the cache.
-        stride += simd.WIDTH
+        stride += WIDTH
     length = factors.shape[2] if of_rows else factors.shape[1]
     flat = factors.reshape(factors.size)
     # Beyond column r the block stays zero.
@@ -78,8 +79,8 @@ def gram_matrices(factors: NDArray[Any], of_rows: bool, grams: Floats) -> None:
                 _copy_columns(flat, matrix * size * length + start, size, length, count, stride, block)
             else:
                 _copy_rows(flat, (matrix * length + start) * size, size, count, stride, block)
-            for i in range(0, size, simd.TILE_ROWS):
-                for j in range(0, i + 1, simd.WIDTH):
+            for i in range(0, size, TILE_ROWS):
+                for j in range(0, i + 1, WIDTH):
                     _add_outer_products(block, i, j, stride, count, sums)
         for i in range(size):
             for j in range(i + 1):

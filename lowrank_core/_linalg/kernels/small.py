@@ -14,6 +14,7 @@ import numpy as np
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
 from lowrank_core._linalg.kernels.dqds import STATE, dqds, write_values
+from lowrank_core._linalg.kernels.simd import WIDTH
 
 __all__ = ["small_values"]
 
@@ -46,22 +47,22 @@ def _bidiagonalise(A: Floats, rows: int, columns: int, w: Floats, u: Floats, p: 
     One pass over what is left of A for each column: a row has both reflectors applied and, as the next column's
     reflector is known but for its first entry, adds its part to that one's products ``p`` with the columns.
     """
-    width, weights = columns * simd.WIDTH, np.ones(ROWS + 1)
+    width, weights = columns * WIDTH, np.ones(ROWS + 1)
     weights[0] = 0.0
     p[:] = 0.0
     for i in range(1, rows):
         x = simd.load(A, i * width)
-        for k in range(0, width, simd.WIDTH):
+        for k in range(0, width, WIDTH):
             simd.store(p, k, simd.fma(x, simd.load(A, i * width + k), simd.load(p, k)))
     for j in range(columns):  # pragma: no branch - the last column returns
-        here, after = j * simd.WIDTH, (j + 1) * simd.WIDTH
+        here, after = j * WIDTH, (j + 1) * WIDTH
         row = j * width
         square, first, factor = _reflector(simd.load(A, row + here), simd.load(p, here))
         simd.store(q, here, square)
         if j + 1 == columns:
             return
         rest = simd.broadcast(0.0)
-        for k in range(after, width, simd.WIDTH):
+        for k in range(after, width, WIDTH):
             entry = simd.load(A, row + k)
             product = factor * simd.fma(first, entry, simd.load(p, k))
             simd.store(w, k, product)
@@ -84,14 +85,14 @@ def _reflect_rows(
     A: Floats, row: int, here: int, after: int, width: int, w: Floats, u: Floats, p: Floats, scale: Any, weights: Any
 ) -> None:
     """Apply both reflectors to some rows, and add their part to the next column's products, times a weight each."""
-    v, z = 0.0 - simd.load_rows(A, row + here, width, ROWS), simd.broadcast(0.0, simd.WIDTH, ROWS)
-    for k in range(after, width, simd.WIDTH):
+    v, z = 0.0 - simd.load_rows(A, row + here, width, ROWS), simd.broadcast(0.0, WIDTH, ROWS)
+    for k in range(after, width, WIDTH):
         z = simd.fma(simd.fma(v, simd.load(w, k), simd.load_rows(A, row + k, width, ROWS)), simd.load(u, k), z)
     z = 0.0 - scale * z
     x = weights * simd.fma(
         z, simd.load(u, after), simd.fma(v, simd.load(w, after), simd.load_rows(A, row + after, width, ROWS))
     )
-    for k in range(after, width, simd.WIDTH):
+    for k in range(after, width, WIDTH):
         tile = simd.fma(z, simd.load(u, k), simd.fma(v, simd.load(w, k), simd.load_rows(A, row + k, width, ROWS)))
         simd.store_rows(A, row + k, width, tile)
         simd.store(p, k, simd.add_combination(simd.load(p, k), x, tile))
@@ -100,15 +101,15 @@ def _reflect_rows(
 @kernel
 def _exponent(entries: Floats, first: int, count: int) -> int:
     """Return the e for which the largest of some entries over 2^e lies in [½, 1)."""
-    whole = count - count % simd.WIDTH
+    whole = count - count % WIDTH
     lanes = simd.broadcast(0.0)
-    for at in range(first, first + whole, simd.WIDTH):
+    for at in range(first, first + whole, WIDTH):
         x = simd.load(entries, at)
         x = simd.select(x < 0.0, 0.0 - x, x)
         lanes = simd.select(lanes < x, x, lanes)
-    each, largest = np.empty(simd.WIDTH), 0.0
+    each, largest = np.empty(WIDTH), 0.0
     simd.store(each, 0, lanes)
-    for lane in range(simd.WIDTH):
+    for lane in range(WIDTH):
         largest = max(largest, each[lane])
     for at in range(first + whole, first + count):
         largest = max(largest, abs(entries[at]))
@@ -121,25 +122,25 @@ def _interleave(
 ) -> None:
     """Copy eight matrices, or their transposes where those are taller, to the lanes of A, each over 2^exponent."""
     count = m * n
-    for lane in range(simd.WIDTH):
+    for lane in range(WIDTH):
         exponents[starts[lane] // count] = exponent = _exponent(flat, starts[lane], count)
         # In two factors, because 1/2^e alone need not be a float64.
         half = -(exponent // 2)
-        scale[lane], scale[simd.WIDTH + lane] = math.ldexp(1.0, half), math.ldexp(1.0, -exponent - half)
-    one, other, matrices = simd.load(scale, 0), simd.load(scale, simd.WIDTH), simd.load_column(starts, 0, 1, simd.WIDTH)
-    whole = count - count % simd.WIDTH
-    for t in range(0, whole, simd.WIDTH):
-        tile = simd.transpose(simd.load_rows(flat, t, matrices, simd.WIDTH)) * one * other
+        scale[lane], scale[WIDTH + lane] = math.ldexp(1.0, half), math.ldexp(1.0, -exponent - half)
+    one, other, matrices = simd.load(scale, 0), simd.load(scale, WIDTH), simd.load_column(starts, 0, 1, WIDTH)
+    whole = count - count % WIDTH
+    for t in range(0, whole, WIDTH):
+        tile = simd.transpose(simd.load_rows(flat, t, matrices, WIDTH)) * one * other
         if m < n:
-            for j in range(simd.WIDTH):
-                places[j] = ((t + j) % n * m + (t + j) // n) * simd.WIDTH
-            simd.store_rows(A, 0, simd.load_column(places, 0, 1, simd.WIDTH), tile)
+            for j in range(WIDTH):
+                places[j] = ((t + j) % n * m + (t + j) // n) * WIDTH
+            simd.store_rows(A, 0, simd.load_column(places, 0, 1, WIDTH), tile)
         else:
-            simd.store_rows(A, t * simd.WIDTH, simd.WIDTH, tile)
+            simd.store_rows(A, t * WIDTH, WIDTH, tile)
     for t in range(whole, count):
         at = (t % n) * m + t // n if m < n else t
-        for lane in range(simd.WIDTH):
-            A[at * simd.WIDTH + lane] = (flat[starts[lane] + t] * scale[lane]) * scale[simd.WIDTH + lane]
+        for lane in range(WIDTH):
+            A[at * WIDTH + lane] = (flat[starts[lane] + t] * scale[lane]) * scale[WIDTH + lane]
 
 
 @kernel
@@ -150,16 +151,16 @@ def small_values(matrices: Floats, values: Floats, exponents: Integers) -> int:
     """
     batch, m, n = matrices.shape
     rows, columns = max(m, n), min(m, n)
-    size = columns * simd.WIDTH
+    size = columns * WIDTH
     A, w, u = np.zeros((rows + 1) * size), np.empty(size), np.empty(size)
     # Steps look at a row of q beyond the last; the last row of e stays zero.
-    p, q, e = np.empty(size), np.zeros(size + simd.WIDTH), np.zeros(size)
+    p, q, e = np.empty(size), np.zeros(size + WIDTH), np.zeros(size)
     q_old, e_old, sigmas = np.empty(size), np.empty(size), np.empty(size)
-    state, scale, flat = np.empty(STATE), np.empty(2 * simd.WIDTH), matrices.reshape(matrices.size)
-    starts, places = np.empty(simd.WIDTH, np.int64), np.empty(simd.WIDTH, np.int64)
+    state, scale, flat = np.empty(STATE), np.empty(2 * WIDTH), matrices.reshape(matrices.size)
+    starts, places = np.empty(WIDTH, np.int64), np.empty(WIDTH, np.int64)
     unfinished = 0
-    for first in range(0, batch, simd.WIDTH):
-        for lane in range(simd.WIDTH):
+    for first in range(0, batch, WIDTH):
+        for lane in range(WIDTH):
             # Lanes beyond the last matrix have it again: dqds is slower where lanes have blocks of different rows.
             starts[lane] = min(first + lane, batch - 1) * m * n
         _interleave(flat, starts, m, n, A, scale, places, exponents)
