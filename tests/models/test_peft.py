@@ -161,13 +161,6 @@ def test_a_warning_of_ranks_that_are_not_those_of_the_configuration(write_peft):
     assert any("as 'proj' with 4 and 2: PEFT refuses to load them" in warning for warning in adapter.warnings)
 
 
-def test_stacked_experts_are_named_and_not_misread(write_peft):
-    tensors = factors("mlp.experts", rank=8) | factors("mlp.experts.base_layer", rank=8) | factors("q_proj")
-    adapter = open_adapter(write_peft(tensors, target_parameters=["mlp.experts.down", "mlp.experts.up"]))
-    assert [layer.name for layer in adapter.layers] == ["q_proj"]
-    assert sorted(adapter.unsupported) == ["mlp.experts", "mlp.experts.base_layer"]
-
-
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
 def test_half_a_product_is_refused(write_peft, part):
     tensors = factors()

@@ -84,14 +84,14 @@ def test_a_file_that_reads_otherwise_is_refused(write_peft):
     folder = write_peft(tensors, r=2, lora_alpha=4)
     (layer,) = open_adapter(folder).layers
     missing = PEFT.place("b", (5, 4), None, False)
-    complete(folder, PEFT, {layer.placement: StoredScale(2, 4.0, 2.0)}, Headers())
+    complete(folder, PEFT, {layer.placement: StoredScale(2, 4.0, 2.0)}, Headers(), Headers())
     for placement, scale, found in (
         (layer.placement, StoredScale(2, 4.2, 2.1), "'a' would be read with rank 2 and scale 2.0"),
         (layer.placement, StoredScale(1, 2.0, 2.0), "'a' would be read with rank 2 and scale 2.0"),
         (missing, StoredScale(2, 4.0, 2.0), "'b' would be read with rank 0 and scale 0.0"),
     ):
         with pytest.raises(ValueError, match=rf"{found}, but was made for rank {scale.rank} and scale {scale.scaling}"):
-            complete(folder, PEFT, {placement: scale}, Headers())
+            complete(folder, PEFT, {placement: scale}, Headers(), Headers())
 
 
 @pytest.mark.parametrize("out", ["out", "out.safetensors"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._dtypes import FLOATS, INTEGERS
+from lowrank_core._dtypes import FLOATS, INTEGERS, as_dtype
 from lowrank_core.models.files.container import Container, Entry
 from lowrank_core.models.files.gguf_file import GGUF
 from lowrank_core.models.files.recognition import read_beginning
@@ -25,14 +26,29 @@ PLAIN_WEIGHTS = f"plain weights are {', '.join(FLOATS)}; a quantised model has t
 """What to tell the owner of any other type."""
 
 
+class Part(NamedTuple):
+    """Which entries of a tensor of this shape are meant: those from `start` to `stop` along one axis, by `step`."""
+
+    shape: tuple[int, ...]
+    axis: int
+    start: int
+    stop: int
+    step: int
+
+    def of(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return this part of an array as a copy."""
+        entries = slice(self.start, self.stop, self.step)
+        return np.array(array[(*(slice(None),) * self.axis, entries)])
+
+
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file, not yet read.
+    """One tensor of a file, or a part of one, not yet read.
 
     A plain value that can be sent to another process: it has a path and a key, never an open file. `dtype` is NumPy's
     or ml_dtypes' name ("float32", "bfloat16", "int64") where there is one, else the file's own ("Q8_0"). `read_as` is
     the dtype of the array that is read, where it is another, and `offset` where the tensor's bytes begin, in files that
-    are read by it.
+    are read by it. `part` says which entries of a larger tensor it is.
     """
 
     file: Path
@@ -41,6 +57,7 @@ class StoredTensor:
     dtype: str
     read_as: str = ""
     offset: int = 0
+    part: Part | None = None
 
     @property
     def size(self) -> int:
@@ -62,6 +79,12 @@ class StoredTensor:
         """Whether the tensor can be read: floating point, integers, bool, and what its container dequantises."""
         return self.is_floating or self.array_dtype in INTEGERS
 
+    def along(self, axis: int, start: int, stop: int, step: int = 1) -> StoredTensor:
+        """Return the part of this tensor that consists of such entries of one axis."""
+        part = Part(self.shape, axis, start, stop, step)
+        count = len(range(start, stop, step))
+        return replace(self, shape=(*self.shape[:axis], count, *self.shape[axis + 1 :]), part=part)
+
     def read(self) -> NDArray[Any]:
         """Read the tensor as a copy, in its stored dtype or dequantised to float32."""
         return read_tensors([self])[0]
@@ -82,12 +105,26 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
     for tensor in wanted:
         if not tensor.is_readable:
             raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {PLAIN_WEIGHTS}")
-    arrays: dict[StoredTensor, NDArray[Any]] = {}
-    for path in dict.fromkeys(tensor.file for tensor in wanted):
-        own = [tensor for tensor in wanted if tensor.file == path]
+    arrays = {tensor: _read_part(tensor, tensor.part) for tensor in wanted if tensor.part is not None}
+    whole = [tensor for tensor in wanted if tensor.part is None]
+    for path in dict.fromkeys(tensor.file for tensor in whole):
+        own = [tensor for tensor in whole if tensor.file == path]
         entries = [Entry(tensor.key, tensor.shape, tensor.dtype, tensor.read_as, tensor.offset) for tensor in own]
         arrays.update(zip(own, _container(path).read(path, entries), strict=True))
     return [arrays[tensor] for tensor in wanted]
+
+
+def _read_part(tensor: StoredTensor, part: Part) -> NDArray[Any]:
+    """Read a part of a tensor: no more than its own entries, where the file's bytes are those of the array."""
+    whole = replace(tensor, shape=part.shape, part=None)
+    if not tensor.offset or tensor.read_as:
+        return part.of(whole.read())
+    stored = as_dtype(tensor.dtype).newbyteorder("<")
+    try:
+        mapped = np.memmap(tensor.file, stored, "r", tensor.offset, part.shape)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{tensor.key!r} cannot be read from {str(tensor.file)!r}: {error}") from error
+    return part.of(mapped)
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

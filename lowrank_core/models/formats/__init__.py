@@ -11,9 +11,11 @@ from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.diffusers import DIFFUSERS
+from lowrank_core.models.formats.foreign import foreign_layout
 from lowrank_core.models.formats.format import SINGLE_FILE, AdapterFile, Format
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.lycoris import LYCORIS
+from lowrank_core.models.formats.mlx import MLX
 from lowrank_core.models.formats.old_diffusers import OLD_DIFFUSERS
 from lowrank_core.models.formats.peft import PEFT
 from lowrank_core.models.formats.xlabs import XLABS
@@ -36,7 +38,7 @@ __all__ = [
 # Each reads the layers whose names are its own and leaves the rest to those after it. kohya's names tell its layers
 # whatever the file is called; lora_A and lora_B are PEFT's in a file with its name, and else diffusers'. The first that
 # takes the layers of others is what the name of an output asks for.
-FORMATS: tuple[Format, ...] = (KOHYA, PEFT, LYCORIS, DIFFUSERS, OLD_DIFFUSERS, XLABS)
+FORMATS: tuple[Format, ...] = (KOHYA, PEFT, LYCORIS, DIFFUSERS, OLD_DIFFUSERS, XLABS, MLX)
 
 
 def open_adapter(path: str | PathLike[str]) -> Adapter:
@@ -90,6 +92,9 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
     parts = _read_parts(file)
     if parts:
         return _together(parts)
+    foreign = foreign_layout(file.tensors)
+    if foreign:
+        raise ValueError(f"{str(where)!r} {foreign}")
     example = f"its first tensor is {next(iter(file.tensors))!r}" if file.tensors else "it is empty"
     raise ValueError(
         f"{str(where)!r} contains no LoRA factors ({example}): neither "
@@ -181,14 +186,16 @@ def holds_adapter(path: Path) -> bool:
 
 def _find_adapter(folder: Path) -> Path:
     formats = [each for each in FORMATS if each.files]
-    for each in formats:
-        if any((folder / name).is_file() for name in each.files):
-            return _tensors_in(folder, each.files[0])
-    inner = {file.parent: each.files[0] for each in formats for file in folder.glob(f"*/{each.files[-1]}")}
+    # Several formats call their configuration alike; where the tensors are missing, the first is taken.
+    for wanted in ([each.files[0] for each in formats], [name for each in formats for name in each.files]):
+        present = [name for name in wanted if (folder / name).is_file()]
+        if present:
+            return _tensors_in(folder, next(each.files[0] for each in formats if present[0] in each.files))
+    inner = sorted({file.parent for each in formats for file in folder.glob(f"*/{each.files[-1]}")})
     if len(inner) == 1:
-        return _tensors_in(*inner.popitem())
+        return _find_adapter(inner[0])
     if inner:
-        names = ", ".join(sorted(adapter.name for adapter in inner))
+        names = ", ".join(adapter.name for adapter in inner)
         raise ValueError(f"{str(folder)!r} contains several adapters ({names}): give the folder of one of them")
     if (folder / "model.safetensors").is_file() or any(folder.glob("*.safetensors.index.json")):
         raise ValueError(

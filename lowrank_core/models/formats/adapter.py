@@ -39,7 +39,8 @@ class Placement:
     `name` is the layer's in reports, and `module` the name that the file's configuration matches. `keys` are the names
     of its tensors in the file, in the order of the format's ``arrange``. `dims` are (out, in), or (out, in, kh, kw) of
     a convolution: those of the module as a map, whichever way its weight is stored. `unscaled` says that the file has
-    no scale for it, so that its readers take 1.
+    no scale for it, so that its readers take 1. `expert` is which of several `experts` a layer is whose factors are
+    stacked in the same tensors, and `flat` says that the first has no axis of experts there.
     """
 
     format: str
@@ -49,6 +50,14 @@ class Placement:
     dims: tuple[int, ...]
     embedding: bool = False
     unscaled: bool = False
+    expert: int = 0
+    experts: int = 0
+    flat: bool = False
+
+    @property
+    def where(self) -> tuple[str, int]:
+        """The name of its first tensor, and which of the experts in it the layer is."""
+        return self.keys[0], self.expert
 
 
 def product(B: NDArray[Any], A: NDArray[Any], scaling: float) -> LowRankUpdate:
@@ -305,7 +314,17 @@ def read_layers(
 def both_factors(
     module: str, tensors: Mapping[str, StoredTensor], names: tuple[str, str]
 ) -> tuple[StoredTensor, StoredTensor]:
-    """Return A and B of a module, whose names are the format's, once each is known to be a factor."""
+    """Return A and B of a module, whose names are the format's, once each is known to be a factor of its own."""
+    A, B = factor_pair(module, tensors, names)
+    if math.prod(B.shape[2:]) != 1:
+        raise ValueError(f"{B.key!r} has shape {B.shape}, but B is a matrix, or a convolution of kernel size 1")
+    return A, B
+
+
+def factor_pair(
+    module: str, tensors: Mapping[str, StoredTensor], names: tuple[str, str]
+) -> tuple[StoredTensor, StoredTensor]:
+    """Return A and B of a module, or of experts that are stacked, once each is known to be a factor."""
     for name, partner in (names, names[::-1]):
         if name not in tensors:
             wanted, other = (each.strip(".").removesuffix(".weight") for each in (name, partner))
@@ -322,8 +341,6 @@ def both_factors(
                 f"{factor.key!r} has shape {factor.shape}, but a factor is a matrix: shards of DeepSpeed ZeRO-3 or "
                 "FSDP that were not gathered before saving look so; gather them and save the adapter again"
             )
-    if math.prod(B.shape[2:]) != 1:
-        raise ValueError(f"{B.key!r} has shape {B.shape}, but B is a matrix, or a convolution of kernel size 1")
     return A, B
 
 

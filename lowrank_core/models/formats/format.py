@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lowrank_core import LowRankUpdate, scaling_rule
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import Adapter, Placement
+from lowrank_core.models.formats.experts import experts_last
 
 SINGLE_FILE = ".safetensors"
 """How the name of most adapters ends that are one file."""
@@ -79,6 +80,8 @@ class LossyNames(NamedTuple):
 
 def as_factors(update: LowRankUpdate, placement: Placement, alpha: float) -> Sequence[NDArray[Any]]:
     """Return A and B in the shapes of files, (r, in[, kh, kw]) and (out, r[, 1, 1]), and alpha where it has a name."""
+    if placement.experts:
+        return experts_last(update)
     A, B, kernel = update.A, update.B, placement.dims[1:]
     factors = A.reshape(A.shape[0], *kernel), B.reshape(*B.shape, *(1 for _ in kernel[1:]))
     return factors if len(placement.keys) == 2 else (*factors, np.array(alpha, B.dtype))
@@ -129,8 +132,11 @@ class Format:
         only layers that were read in this format are written.
     embeddings : bool
         Whether it can store updates of embeddings.
+    one_rank : bool
+        Whether all layers have one rank and one scale, so that factors are padded.
     arrange : callable
-        ``arrange(update, placement, alpha)`` returns the tensors of a placement, from an update in the stored dtype.
+        ``arrange(update, placement, alpha)`` returns the tensors of a placement, from an update in the stored dtype;
+        of a placement with experts, from a batch of their updates.
     rules : tuple of str
         The scaling rules that its readers know; the first is taken for any other.
     scale : callable
@@ -153,6 +159,7 @@ class Format:
     lossy_names: LossyNames | None = None
     place: Callable[[str, tuple[int, ...], str | None, bool], Placement] | None = None
     embeddings: bool = False
+    one_rank: bool = False
     arrange: Callable[[LowRankUpdate, Placement, float], Sequence[NDArray[Any]]] = as_factors
     rules: tuple[str, ...] = ("standard", "rslora")
     scale: Callable[[float, str, int, np.dtype[Any]], StoredScale] = scale_by_rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from lowrank_core.models.files.tensors import StoredTensor
@@ -25,59 +25,134 @@ from lowrank_core.models.formats.peft_config import (
     lora_config,
     read_peft_config,
 )
+from lowrank_core.models.formats.peft_experts import experts_warnings, read_experts, targeted_parameters
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED_WEIGHTS = "adapter_model.bin"
 _PREFIX = "base_model.model."
 # Of a name with a newline in it too, or its layer would be passed over.
 _FACTOR = re.compile(r"(?s)(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?")
 _FACTORS, _EMBEDDING_FACTORS = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
 _LORA_BIAS, _MAGNITUDES = ".lora_B.bias", "lora_magnitude_vector"
 _ALTERS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_EXPERTS = (
-    "its factors stack several experts (target_parameters), and how many is not in the file: the update is not one "
-    "product γBA"
+_ADAPTER_NAME = re.compile(
+    r"(?s)(?P<before>.+\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.(?!(?:weight|bias)$)"
+    r"(?P<adapter>[^.]+)(?P<after>(?:\.(?:weight|bias))?)"
 )
+# The inner projection of torch.nn.MultiheadAttention.
+_ATTENTION_PROJECTION = ".base_layer.out_proj"
+_COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
 
 
 def _recognises(file: AdapterFile) -> bool:
     # The configuration says best what the tensors are, of another type of adapter too.
-    if file.path.name != _WEIGHTS or not file.tensors:
+    if file.path.name not in (_WEIGHTS, _PICKLED_WEIGHTS) or not file.tensors:
         return False
     return file.path.with_name(_CONFIG).is_file() or any(_FACTOR.fullmatch(key) for key in file.tensors)
 
 
 def _read(file: AdapterFile) -> Adapter:
     config = _config_beside(file.path)
+    names, renamed = _names(file)
     factors: dict[str, dict[str, StoredTensor]] = {}
     rest: dict[str, StoredTensor] = {}
     for key, tensor in file.tensors.items():
-        name = key.removeprefix(_PREFIX)
-        match = _FACTOR.fullmatch(name)
+        match = _FACTOR.fullmatch(names[key])
         if match:
             factors.setdefault(match["module"], {})[match["factor"]] = tensor
         else:
-            rest[name] = tensor
+            rest[names[key]] = tensor
     if not factors:
         raise ValueError(
             f"{str(file.path)!r} contains no LoRA factors: no tensor of it is a lora_A or lora_B as PEFT names them"
         )
-    layers = {module: _layer(module, tensors, config) for module, tensors in sorted(factors.items())}
-    stacked = [module for module, layer in layers.items() if _is_expert_stack(layer, config)]
-    plain = {module: layer for module, layer in layers.items() if module not in stacked}
-    scales = {module: StoredScale(layer.rank, layer.alpha, layer.scaling) for module, layer in plain.items()}
+    plain, stacks, failures = _layers(factors, config)
+    scales = {module: _scale_of(layer) for module, layer in plain.items()}
+    parameters = {experts[0].placement.module: _scale_of(experts[0]) for experts in stacks.values()}
+    scales |= parameters
     warnings, inherited = _warnings(scales, config)
     return Adapter(
         path=file.path,
         format=PEFT.name,
-        layers=tuple(plain.values()),
-        unsupported=dict.fromkeys((layers[module].name for module in stacked), _EXPERTS),
-        others=tuple(_other(name, tensor, layers, plain, config) for name, tensor in rest.items()),
-        warnings=warnings,
+        layers=(*plain.values(), *(layer for experts in stacks.values() for layer in experts)),
+        unsupported=failures,
+        others=tuple(_other(name, tensor, plain, config) for name, tensor in rest.items()),
+        warnings=(*renamed, *_file_warnings(file.path, plain), *warnings, *experts_warnings(parameters, config)),
         inherited_warnings=inherited,
         initialisation=_altering_initialisation(config),
         settings=config.raw,
         metadata=file.metadata,
     )
+
+
+def _names(file: AdapterFile) -> tuple[dict[str, str], list[str]]:
+    """Return each tensor's name as PEFT writes it, and what a user should know of names that are not so."""
+    names, adapters, compiled = {}, set(), []
+    for key in file.tensors:
+        name = _COMPILED.sub("", key)
+        if name != key:
+            compiled.append(key)
+        match = _ADAPTER_NAME.fullmatch(name)
+        if match:
+            adapters.add(match["adapter"])
+            name = match["before"] + match["after"]
+        names[key] = name.removeprefix(_PREFIX)
+    if len(adapters) > 1 or len(set(names.values())) < len(names):
+        several = " and ".join(map(repr, sorted(adapters))) or "twice the same"
+        raise ValueError(
+            f"{str(file.path)!r} has factors of several adapters ({several}), and one configuration: save each in a "
+            "folder of its own, as PEFT's save_pretrained does"
+        )
+    warnings = []
+    if adapters:
+        warnings.append(
+            f"the adapter's name {adapters.pop()!r} is in the names of tensors, as in the state of a model in memory: "
+            "PEFT loads nothing of such a file, for its own files leave the name out"
+        )
+    if compiled:
+        warnings.append(
+            f"{len(compiled)} of {len(names)} tensors have '_orig_mod.' in their names, as {compiled[0]!r}: they were "
+            "saved from a compiled model, and PEFT loads nothing of them into one that is not; the names here are "
+            "without it"
+        )
+    return names, warnings
+
+
+def _layers(
+    factors: Mapping[str, Mapping[str, StoredTensor]], config: PeftConfig
+) -> tuple[dict[str, AdapterLayer], dict[str, list[AdapterLayer]], dict[str, str]]:
+    """Return the layers of modules, the experts of parameters, and why other modules cannot be read; by module."""
+    rows = {
+        module: next(iter(tensors["lora_A"].shape), 0) for module, tensors in factors.items() if "lora_A" in tensors
+    }
+    parameters = targeted_parameters(rows, config)
+    plain, stacks, failures = {}, {}, {}
+    for module, tensors in sorted(factors.items()):
+        try:
+            if module in parameters:
+                stacks[module] = read_experts(module, parameters[module], tensors, _FACTORS, config)
+            else:
+                plain[module] = _layer(module, tensors, config)
+        except ValueError as error:
+            failures[parameters.get(module) or _layer_name(module)] = str(error)
+    return plain, stacks, failures
+
+
+def _file_warnings(path: Path, modules: Collection[str]) -> Iterator[str]:
+    """Yield what a user should know of other adapters in the folder, and of modules that PEFT adds twice."""
+    inner = sorted(config.parent.name for config in path.parent.glob(f"*/{_CONFIG}"))
+    if inner:
+        yield f"the folder has more adapters in subfolders, which are not part of this one: {', '.join(inner)}"
+    attention = [module for module in modules if module.endswith(_ATTENTION_PROJECTION)]
+    if attention:
+        yield (
+            f"PEFT (0.21) adds the update of the out_proj of a MultiheadAttention twice, as of "
+            f"{_layer_name(attention[0])!r}, in forward and in merge: the figures are of the update once"
+        )
+
+
+def _scale_of(layer: AdapterLayer) -> StoredScale:
+    return StoredScale(layer.rank, layer.alpha, layer.scaling)
 
 
 def _config_beside(path: Path) -> PeftConfig:
@@ -116,7 +191,6 @@ def _layer(module: str, tensors: Mapping[str, StoredTensor], config: PeftConfig)
 
 
 def _layer_name(module: str) -> str:
-    # The inner projection of torch.nn.MultiheadAttention is saved as "mha.base_layer.out_proj".
     return module.replace(".base_layer.", ".")
 
 
@@ -125,27 +199,15 @@ def _configured_name(module: str) -> str:
     return module.partition(".base_layer")[0]
 
 
-def _is_expert_stack(layer: AdapterLayer, config: PeftConfig) -> bool:
-    owners = [name.rpartition(".")[0] for name in as_names(config.raw.get("target_parameters"))]
-    module = layer.placement.module
-    return layer.rank != config.rank_of(module) and any(f".{module}".endswith(f".{owner}") for owner in owners)
-
-
-def _other(
-    name: str,
-    tensor: StoredTensor,
-    layers: Mapping[str, AdapterLayer],
-    plain: Mapping[str, AdapterLayer],
-    config: PeftConfig,
-) -> OtherTensor:
-    followed = followed_module(name, plain, ("lora_", "base_layer."))
+def _other(name: str, tensor: StoredTensor, layers: Mapping[str, AdapterLayer], config: PeftConfig) -> OtherTensor:
+    followed = followed_module(name, layers, ("lora_", "base_layer."))
     biased = layers.get(name.removesuffix(_LORA_BIAS)) if name.endswith(_LORA_BIAS) else None
     return OtherTensor(
         tensor,
         name,
         _meaning(name, config),
         scaling=biased.scaling if biased else None,
-        follows=plain[followed].name if followed else "",
+        follows=layers[followed].name if followed else "",
         magnitudes=_MAGNITUDES in name,
     )
 
@@ -247,17 +309,29 @@ def _headers(stored: Mapping[Placement, StoredScale], rule: str, kept: Kept) -> 
         {placement.module: scale.rank for placement, scale in stored.items()},
         {placement.module: scale.alpha for placement, scale in stored.items()},
         use_rslora=rule == "rslora",
+        parameters={placement.module for placement in stored if _is_parameter(placement)},
         others=kept.modules,
         settings=kept.settings,
     )
     config = check_peft_config(Path(_CONFIG), raw)
-    scales = dict(sorted((_module_of(placement), scale) for placement, scale in stored.items()))
+    scales = dict(
+        sorted(
+            (placement.module if _is_parameter(placement) else _module_of(placement), scale)
+            for placement, scale in stored.items()
+        )
+    )
     return Headers(config=raw, warnings=_warnings(scales, config)[0])
 
 
 def _module_of(placement: Placement) -> str:
-    match = _FACTOR.fullmatch(placement.keys[0].removeprefix(_PREFIX))
+    key = _COMPILED.sub("", placement.keys[0])
+    match = _FACTOR.fullmatch(re.sub(_ADAPTER_NAME, r"\g<before>\g<after>", key).removeprefix(_PREFIX))
     return match["module"] if match else placement.module
+
+
+def _is_parameter(placement: Placement) -> bool:
+    """Whether a layer is of a parameter that is targeted by its own name, which its tensors do not have."""
+    return _configured_name(_module_of(placement)) != placement.module
 
 
 PEFT = Format(

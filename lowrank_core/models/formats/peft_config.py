@@ -90,8 +90,8 @@ def check_peft_config(path: Path, raw: dict[str, Any]) -> PeftConfig:
         lora_alpha=_entry(path, raw, "lora_alpha", 8, _as_alpha),
         rank_pattern=_pattern_entry(path, raw, "rank_pattern", _as_rank),
         alpha_pattern=_pattern_entry(path, raw, "alpha_pattern", _as_alpha),
-        use_rslora=_entry(path, raw, "use_rslora", False, _as_flag),
-        fan_in_fan_out=_entry(path, raw, "fan_in_fan_out", False, _as_flag),
+        use_rslora=_entry(path, raw, "use_rslora", None, _as_flag),
+        fan_in_fan_out=_entry(path, raw, "fan_in_fan_out", None, _as_flag),
         raw=raw,
     )
 
@@ -101,13 +101,15 @@ def lora_config(
     alphas: Mapping[str, float],
     *,
     use_rslora: bool = False,
+    parameters: Collection[str] = (),
     others: Iterable[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the configuration in which PEFT finds each module's rank and alpha, beside the settings to keep.
 
     The commonest rank and alpha are ``r`` and ``lora_alpha``, and the other layers have patterns of their own: ``'^'``
-    and the escaped full name, the one form that matches nothing else. `others` are modules that no layer is for.
+    and the escaped full name, the one form that matches nothing else. `parameters` are those of the names that are
+    parameters' own, and `others` are modules that no layer is for.
     """
     r, rank_pattern = _commonest_and_others(ranks)
     alpha, alpha_pattern = _commonest_and_others({name: _plain(alphas[name]) for name in ranks})
@@ -126,7 +128,8 @@ def lora_config(
         "use_rslora": use_rslora,
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
-        "target_modules": _targets(sorted(ranks), set(others) - ranks.keys()),
+        "target_modules": _targets(sorted(ranks.keys() - set(parameters)), set(others) - ranks.keys()),
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
     }
 
 
@@ -186,6 +189,8 @@ def _as_alpha(value: Any) -> float:
 
 
 def _as_flag(value: Any) -> bool:
+    if value is None:
+        return False
     if not isinstance(value, bool):
         message = "true or false is needed"
         raise ValueError(message)  # noqa: TRY004 - the file's content is wrong, not the type of an argument

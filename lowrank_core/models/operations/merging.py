@@ -49,7 +49,7 @@ class Sum:
         fixed = next((layer.fixed for layer in layers if layer.fixed), "")
         if fixed:
             raise ValueError(fixed)
-        kinds = dict.fromkeys(_describe_kind(layer.placement) for layer in layers)
+        kinds = dict.fromkeys(map(_describe_kind, layers))
         if len(kinds) > 1:
             raise ValueError(f"the adapters disagree: {' and '.join(kinds)}; they are of different models")
         return weighted_sum([layer.untransposed_update() for layer in layers], [weight for weight, _ in self.terms])
@@ -153,6 +153,7 @@ def merge(
         check_no_magnitudes(adapter)
     stored = (tensor for adapter in opened for layer in adapter.layers for tensor in layer.tensors)
     target = format_of_output(out, opened[0].format, format)
+    uniform = uniform or target.one_rank
     encoding = FactorEncoding(finest_dtype(stored) if dtype is None else dtype, alpha, rule, uniform, target.scale)
     if not dry_run:
         check_replaceable(out, target.files or None, force=force)
@@ -174,6 +175,8 @@ def merge(
         if layer.name in placed.placements
     ]
     configs = [adapter.settings for adapter in opened if adapter.settings]
+    # What is configured beside the tensors, and not in them, describes more than the layers.
+    metadata = opened[0].metadata if target.files and target.name == opened[0].format else {}
     named = list(zip(map(str, adapters), opened, strict=True))
     others = {f"{other.name} ({name})": other.describe() for name, adapter in named for other in adapter.others}
     inherited = [f"{name}: {warning}" for name, adapter in named for warning in adapter.inherited_warnings]
@@ -181,7 +184,7 @@ def merge(
         "merge",
         [name for name, _ in named],
         tasks,
-        Destination(out, target, encoding, dry_run, Kept(_settings(configs, base), modules=tuple(sums))),
+        Destination(out, target, encoding, dry_run, Kept(_settings(configs, base), metadata, tuple(sums))),
         keep_all if rank is None else rank,
         skipped=placed.skipped | others,
         failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},
@@ -247,18 +250,24 @@ def _is_lossy(placement: Placement) -> bool:
     return format_named(placement.format).is_lossy(placement)
 
 
-def _describe_kind(placement: Placement) -> str:
+def _describe_kind(layer: AdapterLayer) -> str:
     """Return what a layer can be added to: kohya stores some 1 × 1 convolutions as the matrices that they equal."""
-    dims = placement.dims
+    placement, dims = layer.placement, layer.placement.dims
     while len(dims) > 2 and dims[-1] == 1:
         dims = dims[:-1]
+    if placement.experts:
+        # Versions of PEFT differ in what they call the input of an expert.
+        stored = " stored as (in, out)" if layer.transposed else ""
+        return f"one of {placement.experts} experts of {describe_shape(dims)}{stored}"
     return f"{'an embedding' if placement.embedding else 'an update'} of {describe_shape(dims)}"
 
 
 def _settings(configs: Sequence[Mapping[str, Any]], base: str | PathLike[str] | None) -> dict[str, Any]:
     """Return what the sum has in common with the adapters: base model, task, and how its weights are stored."""
     bases = _named(configs, "base_model_name_or_path")
+    versions = _named(configs, "peft_version")
     return {
+        **({"peft_version": versions[0]} if len(versions) == 1 else {}),
         "base_model_name_or_path": next(iter(bases), None if base is None else str(base)),
         "task_type": next(iter(_named(configs, "task_type")), None),
         # PEFT compares it with each layer's own type, and corrects it where it does not fit.

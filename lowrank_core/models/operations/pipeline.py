@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ def compress(
         if not written.scales:
             raise ValueError(_nothing_kept(sources, len(tasks), failures))
         if temporary is not None:
-            complete(temporary, target, written.scales, written.headers)
+            complete(temporary, target, written.scales, written.headers, written.unpadded)
     layers = tuple(
         _layer_report(task, factored, written.scales.get(task.placement), encoding)
         for task, factored in written.layers
@@ -156,12 +157,16 @@ def _allocated(
 
 
 class _Written(NamedTuple):
-    """The layers that were factored, without their factors; those that failed; and what the file says of the kept."""
+    """The layers that were factored, without their factors; those that failed; and what the file says of the kept.
+
+    `unpadded` is what it would say of their factors before they are padded to one rank.
+    """
 
     layers: list[tuple[Task, Factored]]
     failures: dict[str, str]
     scales: dict[Placement, StoredScale]
     headers: Headers
+    unpadded: Headers
 
 
 def _write_layers(
@@ -188,30 +193,43 @@ def _write_layers(
         closing(map_layers(_factored, jobs, executor, progress)) as results,
     ):
         copy_tensors(stream, (other for other in copied if item_size(other.tensor) >= size))
-        for job, result in results:
-            if isinstance(result, str):
-                failures[job.name] = result
-            else:
-                if stream is not None and result.update is not None:
-                    _add_layer(stream, job.task, result.update, job.encoding)
-                layers.append((job.task, replace(result, update=None)))
+        # Of experts in the same tensors, all are there before the first is written.
+        for _, members in groupby(results, lambda result: result[0].task.placement.keys):
+            factored: list[tuple[_Job, Factored]] = []
+            for job, result in members:
+                if isinstance(result, str):
+                    failures[job.name] = result
+                else:
+                    factored.append((job, result))
+            if stream is not None:
+                _add_layers(stream, factored)
+            layers += [(job.task, replace(result, update=None)) for job, result in factored]
         copy_tensors(stream, (other for other in copied if item_size(other.tensor) < size))
-        kept = {task.placement: (factored.rank, factored.scaling) for task, factored in layers if factored.rank}
+        kept = {task.placement: (result.rank, result.scaling) for task, result in layers if result.rank}
         scales = stored_scales(kept, encoding)
-        headers = Headers()
+        headers = unpadded = Headers()
         if scales:
             headers = target.headers(scales, encoding.rule, destination.kept)
+            ranks = stored_scales(kept, replace(encoding, uniform=False))
+            unpadded = target.headers(ranks, encoding.rule, destination.kept)
         if stream is not None:
             stream.metadata.update(headers.metadata)
-    return _Written(layers, failures, scales, headers)
+    return _Written(layers, failures, scales, headers, unpadded)
 
 
-def _add_layer(stream: TensorStream, task: Task, update: LowRankUpdate, encoding: FactorEncoding) -> None:
-    alpha = encoding.stored_scale(update.rank).alpha
-    add_factors(stream, task.placement, transposed(update) if task.transposed else update, alpha)
-    for bias in task.biases:
-        values = bias.tensor.read().astype(np.float64) * ((bias.scaling or 1.0) / update.scaling)
-        stream.add(bias.tensor.key, values.astype(as_dtype(encoding.dtype)))
+def _add_layers(stream: TensorStream, factored: Sequence[tuple[_Job, Factored]]) -> None:
+    """Write one layer and its biases, or the experts that are stacked in the same tensors."""
+    updates: dict[Placement, LowRankUpdate] = {}
+    for (task, _, encoding), result in factored:
+        update = result.update
+        if update is not None:
+            updates[task.placement] = transposed(update) if task.transposed else update
+            for bias in task.biases:
+                values = bias.tensor.read().astype(np.float64) * ((bias.scaling or 1.0) / update.scaling)
+                stream.add(bias.tensor.key, values.astype(as_dtype(encoding.dtype)))
+    if updates:
+        rank = max(update.rank for update in updates.values())
+        add_factors(stream, updates, factored[0][0].encoding.stored_scale(rank).alpha)
 
 
 class _Job(NamedTuple):

@@ -43,9 +43,9 @@ def check_no_magnitudes(adapter: Adapter) -> None:
 
 def check_distinct(placements: Iterable[Placement]) -> None:
     """Check that no two layers would have one name in the file."""
-    taken: dict[str, str] = {}
+    taken: dict[tuple[str, int], str] = {}
     for placement in placements:
-        other = taken.setdefault(placement.keys[0], placement.name)
+        other = taken.setdefault(placement.where, placement.name)
         if other != placement.name:
             raise ValueError(
                 f"{other!r} and {placement.name!r} would have one name in the file, {placement.keys[0]!r}: leave one "
@@ -78,6 +78,11 @@ def place_layers(
             placed.failures[name] = layer.fixed
         elif layer.placement.format in same:
             placed.placements[name] = layer.placement
+        elif layer.placement.experts:
+            placed.failures[name] = (
+                f"one of {layer.placement.experts} experts that are stacked in one tensor, which {target.title} does "
+                "not have: write the format that it was read from"
+            )
         elif embedding and not target.embeddings:
             placed.skipped[name] = f"{no_embeddings(target)}: norm {_norm_of(layer)}"
         else:

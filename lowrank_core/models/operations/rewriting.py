@@ -45,10 +45,11 @@ def rewrite(
     opened = open_adapter(path_for(adapter, executor))
     if dtype is None:
         dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
+    target = format_of_output(out, opened.format, format)
+    uniform = uniform or target.one_rank
     if rule is None:
         # All layers of an adapter have one rule, and factors padded to one rank need none.
         rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
-    target = format_of_output(out, opened.format, format)
     encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
     if not dry_run:
         check_replaceable(out, target.files or None, force=force)

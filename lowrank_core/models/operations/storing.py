@@ -13,6 +13,7 @@ from lowrank_core import LowRankUpdate, scaling_rule
 from lowrank_core.models.files.streams import TensorStream, stream_tensors
 from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, format_named, open_adapter
+from lowrank_core.models.formats.experts import stacked
 from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.operations.factoring import FactorEncoding, item_size
 
@@ -41,8 +42,12 @@ def _stored_scale(scaling: float, rank: int, encoding: FactorEncoding) -> Stored
     return StoredScale(rank, scaling * rank / float(scaling_rule(encoding.rule)(rank, rank)), scaling)
 
 
-def add_factors(stream: TensorStream, placement: Placement, update: LowRankUpdate, alpha: float) -> None:
-    """Write the tensors of one layer."""
+def add_factors(stream: TensorStream, updates: Mapping[Placement, LowRankUpdate], alpha: float) -> None:
+    """Write the tensors of one layer, or of the experts that are stacked in the same tensors."""
+    placement, update = next(iter(updates.items()))
+    if placement.experts:
+        rank = max(each.rank for each in updates.values())
+        update = stacked({each.expert: of_expert for each, of_expert in updates.items()}, placement.experts, rank)
     arranged = format_named(placement.format).arrange(update, placement, alpha)
     for key, tensor in zip(placement.keys, arranged, strict=True):
         stream.add(key, tensor)
@@ -55,19 +60,23 @@ def copy_tensors(stream: TensorStream | None, others: Iterable[OtherTensor]) -> 
             stream.add(other.tensor.key, other.tensor.read())
 
 
-def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredScale], headers: Headers) -> None:
-    """Write the configuration, pad the factors whose rank is known only now, and check what is read back."""
-    if headers.config is not None:
-        text = json.dumps(headers.config, indent=2) + "\n"
-        (temporary / target.files[1]).write_text(text, encoding="utf-8")
+def complete(
+    temporary: Path, target: Format, scales: Mapping[Placement, StoredScale], headers: Headers, unpadded: Headers
+) -> None:
+    """Write the configuration, pad the factors whose rank is known only now, and check what is read back.
+
+    `unpadded` is what describes the factors as they are: how many experts are in them may follow from the rank.
+    """
+    _configure(temporary, target, unpadded)
     adapter = open_adapter(temporary)
-    ranks = {layer.placement.keys[0]: layer.rank for layer in adapter.layers}
-    if any(ranks.get(placement.keys[0], scale.rank) < scale.rank for placement, scale in scales.items()):
+    ranks = {layer.placement.where: layer.rank for layer in adapter.layers}
+    if any(ranks.get(placement.where, scale.rank) < scale.rank for placement, scale in scales.items()):
         _pad_file(adapter, scales)
-        adapter = open_adapter(temporary)
-    read = {layer.placement.keys[0]: (layer.rank, layer.scaling) for layer in adapter.layers}
+    _configure(temporary, target, headers)
+    adapter = open_adapter(temporary)
+    read = {layer.placement.where: (layer.rank, layer.scaling) for layer in adapter.layers}
     for placement, scale in scales.items():
-        rank, scaling = read.get(placement.keys[0], (0, 0.0))
+        rank, scaling = read.get(placement.where, (0, 0.0))
         if rank != scale.rank or not math.isclose(scaling, scale.scaling, rel_tol=1e-12):
             raise ValueError(
                 f"{placement.name!r} would be read with rank {rank} and scale {scaling}, but was made for rank "
@@ -75,22 +84,31 @@ def complete(temporary: Path, target: Format, scales: Mapping[Placement, StoredS
             )
 
 
+def _configure(temporary: Path, target: Format, headers: Headers) -> None:
+    if headers.config is not None:
+        text = json.dumps(headers.config, indent=2) + "\n"
+        (temporary / target.files[1]).write_text(text, encoding="utf-8")
+
+
 def _pad_file(adapter: Adapter, scales: Mapping[Placement, StoredScale]) -> None:
-    """Write the file again with its factors padded, one layer at a time."""
+    """Write the file again with its factors padded, one layer or stack of experts at a time."""
     tensors, metadata = open_file(adapter.path)
-    layers = {layer.placement.keys[0]: layer for layer in adapter.layers}
-    placements = {placement.keys[0]: placement for placement in scales}
+    layers = {layer.placement.where: layer for layer in adapter.layers}
+    placements: dict[str, list[Placement]] = {}
+    for placement in scales:
+        placements.setdefault(placement.keys[0], []).append(placement)
     rest = {key for placement in scales for key in placement.keys[1:]}
     padded = adapter.path.with_name(f"{adapter.path.name}.padded")
     try:
         with stream_tensors(padded, tensors, metadata) as stream:
             for key in sorted(tensors.keys() - rest, key=lambda key: (-item_size(tensors[key]), key)):
                 if key in placements:
-                    placement = placements[key]
-                    update = layers[key].untransposed_update()
-                    if isinstance(update, LowRankUpdate):
-                        update = _padded(update, scales[placement].rank)
-                        add_factors(stream, placement, update, scales[placement].alpha)
+                    updates = {}
+                    for placement in placements[key]:
+                        update = layers[placement.where].untransposed_update()
+                        if isinstance(update, LowRankUpdate):
+                            updates[placement] = _padded(update, scales[placement].rank)
+                    add_factors(stream, updates, scales[placements[key][0]].alpha)
                 else:
                     stream.add(key, tensors[key].read())
         padded.replace(adapter.path)

@@ -1,0 +1,147 @@
+"""Parameters that PEFT targets by name (target_parameters): factors of one module that stack those of many experts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from lowrank_core.models.files.tensors import StoredTensor, describe_shape
+from lowrank_core.models.formats.adapter import AdapterLayer, Placement, both_factors
+from lowrank_core.models.formats.experts import expert_layers
+from lowrank_core.models.formats.peft_config import PeftConfig, as_names
+
+_NESTING = re.compile(r"(\.base_layer)+$")
+# Modules of transformers define their parameters in this order, and PEFT wraps them in it, the first innermost.
+_ORDER = (
+    *("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias"),
+    *("w13", "w1", "v1", "w2", "w3", "wi", "wi_0", "wi_1", "wo", "fc1", "fc2"),
+)
+# Their experts have is_transposed: weights of (experts, in, out).
+_TRANSPOSED_BASES = ("gpt_oss", "gpt-oss", "openai_privacy_filter", "openai-privacy-filter")
+# From this version on, PEFT asks for is_transposed; before, it took the weights of all experts as (in, out).
+_ASKS_SINCE = (0, 19, 1)
+
+
+def without_nesting(module: str) -> str:
+    """Return a module's name without the ".base_layer" at its end, one for each further parameter of the module."""
+    return _NESTING.sub("", module)
+
+
+def targeted_parameters(modules: Mapping[str, int], config: PeftConfig) -> dict[str, str]:
+    """Return the full name of the parameter that each module's factors are for, where they are for one.
+
+    `modules` are names with the rows of their A. An empty name says that the module has other parameters than
+    factors, so that which are which is unknown.
+    """
+    targets = as_names(config.raw.get("target_parameters"))
+    nested: dict[str, list[str]] = {}
+    for module in modules:
+        nested.setdefault(without_nesting(module), []).append(module)
+    parameters: dict[str, str] = {}
+    for base, levels in nested.items():
+        names = sorted(_parameters(base, targets, ordinary=_is_targeted(base, modules.get(base), config)), key=_order)
+        if names:
+            innermost_first = sorted(levels, key=len, reverse=True)
+            full = [f"{base}.{name}" for name in names]
+            parameters |= zip(innermost_first, full, strict=True) if len(names) == len(levels) else {}
+            parameters |= dict.fromkeys(levels, "") if len(names) != len(levels) else {}
+    return parameters
+
+
+def read_experts(
+    module: str, parameter: str, tensors: Mapping[str, StoredTensor], names: tuple[str, str], config: PeftConfig
+) -> list[AdapterLayer]:
+    """Return a layer for each expert of a parameter; one alone where it has no axis of experts."""
+    if not parameter:
+        raise ValueError(
+            f"{module!r} has factors for parameters, and target_parameters names another number of them: which are "
+            "which is not in the file. Name each with its module, as 'mlp.experts.down_proj'"
+        )
+    A, B = both_factors(module, tensors, names)
+    rank, rows = config.rank_of(parameter), A.shape[0]
+    if B.shape[1] != rows or rows % rank:
+        raise ValueError(
+            f"the factors of {parameter!r} are A of {describe_shape(A.shape)} and B of {describe_shape(B.shape)}: "
+            f"experts of rank {rank}, as the configuration has it, need rows of A and columns of B that are one "
+            f"multiple of {rank}"
+        )
+    experts = rows // rank
+    alpha, source = config.alpha_of(parameter)
+    stack = AdapterLayer(
+        placement=Placement(
+            "peft", parameter.removesuffix(".weight"), parameter, (A.key, B.key), (B.shape[0], A.shape[1])
+        ),
+        rank=rank,
+        alpha=alpha,
+        rule=config.rule,
+        scaling=config.scaling(alpha, rank),
+        scaling_source=config.describe_scale(alpha, source, rank, "of each expert"),
+        tensors=(B, A),
+        transposed=experts > 1 and _are_stored_transposed(config),
+    )
+    if experts == 1:
+        return [stack]
+    return expert_layers(
+        stack,
+        experts,
+        lambda expert: (B.along(1, expert, rows, experts), A.along(0, expert * rank, (expert + 1) * rank)),
+    )
+
+
+def experts_warnings(parameters: Iterable[str], config: PeftConfig) -> list[str]:
+    """Return what a user of factors for such parameters should know."""
+    names = sorted(filter(None, parameters))
+    known = {name.rpartition(".")[2] for name in names}.issubset({*_ORDER, "weight"})
+    by_module = {name.rpartition(".")[0] for name in names}
+    warnings = []
+    if len(by_module) < len(names) and not known:
+        warnings.append(
+            f"which of a module's parameters a factor is for depends on their order in the model, which is not in the "
+            f"file: names as {names[0]!r} are in alphabetical order"
+        )
+    if names and _asks_not(config) and not _has_transposed_base(config):
+        warnings.append(
+            f"target_parameters of PEFT before {'.'.join(map(str, _ASKS_SINCE))}: it took the weights of all experts "
+            "as (experts, in, out). Where the base has them as (experts, out, in), later versions refuse the factors, "
+            "or apply their transpose"
+        )
+    return warnings
+
+
+def _parameters(base: str, targets: Iterable[str], *, ordinary: bool) -> set[str]:
+    """Return the parameters of a module that targets name: with the end of its name, or, of no ordinary one, bare."""
+    names = set()
+    for target in targets:
+        owner, _, name = target.rpartition(".")
+        if f".{base}".endswith(f".{owner}") if owner else not ordinary:
+            names.add(name)
+    return names
+
+
+def _is_targeted(module: str, rows: int | None, config: PeftConfig) -> bool:
+    """Whether a module is one of target_modules; by the rank of its factors where these are a regular expression."""
+    targets = config.raw.get("target_modules")
+    if isinstance(targets, list):
+        return any(f".{module}".endswith(f".{target}") for target in targets)
+    return rows == config.rank_of(module)
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+
+
+def _are_stored_transposed(config: PeftConfig) -> bool:
+    return _asks_not(config) or _has_transposed_base(config)
+
+
+def _has_transposed_base(config: PeftConfig) -> bool:
+    mapping = config.raw.get("auto_mapping")
+    module = mapping.get("parent_library") if isinstance(mapping, dict) else ""
+    where = f"{module} {config.raw.get('base_model_name_or_path')}".lower()
+    return any(base in where for base in _TRANSPOSED_BASES)
+
+
+def _asks_not(config: PeftConfig) -> bool:
+    """Whether the adapter is of a version of PEFT that does not ask for is_transposed; the first wrote no version."""
+    numbers = re.findall(r"\d+", str(config.raw.get("peft_version") or "0"))
+    return tuple(map(int, numbers[:3])) < _ASKS_SINCE
