@@ -24,7 +24,9 @@ EXAMPLES = options.examples(
 
 def extract(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint before training.")],
-    tuned: Annotated[Path, typer.Argument(metavar="TUNED", help="The checkpoint after training.")],
+    tuned: Annotated[
+        Path, typer.Argument(metavar="TUNED", help="The checkpoint after training, or an adapter of BASE.")
+    ],
     out: options.Out,
     *,
     choice: options.RankChoice,

@@ -30,13 +30,11 @@ def inspect(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="A PEFT adapter's folder, a kohya file, (with --base) a checkpoint, or (with --recursive) a folder.",
+            help="An adapter, (with --base) a checkpoint or an adapter, or (with --recursive) a folder.",
         ),
     ],
     *,
-    base: Annotated[
-        Path | None, typer.Option(metavar="BASE", help="The checkpoint that PATH was tuned from: inspect PATH − BASE.")
-    ] = None,
+    base: Annotated[Path | None, typer.Option(metavar="BASE", help="The checkpoint that PATH was tuned from.")] = None,
     ranks: Annotated[
         str | None,
         typer.Option(
@@ -83,9 +81,10 @@ def inspect(
 ) -> int:
     """Report an update layer by layer: scale, effective rank, rank needed, and error at chosen ranks.
 
-    PATH is a LoRA adapter; with --base, PATH and BASE are two safetensors checkpoints, and the update is their
-    difference. The exit code is 1 if some layers could not be read and the others are reported, or if an adapter has
-    more than low-rank updates, as biases and modules saved in full: they are named, and not in the totals.
+    PATH is an adapter, or with --base a checkpoint, whose update is its difference from BASE. Some updates of adapters
+    (DoRA, GLoRA, OFT, IA3) depend on the weights of the base, and without --base they count as not read. The exit code
+    is 1 if some layers could not be read and the others are reported, or if an adapter has more than low-rank updates,
+    as biases and modules saved in full: they are named, and not in the totals.
     """
     census.check_options(recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, figure=reports.figure)
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)

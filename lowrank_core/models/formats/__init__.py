@@ -12,7 +12,7 @@ from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.foreign import foreign_layout
-from lowrank_core.models.formats.format import SINGLE_FILE, AdapterFile, Format
+from lowrank_core.models.formats.format import SINGLE_FILE, SUFFIXES, AdapterFile, Format
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.lycoris import LYCORIS
 from lowrank_core.models.formats.mlx import MLX
@@ -31,6 +31,7 @@ __all__ = [
     "format_named",
     "format_of_output",
     "holds_adapter",
+    "is_adapter",
     "is_adapter_folder",
     "open_adapter",
 ]
@@ -176,6 +177,16 @@ def adapter_files(path: Path) -> tuple[Path, ...]:
     if not path.is_dir():
         return (path,)
     return tuple(path / name for each in FORMATS for name in each.files)
+
+
+def is_adapter(path: str | PathLike[str]) -> bool:
+    """Whether a path is an adapter's folder, or one of its files, by the names in the folder or what is in the file."""
+    where = Path(path)
+    if where.is_dir():
+        return is_adapter_folder({file.name for file in where.iterdir()})
+    if any(where.name in each.files for each in FORMATS):
+        return True
+    return where.suffix in SUFFIXES and where.is_file() and holds_adapter(where)
 
 
 def holds_adapter(path: Path) -> bool:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from os import PathLike
 
-from lowrank_core.models.files.checkpoints import Checkpoint, module_name
+from lowrank_core.models.files.checkpoints import Checkpoint, module_name, open_checkpoint
 from lowrank_core.models.files.tensors import StoredTensor, as_matrix, describe_shape
-from lowrank_core.models.formats import format_named
+from lowrank_core.models.formats import format_named, is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.base_updates import WithMagnitudes
+
+
+def open_with_base(path: str | PathLike[str], base: str | PathLike[str]) -> Adapter:
+    """Open an adapter beside the checkpoint that it was trained from."""
+    if is_adapter(base):
+        raise ValueError(
+            f"{str(base)!r} is an adapter, as {str(path)!r} is: the base of an adapter is the checkpoint that it was "
+            "trained from"
+        )
+    return with_base(open_adapter(path), open_checkpoint(base))
 
 
 def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:

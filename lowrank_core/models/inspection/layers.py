@@ -20,8 +20,9 @@ from lowrank_core import (
 )
 from lowrank_core.models.executors import Progress, collect_layers, path_for
 from lowrank_core.models.files.checkpoints import CheckpointPair, WeightPair, open_checkpoint, pair_checkpoints
-from lowrank_core.models.formats import open_adapter
+from lowrank_core.models.formats import is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
+from lowrank_core.models.formats.with_base import open_with_base
 from lowrank_core.models.inspection.report import (
     COARSE_DTYPES,
     Inspection,
@@ -52,9 +53,11 @@ def inspect(
     Parameters
     ----------
     path : path-like
-        A PEFT adapter's folder or a kohya file; with `base`, a checkpoint.
+        An adapter's folder or file; with `base`, a checkpoint or an adapter.
     base : path-like, optional
-        The checkpoint that `path` was tuned from.
+        The checkpoint that `path` was tuned from. Of an adapter, the updates that depend on its weights (DoRA, GLoRA,
+        OFT, BOFT, IA3) are then reported as they are; without it, they are named among the failures, and the figures of
+        a DoRA layer are those of γBA.
     ranks : sequence of int
         Ranks to give errors at, each clamped to a layer's own largest.
     rules : sequence of str
@@ -120,7 +123,7 @@ def inspect(
         format=source.format,
         ranks=tuple(ranks),
         rules=tuple(rules),
-        alpha=DEFAULT_ALPHA if alpha is None and base is not None else alpha,
+        alpha=DEFAULT_ALPHA if alpha is None and isinstance(source, CheckpointPair) else alpha,
         totals=total(layers, len(failures), ranks, rules),
         layers=tuple(layers),
         failures=dict(sorted(failures.items())),
@@ -130,9 +133,11 @@ def inspect(
 
 
 def open_updates(path: str | PathLike[str], base: str | PathLike[str] | None = None) -> Adapter | CheckpointPair:
-    """Open an adapter, or with `base` two checkpoints: both have layers, and say what else they change."""
+    """Open an adapter, beside its base where given, or two checkpoints: both have layers, and say what else changed."""
     if base is None:
         return open_adapter(path)
+    if is_adapter(path):
+        return open_with_base(path, base)
     return pair_checkpoints(open_checkpoint(base), open_checkpoint(path))
 
 

@@ -13,7 +13,7 @@ from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
-from lowrank_core.models.formats import Format, format_of_output
+from lowrank_core.models.formats import Format, format_of_output, is_adapter
 from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
 from lowrank_core.models.norms import frobenius_norm
@@ -21,7 +21,8 @@ from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding
 from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import no_embeddings
-from lowrank_core.models.operations.rank_choice import Rank
+from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
+from lowrank_core.models.operations.rewriting import rewrite
 
 _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
 _NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"
@@ -53,7 +54,8 @@ def extract(
     Parameters
     ----------
     base, tuned : path-like
-        Before and after training: safetensors files, sharded or not, or their folders.
+        Before and after training: safetensors files, sharded or not, or their folders. `tuned` may be an adapter, whose
+        updates are then truncated as they are on this base: DoRA, GLoRA, OFT, BOFT and IA3 become LoRA.
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
     rank : int, callable, mapping, Budget or AboveNoise
@@ -134,6 +136,29 @@ def extract(
     array([[4., 0.],
            [0., 0.]])
     """
+    if is_adapter(path_for(tuned, executor)):
+        _check_options_of_adapters(rank, embeddings, transposed)
+        return rewrite(
+            "extract",
+            tuned,
+            out,
+            rank,
+            format=format,
+            base=base,
+            on_base=True,
+            base_restored=False,
+            include=include,
+            exclude=exclude,
+            prefix=prefix,
+            alpha=alpha,
+            rule=rule,
+            dtype=dtype,
+            uniform=uniform,
+            force=force,
+            dry_run=dry_run,
+            executor=executor,
+            progress=progress,
+        )
     out = Path(out)
     pair = pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)))
     _check_not_an_input(out, pair.base, pair.tuned)
@@ -188,6 +213,17 @@ def extract(
         executor=executor,
         progress=progress,
     )
+
+
+def _check_options_of_adapters(rank: Rank, embeddings: Collection[str], transposed: Collection[str] | None) -> None:
+    given = {
+        "a rank above the rounding noise (--above-noise)": isinstance(rank, AboveNoise),
+        "embeddings (--embedding)": bool(embeddings),
+        "transposed modules (--transposed)": bool(transposed),
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{option} cannot be given for an adapter: it is for the difference of two checkpoints")
 
 
 def _stored_transposed(

@@ -182,7 +182,7 @@ def plan(
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
     source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
     layers = {layer.name: layer for layer in source.layers}
-    bad = source.unsupported
+    bad = source.incomplete
     chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)
     if isinstance(source, CheckpointPair):
         modules = {module_name(key) for key in source.base.tensors if key.endswith(".weight")}

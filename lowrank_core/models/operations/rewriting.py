@@ -11,6 +11,7 @@ from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
 from lowrank_core.models.formats.format import Kept
+from lowrank_core.models.formats.with_base import open_with_base
 from lowrank_core.models.module_names import select
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
@@ -27,6 +28,7 @@ def rewrite(
     *,
     format: str | None,  # noqa: A002 - the name that users give it
     base: str | PathLike[str] | None,
+    on_base: bool = False,
     base_restored: bool,
     include: Sequence[str],
     exclude: Sequence[str],
@@ -40,9 +42,13 @@ def rewrite(
     executor: Executor | None,
     progress: Progress | None,
 ) -> Compression:
-    """Write an adapter again, with resize's options; without a rank, its factors as they are, under their own alpha."""
+    """Write an adapter again, with resize's options; without a rank, its factors as they are, under their own alpha.
+
+    With `on_base`, the updates that depend on the base model are made from its weights.
+    """
     out = Path(out)
-    opened = open_adapter(path_for(adapter, executor))
+    path = path_for(adapter, executor)
+    opened = open_with_base(path, path_for(base, executor)) if on_base and base is not None else open_adapter(path)
     if dtype is None:
         dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
     target = format_of_output(out, opened.format, format)
@@ -100,7 +106,7 @@ def rewrite(
     )
     return compress(
         verb,
-        (str(adapter),),
+        (str(base), str(adapter)) if on_base else (str(adapter),),
         tasks,
         destination,
         rank,
