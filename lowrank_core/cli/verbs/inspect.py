@@ -14,6 +14,7 @@ from lowrank_core.cli.drawing import draw_inspection
 from lowrank_core.cli.reports import inspection_tables
 from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
+from lowrank_core.models.files.checkpoints import CheckpointPair
 from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS, DEFAULT_RULES
 from lowrank_core.models.inspection.report import to_rows
 
@@ -107,4 +108,6 @@ def inspect(
         (reports.figure, draw_inspection),
     )
     # What an adapter has beside its layers is missing in the totals; a model's vectors are no layers.
-    return output.exit_code(inspection.failures or (base is None and inspection.not_low_rank) or ())
+    return output.exit_code(
+        inspection.failures or (inspection.format != CheckpointPair.format and inspection.not_low_rank) or ()
+    )
