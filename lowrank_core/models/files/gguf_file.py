@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lowrank_core._dtypes import as_dtype
 from lowrank_core.models.files.container import Container, Entry, invalid_file
 
-__all__ = ["GGUF"]
+__all__ = ["GGUF", "gguf_package"]
 
 _NAME = "GGUF"
 _MAGIC = b"GGUF"
@@ -85,7 +85,7 @@ def _recognises(first: bytes) -> bool:
 
 
 def _open(path: Path) -> tuple[list[Entry], dict[str, str]]:
-    gguf = _gguf()
+    gguf = gguf_package()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _read_header(content, gguf)
@@ -165,7 +165,7 @@ def _alignment(metadata: dict[str, str]) -> int:
 
 
 def _read(path: Path, entries: Sequence[Entry]) -> list[NDArray[Any]]:
-    gguf = _gguf()
+    gguf = gguf_package()
     return [_read_tensor(path, entry, gguf) for entry in entries]
 
 
@@ -200,13 +200,14 @@ def _stored_type(entry: Entry, gguf: ModuleType) -> Any:
     return gguf.GGMLQuantizationType[_TYPES.get(entry.dtype, entry.dtype)]
 
 
-def _gguf() -> ModuleType:
+def gguf_package() -> ModuleType:
+    """Return the gguf package; an error that says how to install it where it is missing."""
     try:
         import gguf
         import ml_dtypes  # noqa: F401 - of bfloat16 and 8-bit floats
     except ImportError as error:
         raise ImportError(
-            f'reading GGUF files needs {error.name}, which is not installed: pip install "lowrank_core[gguf]"'
+            f'a GGUF file needs {error.name}, which is not installed: pip install "lowrank_core[gguf]"'
         ) from error
     return gguf
 

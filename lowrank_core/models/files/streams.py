@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,15 @@ _LENGTH_BYTES = 8
 # What an entry of the header takes beside its key: dtype, up to eight axes and two offsets of up to 20 digits.
 _ENTRY_BYTES = 256
 _METADATA_SLACK = 1024
+
+
+class Stream(Protocol):
+    """A file that is being written, of any container."""
+
+    metadata: dict[str, str]
+
+    def add(self, key: str, tensor: NDArray[Any], /) -> None:
+        """Append a tensor."""
 
 
 class TensorStream:

@@ -13,6 +13,7 @@ from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTens
 from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.foreign import foreign_layout
 from lowrank_core.models.formats.format import SINGLE_FILE, SUFFIXES, AdapterFile, Format
+from lowrank_core.models.formats.gguf_adapter import GGUF_ADAPTER
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.lycoris import LYCORIS
 from lowrank_core.models.formats.mlx import MLX
@@ -39,7 +40,7 @@ __all__ = [
 # Each reads the layers whose names are its own and leaves the rest to those after it. kohya's names tell its layers
 # whatever the file is called; lora_A and lora_B are PEFT's in a file with its name, and else diffusers'. The first that
 # takes the layers of others is what the name of an output asks for.
-FORMATS: tuple[Format, ...] = (KOHYA, PEFT, LYCORIS, DIFFUSERS, OLD_DIFFUSERS, XLABS, MLX)
+FORMATS: tuple[Format, ...] = (KOHYA, PEFT, LYCORIS, DIFFUSERS, OLD_DIFFUSERS, XLABS, GGUF_ADAPTER, MLX)
 
 
 def open_adapter(path: str | PathLike[str]) -> Adapter:
@@ -164,6 +165,13 @@ def format_of_output(path: Path, source: str | None = None, name: str | None = N
             raise ValueError(f"{str(path)!r} does not name an output of the format {name!r}: {chosen.output}")
         return chosen
     fitting = [each for each in writable if each.names_a(path)]
+    if not fitting:
+        raise ValueError(
+            f"{str(path)!r} names an output of {', '.join(each.title for each in FORMATS if each.names_a(path))}, "
+            "which is written for layers that were read from it alone. For llama.cpp, write PEFT's format (the name of "
+            "a folder) and convert that with its convert_lora_to_gguf.py, which knows what each architecture renames "
+            "and permutes"
+        )
     return next((each for each in fitting if each.name == source), fitting[0])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, scaling_rule
+from lowrank_core.models.files.streams import Stream, stream_tensors
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import Adapter, Placement
 from lowrank_core.models.formats.experts import experts_last
@@ -97,6 +99,11 @@ def applied_scale(alpha: float, rule: str, rank: int) -> float:
     return math.copysign(float(scaling_rule(rule)(abs(alpha), rank)), alpha) if alpha else 0.0
 
 
+def any_ranks(_: object) -> bool:
+    """Return that layers may have ranks of their own."""
+    return False
+
+
 def no_headers(*_: object) -> Headers:
     """Return the headers of a format whose files consist of factors alone: none."""
     return Headers()
@@ -132,8 +139,8 @@ class Format:
         only layers that were read in this format are written.
     embeddings : bool
         Whether it can store updates of embeddings.
-    one_rank : bool
-        Whether all layers have one rank and one scale, so that factors are padded.
+    one_rank : callable
+        Whether layers at these placements have one rank and one scale, so that factors are padded.
     arrange : callable
         ``arrange(update, placement, alpha)`` returns the tensors of a placement, from an update in the stored dtype;
         of a placement with experts, from a batch of their updates.
@@ -146,6 +153,8 @@ class Format:
         what is :class:`Kept`.
     metadata : callable
         Returns the metadata that a file is opened with from what is :class:`Kept`.
+    stream : callable
+        ``stream(path, keys, metadata)`` is the context in which tensors of these names are written.
     """
 
     name: str
@@ -159,12 +168,13 @@ class Format:
     lossy_names: LossyNames | None = None
     place: Callable[[str, tuple[int, ...], str | None, bool], Placement] | None = None
     embeddings: bool = False
-    one_rank: bool = False
+    one_rank: Callable[[Iterable[Placement]], bool] = any_ranks
     arrange: Callable[[LowRankUpdate, Placement, float], Sequence[NDArray[Any]]] = as_factors
     rules: tuple[str, ...] = ("standard", "rslora")
     scale: Callable[[float, str, int, np.dtype[Any]], StoredScale] = scale_by_rule
     headers: Callable[[Mapping[Placement, StoredScale], str, Kept], Headers] = no_headers
     metadata: Callable[[Kept], dict[str, str]] = as_they_are
+    stream: Callable[[Path, Iterable[str], Mapping[str, str]], AbstractContextManager[Stream]] = stream_tensors
 
     def names_a(self, path: Path) -> bool:
         """Whether a path is named as an adapter of this format: a folder, or a file with its suffix."""

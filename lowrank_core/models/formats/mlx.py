@@ -162,7 +162,7 @@ MLX = Format(
     read=_read,
     embeddings=True,
     arrange=_arrange,
-    one_rank=True,
+    one_rank=lambda _: True,
     headers=_headers,
     metadata=lambda _: {"format": "mlx"},
 )

@@ -153,7 +153,7 @@ def merge(
         check_no_magnitudes(adapter)
     stored = (tensor for adapter in opened for layer in adapter.layers for tensor in layer.tensors)
     target = format_of_output(out, opened[0].format, format)
-    uniform = uniform or target.one_rank
+    uniform = uniform or target.one_rank(layer.placement for adapter in opened for layer in adapter.layers)
     encoding = FactorEncoding(finest_dtype(stored) if dtype is None else dtype, alpha, rule, uniform, target.scale)
     if not dry_run:
         check_replaceable(out, target.files or None, force=force)
@@ -175,8 +175,8 @@ def merge(
         if layer.name in placed.placements
     ]
     configs = [adapter.settings for adapter in opened if adapter.settings]
-    # What is configured beside the tensors, and not in them, describes more than the layers.
-    metadata = opened[0].metadata if target.files and target.name == opened[0].format else {}
+    # What is configured beside factors of these formats describes more than the layers.
+    metadata = opened[0].metadata if target.place is None and target.name == opened[0].format else {}
     named = list(zip(map(str, adapters), opened, strict=True))
     others = {f"{other.name} ({name})": other.describe() for name, adapter in named for other in adapter.others}
     inherited = [f"{name}: {warning}" for name, adapter in named for warning in adapter.inherited_warnings]

@@ -19,7 +19,7 @@ from lowrank_core import LowRankUpdate
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.executors import Progress, map_layers
 from lowrank_core.models.files.atomic import replacing
-from lowrank_core.models.files.streams import TensorStream, stream_tensors
+from lowrank_core.models.files.streams import Stream
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats import Format, OtherTensor, Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
@@ -189,7 +189,7 @@ def _write_layers(
     failures: dict[str, str] = {}
     path = temporary / target.files[0] if temporary and target.files else temporary
     with (
-        nullcontext(None) if path is None else stream_tensors(path, keys, target.metadata(destination.kept)) as stream,
+        nullcontext(None) if path is None else target.stream(path, keys, target.metadata(destination.kept)) as stream,
         closing(map_layers(_factored, jobs, executor, progress)) as results,
     ):
         copy_tensors(stream, (other for other in copied if item_size(other.tensor) >= size))
@@ -217,7 +217,7 @@ def _write_layers(
     return _Written(layers, failures, scales, headers, unpadded)
 
 
-def _add_layers(stream: TensorStream, factored: Sequence[tuple[_Job, Factored]]) -> None:
+def _add_layers(stream: Stream, factored: Sequence[tuple[_Job, Factored]]) -> None:
     """Write one layer and its biases, or the experts that are stacked in the same tensors."""
     updates: dict[Placement, LowRankUpdate] = {}
     for (task, _, encoding), result in factored:

@@ -52,7 +52,7 @@ def rewrite(
     if dtype is None:
         dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
     target = format_of_output(out, opened.format, format)
-    uniform = uniform or target.one_rank
+    uniform = uniform or target.one_rank(layer.placement for layer in opened.layers)
     if rule is None:
         # All layers of an adapter have one rule, and factors padded to one rank need none.
         rule = "standard" if uniform or not opened.layers else opened.layers[0].rule

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowrank_core import LowRankUpdate, scaling_rule
-from lowrank_core.models.files.streams import TensorStream, stream_tensors
+from lowrank_core.models.files.streams import Stream
 from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, format_named, open_adapter
 from lowrank_core.models.formats.experts import stacked
@@ -42,7 +42,7 @@ def _stored_scale(scaling: float, rank: int, encoding: FactorEncoding) -> Stored
     return StoredScale(rank, scaling * rank / float(scaling_rule(encoding.rule)(rank, rank)), scaling)
 
 
-def add_factors(stream: TensorStream, updates: Mapping[Placement, LowRankUpdate], alpha: float) -> None:
+def add_factors(stream: Stream, updates: Mapping[Placement, LowRankUpdate], alpha: float) -> None:
     """Write the tensors of one layer, or of the experts that are stacked in the same tensors."""
     placement, update = next(iter(updates.items()))
     if placement.experts:
@@ -53,7 +53,7 @@ def add_factors(stream: TensorStream, updates: Mapping[Placement, LowRankUpdate]
         stream.add(key, tensor)
 
 
-def copy_tensors(stream: TensorStream | None, others: Iterable[OtherTensor]) -> None:
+def copy_tensors(stream: Stream | None, others: Iterable[OtherTensor]) -> None:
     """Write tensors as they are, where there is a file."""
     if stream is not None:
         for other in others:
@@ -71,7 +71,7 @@ def complete(
     adapter = open_adapter(temporary)
     ranks = {layer.placement.where: layer.rank for layer in adapter.layers}
     if any(ranks.get(placement.where, scale.rank) < scale.rank for placement, scale in scales.items()):
-        _pad_file(adapter, scales)
+        _pad_file(adapter, target, scales)
     _configure(temporary, target, headers)
     adapter = open_adapter(temporary)
     read = {layer.placement.where: (layer.rank, layer.scaling) for layer in adapter.layers}
@@ -90,7 +90,7 @@ def _configure(temporary: Path, target: Format, headers: Headers) -> None:
         (temporary / target.files[1]).write_text(text, encoding="utf-8")
 
 
-def _pad_file(adapter: Adapter, scales: Mapping[Placement, StoredScale]) -> None:
+def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale]) -> None:
     """Write the file again with its factors padded, one layer or stack of experts at a time."""
     tensors, metadata = open_file(adapter.path)
     layers = {layer.placement.where: layer for layer in adapter.layers}
@@ -100,7 +100,7 @@ def _pad_file(adapter: Adapter, scales: Mapping[Placement, StoredScale]) -> None
     rest = {key for placement in scales for key in placement.keys[1:]}
     padded = adapter.path.with_name(f"{adapter.path.name}.padded")
     try:
-        with stream_tensors(padded, tensors, metadata) as stream:
+        with target.stream(padded, tensors, metadata) as stream:
             for key in sorted(tensors.keys() - rest, key=lambda key: (-item_size(tensors[key]), key)):
                 if key in placements:
                     updates = {}
