@@ -12,7 +12,7 @@ from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.foreign import foreign_layout
-from lowrank_core.models.formats.format import SINGLE_FILE, SUFFIXES, AdapterFile, Format
+from lowrank_core.models.formats.format import SUFFIXES, AdapterFile, Format
 from lowrank_core.models.formats.gguf_adapter import GGUF_ADAPTER
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.lycoris import LYCORIS
@@ -221,14 +221,16 @@ def _find_adapter(folder: Path) -> Path:
             f"{str(folder)!r} is a model checkpoint, not an adapter: its update is its difference from the checkpoint "
             "that it was tuned from, so give that one as its base"
         )
-    files = sorted(folder.glob(f"*{SINGLE_FILE}"))
+    files = sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise ValueError(f"{str(folder)!r} contains several files ({names}): give one of them")
     if files:
         return files[0]
-    configured = " or ".join(each.files[-1] for each in formats)
-    raise FileNotFoundError(f"no adapter in {str(folder)!r}: it has neither {configured} nor any safetensors file")
+    configured = " or ".join(dict.fromkeys(each.files[-1] for each in formats))
+    raise FileNotFoundError(
+        f"no adapter in {str(folder)!r}: it has neither {configured} nor any safetensors or GGUF file"
+    )
 
 
 def _tensors_in(folder: Path, name: str) -> Path:

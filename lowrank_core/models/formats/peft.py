@@ -29,6 +29,7 @@ from lowrank_core.models.formats.peft_experts import experts_warnings, read_expe
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
+_DEFAULT_ADAPTER = "default"
 _PREFIX = "base_model.model."
 # Of a name with a newline in it too, or its layer would be passed over.
 _FACTOR = re.compile(r"(?s)(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?")
@@ -104,10 +105,11 @@ def _names(file: AdapterFile) -> tuple[dict[str, str], list[str]]:
             "folder of its own, as PEFT's save_pretrained does"
         )
     warnings = []
-    if adapters:
+    if adapters - {_DEFAULT_ADAPTER}:
+        name = adapters.pop()
         warnings.append(
-            f"the adapter's name {adapters.pop()!r} is in the names of tensors, as in the state of a model in memory: "
-            "PEFT loads nothing of such a file, for its own files leave the name out"
+            f"the adapter's name {name!r} is in the names of tensors, as in the state of a model in memory: PEFT loads "
+            f"them under adapter_name={name!r}, and else none of them"
         )
     if compiled:
         warnings.append(
