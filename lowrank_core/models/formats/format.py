@@ -99,6 +99,11 @@ def applied_scale(alpha: float, rule: str, rank: int) -> float:
     return math.copysign(float(scaling_rule(rule)(abs(alpha), rank)), alpha) if alpha else 0.0
 
 
+def their_own_names(placements: Iterable[Placement]) -> dict[Placement, Placement]:
+    """Return each placement as it is, whatever else is in the file."""
+    return {placement: placement for placement in placements}
+
+
 def any_ranks(_: object) -> bool:
     """Return that layers may have ranks of their own."""
     return False
@@ -141,6 +146,8 @@ class Format:
         Whether it can store updates of embeddings.
     one_rank : callable
         Whether layers at these placements have one rank and one scale, so that factors are padded.
+    beside : callable
+        ``beside(placements)`` returns each as it is in a file with the others, where names of tensors depend on them.
     arrange : callable
         ``arrange(update, placement, alpha)`` returns the tensors of a placement, from an update in the stored dtype;
         of a placement with experts, from a batch of their updates.
@@ -169,6 +176,7 @@ class Format:
     place: Callable[[str, tuple[int, ...], str | None, bool], Placement] | None = None
     embeddings: bool = False
     one_rank: Callable[[Iterable[Placement]], bool] = any_ranks
+    beside: Callable[[Iterable[Placement]], dict[Placement, Placement]] = their_own_names
     arrange: Callable[[LowRankUpdate, Placement, float], Sequence[NDArray[Any]]] = as_factors
     rules: tuple[str, ...] = ("standard", "rslora")
     scale: Callable[[float, str, int, np.dtype[Any]], StoredScale] = scale_by_rule

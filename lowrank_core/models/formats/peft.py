@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lowrank_core.models.files.tensors import StoredTensor
@@ -25,7 +26,12 @@ from lowrank_core.models.formats.peft_config import (
     lora_config,
     read_peft_config,
 )
-from lowrank_core.models.formats.peft_experts import experts_warnings, read_experts, targeted_parameters
+from lowrank_core.models.formats.peft_experts import (
+    experts_warnings,
+    order_in_module,
+    read_experts,
+    targeted_parameters,
+)
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
@@ -42,6 +48,7 @@ _ADAPTER_NAME = re.compile(
 )
 # The inner projection of torch.nn.MultiheadAttention.
 _ATTENTION_PROJECTION = ".base_layer.out_proj"
+_NESTED = re.compile(r"(?:\.base_layer)*(?P<factor>\.lora_[AB](?:\.[^.]+)?(?:\.weight)?)$")
 _COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
 
 
@@ -336,6 +343,22 @@ def _is_parameter(placement: Placement) -> bool:
     return _configured_name(_module_of(placement)) != placement.module
 
 
+def _beside(placements: Iterable[Placement]) -> dict[Placement, Placement]:
+    """Return parameters of one module under one ".base_layer" for each that PEFT wraps around the module later."""
+    same = {placement: placement for placement in placements}
+    modules: dict[str, dict[str, list[Placement]]] = {}
+    for placement in same:
+        if _is_parameter(placement):
+            owner, _, name = placement.module.rpartition(".")
+            modules.setdefault(owner, {}).setdefault(name, []).append(placement)
+    for parameters in modules.values():
+        for depth, name in enumerate(sorted(parameters, key=order_in_module, reverse=True)):
+            for placement in parameters[name]:
+                keys = tuple(_NESTED.sub(".base_layer" * depth + r"\g<factor>", key) for key in placement.keys)
+                same[placement] = replace(placement, keys=keys)
+    return same
+
+
 PEFT = Format(
     name="peft",
     title="PEFT's format",
@@ -352,6 +375,7 @@ PEFT = Format(
     read=_read,
     place=_place,
     embeddings=True,
+    beside=_beside,
     headers=_headers,
     metadata=lambda _: {"format": "pt"},
 )

@@ -39,7 +39,9 @@ def targeted_parameters(modules: Mapping[str, int], config: PeftConfig) -> dict[
         nested.setdefault(without_nesting(module), []).append(module)
     parameters: dict[str, str] = {}
     for base, levels in nested.items():
-        names = sorted(_parameters(base, targets, ordinary=_is_targeted(base, modules.get(base), config)), key=_order)
+        names = sorted(
+            _parameters(base, targets, ordinary=_is_targeted(base, modules.get(base), config)), key=order_in_module
+        )
         if names:
             innermost_first = sorted(levels, key=len, reverse=True)
             full = [f"{base}.{name}" for name in names]
@@ -126,7 +128,8 @@ def _is_targeted(module: str, rows: int | None, config: PeftConfig) -> bool:
     return rows == config.rank_of(module)
 
 
-def _order(name: str) -> tuple[int, str]:
+def order_in_module(name: str) -> tuple[int, str]:
+    """Return the place of a parameter's own name among those of its module."""
     return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
 
 

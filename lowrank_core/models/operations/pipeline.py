@@ -103,6 +103,8 @@ def compress(
     `skipped`, `failures` and `warnings` are what is known before. The layers are truncated on the executor and written
     here, in their order; on return, the adapter is in its place.
     """
+    places = destination.format.beside(task.placement for task in tasks)
+    tasks = [replace(task, placement=places[task.placement]) for task in tasks]
     check_distinct(task.placement for task in tasks)
     check_rank(rank, [task.name for task in tasks])
     target, encoding, path = destination.format, destination.encoding, destination.path

@@ -70,13 +70,17 @@ def complete(
     _configure(temporary, target, unpadded)
     adapter = open_adapter(temporary)
     ranks = {layer.placement.where: layer.rank for layer in adapter.layers}
-    if any(ranks.get(placement.where, scale.rank) < scale.rank for placement, scale in scales.items()):
-        _pad_file(adapter, target, scales)
+    final = target.beside(scales)
+    if any(
+        final[placement] != placement or ranks.get(placement.where, scale.rank) < scale.rank
+        for placement, scale in scales.items()
+    ):
+        _pad_file(adapter, target, scales, final)
     _configure(temporary, target, headers)
     adapter = open_adapter(temporary)
     read = {layer.placement.where: (layer.rank, layer.scaling) for layer in adapter.layers}
     for placement, scale in scales.items():
-        rank, scaling = read.get(placement.where, (0, 0.0))
+        rank, scaling = read.get(final[placement].where, (0, 0.0))
         if rank != scale.rank or not math.isclose(scaling, scale.scaling, rel_tol=1e-12):
             raise ValueError(
                 f"{placement.name!r} would be read with rank {rank} and scale {scaling}, but was made for rank "
@@ -90,8 +94,10 @@ def _configure(temporary: Path, target: Format, headers: Headers) -> None:
         (temporary / target.files[1]).write_text(text, encoding="utf-8")
 
 
-def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale]) -> None:
-    """Write the file again with its factors padded, one layer or stack of experts at a time."""
+def _pad_file(
+    adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale], final: Mapping[Placement, Placement]
+) -> None:
+    """Write the file again with its factors padded, in their final places, one layer or stack of experts at a time."""
     tensors, metadata = open_file(adapter.path)
     layers = {layer.placement.where: layer for layer in adapter.layers}
     placements: dict[str, list[Placement]] = {}
@@ -107,7 +113,7 @@ def _pad_file(adapter: Adapter, target: Format, scales: Mapping[Placement, Store
                     for placement in placements[key]:
                         update = layers[placement.where].untransposed_update()
                         if isinstance(update, LowRankUpdate):
-                            updates[placement] = _padded(update, scales[placement].rank)
+                            updates[final[placement]] = _padded(update, scales[placement].rank)
                     add_factors(stream, updates, scales[placements[key][0]].alpha)
                 else:
                     stream.add(key, tensors[key].read())
