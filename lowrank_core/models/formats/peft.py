@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import (
     Adapter,
@@ -32,6 +33,7 @@ from lowrank_core.models.formats.peft_experts import (
     read_experts,
     targeted_parameters,
 )
+from lowrank_core.models.formats.peft_other_types import OTHER_TYPES
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
@@ -60,6 +62,11 @@ def _recognises(file: AdapterFile) -> bool:
 
 
 def _read(file: AdapterFile) -> Adapter:
+    config_file = file.path.with_name(_CONFIG)
+    raw = read_json(config_file) if config_file.is_file() else {}
+    read_other = OTHER_TYPES.get(str(raw.get("peft_type")))
+    if read_other is not None:
+        return read_other(file, raw)
     config = _config_beside(file.path)
     names, renamed = _names(file)
     factors: dict[str, dict[str, StoredTensor]] = {}

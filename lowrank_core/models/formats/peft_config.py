@@ -19,6 +19,28 @@ _OTHER_PRODUCTS = {
     "arrow_config": "Arrow routes between several adapters",
     "kasa_config": "KaSA puts a diagonal between the factors and truncates the base",
 }
+READ_TYPES = "LORA, LOHA, LOKR, ADALORA, VERA and, with its base model, IA3"
+"""PEFT's types of adapters that are read, for messages."""
+_PROMPTS = "soft prompts, which change no weight"
+_ROTATION = "a rotation of the base's weight, which depends on it"
+# Why the adapters of these types are not read.
+_UNREAD = {
+    "OFT": _ROTATION,
+    "BOFT": _ROTATION,
+    "HRA": "reflections of the base's weight, which depend on it",
+    "GLORA": "an update that depends on the base's weight",
+    "HIRA": "the base's weight times a product, entry by entry, which depends on it",
+    "DELORA": "a product whose scale depends on the norms of the base's weight",
+    "MISS": "blocks that are repeated over the weight",
+    "RANDLORA": "sums of products of random bases, which are not in the file",
+    "C3A": "circulant blocks",
+    "FOURIERFT": "Fourier coefficients, whose frequencies are not in the file",
+    "SHIRA": "sparse entries of the weight",
+    "GRALORA": "products of blocks of the weight",
+    "VBLORA": "products of vectors from a shared bank",
+    "TRAINABLE_TOKENS": "rows of an embedding trained in full",
+    "LN_TUNING": "norms trained in full",
+} | dict.fromkeys(("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"), _PROMPTS)
 # What another set of layers, ranks or factors makes void; everything else in a configuration is kept.
 _REPLACED: dict[str, Any] = {
     "init_lora_weights": True,
@@ -79,7 +101,8 @@ def check_peft_config(path: Path, raw: dict[str, Any]) -> PeftConfig:
     """Return a configuration whose entries are known to be of the right types; `path` is for messages."""
     if raw.get("peft_type") != "LORA":
         given = f"peft_type {raw['peft_type']!r}" if "peft_type" in raw else "no peft_type"
-        raise ValueError(f"{str(path)!r} has {given}: the update is γBA in LoRA adapters (peft_type 'LORA') alone")
+        why = _UNREAD.get(str(raw.get("peft_type")), "which is not known")
+        raise ValueError(f"{str(path)!r} has {given}, {why}: {READ_TYPES} are read")
     for key, how in _OTHER_PRODUCTS.items():
         if raw.get(key):
             raise ValueError(f"{str(path)!r} sets {key}: {how}, so the update is not γBA and cannot be read")

@@ -41,7 +41,7 @@ class Parts(NamedTuple):
 def tucker_parts(module: str, tensors: Tensors) -> Parts:
     """Return the parts of a convolution's LoRA with a Tucker core: up, mid (r, r, kh, kw) and down."""
     down, up, mid = tensors_of(module, tensors, TUCKER)
-    _check_inner(module, (up.shape[1], mid.shape[0]), (mid.shape[1], down.shape[0]))
+    check_inner(module, (up.shape[1], mid.shape[0]), (mid.shape[1], down.shape[0]))
     dims = (up.shape[0], down.shape[1], *mid.shape[2:])
     return Parts((up, mid, down), tucker_product, dims, _at_most(dims, up.shape[1]), down.shape[0], "lora_down")
 
@@ -51,12 +51,12 @@ def loha_parts(module: str, tensors: Tensors) -> Parts:
     w1_a, w1_b, w2_a, w2_b = tensors_of(module, tensors, LOHA[:4])
     rank, other_rank = w1_b.shape[0], w2_b.shape[0]
     if not tensors.keys() & set(LOHA[4:]):
-        _check_inner(module, (w1_a.shape[1], rank), (w2_a.shape[1], other_rank))
+        check_inner(module, (w1_a.shape[1], rank), (w2_a.shape[1], other_rank))
         dims = (w1_a.shape[0], *w1_b.shape[1:])
         bound = _at_most(dims, rank * other_rank)
         return Parts((w1_a, w1_b, w2_a, w2_b), hadamard_product, dims, bound, rank, "hada_w1_b")
     t1, t2 = tensors_of(module, tensors, LOHA[4:])
-    _check_inner(module, (w1_a.shape[0], t1.shape[0]), (t1.shape[1], rank), (w2_a.shape[0], t2.shape[0]))
+    check_inner(module, (w1_a.shape[0], t1.shape[0]), (t1.shape[1], rank), (w2_a.shape[0], t2.shape[0]))
     dims = (w1_a.shape[1], w1_b.shape[1], *t1.shape[2:])
     bound = _at_most(dims, w1_a.shape[0] * w2_a.shape[0])
     return Parts((t1, w1_a, w1_b, t2, w2_a, w2_b), tucker_hadamard_product, dims, bound, rank, "hada_w1_b")
@@ -68,7 +68,7 @@ def lokr_parts(module: str, tensors: Tensors) -> Parts:
     right = _side(module, tensors, "lokr_w2")
     if "lokr_t2" in tensors and len(right) == 2:
         (core,) = tensors_of(module, tensors, ("lokr_t2",))
-        _check_inner(module, (right[0].shape[0], core.shape[0]), (core.shape[1], right[1].shape[0]))
+        check_inner(module, (right[0].shape[0], core.shape[0]), (core.shape[1], right[1].shape[0]))
         right = (core, *right)
         right_dims, right_rank = (right[1].shape[1], right[2].shape[1], *core.shape[2:]), core.shape[0]
     else:
@@ -100,6 +100,13 @@ def tensors_of(module: str, tensors: Tensors, names: tuple[str, ...]) -> tuple[S
             )
         _check_matrix(tensors[name])
     return tuple(tensors[name] for name in names)
+
+
+def check_inner(module: str, *pairs: tuple[int, int]) -> None:
+    """Check that factors agree in their ranks, which are given in pairs."""
+    for first, second in pairs:
+        if first != second:
+            raise ValueError(f"the factors of {module!r} disagree: one has rank {first}, its partner rank {second}")
 
 
 def tucker_product(up: NDArray[Any], mid: NDArray[Any], down: NDArray[Any], scaling: float) -> LowRankUpdate:
@@ -170,7 +177,7 @@ def _side(module: str, tensors: Tensors, name: str) -> tuple[StoredTensor, ...]:
 def _inner_rank(module: str, side: tuple[StoredTensor, ...]) -> int:
     if len(side) == 1:
         return min(as_matrix(side[0].shape))
-    _check_inner(module, (side[0].shape[1], side[1].shape[0]))
+    check_inner(module, (side[0].shape[1], side[1].shape[0]))
     return side[0].shape[1]
 
 
@@ -183,9 +190,3 @@ def _check_matrix(tensor: StoredTensor) -> None:
         raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {PLAIN_WEIGHTS}")
     if len(tensor.shape) < 2 or not tensor.size:
         raise ValueError(f"{tensor.key!r} has shape {describe_shape(tensor.shape)}, but a factor is a matrix")
-
-
-def _check_inner(module: str, *pairs: tuple[int, int]) -> None:
-    for first, second in pairs:
-        if first != second:
-            raise ValueError(f"the factors of {module!r} disagree: one has rank {first}, its partner rank {second}")

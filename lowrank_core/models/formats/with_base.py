@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
+from typing import Any
 
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name, open_checkpoint
 from lowrank_core.models.files.tensors import StoredTensor, as_matrix, describe_shape
 from lowrank_core.models.formats import format_named, is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.base_updates import WithMagnitudes
+
+_DORA = "use_dora"
+# Of the configuration of an adapter in the metadata of its file.
+_DORA_FLAG = re.compile(r'(?<=use_dora": )true')
 
 
 def open_with_base(path: str | PathLike[str], base: str | PathLike[str]) -> Adapter:
@@ -46,7 +52,14 @@ def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
         unsupported={name: why for name, why in adapter.unsupported.items() if name not in waiting} | failures,
         base_updates=(),
         others=tuple(other for other in adapter.others if not other.magnitudes),
+        warnings=tuple(warning for warning in adapter.warnings if not warning.startswith(_DORA)),
+        settings=_without_dora(adapter.settings),
+        metadata={name: _DORA_FLAG.sub("false", text) for name, text in adapter.metadata.items()},
     )
+
+
+def _without_dora(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: False if name == _DORA else value for name, value in settings.items()}
 
 
 def _layers_with_magnitudes(adapter: Adapter) -> Iterator[AdapterLayer]:
@@ -54,15 +67,13 @@ def _layers_with_magnitudes(adapter: Adapter) -> Iterator[AdapterLayer]:
     for other in adapter.others:
         if other.magnitudes and other.follows in layers:
             layer = layers[other.follows]
-            build = WithMagnitudes(layer.build, _axis_of(other, layer))
+            build = WithMagnitudes(layer.build, _axis_of(other))
             yield replace(layer, tensors=(other.tensor, *layer.tensors), build=build)
 
 
-def _axis_of(magnitudes: OtherTensor, layer: AdapterLayer) -> int | None:
-    if magnitudes.tensor.key.endswith(".dora_scale"):
-        return None
-    # PEFT has one magnitude for each row of an embedding's weight, which is the transpose of the map.
-    return 1 if layer.placement.embedding else 0
+def _axis_of(magnitudes: OtherTensor) -> int | None:
+    """Return the axis of magnitudes: PEFT has one for each output of the map, LyCORIS as their shape says."""
+    return None if magnitudes.tensor.key.endswith(".dora_scale") else 0
 
 
 def _modules(layers: Collection[AdapterLayer], weights: Mapping[str, object]) -> dict[str, str]:
