@@ -196,14 +196,21 @@ def test_grouped_convolutions_are_failures(adapters, write_peft, tmp_path):
         assert "a grouped convolution" in merge(order, tmp_path / "out", force=True).failures["a.conv"]
 
 
-def test_other_tensors_are_skipped_by_name(write_peft, tmp_path, rng):
+def test_modules_saved_alike_in_all_are_kept_and_others_skipped_by_name(write_peft, tmp_path):
     tensors = {"q.lora_A.weight": np.ones((2, 4), "f4"), "q.lora_B.weight": np.ones((4, 2), "f4")}
-    path = write_peft(tensors | {"head.weight": np.ones((2, 2), "f4")}, modules_to_save=["head"])
-    report = merge([path], tmp_path / "out")
-    ((name, description),) = report.skipped.items()
-    assert name == f"head.weight ({path})"
-    assert "modules_to_save" in description
-    assert "modules_to_save" not in report.config
+    settings = {"modules_to_save": ["head", "score"]}
+    shared = tensors | {"head.weight": np.ones((2, 2), "f4")}
+    paths = [
+        write_peft(shared | {"score.weight": np.full((2, 2), value, "f4")}, name, **settings)
+        for name, value in (("first", 1.0), ("second", 2.0))
+    ]
+    report = merge(paths, tmp_path / "out")
+    assert report.skipped.keys() == {f"score.weight ({path})" for path in paths}
+    assert all("modules_to_save" in description for description in report.skipped.values())
+    assert report.config["modules_to_save"] == ["head"]
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert np.array_equal(written["base_model.model.head.weight"], np.ones((2, 2)))
+    assert "base_model.model.score.weight" not in written
 
 
 def test_dora_and_altered_bases_are_refused(adapters, write_peft, tmp_path):

@@ -1,12 +1,16 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from lowrank_core.models import resize
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.adapter import GroupedProduct
-from lowrank_core.models.formats.peft_config import read_peft_config
+from lowrank_core.models.formats.peft_config import check_peft_config, read_peft_config
+from lowrank_core.models.formats.peft_experts import targeted_parameters
 
 MODULE = "model.layers.11.self_attn.q_proj"
 
@@ -239,3 +243,103 @@ def test_a_name_with_a_newline_is_a_layer_like_others(write_peft):
     adapter = open_adapter(write_peft(factors("a\nb", rank=3) | factors("c"), rank_pattern={"a\nb": 3}))
     assert [(layer.name, layer.rank) for layer in adapter.layers] == [("a\nb", 3), ("c", 2)]
     assert not adapter.others
+
+
+@pytest.mark.parametrize(
+    ("rename", "warned"),
+    [
+        (lambda key: key.replace(".weight", ".default.weight"), ""),
+        (lambda key: key.replace(".weight", ".mine.weight"), "adapter_name='mine'"),
+        (lambda key: key.replace("block.", "block._orig_mod."), "PEFT loads nothing of them"),
+        (lambda key: f"_orig_mod.{key}", "PEFT loads nothing of them"),
+    ],
+)
+def test_names_with_more_in_them_are_read_without_it_and_kept(write_peft, tmp_path, rename, warned):
+    tensors = factors("block.proj") | factors("block.k_proj", rank=4)
+    path = write_peft(
+        {rename(key): tensor for key, tensor in tensors.items()}, rank_pattern={"k_proj": 4}, modules_to_save=["head"]
+    )
+    adapter = open_adapter(path)
+    assert [(layer.name, layer.rank, layer.scaling) for layer in adapter.layers] == [
+        ("block.k_proj", 4, 2.0),
+        ("block.proj", 2, 4.0),
+    ]
+    assert any(warned in warning for warning in adapter.warnings) or not warned
+    assert not any("names of tensors" in warning or "_orig_mod" in warning for warning in adapter.warnings) or warned
+    resize(path, tmp_path / "new", rank=1)
+    assert (
+        load_file(tmp_path / "new" / "adapter_model.safetensors").keys()
+        == load_file(path / "adapter_model.safetensors").keys()
+    )
+
+
+def test_two_adapters_in_one_file_are_refused_by_their_names(write_peft):
+    one, other = (
+        {key.replace(".weight", f".{name}.weight"): tensor for key, tensor in factors().items()}
+        for name in ("one", "two")
+    )
+    with pytest.raises(ValueError, match="several adapters \\('one' and 'two'\\)"):
+        open_adapter(write_peft(one | other))
+    with pytest.raises(ValueError, match="several adapters \\('one'\\)"):
+        open_adapter(write_peft(one | factors(), "unnamed"))
+
+
+def test_magnitudes_and_biases_lose_the_adapters_name_too(write_peft):
+    tensors = {
+        **{key.replace(".weight", ".mine.weight"): tensor for key, tensor in factors().items()},
+        "proj.lora_magnitude_vector.mine.weight": np.ones(4, np.float32),
+        "proj.lora_B.mine.bias": np.ones(4, np.float32),
+    }
+    others = {other.name: other for other in open_adapter(write_peft(tensors)).others}
+    assert others["proj.lora_magnitude_vector.weight"].magnitudes
+    assert others["proj.lora_B.bias"].scaling == 4.0
+    assert {other.follows for other in others.values()} == {"proj"}
+
+
+def test_one_layer_that_cannot_be_read_is_its_own_failure(write_peft):
+    tensors = factors() | factors("half")
+    del tensors["half.lora_B.weight"]
+    adapter = open_adapter(write_peft(tensors))
+    assert [layer.name for layer in adapter.layers] == ["proj"]
+    assert "half of a product" in adapter.unsupported["half"]
+
+
+def test_adapters_in_subfolders_are_mentioned(write_peft):
+    path = write_peft(factors())
+    write_peft(factors(), "adapter/second")
+    assert any("more adapters in subfolders" in w and "second" in w for w in open_adapter(path).warnings)
+
+
+def test_a_null_flag_an_unknown_key_and_a_byte_order_mark_change_nothing(write_peft):
+    path = write_peft(factors(), use_rslora=None, fan_in_fan_out=None, nobody_knows_this={"x": 1})
+    config = path / "adapter_config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    layer = only_layer(path)
+    assert (layer.scaling, layer.transposed, layer.rule) == (4.0, False, "standard")
+
+
+def test_the_projection_that_peft_adds_twice_is_mentioned(write_peft):
+    adapter = open_adapter(write_peft(factors("mha") | factors("mha.base_layer.out_proj")))
+    assert any("'mha.out_proj'" in warning and "twice" in warning for warning in adapter.warnings)
+    assert not open_adapter(write_peft(factors("mha.out_proj"), "linear")).warnings
+
+
+def test_which_modules_are_experts_is_found_in_time_linear_in_their_number():
+    class Counted(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            Counted.compared += 1
+            return str.__eq__(self, other)
+
+    def comparisons(count):
+        Counted.compared = 0
+        targets = [Counted(f"layers.{index}.q_proj") for index in range(count)]
+        raw = {"target_modules": targets, "target_parameters": ["down_proj"], "peft_type": "LORA", "r": 2}
+        modules = {f"model.layers.{index}.{name}": 4 for index in range(count) for name in ("q_proj", "experts")}
+        parameters = targeted_parameters(modules, check_peft_config(Path("x"), raw))
+        assert len(parameters) == count
+        return Counted.compared
+
+    assert comparisons(400) <= 3 * comparisons(200) + 100

@@ -34,19 +34,35 @@ def targeted_parameters(modules: Mapping[str, int], config: PeftConfig) -> dict[
     factors, so that which are which is unknown.
     """
     targets = as_names(config.raw.get("target_parameters"))
+    if not targets:
+        return {}
+    owned: dict[str, set[str]] = {}
+    for target in targets:
+        owner, _, name = target.rpartition(".")
+        owned.setdefault(owner, set()).add(name)
+    targeted = config.raw.get("target_modules")
+    ordinary = set(targeted) if isinstance(targeted, list) else None
+
+    def is_ordinary(module: str) -> bool:
+        # Of a regular expression, the rank of the factors says which modules it matched.
+        if ordinary is None:
+            return modules.get(module) == config.rank_of(module)
+        return not ordinary.isdisjoint(_ends(module))
+
     nested: dict[str, list[str]] = {}
     for module in modules:
         nested.setdefault(without_nesting(module), []).append(module)
     parameters: dict[str, str] = {}
     for base, levels in nested.items():
-        names = sorted(
-            _parameters(base, targets, ordinary=_is_targeted(base, modules.get(base), config)), key=order_in_module
-        )
+        found = {name for end in _ends(base) for name in owned.get(end, ())}
+        if "" in owned and not is_ordinary(base):
+            found |= owned[""]
+        names = sorted(found, key=order_in_module)
         if names:
+            known = len(names) == len(levels)
             innermost_first = sorted(levels, key=len, reverse=True)
-            full = [f"{base}.{name}" for name in names]
-            parameters |= zip(innermost_first, full, strict=True) if len(names) == len(levels) else {}
-            parameters |= dict.fromkeys(levels, "") if len(names) != len(levels) else {}
+            full = [f"{base}.{name}" for name in names] if known else [""] * len(levels)
+            parameters |= zip(innermost_first, full, strict=True)
     return parameters
 
 
@@ -110,22 +126,9 @@ def experts_warnings(parameters: Iterable[str], config: PeftConfig) -> list[str]
     return warnings
 
 
-def _parameters(base: str, targets: Iterable[str], *, ordinary: bool) -> set[str]:
-    """Return the parameters of a module that targets name: with the end of its name, or, of no ordinary one, bare."""
-    names = set()
-    for target in targets:
-        owner, _, name = target.rpartition(".")
-        if f".{base}".endswith(f".{owner}") if owner else not ordinary:
-            names.add(name)
-    return names
-
-
-def _is_targeted(module: str, rows: int | None, config: PeftConfig) -> bool:
-    """Whether a module is one of target_modules; by the rank of its factors where these are a regular expression."""
-    targets = config.raw.get("target_modules")
-    if isinstance(targets, list):
-        return any(f".{module}".endswith(f".{target}") for target in targets)
-    return rows == config.rank_of(module)
+def _ends(name: str) -> list[str]:
+    """Return a dotted name, and its ends after each dot."""
+    return [name, *(name[place + 1 :] for place, character in enumerate(name) if character == ".")]
 
 
 def order_in_module(name: str) -> tuple[int, str]:

@@ -25,6 +25,15 @@ from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
 from lowrank_core.models.operations.rewriting import rewrite
 
 _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
+_CONFIG = "config.json"
+# How transformers' names of models end, and PEFT's names of their tasks.
+_TASKS = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
 _NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"
 
 
@@ -197,7 +206,8 @@ def extract(
             )
             tasks.append(task)
     settings = {
-        "base_model_name_or_path": str(base),
+        "base_model_name_or_path": str(_model_of(Path(base))),
+        "task_type": _task_type(pair.tuned, pair.base),
         "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in tasks),
     }
     modules = tuple(f"{prefix}.{module}" if prefix else module for module in sorted(module_names))
@@ -233,8 +243,7 @@ def _stored_transposed(
     if patterns is not None:
         return {name for name in names if matches(name, patterns)}, ()
     alike = {name for name in names if is_conv1d(name)}
-    configs = [checkpoint.path.parent / "config.json" for checkpoint in (tuned, base)]
-    model_types: list[Any] = [read_json(config).get("model_type") for config in configs if config.is_file()]
+    model_types: list[Any] = [config.get("model_type") for config in _configurations(tuned, base)]
     if any(kind in CONV1D_TYPES for kind in model_types):
         return alike, ()
     if model_types or not alike:
@@ -245,6 +254,27 @@ def _stored_transposed(
         "(--transposed)"
     )
     return set(), (warning,)
+
+
+def _model_of(base: Path) -> Path:
+    """Return what transformers loads a checkpoint by: its folder, where its configuration is there."""
+    return base.parent if base.is_file() and (base.parent / _CONFIG).is_file() else base
+
+
+def _task_type(tuned: Checkpoint, base: Checkpoint) -> str | None:
+    """Return PEFT's name for the task of a model, where its architecture decides that; AutoPeftModel… asks for it."""
+    for config in _configurations(tuned, base):
+        architectures = config.get("architectures")
+        for name in architectures if isinstance(architectures, list) else ():
+            task = next((task for end, task in _TASKS.items() if str(name).endswith(end)), None)
+            if task or (str(name).endswith("ForConditionalGeneration") and config.get("is_encoder_decoder") is True):
+                return task or "SEQ_2_SEQ_LM"
+    return None
+
+
+def _configurations(*checkpoints: Checkpoint) -> list[dict[str, Any]]:
+    paths = [checkpoint.path.parent / _CONFIG for checkpoint in checkpoints]
+    return [read_json(path) for path in paths if path.is_file()]
 
 
 def skip_reason(

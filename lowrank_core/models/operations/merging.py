@@ -17,12 +17,14 @@ from lowrank_core.models.formats import (
     Adapter,
     AdapterLayer,
     Format,
+    OtherTensor,
     Placement,
     format_named,
     format_of_output,
     open_adapter,
 )
 from lowrank_core.models.formats.format import Kept
+from lowrank_core.models.formats.peft_config import as_names
 from lowrank_core.models.module_names import select
 from lowrank_core.models.norms import Update, weighted_sum
 from lowrank_core.models.operations.compression import Compression
@@ -178,13 +180,21 @@ def merge(
     # What is configured beside factors of these formats describes more than the layers.
     metadata = opened[0].metadata if target.place is None and target.name == opened[0].format else {}
     named = list(zip(map(str, adapters), opened, strict=True))
-    others = {f"{other.name} ({name})": other.describe() for name, adapter in named for other in adapter.others}
+    saved = _saved_in_all(opened, target)
+    copied = [other for other in opened[0].others if _saved_module(other, saved)]
+    others = {
+        f"{other.name} ({name})": other.describe()
+        for name, adapter in named
+        for other in adapter.others
+        if not _saved_module(other, saved)
+    }
+    settings = _settings(configs, base) | ({"modules_to_save": saved} if saved else {})
     inherited = [f"{name}: {warning}" for name, adapter in named for warning in adapter.inherited_warnings]
     report = compress(
         "merge",
         [name for name, _ in named],
         tasks,
-        Destination(out, target, encoding, dry_run, Kept(_settings(configs, base), metadata, tuple(sums))),
+        Destination(out, target, encoding, dry_run, Kept(settings, metadata, tuple(sums)), tuple(copied)),
         keep_all if rank is None else rank,
         skipped=placed.skipped | others,
         failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},
@@ -273,6 +283,33 @@ def _settings(configs: Sequence[Mapping[str, Any]], base: str | PathLike[str] | 
         # PEFT compares it with each layer's own type, and corrects it where it does not fit.
         "fan_in_fan_out": any(config.get("fan_in_fan_out") for config in configs),
     }
+
+
+def _saved_in_all(opened: Sequence[Adapter], target: Format) -> list[str]:
+    """Return the modules that all adapters saved in full (modules_to_save), with tensors that are the same in all."""
+    if any(adapter.format != target.name for adapter in opened):
+        return []
+    first, *rest = opened
+    modules = [as_names(adapter.settings.get("modules_to_save")) for adapter in opened]
+    common = [module for module in modules[0] if all(module in other for other in modules)]
+    return [module for module in common if all(_is_saved_alike(module, first, other) for other in rest)]
+
+
+def _is_saved_alike(module: str, first: Adapter, second: Adapter) -> bool:
+    one, other = (
+        {other.name: other.tensor for other in adapter.others if _saved_module(other, [module])}
+        for adapter in (first, second)
+    )
+    return one.keys() == other.keys() and all(
+        (one[name].shape, one[name].dtype) == (other[name].shape, other[name].dtype)
+        and one[name].read().tobytes() == other[name].read().tobytes()
+        for name in one
+    )
+
+
+def _saved_module(other: OtherTensor, modules: Collection[str]) -> bool:
+    """Whether a tensor is of one of these modules, and no part of an update."""
+    return not other.follows and any(f".{module}." in f".{other.name}" for module in modules)
 
 
 def _base_warnings(configs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
