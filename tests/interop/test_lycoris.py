@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from lycoris import LycorisNetwork, create_lycoris
+from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
 from safetensors.torch import save_file
 from torch import nn
 
@@ -88,6 +88,21 @@ def test_a_layers_update_is_that_of_lycoris(tmp_path, kind):
     for name, module in modules.items():
         # The tensors of the file are those of the modules, in float32, and a scalar is multiplied into one of them.
         assert np.allclose(dense(layers[name]), difference(module), rtol=1e-6, atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["locon with a Tucker core", "loha", "loha with Tucker cores", "lokr", "full"])
+def test_lycoris_reads_what_is_written_of_it(tmp_path, kind):
+    path, out = tmp_path / "lycoris.safetensors", tmp_path / "lora.safetensors"
+    base, modules = trained(path, *WITHOUT_BASE[kind], prefix="lycoris_")
+    save_file(base, tmp_path / "base.safetensors")
+    # The base tells the kernel of a convolution whose factors are flattened.
+    extract(tmp_path / "base.safetensors", path, out, rank=3)
+    network, _ = create_lycoris_from_weights(1.0, str(out), Small())
+    assert {module.lora_name for module in network.loras} == set(modules)
+    for module in network.loras:
+        U, values, Vt = np.linalg.svd(difference(modules[module.lora_name]), full_matrices=False)
+        written = difference(module.double())
+        assert np.linalg.norm(written - U[:, :3] * values[:3] @ Vt[:3]) <= 1e-5 * values[0], module.lora_name
 
 
 WITH_BASE = {

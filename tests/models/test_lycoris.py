@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import KroneckerUpdate, LowRankUpdate
-from lowrank_core.models import inspect, resize
+from lowrank_core.models import convert, inspect, resize
 from lowrank_core.models.formats import open_adapter
 from tests.models.models_on_disk import written_updates
 
@@ -223,3 +223,11 @@ def test_a_resized_update_is_a_pair_that_kohyas_readers_know(write_file, tmp_pat
     assert np.allclose(written_updates(out)[NAME], U[:, :2] * values[:2] @ Vt[:2], rtol=1e-9, atol=1e-9)
     (layer,) = open_adapter(out).layers
     assert layer.placement.dims == dims
+
+
+@pytest.mark.parametrize("kind", ["tucker", "loha", "lokr_split", "difference"])
+def test_a_conversion_to_kohyas_format_keeps_the_names(write_file, tmp_path, rng, kind):
+    tensors, (update, divisor, _) = next(rest for each, *rest in tensors_and_updates(rng) if each == kind)
+    out = tmp_path / "out.safetensors"
+    convert(write_file(module(tensors | {"alpha": np.float32(2)})), out, format="kohya")
+    assert np.allclose(written_updates(out)[NAME], update * (2 / divisor if divisor else 1.0), rtol=1e-9, atol=1e-9)

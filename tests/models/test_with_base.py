@@ -117,6 +117,21 @@ def test_a_module_that_is_not_in_the_base_is_that_layers_failure(write_file, wri
     assert "does not stand for any module" in adapter.unsupported["lora_unet_other"]
 
 
+def test_layers_that_stand_for_one_module_are_failures(write_file, write_base, rng, weight):
+    tensors = next(each for name, each, _ in tensors_and_updates(rng, weight) if name == "dora")
+    path = write_file(module(tensors, "lora_te1_q") | module(tensors, "lora_te2_q"))
+    adapter = open_with_base(path, write_base({"q": weight}))
+    assert adapter.layers == ()
+    assert set(adapter.unsupported) == {"lora_te1_q", "lora_te2_q"}
+
+
+def test_names_are_matched_by_their_ends(write_file, write_base, rng, weight):
+    tensors, update = next(rest for each, *rest in tensors_and_updates(rng, weight) if each == "glora")
+    path = write_file(module(tensors, "blocks.0.q"))
+    adapter = open_with_base(path, write_base({"model.diffusion_model.blocks.0.q": weight, "blocks.10.q": weight}))
+    assert np.allclose(adapter.layers[0].update(), update, rtol=1e-12)
+
+
 def test_a_weight_of_another_shape_is_that_layers_failure(write_file, write_base, rng, weight):
     tensors = next(each for name, each, _ in tensors_and_updates(rng, weight) if name == "dora")
     adapter = open_with_base(write_file(module(tensors)), write_base({"blocks.0.q": weight.T}))

@@ -59,9 +59,9 @@ class _Module(NamedTuple):
 
     @property
     def placement(self) -> Placement:
-        """Where the module's update is stored as a LoRA pair, which every reader of LyCORIS' files reads."""
+        """Where the module's update is stored as kohya's pair, which every reader of LyCORIS' files reads."""
         keys = tuple(f"{self.key}.{end}" for end in (*TUCKER[:2], ALPHA.removeprefix(".")))
-        return Placement(LYCORIS.name, self.name, self.key, keys, ())
+        return Placement(KOHYA.name, self.name, self.key, keys, ())
 
     def scale(self, divisor: int, factor: str) -> Scale:
         """Return α/r, where a missing or zero α means r."""

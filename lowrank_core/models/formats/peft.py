@@ -374,8 +374,10 @@ PEFT = Format(
     documented=Documented(
         writers="PEFT, and the trainers built on it",
         layout="`adapter_model.safetensors` with `base_model.model.<module>.lora_A.weight` (r, in) and "
-        "`.lora_B.weight` (out, r), and `adapter_config.json` beside it",
-        scale="lora_alpha/r, or lora_alpha/√r under use_rslora, with the rank and alpha patterns of the configuration",
+        "`.lora_B.weight` (out, r), and `adapter_config.json` beside it; also adapters of type LOHA, LOKR, ADALORA, "
+        "VERA and, with the base model, IA3, which are written as LORA",
+        scale="lora_alpha/r, or lora_alpha/√r under use_rslora, with the rank and alpha patterns of the configuration; "
+        "alpha/r of LOHA and LOKR, lora_alpha/(init_r + 1e-5) of ADALORA, 1 of VERA",
         source="PEFT, `tuners/lora/layer.py`, `update_layer`",
     ),
     recognises=_recognises,

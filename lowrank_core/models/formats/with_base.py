@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -13,6 +14,7 @@ from lowrank_core.models.files.tensors import StoredTensor, as_matrix, describe_
 from lowrank_core.models.formats import format_named, is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.base_updates import WithMagnitudes
+from lowrank_core.models.formats.format import LossyNames
 
 _DORA = "use_dora"
 # Of the configuration of an adapter in the metadata of its file.
@@ -38,20 +40,26 @@ def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
     }
     waiting = {update.layer.name: update.layer for update in adapter.base_updates}
     waiting |= {layer.name: layer for layer in _layers_with_magnitudes(adapter)}
-    modules = _modules(waiting.values(), weights)
+    others = {layer.name: layer for layer in adapter.layers if layer.name not in waiting}
+    modules = _modules([*waiting.values(), *others.values()], weights)
+    counts = Counter(modules.values())
     dense, failures = {}, {}
     for name, layer in waiting.items():
+        module = modules.get(name, "")
+        if counts[module] > 1:
+            failures[name] = f"several layers stand for {module!r} of the base: one part of a model is needed"
+            continue
         try:
-            dense[name] = _on_base(layer, modules.get(name, ""), weights)
+            dense[name] = _on_base(layer, module, weights)
         except ValueError as error:
             failures[name] = str(error)
-    layers = [layer for layer in adapter.layers if layer.name not in waiting]
+    layers = [_with_kernel(layer, weights.get(modules.get(name, ""))) for name, layer in others.items()]
     return replace(
         adapter,
         layers=tuple(sorted([*layers, *dense.values()], key=lambda layer: layer.name)),
         unsupported={name: why for name, why in adapter.unsupported.items() if name not in waiting} | failures,
         base_updates=(),
-        others=tuple(other for other in adapter.others if not other.magnitudes),
+        others=tuple(other for other in adapter.others if not (other.magnitudes and other.follows in waiting)),
         warnings=tuple(warning for warning in adapter.warnings if not warning.startswith(_DORA)),
         settings=_without_dora(adapter.settings),
         metadata={name: _DORA_FLAG.sub("false", text) for name, text in adapter.metadata.items()},
@@ -82,11 +90,22 @@ def _modules(layers: Collection[AdapterLayer], weights: Mapping[str, object]) ->
     for name in {layer.placement.format for layer in layers}:
         own = [layer for layer in layers if layer.placement.format == name]
         lossy = format_named(name).lossy_names
-        if lossy is not None:
-            modules |= lossy.modules([layer.name for layer in own if lossy.applies(layer.placement.module)], weights)
-        ends = {layer.name: _same_end(layer.name, weights) for layer in own}
-        modules = {name: module for name, module in ends.items() if module} | modules
+        renamed = [layer.name for layer in own if lossy is not None and lossy.applies(layer.placement.module)]
+        if lossy is not None and renamed:
+            modules |= _meant(lossy, renamed, weights)
+        ends = {layer.name: _same_end(layer.name, weights) for layer in own if layer.name not in modules}
+        modules |= {name: module for name, module in ends.items() if module}
     return modules
+
+
+def _meant(lossy: LossyNames, names: Collection[str], weights: Collection[str]) -> dict[str, str]:
+    """Return the modules that names stand for, without those that stand for several."""
+    try:
+        return lossy.modules(names, weights)
+    except ValueError:
+        return (
+            {} if len(names) == 1 else {name: m for each in names for name, m in _meant(lossy, [each], weights).items()}
+        )
 
 
 def _same_end(name: str, weights: Mapping[str, object]) -> str:
@@ -115,3 +134,11 @@ def _on_base(layer: AdapterLayer, module: str, weights: Mapping[str, StoredTenso
         scaling_source=f"{layer.scaling_source}; with the base's weight",
         fixed="",
     )
+
+
+def _with_kernel(layer: AdapterLayer, weight: StoredTensor | None) -> AdapterLayer:
+    """Return a layer with the kernel's axes of the base's weight, which flattened factors do not have."""
+    dims = layer.placement.dims
+    if weight is None or len(dims) >= len(weight.shape) or as_matrix(dims) != as_matrix(weight.shape):
+        return layer
+    return replace(layer, placement=replace(layer.placement, dims=weight.shape))
