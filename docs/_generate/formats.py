@@ -36,7 +36,7 @@ def section(each):
     """Return what there is to say of one format."""
     about = each.documented
     written = f"written for any layers, as {each.output.removeprefix(each.title).strip(' ()')}"
-    return f"""### {each.title[0].upper()}{each.title[1:]}
+    return f"""### {each.title}
 
 `{each.name}`, {written if each.place else "written for layers that were read from it"}.
 
