@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lowrank_core.models import merge, open_adapter, resize
+from lowrank_core.models import Budget, merge, open_adapter, plan, resize
 from lowrank_core.models.files import tensors as tensor_files
 
 EXPERTS, RANK = 3, 2
@@ -187,3 +187,15 @@ def test_each_expert_reads_no_more_than_its_own_entries(write_peft, rng, monkeyp
         layer.update()
     assert len(layers) == experts
     assert sum(array.size for array in read) == experts * RANK * (6 + 10)
+
+
+def test_a_plan_has_one_rank_for_all_experts_of_a_parameter(write_peft, two_parameters, rng):
+    two_parameters["l.mlp.experts.lora_A.weight"][:RANK] *= 1e-6  # the first expert needs nothing
+    tensors = two_parameters | stack(rng, "l.q_proj", 6, 7, experts=1)
+    path = write_peft(tensors, target_parameters=[DOWN, GATE_UP], target_modules=["q_proj"], peft_version="0.21.2")
+    planned = plan(path, budget=Budget(variance=0.999))
+    config = planned.config
+    assert (config["target_modules"], config["target_parameters"]) == (["l.q_proj"], [f"l.{DOWN}", f"l.{GATE_UP}"])
+    assert "[" not in "".join(config["rank_pattern"])
+    largest = max(layer.rank for layer in planned.layers if "down_proj" in layer.name)
+    assert config["rank_pattern"].get(r"^l\.mlp\.experts\.down_proj", config["r"]) == largest

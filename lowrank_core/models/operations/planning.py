@@ -13,7 +13,9 @@ import numpy as np
 
 from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
 from lowrank_core.models.executors import Progress, path_for
-from lowrank_core.models.files.checkpoints import CheckpointPair, module_name
+from lowrank_core.models.files.checkpoints import CheckpointPair, WeightPair, module_name
+from lowrank_core.models.formats.adapter import AdapterLayer
+from lowrank_core.models.formats.peft import PEFT
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
@@ -21,7 +23,7 @@ from lowrank_core.models.operations.extraction import skip_reason
 from lowrank_core.models.operations.rank_choice import Budget, layer_spectra
 
 # What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
-_PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")
+_PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "target_parameters")
 _CHECKPOINT_SCALE, _CHECKPOINT_RULE = 1.0, "standard"
 _EMBEDDING = "an embedding, which is planned for only when asked for (--include)"
 
@@ -210,10 +212,14 @@ def plan(
     if not kept:
         raise ValueError(f"there is nothing to plan: no layer of {str(path)!r} has an update, or none has to keep any")
     same_parameters, same_variance = _uniform_ranks(spectra, budget, allocation.parameters, allocation.variance)
+    parameters = {layer.name: parameter for layer in planned if (parameter := _parameter_of(layer))}
+    # PEFT has one rank and one alpha for all experts of a parameter: the largest.
+    entries = {parameters.get(layer.name, layer.name): layer for layer in sorted(kept, key=lambda layer: layer.rank)}
     config = lora_config(
-        {layer.name: layer.rank for layer in kept},
-        {layer.name: float(layer.alpha or 0.0) for layer in kept},
+        {name: layer.rank for name, layer in entries.items()},
+        {name: float(layer.alpha or 0.0) for name, layer in entries.items()},
         use_rslora=rule == "rslora",
+        parameters=entries.keys() & set(parameters.values()),
         others={*modules, *spectra, *skipped, *failures},
     )
     return Plan(
@@ -229,8 +235,15 @@ def plan(
         same_variance=same_variance,
         skipped=skipped,
         failures=failures,
-        config={name: config[name] for name in _PLANNED},
+        config={name: config[name] for name in _PLANNED if name in config},
     )
+
+
+def _parameter_of(layer: AdapterLayer | WeightPair) -> str:
+    """Return the parameter that PEFT targets by its name, where a layer is one of the experts in it."""
+    if isinstance(layer, AdapterLayer) and layer.placement.experts and layer.placement.format == PEFT.name:
+        return layer.placement.module
+    return ""
 
 
 def _skipped(names: Sequence[str], modules: Collection[str], *, embeddings: bool) -> dict[str, str]:
