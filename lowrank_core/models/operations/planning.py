@@ -14,8 +14,7 @@ import numpy as np
 from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.checkpoints import CheckpointPair, WeightPair, module_name
-from lowrank_core.models.formats.adapter import AdapterLayer
-from lowrank_core.models.formats.peft import PEFT
+from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
@@ -212,7 +211,7 @@ def plan(
     if not kept:
         raise ValueError(f"there is nothing to plan: no layer of {str(path)!r} has an update, or none has to keep any")
     same_parameters, same_variance = _uniform_ranks(spectra, budget, allocation.parameters, allocation.variance)
-    parameters = {layer.name: parameter for layer in planned if (parameter := _parameter_of(layer))}
+    parameters = {layer.name: parameter for layer in planned if (parameter := _parameter_of(layer, source))}
     # PEFT has one rank and one alpha for all experts of a parameter: the largest.
     entries = {parameters.get(layer.name, layer.name): layer for layer in sorted(kept, key=lambda layer: layer.rank)}
     config = lora_config(
@@ -239,10 +238,10 @@ def plan(
     )
 
 
-def _parameter_of(layer: AdapterLayer | WeightPair) -> str:
+def _parameter_of(layer: AdapterLayer | WeightPair, source: Adapter | CheckpointPair) -> str:
     """Return the parameter that PEFT targets by its name, where a layer is one of the experts in it."""
-    if isinstance(layer, AdapterLayer) and layer.placement.experts and layer.placement.format == PEFT.name:
-        return layer.placement.module
+    if isinstance(layer, AdapterLayer) and isinstance(source, Adapter) and source.settings.get("target_parameters"):
+        return layer.placement.module if layer.placement.experts else ""
     return ""
 
 
