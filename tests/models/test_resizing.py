@@ -273,11 +273,11 @@ def test_nan_in_one_layer(adapter, tmp_path):
     assert report.config["target_modules"] == ["a.conv", "embed"]
 
 
-def test_lora_mid_is_named_and_the_others_done(kohya, tmp_path):
+def test_a_tucker_core_that_does_not_fit_is_named_and_the_others_done(kohya, tmp_path):
     tensors = load_file(kohya) | {"lora_unet_a_conv.lora_mid.weight": np.ones((4, 4, 3, 2), np.float32)}
     save_file(tensors, kohya)
     report = resize(kohya, tmp_path / "out.safetensors", rank=2)
-    assert "has a lora_mid: a Tucker decomposition" in report.failures["lora_unet_a_conv"]
+    assert "beside a Tucker core (lora_mid)" in report.failures["lora_unet_a_conv"]
     assert set(written_updates(report.out)) == {"lora_unet_a_q"}
     assert resize(kohya, tmp_path / "rest.safetensors", rank=2, exclude=["*_conv"]).failures == {}
 

@@ -37,7 +37,8 @@ def check_no_magnitudes(adapter: Adapter) -> None:
     if magnitudes:
         raise ValueError(
             f"{str(adapter.path)!r} is a DoRA adapter ({magnitudes[0]!r}): its update is m·(W + γBA)/‖W + γBA‖ − W, "
-            "which is not low-rank. Resize it within its own format, or extract an adapter from the merged model"
+            "which is not low-rank. Resize it within its own format, or extract a LoRA of it on its "
+            "base (lowrank extract BASE ADAPTER OUT)"
         )
 
 
