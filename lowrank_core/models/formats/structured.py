@@ -45,8 +45,8 @@ def tucker_parts(module: str, tensors: Tensors) -> Parts:
     for factor in (down, up):
         if math.prod(factor.shape[2:]) != 1:
             raise ValueError(
-                f"{factor.key!r} has shape {describe_shape(factor.shape)}, but beside a Tucker core (lora_mid), which has "
-                "the kernel, a factor is a matrix"
+                f"{factor.key!r} has shape {describe_shape(factor.shape)}, but beside a Tucker core (lora_mid), which "
+                "has the kernel, a factor is a matrix"
             )
     dims = (up.shape[0], down.shape[1], *mid.shape[2:])
     return Parts((up, mid, down), tucker_product, dims, _at_most(dims, up.shape[1]), down.shape[0], "lora_down")
