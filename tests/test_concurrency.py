@@ -14,12 +14,15 @@ from tests.blas import blas_now
 RNG = np.random.default_rng(5)
 STACK = RNG.standard_normal((24, 40, 36))
 LARGE = RNG.standard_normal((530, 514))  # a smaller side beyond the limit of a worker's BLAS
+CORE = RNG.standard_normal((4, 3, 9))
 PRODUCT = lc.LowRankUpdate(RNG.standard_normal((5, 40, 6)), RNG.standard_normal((5, 6, 36)), 0.5)
+KRONECKER = lc.KroneckerUpdate(STACK[:2, :5, :6], STACK[2:4, 6:9, :4], 2.0)
 OF = lc.spectrum(STACK)
 ONE = lc.spectrum(STACK[0])
 
 # One call for every public function, on inputs that all threads share.
 CALLS = {
+    "KroneckerUpdate": lambda: lc.spectrum(KRONECKER).values,
     "LowRankUpdate": lambda: PRODUCT.balanced().to_dense(),
     "Spectrum": lambda: lc.Spectrum(OF.values, OF.norm, OF.shape, complete=True).values,
     "allocate_ranks": lambda: tuple(lc.allocate_ranks({"a": ONE, "b": ONE}, parameters=900).ranks.values()),
@@ -32,6 +35,9 @@ CALLS = {
         lc.learning_sweep(STACK[:2], [1, 3], steps=4, repeats=2).curves,
         lc.learning_sweep(STACK[0], [2], steps=3, optimizer="adam").curves,
     ),
+    "low_rank_hadamard": lambda: lc.low_rank_hadamard(PRODUCT, PRODUCT).A,
+    "low_rank_sum": lambda: lc.low_rank_sum([PRODUCT, PRODUCT], [1.0, -0.5]).B,
+    "low_rank_tucker": lambda: lc.low_rank_tucker(STACK[0, :, :4], CORE, STACK[0, :3, :20]).A,
     "numerical_rank": lambda: lc.numerical_rank(OF),
     "power_rule": lambda: lc.power_rule(-0.25)(16, np.arange(100)),
     "rank_above_noise": lambda: lc.rank_above_noise(OF),

@@ -95,7 +95,7 @@ def test_a_missing_extra_names_the_line_that_installs_it(missing: str, arguments
 
 def test_a_missing_safetensors_names_the_line_that_installs_it(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     run = program("inspect", str(tmp_path), before="import sys; sys.modules['safetensors'] = None")
     assert run.returncode == 2
     assert run.stderr.count("\n") == 1

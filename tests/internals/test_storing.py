@@ -17,7 +17,7 @@ def test_padding_leaves_the_product_as_it_is(tail, target):
     update = LowRankUpdate(rng.standard_normal((6, 2)), rng.standard_normal((2, int(np.prod(dims[1:])))))
     padded = storing._padded(update, 5)
     assert (padded.B.shape, padded.A.shape) == ((6, 5), (5, update.A.shape[1]))
-    A, B = target.arrange(padded, dims, 5.0)[:2]
+    A, B = target.arrange(padded, target.place("x", dims, None, False), 5.0)[:2]
     assert (A.shape, B.shape) == ((5, *dims[1:]), (6, 5, *tail))
     assert np.array_equal(B.reshape(6, 5) @ A.reshape(5, -1), update.to_dense())
     assert np.count_nonzero(A[2:]) == np.count_nonzero(B[:, 2:]) == 0

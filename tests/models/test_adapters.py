@@ -65,8 +65,8 @@ def test_a_configuration_without_factors_names_the_missing_file(write_peft):
 
 
 def test_the_configuration_names_another_type_of_adapter(write_peft):
-    path = write_peft({"proj.hada_w1_a": np.ones((2, 2), np.float32)}, peft_type="LOHA")
-    with pytest.raises(ValueError, match="peft_type 'LOHA'"):
+    path = write_peft({"proj.miss_block": np.ones((2, 2), np.float32)}, peft_type="MISS")
+    with pytest.raises(ValueError, match="peft_type 'MISS'"):
         open_adapter(path)
 
 

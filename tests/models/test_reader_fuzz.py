@@ -3,6 +3,8 @@
 import json
 import tracemalloc
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import ml_dtypes
@@ -127,6 +129,8 @@ def test_a_small_file_takes_little_memory_whatever_it_says(content, config, tmp_
 def test_a_hostile_file_is_refused_by_every_reader(content, tmp_path):
     inspect(write(tmp_path / "sound", peft_file(), peft=True))
     peft, kohya = (write(tmp_path / str(peft), content, peft=peft) for peft in (True, False))
+    if find_spec("torch"):
+        import_module("torch")  # Its own memory is none of the file's.
     readers = [(inspect, peft), (inspect, kohya), (open_checkpoint, kohya)]
     for reader, file in readers:
         with little_memory(), pytest.raises(ValueError, match=REFUSED) as refused:
@@ -171,7 +175,8 @@ def test_the_command_line_says_one_line_and_no_traceback(peft, tmp_path, capsys)
         assert (captured.out == "") == (code == 2)
         assert captured.err.count("\n") == (1 if code == 2 else 0)
         assert "Traceback" not in captured.err
-    assert {0, 2} <= codes <= {0, 1, 2}
+    # A kohya file without magnitudes is all layers; PEFT's has more, which is named.
+    assert {1 if peft else 0, 2} <= codes <= {0, 1, 2}
 
 
 @pytest.mark.parametrize("key", [*CONFIG, "use_qalora", "arrow_config", "alora_invocation_tokens"])
