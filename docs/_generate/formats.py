@@ -18,7 +18,8 @@ from lowrank_core.models.norms import residual_norm, update_norm
 
 # Of each kind of layer one: linear, and convolution.
 SHAPES = {"blocks.0.attn.to_q": ((24, 4), (4, 16)), "blocks.1.conv": ((12, 3, 1, 1), (3, 8, 3, 3))}
-EMBEDDING = "token_embedding"
+EMBEDDING = "embed_tokens"
+KINDS = {"embeddings": EMBEDDING, "convolutions": "conv"}
 
 
 def write_all(folder):
@@ -75,10 +76,12 @@ def there_and_back(folder, first, second):
     start, middle, end = (
         folder / f"{step}{'' if each.files else each.suffix}" for step, each in enumerate((first, second, first))
     )
-    convert(folder / "peft", start, format=first.name, base=base)
-    report = convert(start, middle, format=second.name, base=base)
-    convert(middle, end, format=first.name, base=base)
-    lost = sorted({*report.skipped, *report.failures})
+    reports = [
+        convert(folder / "peft", start, format=first.name, base=base),
+        convert(start, middle, format=second.name, base=base),
+        convert(middle, end, format=first.name, base=base),
+    ]
+    lost = {name for report in reports[1:] for name in (*report.skipped, *report.failures)}
     before, after = ({layer.name: layer for layer in open_adapter(path).layers} for path in (start, end))
     changes = []
     for name, layer in before.items():
@@ -86,7 +89,8 @@ def there_and_back(folder, first, second):
             update = layer.untransposed_update()
             changes.append(residual_norm(update, after[name].untransposed_update()) / update_norm(update))
     text = f"{max(changes):.1e}" if max(changes) else "0"
-    return f"{text}; without embeddings" if lost else text
+    kinds = [kind for kind, module in KINDS.items() if any(name.replace(".", "_").endswith(module) for name in lost)]
+    return f"{text}; without {' and '.join(kinds)}" if kinds else text
 
 
 def weight_shapes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lowrank_core.models import merge, open_adapter, resize
+from lowrank_core.models import convert, merge, open_adapter, resize
 
 EXPERTS, SCALE = 3, 20.0
 SWITCH, LINEAR, EMBEDDING = "model.layers.0.mlp.switch_mlp.up_proj", "model.layers.0.q_proj", "model.embed_tokens"
@@ -137,3 +137,28 @@ def test_without_its_configuration_the_scale_is_unknown(tmp_path, rng):
     save_file(linear(rng), tmp_path / "adapters.safetensors")
     with pytest.raises(ValueError, match=r"no adapter_config\.json of mlx-lm"):
         open_adapter(tmp_path / "adapters.safetensors")
+
+
+def test_an_adapter_of_another_format_becomes_one_of_mlx_lm(write_peft, tmp_path, rng):
+    # linear_to_lora_layers finds a block's modules by their names within it, and all others by their whole names.
+    tensors, updates = {}, {}
+    for name, rank in (("model.layers.3.mlp.up_proj", 2), ("lm_head", 3)):
+        B, A = rng.standard_normal((6, rank), dtype="f4"), rng.standard_normal((rank, 5), dtype="f4")
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+        updates[name] = 8 / rank * (B.astype(float) @ A)
+    folder = write_peft(tensors, r=2, lora_alpha=8, rank_pattern={"lm_head": 3}, base_model_name_or_path="some/model")
+    convert(folder, tmp_path / "mlx", format="mlx")
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    assert config["lora_parameters"] == {"keys": ["lm_head", "mlp.up_proj"], "dropout": 0.0, "rank": 3, "scale": 1.0}
+    assert (config["fine_tune_type"], config["num_layers"], config["model"]) == ("lora", -1, "some/model")
+    stored = load_file(tmp_path / "mlx" / "adapters.safetensors")
+    for name, update in updates.items():
+        assert stored[f"{name}.lora_a"].shape == (5, 3)
+        assert np.allclose((stored[f"{name}.lora_a"] @ stored[f"{name}.lora_b"]).T, update, rtol=0, atol=1e-5)
+
+
+def test_what_mlx_lm_does_not_adapt_is_a_failure(write_peft, tmp_path):
+    conv = {"conv.lora_A.weight": np.ones((2, 3, 3, 3), "f4"), "conv.lora_B.weight": np.ones((4, 2, 1, 1), "f4")}
+    linear = {"q.lora_A.weight": np.ones((2, 3), "f4"), "q.lora_B.weight": np.ones((4, 2), "f4")}
+    report = convert(write_peft(conv | linear), tmp_path / "mlx", format="mlx")
+    assert report.failures == {"conv": "a convolution, which mlx-lm does not adapt"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lowrank_core.models.module_names import is_embedding
 _WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
 _A, _B, _MAGNITUDES = ".lora_a", ".lora_b", ".m"
 _PARAMETERS = "lora_parameters"
+_IN_BLOCK = re.compile(r".*\blayers\.\d+\.")
 # mlx_lm/tuner/lora.py, LoRALinear.
 _DEFAULT_SCALE = 20.0
 
@@ -136,9 +138,29 @@ def _arrange(update: LowRankUpdate, placement: Placement, _alpha: float) -> list
     return [update.A.reshape(-1, update.A.shape[-1]) if placement.flat else update.A, update.B]
 
 
+def _place(name: str, dims: tuple[int, ...], _prefix: str | None, embedding: bool) -> Placement:
+    if len(dims) > 2:
+        raise ValueError("a convolution, which mlx-lm does not adapt")
+    if embedding != is_embedding(name):
+        raise ValueError("mlx-lm's names do not tell it from a linear layer, or from an embedding")
+    return Placement(MLX.name, name, name, (name + _A, name + _B), dims, embedding)
+
+
+def _new_config(stored: Mapping[Placement, StoredScale], kept: Kept) -> dict[str, Any]:
+    """Return a configuration with which mlx-lm adapts these modules: of its blocks by their names within one."""
+    keys = {_IN_BLOCK.sub("", placement.name) for placement in stored}
+    # mlx_lm/tuner/utils.py, linear_to_lora_layers: -1 stands for all blocks.
+    return {
+        "model": kept.settings.get("base_model_name_or_path"),
+        "num_layers": -1,
+        _PARAMETERS: {"keys": sorted(keys)},
+    }
+
+
 def _headers(stored: Mapping[Placement, StoredScale], _rule: str, kept: Kept) -> Headers:
     """Return the configuration with the one rank and the one scale that all layers have."""
-    config = parse_json(_CONFIG, kept.metadata.get(_CONFIG, "{}"))
+    given_config = kept.metadata.get(_CONFIG)
+    config = _new_config(stored, kept) if given_config is None else parse_json(_CONFIG, given_config)
     given = config.get(_PARAMETERS)
     scale = next(iter(stored.values()))
     parameters = {"dropout": 0.0, **(given if isinstance(given, dict) else {})}
@@ -160,6 +182,7 @@ MLX = Format(
     ),
     recognises=_recognises,
     read=_read,
+    place=_place,
     embeddings=True,
     arrange=_arrange,
     one_rank=lambda _: True,

@@ -88,16 +88,19 @@ def place_layers(
             placed.skipped[name] = f"{no_embeddings(target)}: norm {_norm_of(layer)}"
         else:
             module, base_dims = modules.get(name, (name, dims))
-            if as_matrix(base_dims) == as_matrix(dims):
+            m, n = as_matrix(dims)
+            if as_matrix(base_dims) != (m, n):
+                placed.failures[name] = (
+                    f"{name!r} is an update of {m} × {n}, but the base's weight has shape {base_dims}"
+                )
+                continue
+            try:
                 # The base's own dims: some convolutions of kernel size 1 are stored as matrices.
                 placed.placements[name] = target.placement(
                     module, base_dims, None if target.files else prefix, embedding
                 )
-            else:
-                m, n = as_matrix(dims)
-                placed.failures[name] = (
-                    f"{name!r} is an update of {m} × {n}, but the base's weight has shape {base_dims}"
-                )
+            except ValueError as error:
+                placed.failures[name] = str(error)
     return placed
 
 
