@@ -49,8 +49,8 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
     Parameters
     ----------
     path : path-like
-        A PEFT adapter's folder (or the folder above, if it contains one adapter alone), its adapter_model.safetensors,
-        or a kohya safetensors file. The format is recognised from the content.
+        An adapter's file, or its folder (or the folder above, if it contains one adapter alone), of any format that is
+        read. The format is recognised from the content.
 
     Returns
     -------
