@@ -220,6 +220,16 @@ def test_an_adapter_with_an_exponential_pattern_is_refused_by_name_and_a_census_
     assert "takes too long" in refused.failure
 
 
+def test_no_name_is_matched_once_the_time_is_over():
+    table = ModulePatterns({"(a|aa)+$": 2})
+    with pytest.raises(ValueError, match="takes too long"):
+        table.matching(HOSTILE_NAME)
+    start = time.process_time()
+    with pytest.raises(ValueError, match="takes too long"):
+        table.matching(HOSTILE_NAME)
+    assert time.process_time() - start < 0.1
+
+
 @pytest.mark.filterwarnings("ignore:Possible")
 @given(st.lists(expressions(("*", "+", "*?", "{1,30}", "{3,}"), leaves=20), min_size=1, max_size=4, unique=True))
 @example(["(a|a)*b?c", r"(a+)+\1c", "(?=(a+)+$)b", r"(?<=a)(a|ab)*c"])

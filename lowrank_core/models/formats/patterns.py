@@ -159,8 +159,8 @@ class _Engine:
         self._spend(pattern, start, len(pattern) * _SECONDS_A_CHARACTER)
 
     def matches(self, pattern: str, module: str) -> bool:
-        """Whether a pattern matches a module's name."""
-        start = time.thread_time()
+        """Whether a pattern matches a module's name; an error once no time is left, and for every name after that."""
+        start = self._spend(pattern, time.thread_time(), 0.0)
         if pattern in self._cheap and len(module) <= _SHORT:
             matched = self._cheap[pattern].match(module) is not None
         else:
