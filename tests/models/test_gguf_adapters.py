@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quantize
 
-from lowrank_core.models import convert, merge, open_adapter, resize
+from lowrank_core.models import census, convert, merge, open_adapter, resize
 
 WEIGHTS = {"blk.0.attn_q": (16, 12), "blk.0.ffn_down": (16, 24)}
 
@@ -175,3 +175,10 @@ def test_layers_of_another_format_are_referred_to_llama_cpps_converter(tmp_path,
     with pytest.raises(ValueError, match=r"convert_lora_to_gguf\.py"):
         resize(tmp_path / "x.safetensors", tmp_path / "x.gguf", rank=1)
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_census_has_a_row_for_it_and_none_for_a_model(write_gguf, rng):
+    path = write_gguf(factors(rng))
+    write_gguf({"blk.0.attn_q.weight": np.ones((4, 4), np.float32)}, name="model.gguf")
+    (row,) = census(path.parent)
+    assert (row.path, row.format, row.layers, row.failure) == (str(path), "gguf", len(WEIGHTS), None)

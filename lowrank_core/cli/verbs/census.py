@@ -31,8 +31,8 @@ def run(folder: Path, ranks: tuple[int, ...], jsonl: Path | None, work: Work, re
     rows = over_adapters(partial(models.census, folder, ranks=ranks, jsonl=jsonl), work)
     if not rows:
         raise ValueError(
-            f"no adapter under {str(folder)!r}: neither a folder with adapter_config.json nor a safetensors file with "
-            "LoRA factors"
+            f"no adapter under {str(folder)!r}: neither a folder with adapter_config.json nor a safetensors or GGUF "
+            "file with LoRA factors"
         )
     output.write_report(
         rows,

@@ -15,6 +15,7 @@ from typing import Any
 from lowrank_core.models.executors import Progress, map_as_completed
 from lowrank_core.models.formats import adapter_files, holds_adapter, is_adapter_folder, open_adapter
 from lowrank_core.models.formats.adapter import Adapter
+from lowrank_core.models.formats.format import SUFFIXES
 from lowrank_core.models.inspection.census_rows import AdapterRow, appending, resume
 from lowrank_core.models.inspection.layers import DEFAULT_RANKS, check_ranks, layer_reports
 from lowrank_core.models.inspection.report import LayerReport, total
@@ -100,8 +101,8 @@ def census(
 def find_adapters(folder: str | PathLike[str]) -> tuple[Path, ...]:
     """Return what may be an adapter, absolute and in alphabetical order: only its content tells it from a checkpoint.
 
-    These are folders with PEFT's files in them, all other safetensors files, and folders that may not be listed. Links
-    to files are followed, links to folders are not.
+    These are folders with the files of an adapter in them, all other safetensors and GGUF files, and folders that may
+    not be listed. Links to files are followed, links to folders are not.
     """
     root = Path(folder).absolute()
     if not root.is_dir():
@@ -111,8 +112,8 @@ def find_adapters(folder: str | PathLike[str]) -> tuple[Path, ...]:
     for parent, _, names in os.walk(root, onerror=lambda error: unlisted.append(Path(error.filename))):
         if is_adapter_folder(names):
             candidates.append(Path(parent))
-        single = [name for name in names if name.endswith(".safetensors") and not is_adapter_folder([name])]
-        candidates += (Path(parent, name) for name in single)
+        files = (Path(parent, name) for name in names if not is_adapter_folder([name]))
+        candidates += (file for file in files if file.suffix in SUFFIXES)
     return tuple(sorted(candidates + unlisted))
 
 
