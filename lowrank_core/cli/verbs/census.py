@@ -27,7 +27,7 @@ def check_options(*, recursive: bool, jsonl: Path | None, **of_one: object) -> N
 
 
 def run(folder: Path, ranks: tuple[int, ...], jsonl: Path | None, work: Work, reports: Reports) -> int:
-    """Take a census of a folder, write it, and return the exit code: 1 where some adapters failed, even in part."""
+    """Report every adapter under a folder, and return the exit code: 1 where some adapters failed, even in part."""
     rows = over_adapters(partial(models.census, folder, ranks=ranks, jsonl=jsonl), work)
     if not rows:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, BaseUpdate, OtherTensor, Placement
@@ -221,9 +221,9 @@ def _timestep_ranks(module: _Module) -> BaseUpdate:
 
 
 def _base_layer(
-    module: _Module, tensors: tuple[StoredTensor, ...], build: Callable[..., object], scale: Scale
+    module: _Module, tensors: tuple[StoredTensor, ...], build: Callable[..., Any], scale: Scale
 ) -> AdapterLayer:
-    parts = Parts(tensors, build, (), 0, None, "")  # type: ignore[arg-type]
+    parts = Parts(tensors, build, (), 0, None, "")
     return _layer(module, parts, scale)
 
 

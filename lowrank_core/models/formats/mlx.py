@@ -24,6 +24,7 @@ from lowrank_core.models.formats.adapter import (
 )
 from lowrank_core.models.formats.experts import expert_layers
 from lowrank_core.models.formats.format import AdapterFile, Documented, Format, Headers, Kept, StoredScale
+from lowrank_core.models.formats.single_file import MAGNITUDES
 from lowrank_core.models.module_names import is_embedding
 
 _WEIGHTS, _CONFIG = "adapters.safetensors", "adapter_config.json"
@@ -63,14 +64,13 @@ def _read(file: AdapterFile) -> Adapter:
             failures[module] = str(error)
     names = {layer.placement.module for layer in layers}
     magnitudes = [key for key in rest if key.endswith(_MAGNITUDES) and key.removesuffix(_MAGNITUDES) in names]
-    meaning = "DoRA magnitudes, which rescale each row of base plus update; the figures are of γBA alone"
     return Adapter(
         path=file.path,
         format=MLX.name,
         layers=tuple(layers),
         unsupported=failures,
         others=tuple(
-            OtherTensor(rest.pop(key), key, meaning, follows=key.removesuffix(_MAGNITUDES), magnitudes=True)
+            OtherTensor(rest.pop(key), key, MAGNITUDES, follows=key.removesuffix(_MAGNITUDES), magnitudes=True)
             for key in magnitudes
         ),
         unread=rest,
