@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -298,10 +298,13 @@ def by_module(
     return modules, rest
 
 
+Read = TypeVar("Read")
+
+
 def read_layers(
-    modules: Mapping[str, Mapping[str, StoredTensor]], read: Callable[[str, Mapping[str, StoredTensor]], AdapterLayer]
-) -> tuple[tuple[AdapterLayer, ...], dict[str, str]]:
-    """Return the layers of modules, in alphabetical order, and why others cannot be read, by module."""
+    modules: Mapping[str, Mapping[str, StoredTensor]], read: Callable[[str, Mapping[str, StoredTensor]], Read]
+) -> tuple[tuple[Read, ...], dict[str, str]]:
+    """Return what is read of modules, in alphabetical order, and why others cannot be read, by module."""
     layers, failures = [], {}
     for module, tensors in sorted(modules.items()):
         try:

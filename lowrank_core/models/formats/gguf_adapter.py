@@ -19,6 +19,7 @@ from lowrank_core.models.formats.adapter import (
     by_module,
     factor_pair,
     product,
+    read_layers,
 )
 from lowrank_core.models.formats.experts import expert_layers
 from lowrank_core.models.formats.format import (
@@ -54,13 +55,8 @@ def _read(file: AdapterFile) -> Adapter:
         )
     alpha = _alpha(file)
     modules, rest = by_module(file.tensors, (_A, _B))
-    layers: list[AdapterLayer] = []
-    failures: dict[str, str] = {}
-    for module, tensors in sorted(modules.items()):
-        try:
-            layers += _layers(module, tensors, alpha)
-        except ValueError as error:
-            failures[module] = str(error)
+    read, failures = read_layers(modules, lambda module, tensors: _layers(module, tensors, alpha))
+    layers = [layer for of_module in read for layer in of_module]
     passed_over = [key for key in rest if key.endswith(_PASSED_OVER)]
     return Adapter(
         path=file.path,

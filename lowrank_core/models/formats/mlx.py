@@ -21,6 +21,7 @@ from lowrank_core.models.formats.adapter import (
     Placement,
     by_module,
     factor_pair,
+    read_layers,
 )
 from lowrank_core.models.formats.experts import expert_layers
 from lowrank_core.models.formats.format import AdapterFile, Documented, Format, Headers, Kept, StoredScale
@@ -55,13 +56,8 @@ def _read(file: AdapterFile) -> Adapter:
         )
     scale = _scale(path, config)
     modules, rest = by_module(file.tensors, (_A, _B))
-    layers: list[AdapterLayer] = []
-    failures: dict[str, str] = {}
-    for module, tensors in sorted(modules.items()):
-        try:
-            layers += _layers(module, tensors, scale)
-        except ValueError as error:
-            failures[module] = str(error)
+    read, failures = read_layers(modules, lambda module, tensors: _layers(module, tensors, scale))
+    layers = [layer for of_module in read for layer in of_module]
     names = {layer.placement.module for layer in layers}
     magnitudes = [key for key in rest if key.endswith(_MAGNITUDES) and key.removesuffix(_MAGNITUDES) in names]
     return Adapter(
