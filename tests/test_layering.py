@@ -95,7 +95,7 @@ def test_the_packages_import_downwards():
 
 
 def test_the_packages_of_models_import_downwards():
-    folders = [within(f"models.{folder}") for folder in ("files", "formats", "inspection", "operations")]
+    folders = [within(f"models.{folder}") for folder in ("files", "pairing", "formats", "inspection", "operations")]
     layers = [beside("models"), *folders, {"models"}]
     assert set().union(*layers) == within("models")
     assert upward(layers) == set()

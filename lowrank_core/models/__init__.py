@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lowrank_core.models.executors import dask_cluster, local_processes
-    from lowrank_core.models.files.checkpoints import (
-        Checkpoint,
-        CheckpointPair,
-        WeightPair,
-        open_checkpoint,
-        pair_checkpoints,
-    )
+    from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
     from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor, open_adapter
     from lowrank_core.models.inspection.census import census
     from lowrank_core.models.inspection.census_rows import AdapterRow, read_census
@@ -29,6 +23,7 @@ if TYPE_CHECKING:
     from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
     from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
     from lowrank_core.models.operations.resizing import resize
+    from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
     from lowrank_core.models.results import to_json
 
 __all__ = [
@@ -68,7 +63,7 @@ __all__ = [
 
 _MODULES = {
     "executors": "dask_cluster local_processes",
-    "files.checkpoints": "Checkpoint CheckpointPair WeightPair open_checkpoint pair_checkpoints",
+    "files.checkpoints": "Checkpoint open_checkpoint",
     "formats": "Adapter AdapterLayer OtherTensor open_adapter",
     "inspection.census": "census",
     "inspection.census_rows": "AdapterRow read_census",
@@ -81,6 +76,7 @@ _MODULES = {
     "operations.planning": "Plan PlannedLayer UniformRank plan",
     "operations.rank_choice": "AboveNoise Budget",
     "operations.resizing": "resize",
+    "pairing.pairs": "CheckpointPair WeightPair pair_checkpoints",
     "results": "to_json",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}

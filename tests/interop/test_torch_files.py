@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.files.tensors import open_file, read_tensors
+from lowrank_core.models.pairing.pairs import pair_checkpoints
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int8", "uint8", "bool")
 MARK = "ran"

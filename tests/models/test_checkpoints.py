@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.checkpoints import open_checkpoint
+from lowrank_core.models.pairing.pairs import pair_checkpoints
 
 
 def write_sharded(folder, shards, weight_map=None):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFWriter, dequantize, quantize
 
-from lowrank_core.models.files.checkpoints import open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.files.tensors import open_file, read_tensors
 from lowrank_core.models.inspection.census import census
 from lowrank_core.models.operations.extraction import extract
+from lowrank_core.models.pairing.pairs import pair_checkpoints
 
 PLAIN = ("float64", "float32", "float16", "int8", "int16", "int32", "int64")
 QUANTISED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")

@@ -14,9 +14,9 @@ from lowrank_core.cli.drawing import draw_inspection
 from lowrank_core.cli.reports import inspection_tables
 from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
-from lowrank_core.models.files.checkpoints import CheckpointPair
 from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS, DEFAULT_RULES
 from lowrank_core.models.inspection.report import to_rows
+from lowrank_core.models.pairing.pairs import CheckpointPair
 
 EXAMPLES = options.examples(
     "lowrank inspect my-adapter/",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +27,15 @@ PLAIN_WEIGHTS = f"plain weights are {', '.join(FLOATS)}; a quantised model has t
 
 
 class Part(NamedTuple):
-    """Which entries of a tensor of this shape are meant: those from `start` to `stop` along one axis, by `step`."""
+    """Which entries of a tensor of this shape are meant: those of each axis, an axis with a number being dropped."""
 
     shape: tuple[int, ...]
-    axis: int
-    start: int
-    stop: int
-    step: int
+    entries: tuple[range | int, ...]
 
     def of(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return this part of an array as a copy."""
-        entries = slice(self.start, self.stop, self.step)
-        return np.array(array[(*(slice(None),) * self.axis, entries)])
+        index = (each if isinstance(each, int) else slice(each.start, each.stop, each.step) for each in self.entries)
+        return np.array(array[tuple(index)])
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,19 @@ class StoredTensor:
 
     def along(self, axis: int, start: int, stop: int, step: int = 1) -> StoredTensor:
         """Return the part of this tensor that consists of such entries of one axis."""
-        part = Part(self.shape, axis, start, stop, step)
-        count = len(range(start, stop, step))
-        return replace(self, shape=(*self.shape[:axis], count, *self.shape[axis + 1 :]), part=part)
+        return self._with_entries(axis, lambda entries: entries[start:stop:step])
+
+    def at(self, index: int) -> StoredTensor:
+        """Return the part at an index of the first axis, without that axis."""
+        return self._with_entries(0, lambda entries: entries[index])
+
+    def _with_entries(self, axis: int, choose: Callable[[range], range | int]) -> StoredTensor:
+        part = self.part or Part(self.shape, tuple(map(range, self.shape)))
+        places = [place for place, each in enumerate(part.entries) if isinstance(each, range)]
+        entries = list(part.entries)
+        entries[places[axis]] = choose(cast("range", entries[places[axis]]))
+        shape = tuple(len(each) for each in entries if isinstance(each, range))
+        return replace(self, shape=shape, part=Part(part.shape, tuple(entries)))
 
     def read(self) -> NDArray[Any]:
         """Read the tensor as a copy, in its stored dtype or dequantised to float32."""

@@ -19,7 +19,7 @@ from lowrank_core import (
     stable_rank,
 )
 from lowrank_core.models.executors import Progress, collect_layers, path_for
-from lowrank_core.models.files.checkpoints import CheckpointPair, WeightPair, open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.formats import is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.with_base import open_with_base
@@ -32,6 +32,7 @@ from lowrank_core.models.inspection.report import (
     to_floats,
     total,
 )
+from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
 DEFAULT_RULES = ("standard", "rslora")

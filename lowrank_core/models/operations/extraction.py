@@ -10,7 +10,7 @@ from typing import Any
 
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
-from lowrank_core.models.files.checkpoints import Checkpoint, WeightPair, module_name, open_checkpoint, pair_checkpoints
+from lowrank_core.models.files.checkpoints import Checkpoint, module_name, open_checkpoint
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.formats import Format, format_of_output, is_adapter
@@ -23,6 +23,7 @@ from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import no_embeddings
 from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
 from lowrank_core.models.operations.rewriting import rewrite
+from lowrank_core.models.pairing.pairs import WeightPair, pair_checkpoints
 
 _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
 _CONFIG = "config.json"

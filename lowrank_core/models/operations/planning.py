@@ -13,13 +13,14 @@ import numpy as np
 
 from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
 from lowrank_core.models.executors import Progress, path_for
-from lowrank_core.models.files.checkpoints import CheckpointPair, WeightPair, module_name
+from lowrank_core.models.files.checkpoints import module_name
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
 from lowrank_core.models.operations.extraction import skip_reason
 from lowrank_core.models.operations.rank_choice import Budget, layer_spectra
+from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
 
 # What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
 _PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "target_parameters")
