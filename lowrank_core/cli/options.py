@@ -52,6 +52,15 @@ Out = Annotated[
         ".safetensors, or a PEFT folder.",
     ),
 ]
+Match = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--match",
+        metavar="OLD=NEW",
+        help="Names of BASE that begin with OLD begin with NEW in the tuned checkpoint. May be repeated.",
+        show_default="aligned by what their ends have in common",
+    ),
+]
 RULE_HELP = "Scaling rule of the new adapter: standard (α/r) or rslora (α/√r)."
 OwnRule = Annotated[str | None, typer.Option(metavar="RULE", help=RULE_HELP, show_default="that of ADAPTER")]
 Rule = Annotated[str, typer.Option(metavar="RULE", help=RULE_HELP)]
@@ -227,3 +236,19 @@ def parse_ranks(text: str) -> tuple[int, ...]:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise ValueError(f"--ranks takes whole numbers separated by commas, such as 2,4,8; got {text!r}.") from None
+
+
+def parse_match(pairs: list[str] | None) -> dict[str, str] | None:
+    """Return beginnings of names with those that replace them.
+
+    Examples
+    --------
+    >>> parse_match(["model=model.language_model"])
+    {'model': 'model.language_model'}
+    """
+    if pairs is None:
+        return None
+    for pair in pairs:
+        if pair.count("=") != 1:
+            raise ValueError(f"--match takes OLD=NEW, two beginnings of names, as model=language_model; got {pair!r}.")
+    return dict(pair.split("=") for pair in pairs)

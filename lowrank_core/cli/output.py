@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STDOUT = Path("-")
-_SOME_FAILED = 1
+_INCOMPLETE = 1
 _PIPED_WIDTH = 100
 _FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 
@@ -172,6 +172,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def exit_code(failures: Sized) -> int:
-    """Return the exit code of a run that reported everything but these failures."""
-    return _SOME_FAILED if failures else 0
+def exit_code(*, complete: bool) -> int:
+    """Return the exit code of a run whose report is, or is not, of all that it was asked about."""
+    return 0 if complete else _INCOMPLETE

@@ -25,5 +25,4 @@ def write_adapter(operation: Callable[..., Compression], work: Work, reports: Re
         (reports.csv, lambda adapter: output.csv_text(to_rows(adapter))),
         (reports.figure, draw_written),
     )
-    # Of a model most weights are skipped on purpose; of an adapter, what is skipped is missing in what was written.
-    return output.exit_code(adapter.failures or (adapter.verb != "extract" and adapter.skipped) or ())
+    return output.exit_code(complete=adapter.complete)

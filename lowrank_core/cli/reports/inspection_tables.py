@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.reports import rounding_tables
+from lowrank_core.cli.reports.completeness import alignment, completeness
 from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models import Inspection, LayerReport
@@ -24,6 +25,7 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
     """Yield the sections of an inspection; in full, errors of every layer, however many there are."""
     each = full or len(report.layers) <= FEW_LAYERS
     yield _heading(report)
+    yield from alignment(report.alignment)
     if report.layers:
         yield section("Layers", *_layers(report))
         of_kinds = "" if each else ", median over the layers of a kind"
@@ -38,6 +40,9 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
         yield section("Failed", *listed(report.failures, full=True))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
+    yield from completeness(
+        complete=report.complete, failures=len(report.failures), compared_fraction=report.compared_fraction
+    )
 
 
 def _heading(report: Inspection) -> Text:

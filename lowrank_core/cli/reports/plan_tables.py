@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.names import by_kind
+from lowrank_core.cli.reports.completeness import completeness
 from lowrank_core.cli.tables import add_by_block, heading, listed, note, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models import Plan, PlannedLayer
@@ -26,6 +27,7 @@ def plan(report: Plan, *, full: bool) -> Iterator[RenderableType]:
         yield section("Not planned for", *listed(report.skipped, full=full))
     if report.failures:
         yield section("Failed", *listed(report.failures, full=True))
+    yield from completeness(complete=report.complete, failures=len(report.failures), compared_fraction=None)
 
 
 def _heading(report: Plan) -> Text:

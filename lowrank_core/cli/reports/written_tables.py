@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lowrank_core.cli.reports.completeness import alignment, completeness
 from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text, span
 from lowrank_core.models import Compression, CompressionTotals, LayerCompression
@@ -22,6 +23,7 @@ def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
     """Yield the sections of a written adapter; in full, sizes of every layer and all that was skipped."""
     each = full or len(report.layers) <= FEW_LAYERS
     yield _heading(report)
+    yield from alignment(report.alignment)
     yield section("Layers", *_layers(report))
     yield section("Size" if each else "Size, by kind of layer", *_sizes(report, each=each))
     for title, entries in (
@@ -35,7 +37,10 @@ def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
         yield section("Failed, and not in the adapter", *listed(report.failures, full=True))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
-    yield Text(f"\n{report.out} was written." if report.written else f"\nA dry run: {report.out} was not written.")
+    yield from completeness(
+        complete=report.complete, failures=len(report.failures), compared_fraction=report.compared_fraction
+    )
+    yield Text(f"{report.out} was written." if report.written else f"A dry run: {report.out} was not written.")
 
 
 def _heading(report: Compression) -> Text:

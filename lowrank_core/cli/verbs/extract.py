@@ -58,6 +58,13 @@ def extract(
             show_default="what config.json says of the model type",
         ),
     ] = None,
+    match: options.Match = None,
+    names: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH", help="Whose names the modules have: base or tuned, the checkpoint that you will load."
+        ),
+    ] = "base",
     prefix: Annotated[
         str | None,
         typer.Option(
@@ -76,8 +83,8 @@ def extract(
 
     One of --rank, --variance, --error, --ratio, --parameters and --above-noise chooses how many components of
     TUNED − BASE each layer keeps. What an adapter cannot contain (biases, norms, embeddings unless --embedding
-    names them) is listed with the norm of its change. The exit code is 1 if some layers failed and the others were
-    written.
+    names them) is listed with the norm of its change. The exit code is 1 if what was written is not all: a layer
+    failed, or a matrix differs that is in no layer and was not excluded.
     """
     rank = choose_rank(choice, above_noise=above_noise, sides=sides)
     if rank is None:
@@ -92,6 +99,8 @@ def extract(
         rank=rank,
         embeddings=embedding or (),
         transposed=transposed,
+        match=options.parse_match(match),
+        names=names,
         prefix=prefix,
         rule=rule,
         dtype=dtype,

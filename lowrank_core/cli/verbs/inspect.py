@@ -16,7 +16,6 @@ from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
 from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS, DEFAULT_RULES
 from lowrank_core.models.inspection.report import to_rows
-from lowrank_core.models.pairing.pairs import CheckpointPair
 
 EXAMPLES = options.examples(
     "lowrank inspect my-adapter/",
@@ -36,6 +35,7 @@ def inspect(
     ],
     *,
     base: Annotated[Path | None, typer.Option(metavar="BASE", help="The checkpoint that PATH was tuned from.")] = None,
+    match: options.Match = None,
     ranks: Annotated[
         str | None,
         typer.Option(
@@ -84,8 +84,8 @@ def inspect(
 
     PATH is an adapter, or with --base a checkpoint, whose update is its difference from BASE. Some updates of adapters
     (DoRA, GLoRA, OFT, IA3) depend on the weights of the base, and without --base they count as not read. The exit code
-    is 1 if some layers could not be read and the others are reported, or if an adapter has more than low-rank updates,
-    as biases and modules saved in full: they are named, and not in the totals.
+    is 1 if the report is not complete: a layer could not be read, a matrix differs that is in no layer, or an adapter
+    has more than low-rank updates, as biases and modules saved in full. All are named, and not in the totals.
     """
     census.check_options(recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, figure=reports.figure)
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
@@ -94,7 +94,10 @@ def inspect(
     if recursive:
         return census.run(path, chosen, jsonl, work, reports)
     rules = DEFAULT_RULES if rule is None else tuple(dict.fromkeys(rule))
-    inspection = over_layers(partial(models.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha), work)
+    inspection = over_layers(
+        partial(models.inspect, path, base, match=options.parse_match(match), ranks=chosen, rules=rules, alpha=alpha),
+        work,
+    )
     if inspection.failures and not inspection.layers:
         name, reason = next(iter(inspection.failures.items()))
         raise ValueError(
@@ -107,7 +110,4 @@ def inspect(
         (reports.csv, lambda inspection: output.csv_text(to_rows(inspection))),
         (reports.figure, draw_inspection),
     )
-    # What an adapter has beside its layers is missing in the totals; a model's vectors are no layers.
-    return output.exit_code(
-        inspection.failures or (inspection.format != CheckpointPair.format and inspection.not_low_rank) or ()
-    )
+    return output.exit_code(complete=inspection.complete)

@@ -49,6 +49,7 @@ def plan(
             show_default="the adapter's own; standard for checkpoints",
         ),
     ] = None,
+    match: options.Match = None,
     modules: options.Modules,
     out: Annotated[
         Path | None,
@@ -73,11 +74,23 @@ def plan(
         raise ValueError("how much to keep? Give --parameters or --variance, and only one of them.")
     *bases, path = paths
     budget = models.Budget(parameters, variance, max_rank, objective or models.Budget.objective)
-    made = over_layers(partial(models.plan, path, *bases, budget=budget, scale=scale, rule=rule, **vars(modules)), work)
+    made = over_layers(
+        partial(
+            models.plan,
+            path,
+            *bases,
+            budget=budget,
+            match=options.parse_match(match),
+            scale=scale,
+            rule=rule,
+            **vars(modules),
+        ),
+        work,
+    )
     output.write_report(
         made,
         partial(plan_tables.plan, full=full),
         (json, output.json_text),
         (out, lambda made: output.json_text(made.config)),
     )
-    return output.exit_code(made.failures or (made.base is None and made.skipped) or ())
+    return output.exit_code(complete=made.complete)

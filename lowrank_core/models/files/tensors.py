@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,7 +17,7 @@ from lowrank_core.models.files.gguf_file import GGUF
 from lowrank_core.models.files.recognition import read_beginning
 from lowrank_core.models.files.safetensors_file import SAFETENSORS
 from lowrank_core.models.files.torch_file import TORCH
-from lowrank_core.models.norms import frobenius_norm
+from lowrank_core.models.norms import frobenius_norm, row_blocks
 
 CONTAINERS: tuple[Container, ...] = (GGUF, SAFETENSORS, TORCH)
 """Kinds of files; what none of them recognises is read as a safetensors file, whose error then says what is wrong."""
@@ -72,9 +72,19 @@ class StoredTensor:
         return self.array_dtype in FLOATS
 
     @property
+    def is_integer(self) -> bool:
+        """Whether it is a counter, an index or a mask."""
+        return self.array_dtype in INTEGERS
+
+    @property
     def is_readable(self) -> bool:
         """Whether the tensor can be read: floating point, integers, bool, and what its container dequantises."""
-        return self.is_floating or self.array_dtype in INTEGERS
+        return self.is_floating or self.is_integer
+
+    @property
+    def is_mappable(self) -> bool:
+        """Whether the bytes in the file are those of the array, so that a part can be read alone."""
+        return bool(self.offset) and not self.read_as
 
     def along(self, axis: int, start: int, stop: int, step: int = 1) -> StoredTensor:
         """Return the part of this tensor that consists of such entries of one axis."""
@@ -95,6 +105,56 @@ class StoredTensor:
     def read(self) -> NDArray[Any]:
         """Read the tensor as a copy, in its stored dtype or dequantised to float32."""
         return read_tensors([self])[0]
+
+
+@dataclass(frozen=True)
+class JoinedTensor:
+    """Several tensors as one, the rows of the first before those of the next; not yet read."""
+
+    parts: tuple[StoredTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> str:
+        """What the parts are stored in; all, where they differ."""
+        return " and ".join(dict.fromkeys(part.dtype for part in self.parts))
+
+    @property
+    def array_dtype(self) -> str:
+        """Dtype of the array that is read: the finest of the parts."""
+        return min((part.array_dtype for part in self.parts), key=lambda name: FLOATS[name].eps)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether all parts are weights."""
+        return all(part.is_floating for part in self.parts)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether all parts are integers."""
+        return all(part.is_integer for part in self.parts)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether all parts can be read."""
+        return all(part.is_readable for part in self.parts)
+
+    def read(self) -> NDArray[Any]:
+        """Read the parts, and return them as one array."""
+        return np.concatenate(read_tensors(self.parts))
+
+
+Weight = StoredTensor | JoinedTensor
+"""A weight of a checkpoint: a tensor, a part of one, or several of them."""
 
 
 def open_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -124,7 +184,7 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
 def _read_part(tensor: StoredTensor, part: Part) -> NDArray[Any]:
     """Read a part of a tensor: no more than its own entries, where the file's bytes are those of the array."""
     whole = replace(tensor, shape=part.shape, part=None)
-    if not tensor.offset or tensor.read_as:
+    if not tensor.is_mappable:
         return part.of(whole.read())
     stored = as_dtype(tensor.dtype).newbyteorder("<")
     try:
@@ -132,6 +192,16 @@ def _read_part(tensor: StoredTensor, part: Part) -> NDArray[Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{tensor.key!r} cannot be read from {str(tensor.file)!r}: {error}") from error
     return part.of(mapped)
+
+
+def read_blocks(weight: Weight, entries: int = 1 << 22) -> Iterator[NDArray[Any]]:
+    """Yield consecutive rows of a weight, of about so many entries; only these in memory, where its file allows it."""
+    if isinstance(weight, StoredTensor) and weight.is_mappable and weight.shape:
+        for rows in row_blocks(weight.shape, entries):
+            yield weight.along(0, rows.start, rows.stop).read()
+    else:
+        whole = np.atleast_1d(weight.read())
+        yield from (whole[rows] for rows in row_blocks(whole.shape, entries))
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -144,10 +214,14 @@ def describe_shape(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape)) if shape else "scalar"
 
 
-def describe(tensor: StoredTensor, scaling: float = 1.0) -> str:
+def describe(tensor: Weight, scaling: float = 1.0) -> str:
     """Read a tensor and return a description of its multiple, "64 × 32, bfloat16, norm 1.234"."""
-    norm = f", norm {abs(scaling) * frobenius_norm(tensor.read()):.4g}" if tensor.is_floating else ""
+    norm = f", norm {abs(scaling) * _norm(tensor):.4g}" if tensor.is_floating else ""
     return f"{describe_shape(tensor.shape)}, {tensor.dtype}{norm}"
+
+
+def _norm(weight: Weight) -> float:
+    return math.hypot(*map(frobenius_norm, read_blocks(weight)))
 
 
 def _container(path: Path) -> Container:

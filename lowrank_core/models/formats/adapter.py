@@ -21,6 +21,7 @@ from lowrank_core.models.files.tensors import (
     read_tensors,
 )
 from lowrank_core.models.norms import Update
+from lowrank_core.models.pairing.changes import OtherChange
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
 _SPREAD_LIMIT = 1 << 27
@@ -278,9 +279,12 @@ class Adapter:
         """Modules whose update is not that of a layer, and why: those without a layer, and those with magnitudes."""
         return self.unsupported | {other.follows: WITH_MAGNITUDES for other in self.others if other.magnitudes}
 
-    def other_changes(self) -> Iterator[tuple[str, str]]:
-        """Read the other tensors, one at a time, and yield their names and descriptions."""
-        return ((other.name, other.describe()) for other in self.others)
+    def other_changes(self) -> Iterator[tuple[str, OtherChange]]:
+        """Read the other tensors, one at a time, and yield what each is, by name."""
+        # Even a vector: what an adapter has beside its layers is there for its readers to apply.
+        return (
+            (other.name, OtherChange(other.describe(), other.tensor.size, is_vector=False)) for other in self.others
+        )
 
 
 def by_module(

@@ -14,6 +14,11 @@ from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import AdapterLayer
 
 
+def without_experts(title: str, experts: int) -> str:
+    """Return why a format does not store a layer that is one of several in a stack."""
+    return f"one of {experts} experts that are stacked in one tensor, which {title} does not have"
+
+
 def expert_layers(
     stack: AdapterLayer, experts: int, factors_of: Callable[[int], tuple[StoredTensor, StoredTensor]]
 ) -> list[AdapterLayer]:

@@ -320,6 +320,13 @@ def _place(name: str, dims: tuple[int, ...], prefix: str | None, embedding: bool
     return Placement(PEFT.name, name, module, keys, dims, embedding)
 
 
+def _place_expert(key: str, dims: tuple[int, ...], prefix: str | None, expert: int, experts: int) -> Placement:
+    owner, _, parameter = key.rpartition(".")
+    placement = _place(owner, dims, prefix, embedding=False)
+    name = f"{key.removesuffix('.weight')}[{expert}]"
+    return replace(placement, name=name, module=f"{placement.module}.{parameter}", expert=expert, experts=experts)
+
+
 def _headers(stored: Mapping[Placement, StoredScale], rule: str, kept: Kept) -> Headers:
     raw = lora_config(
         {placement.module: scale.rank for placement, scale in stored.items()},
@@ -383,6 +390,7 @@ PEFT = Format(
     recognises=_recognises,
     read=_read,
     place=_place,
+    place_expert=_place_expert,
     embeddings=True,
     beside=_beside,
     headers=_headers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
 from lowrank_core.models.formats.adapter import AdapterLayer, Placement, both_factors
@@ -16,8 +17,10 @@ _ORDER = (
     *("gate_up_proj", "gate_up_proj_bias", "gate_proj", "up_proj", "down_proj", "down_proj_bias"),
     *("w13", "w1", "v1", "w2", "w3", "wi", "wi_0", "wi_1", "wo", "fc1", "fc2"),
 )
-# Their experts have is_transposed: weights of (experts, in, out).
-_TRANSPOSED_BASES = ("gpt_oss", "gpt-oss", "openai_privacy_filter", "openai-privacy-filter")
+TRANSPOSED_EXPERTS = ("gpt_oss", "openai_privacy_filter", "aria")
+"""Model types of transformers whose experts have is_transposed: weights of (experts, in, out)."""
+
+_TRANSPOSED_BASES = (*TRANSPOSED_EXPERTS, "gpt-oss", "openai-privacy-filter")
 # From this version on, PEFT asks for is_transposed; before, it took the weights of all experts as (in, out).
 _ASKS_SINCE = (0, 19, 1)
 
@@ -124,6 +127,15 @@ def experts_warnings(parameters: Iterable[str], config: PeftConfig) -> list[str]
             "or apply their transpose"
         )
     return warnings
+
+
+def experts_settings(model_type: str, architecture: str) -> dict[str, Any]:
+    """Return what a configuration says of stacks of experts: by which version's rules, and which class has them."""
+    settings: dict[str, Any] = {"peft_version": ".".join(map(str, _ASKS_SINCE))}
+    if model_type in TRANSPOSED_EXPERTS:
+        library = f"transformers.models.{model_type}.modeling_{model_type}"
+        settings["auto_mapping"] = {"base_model_class": architecture, "parent_library": library}
+    return settings
 
 
 def _ends(name: str) -> list[str]:

@@ -144,6 +144,7 @@ def _row(adapter: Adapter, location: Path, stamp: str, ranks: tuple[int, ...]) -
         not_low_rank=len(adapter.others),
         warnings=len(adapter.warnings),
         ranks=ranks,
+        complete=not (failures or adapter.others),
         failure=next((f"{name}: {reason}" for name, reason in sorted(failures.items())), None),
         **(_figures(layers, ranks) if layers else {}),
     )

@@ -53,6 +53,8 @@ class AdapterRow:
         The requested ranks; every layer is taken at its own largest where that is less.
     variance_captured, best_error : tuple of float
         Of all layers together, at each of these ranks.
+    complete : bool
+        Whether the layers are all that the adapter has.
     failure : str or None
         Why it could not be read; where only some layers failed, the first of them and why.
     """
@@ -77,6 +79,7 @@ class AdapterRow:
     ranks: tuple[int, ...] = ()
     variance_captured: tuple[float, ...] = ()
     best_error: tuple[float, ...] = ()
+    complete: bool = False
     failure: str | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from os import PathLike
@@ -43,6 +43,7 @@ def inspect(
     path: str | PathLike[str],
     base: str | PathLike[str] | None = None,
     *,
+    match: Mapping[str, str] | None = None,
     ranks: Sequence[int] = DEFAULT_RANKS,
     rules: Sequence[str] = DEFAULT_RULES,
     alpha: float | None = None,
@@ -59,6 +60,8 @@ def inspect(
         The checkpoint that `path` was tuned from. Of an adapter, the updates that depend on its weights (DoRA, GLoRA,
         OFT, BOFT, IA3) are then reported as they are; without it, they are named among the failures, and the figures of
         a DoRA layer are those of γBA.
+    match : mapping of str to str, optional
+        Beginnings of names of `base`, with those that stand for them in `path`, where names alone leave that open.
     ranks : sequence of int
         Ranks to give errors at, each clamped to a layer's own largest.
     rules : sequence of str
@@ -113,33 +116,41 @@ def inspect(
     >>> layer.norm, layer.best_error, layer.rank_for_variance[0.9]
     (5.0, (0.6, 0.0), 2)
     """
-    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
+    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor), match)
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, executor=executor, progress=progress
     )
     failures |= source.incomplete
+    others = dict(source.other_changes())
+    pair = source if isinstance(source, CheckpointPair) else None
+    changed, unchanged = ({layer.name for layer in layers if bool(layer.norm) is differs} for differs in (True, False))
     return Inspection(
         path=str(path),
         base=None if base is None else str(base),
         format=source.format,
         ranks=tuple(ranks),
         rules=tuple(rules),
-        alpha=DEFAULT_ALPHA if alpha is None and isinstance(source, CheckpointPair) else alpha,
+        alpha=DEFAULT_ALPHA if alpha is None and pair else alpha,
         totals=total(layers, len(failures), ranks, rules),
         layers=tuple(layers),
         failures=dict(sorted(failures.items())),
-        not_low_rank=dict(source.other_changes()),
+        not_low_rank={name: other.description for name, other in others.items()},
+        complete=not failures and all(other.is_vector for other in others.values()),
+        compared_fraction=pair.fraction_in(changed, unchanged, others.values()) if pair else None,
+        alignment=pair.alignment if pair else (),
         warnings=source.warnings,
     )
 
 
-def open_updates(path: str | PathLike[str], base: str | PathLike[str] | None = None) -> Adapter | CheckpointPair:
+def open_updates(
+    path: str | PathLike[str], base: str | PathLike[str] | None = None, match: Mapping[str, str] | None = None
+) -> Adapter | CheckpointPair:
     """Open an adapter, beside its base where given, or two checkpoints: both have layers, and say what else changed."""
-    if base is None:
-        return open_adapter(path)
-    if is_adapter(path):
-        return open_with_base(path, base)
-    return pair_checkpoints(open_checkpoint(base), open_checkpoint(path))
+    if base is not None and not is_adapter(path):
+        return pair_checkpoints(open_checkpoint(base), open_checkpoint(path), match=match)
+    if match:
+        raise ValueError("a match (--match) is of the names of two checkpoints, and not for an adapter")
+    return open_adapter(path) if base is None else open_with_base(path, base)
 
 
 def layer_reports(

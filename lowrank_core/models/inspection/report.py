@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
 from lowrank_core._dtypes import FLOATS
+from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.results import to_json
 from lowrank_core.rounding_noise import RoundingNoise
 
@@ -146,6 +147,12 @@ class Inspection:
         Layers that could not, and why.
     not_low_rank : dict of str to str
         Tensors that are not in any low-rank update, described with their norms.
+    complete : bool
+        Whether the layers are all that differs, but for vectors (biases, norms) of two checkpoints.
+    compared_fraction : float or None
+        Of two checkpoints: the fraction of the entries of all tensors that differ which is in the layers.
+    alignment : tuple of AlignedNames
+        How the names of two checkpoints differ, where they do.
     warnings : tuple of str
         What a user of it should know.
     """
@@ -160,6 +167,9 @@ class Inspection:
     layers: tuple[LayerReport, ...]
     failures: dict[str, str]
     not_low_rank: dict[str, str]
+    complete: bool
+    compared_fraction: float | None = None
+    alignment: tuple[AlignedNames, ...] = ()
     warnings: tuple[str, ...]
 
 

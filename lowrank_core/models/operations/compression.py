@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core.models.pairing.alignment import AlignedNames
+
 
 @dataclass(frozen=True, eq=False)
 class LayerCompression:
@@ -122,12 +124,18 @@ class Compression:
         What is not in the adapter, with its norm where it changed; and tensors that were copied as they are.
     failures : dict of str to str
         Layers that could not be read, and why; they are not in the adapter.
+    complete : bool
+        Whether the layers are all that was to be written: nothing failed, and what was skipped is vectors (biases,
+        norms) of two checkpoints, or did not differ.
     warnings : tuple of str
         What a user of the adapter should know: readers that would apply a different scale.
     config : dict or None
         The configuration that was written; None where the format has none.
     weights : tuple of float or None
         Of a merge: what each source was multiplied with.
+    compared_fraction, alignment : float or None, tuple of AlignedNames
+        Of two checkpoints: the fraction of the entries of all tensors that differ which is in the layers; and how their
+        names differ, where they do.
     """
 
     verb: str
@@ -144,9 +152,12 @@ class Compression:
     skipped: dict[str, str]
     copied: dict[str, str]
     failures: dict[str, str]
+    complete: bool
     warnings: tuple[str, ...]
     config: dict[str, Any] | None
     weights: tuple[float, ...] | None = None
+    compared_fraction: float | None = None
+    alignment: tuple[AlignedNames, ...] = ()
 
 
 def to_rows(report: Compression) -> list[dict[str, Any]]:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
-from lowrank_core.models.files.checkpoints import Checkpoint, module_name, open_checkpoint
+from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
 from lowrank_core.models.files.json_file import read_json
-from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.formats import Format, format_of_output, is_adapter
+from lowrank_core.models.formats.experts import without_experts
 from lowrank_core.models.formats.format import Kept
+from lowrank_core.models.formats.peft_experts import TRANSPOSED_EXPERTS, experts_settings
 from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
-from lowrank_core.models.norms import frobenius_norm
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding
 from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import no_embeddings
 from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
 from lowrank_core.models.operations.rewriting import rewrite
-from lowrank_core.models.pairing.pairs import WeightPair, pair_checkpoints
+from lowrank_core.models.pairing.changes import OtherChange, change_of
+from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
 
 _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
 _CONFIG = "config.json"
@@ -49,6 +51,8 @@ def extract(
     exclude: Sequence[str] = (),
     embeddings: Sequence[str] = (),
     transposed: Sequence[str] | None = None,
+    match: Mapping[str, str] | None = None,
+    names: str = "base",
     prefix: str | None = None,
     alpha: float | None = None,
     rule: str = "standard",
@@ -82,6 +86,10 @@ def extract(
     transposed : sequence of str, optional
         Patterns of modules whose weights are stored as (in, out). None: what config.json beside the checkpoint says of
         its model type (GPT-2 and similar).
+    match : mapping of str to str, optional
+        Beginnings of names of `base`, with those that stand for them in `tuned`, where names alone leave that open.
+    names : {"base", "tuned"}
+        The checkpoint that modules are named by; a stack of experts is named as the stack, whichever has it.
     prefix : str, optional
         What module names begin with in the model that the adapter is for, as "transformer" where the checkpoint has
         "h.0.…" and the model "transformer.h.0.…"; in a kohya file what keys begin with, "lora_unet" by default.
@@ -147,7 +155,7 @@ def extract(
            [0., 0.]])
     """
     if is_adapter(path_for(tuned, executor)):
-        _check_options_of_adapters(rank, embeddings, transposed)
+        _check_options_of_adapters(rank, embeddings, transposed, match, names)
         return rewrite(
             "extract",
             tuned,
@@ -170,91 +178,179 @@ def extract(
             progress=progress,
         )
     out = Path(out)
-    pair = pair_checkpoints(open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)))
+    pair = pair_checkpoints(
+        open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)), match=match, names=names
+    )
     _check_not_an_input(out, pair.base, pair.tuned)
     target = format_of_output(out, name=format)
     encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
     if not dry_run:
         check_replaceable(out, target.files or None, force=force)
     layers = {layer.name: layer for layer in pair.layers}
-    names = sorted(layers.keys() | pair.unsupported.keys())
-    check_patterns("embedding", embeddings, names)
-    check_patterns("transposed", transposed or (), names)
-    module_names = {module_name(key) for key in pair.base.tensors if key.endswith(".weight")}
-    as_conv1d, warnings = _stored_transposed(pair.tuned, pair.base, names, transposed)
-    tasks: list[Task] = []
-    skipped: dict[str, str] = {}
-    failures: dict[str, str] = {}
-    for name in select(names, include, exclude):
-        embedding = matches(name, embeddings)
-        reason = skip_reason(name, module_names, embedding=embedding, target=target)
-        if name in pair.unsupported:
-            (skipped if reason else failures)[name] = pair.unsupported[name]
-        elif reason:
-            skipped |= _describe_skipped(layers[name], reason)
-        else:
-            layer = layers[name]
-            is_transposed = embedding or (name in as_conv1d and len(layer.tuned.shape) == 2)
-            dims = layer.shape[::-1] if is_transposed else layer.tuned.shape
-            task = Task(
-                placement=target.placement(name, dims, prefix, embedding),
-                shape=layer.shape,
-                dtype=layer.dtype,
-                tensors=(layer.tuned,),
-                update=layer.update,
-                transposed=is_transposed,
-                update_and_noise=layer.update_and_noise,
-            )
-            tasks.append(task)
-    settings = {
-        "base_model_name_or_path": str(_model_of(Path(base))),
-        "task_type": _task_type(pair.tuned, pair.base),
-        "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in tasks),
-    }
-    modules = tuple(f"{prefix}.{module}" if prefix else module for module in sorted(module_names))
-    return compress(
+    known = sorted(layers.keys() | pair.unpaired.keys())
+    check_patterns("embedding", embeddings, known)
+    check_patterns("transposed", transposed or (), known)
+    chosen = select(known, include, exclude)
+    orientation = _orientation(pair, known, transposed)
+    plan = _place(pair, chosen, embeddings, orientation, target, prefix)
+    modules = sorted(pair.module_names)
+    report = compress(
         "extract",
         (str(base), str(tuned)),
-        tasks,
-        Destination(out, target, encoding, dry_run, Kept(settings, modules=modules)),
+        plan.tasks,
+        Destination(
+            out,
+            target,
+            encoding,
+            dry_run,
+            Kept(
+                _settings(pair, Path(base), plan.tasks),
+                modules=tuple(f"{prefix}.{module}" if prefix else module for module in modules),
+            ),
+        ),
         rank,
-        skipped=skipped | dict(pair.other_changes()),
-        failures=failures,
-        warnings=warnings,
+        skipped={name: change.description for name, change in plan.skipped.items()},
+        failures=plan.failures,
+        warnings=orientation.warnings,
         executor=executor,
         progress=progress,
     )
+    # What the user left out is not missing.
+    unchanged = {*report.unchanged, *(layers.keys() - set(chosen)), *plan.unchanged}
+    return replace(
+        report,
+        complete=not report.failures and all(change.is_vector for change in plan.skipped.values()),
+        compared_fraction=pair.fraction_in(
+            {layer.name for layer in report.layers}, unchanged | plan.skipped.keys(), plan.skipped.values()
+        ),
+        alignment=pair.alignment,
+    )
 
 
-def _check_options_of_adapters(rank: Rank, embeddings: Collection[str], transposed: Collection[str] | None) -> None:
+class _Placed(NamedTuple):
+    """The layers to be extracted, what is skipped, what is skipped and did not change, and what cannot be placed."""
+
+    tasks: list[Task]
+    skipped: dict[str, OtherChange]
+    unchanged: list[str]
+    failures: dict[str, str]
+
+
+def _place(
+    pair: CheckpointPair,
+    chosen: Sequence[str],
+    embeddings: Collection[str],
+    orientation: _Orientation,
+    target: Format,
+    prefix: str | None,
+) -> _Placed:
+    """Decide for each chosen layer whether and where it is stored."""
+    placed = _Placed([], dict(pair.other_changes()), [], {})
+    layers, modules = {layer.name: layer for layer in pair.layers}, pair.module_names
+    for name in chosen:
+        if name in pair.unpaired:
+            placed.failures[name] = pair.unpaired[name].description
+            continue
+        layer, embedding = layers[name], matches(name, embeddings)
+        if layer.experts and target.place_expert is None:
+            placed.failures[name] = f"{without_experts(target.title, layer.experts)}: write PEFT's, a folder"
+            continue
+        reason = "" if layer.experts else skip_reason(name, modules, embedding=embedding, target=target)
+        if not reason:
+            placed.tasks.append(
+                _task(layer, embedding=embedding, orientation=orientation, target=target, prefix=prefix)
+            )
+            continue
+        change = change_of(layer.base, layer.tuned)
+        if change is None:
+            placed.unchanged.append(name)
+        else:
+            placed.skipped[name] = change._replace(description=f"{reason}: {change.description}")
+    return placed
+
+
+def _task(layer: WeightPair, *, embedding: bool, orientation: _Orientation, target: Format, prefix: str | None) -> Task:
+    shape = layer.tuned.shape
+    is_transposed = embedding or (len(shape) == len(layer.shape) and orientation.is_transposed(layer))
+    dims = shape[::-1] if is_transposed else shape
+    if layer.experts and target.place_expert is not None:
+        placement = target.place_expert(layer.key, dims, prefix, layer.expert, layer.experts)
+    else:
+        placement = target.placement(layer.name, dims, prefix, embedding)
+    return Task(
+        placement=placement,
+        shape=layer.shape,
+        dtype=layer.dtype,
+        tensors=(layer.tuned,),
+        update=layer.update,
+        transposed=is_transposed,
+        update_and_noise=layer.update_and_noise,
+    )
+
+
+def _check_options_of_adapters(
+    rank: Rank,
+    embeddings: Collection[str],
+    transposed: Collection[str] | None,
+    match: Mapping[str, str] | None,
+    names: str,
+) -> None:
     given = {
         "a rank above the rounding noise (--above-noise)": isinstance(rank, AboveNoise),
         "embeddings (--embedding)": bool(embeddings),
         "transposed modules (--transposed)": bool(transposed),
+        "a match of names (--match)": bool(match),
+        "the tuned checkpoint's names (--names)": names == "tuned",
     }
     for option, is_given in given.items():
         if is_given:
             raise ValueError(f"{option} cannot be given for an adapter: it is for the difference of two checkpoints")
 
 
-def _stored_transposed(
-    tuned: Checkpoint, base: Checkpoint, names: Sequence[str], patterns: Sequence[str] | None
-) -> tuple[set[str], tuple[str, ...]]:
-    """Return the modules whose weights are stored as (in, out), and a warning where that is only a guess."""
+class _Orientation(NamedTuple):
+    """The modules whose weights are stored as (in, out), whether stacks are, and what a user should know of them."""
+
+    modules: Collection[str]
+    stacks: bool
+    warnings: tuple[str, ...] = ()
+
+    def is_transposed(self, layer: WeightPair) -> bool:
+        """Whether the weight of a layer is stored as (in, out)."""
+        return layer.name in self.modules or (self.stacks and layer.experts > 0)
+
+
+def _orientation(pair: CheckpointPair, names: Sequence[str], patterns: Sequence[str] | None) -> _Orientation:
+    """Return which weights are stored as (in, out), with a warning where that is only a guess."""
+    model_types: list[Any] = [config.get("model_type") for config in _configurations(pair.tuned, pair.base)]
+    stacks = any(kind in TRANSPOSED_EXPERTS for kind in model_types)
     if patterns is not None:
-        return {name for name in names if matches(name, patterns)}, ()
+        return _Orientation({name for name in names if matches(name, patterns)}, stacks)
     alike = {name for name in names if is_conv1d(name)}
-    model_types: list[Any] = [config.get("model_type") for config in _configurations(tuned, base)]
     if any(kind in CONV1D_TYPES for kind in model_types):
-        return alike, ()
+        return _Orientation(alike, stacks)
     if model_types or not alike:
-        return set(), ()
+        return _Orientation((), stacks)
     warning = (
         f"{len(alike)} modules are named as GPT-2's Conv1D, as {min(alike)!r}, and no config.json says whether they "
         "are: they were taken as linear layers, stored as (out, in). If they are stored as (in, out), give their names "
         "(--transposed)"
     )
-    return set(), (warning,)
+    return _Orientation((), stacks, (warning,))
+
+
+def _settings(pair: CheckpointPair, base: Path, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return what an adapter's configuration says of its base model."""
+    modules = [task for task in tasks if not task.placement.experts]
+    settings = {
+        "base_model_name_or_path": str(_model_of(base)),
+        "task_type": _task_type(pair.tuned, pair.base),
+        "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in modules),
+    }
+    if len(modules) == len(tasks):
+        return settings
+    configs = _configurations(pair.tuned, pair.base)
+    model_type = next((str(config["model_type"]) for config in configs if "model_type" in config), "")
+    return settings | experts_settings(model_type, next(_architectures(configs), ""))
 
 
 def _model_of(base: Path) -> Path:
@@ -265,12 +361,18 @@ def _model_of(base: Path) -> Path:
 def _task_type(tuned: Checkpoint, base: Checkpoint) -> str | None:
     """Return PEFT's name for the task of a model, where its architecture decides that; AutoPeftModel… asks for it."""
     for config in _configurations(tuned, base):
-        architectures = config.get("architectures")
-        for name in architectures if isinstance(architectures, list) else ():
-            task = next((task for end, task in _TASKS.items() if str(name).endswith(end)), None)
-            if task or (str(name).endswith("ForConditionalGeneration") and config.get("is_encoder_decoder") is True):
+        for name in _architectures([config]):
+            task = next((task for end, task in _TASKS.items() if name.endswith(end)), None)
+            if task or (name.endswith("ForConditionalGeneration") and config.get("is_encoder_decoder") is True):
                 return task or "SEQ_2_SEQ_LM"
     return None
+
+
+def _architectures(configs: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Yield the classes of models that configurations name."""
+    for config in configs:
+        architectures = config.get("architectures")
+        yield from map(str, architectures if isinstance(architectures, list) else ())
 
 
 def _configurations(*checkpoints: Checkpoint) -> list[dict[str, Any]]:
@@ -287,16 +389,6 @@ def skip_reason(
     if embedding:
         return "" if target is None or target.embeddings else no_embeddings(target)
     return _NOT_REQUESTED if is_embedding(name) else ""
-
-
-def _describe_skipped(layer: WeightPair, reason: str) -> dict[str, str]:
-    """Return a layer that changed and is skipped, with the norm of its change; nothing if it did not change."""
-    where = f"{describe_shape(layer.tuned.shape)}, {layer.dtype}"
-    try:
-        change = frobenius_norm(layer.update())
-    except ValueError as error:
-        return {layer.name: f"{reason}: {where}; {error}"}
-    return {layer.name: f"{reason}: changed by norm {change:.4g}, {where}"} if change else {}
 
 
 def _check_not_an_input(out: Path, *checkpoints: Checkpoint) -> None:

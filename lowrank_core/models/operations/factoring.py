@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, spectrum, truncate
 from lowrank_core import variance_captured as captured_at
 from lowrank_core._dtypes import FLOATS, WRITTEN_FLOATS, as_dtype
-from lowrank_core.models.files.tensors import StoredTensor
+from lowrank_core.models.files.tensors import Weight
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
 from lowrank_core.models.norms import Update, frobenius_norm, product_norm, residual_norm
 from lowrank_core.models.operations.rank_choice import LayerRank, as_count, keep_all
@@ -146,7 +146,7 @@ def unchanged(update: Update, encoding: FactorEncoding) -> Factored:
     )
 
 
-def item_size(tensor: StoredTensor) -> int:
+def item_size(tensor: Weight) -> int:
     """Return the bytes of one entry of a tensor as it is read."""
     return as_dtype(tensor.array_dtype).itemsize
 
@@ -156,7 +156,7 @@ def wider_than(dtype: str) -> str:
     return "bfloat16 or float32" if dtype == "float16" else "float64"
 
 
-def finest_dtype(tensors: Iterable[StoredTensor]) -> str:
+def finest_dtype(tensors: Iterable[Weight]) -> str:
     """Return the finest dtype that factors are stored in, "float32" where there are none, at least bfloat16."""
     stored = {tensor.array_dtype for tensor in tensors} & FLOATS.keys()
     finest = min(stored, key=lambda name: FLOATS[name].eps, default="float32")

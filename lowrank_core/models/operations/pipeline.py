@@ -20,7 +20,7 @@ from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.executors import Progress, map_layers
 from lowrank_core.models.files.atomic import replacing
 from lowrank_core.models.files.streams import Stream
-from lowrank_core.models.files.tensors import StoredTensor
+from lowrank_core.models.files.tensors import Weight
 from lowrank_core.models.formats import Format, OtherTensor, Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, Kept, StoredScale
@@ -54,7 +54,7 @@ class Task:
     placement: Placement
     shape: tuple[int, int]
     dtype: str
-    tensors: tuple[StoredTensor, ...]
+    tensors: tuple[Weight, ...]
     update: Callable[[], Update]
     transposed: bool = False
     biases: tuple[OtherTensor, ...] = ()
@@ -137,6 +137,7 @@ def compress(
         skipped=dict(sorted(skipped.items())),
         copied={other.name: other.describe() for other in destination.copied},
         failures=dict(sorted(failures.items())),
+        complete=not (failures or skipped),
         warnings=tuple(dict.fromkeys((*warnings, *written.headers.warnings, *noticed))),
         totals=totals_of(layers, len(failures)),
         config=written.headers.config,

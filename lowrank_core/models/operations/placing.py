@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lowrank_core.models.files.checkpoints import module_name, open_checkpoint
 from lowrank_core.models.files.tensors import as_matrix
 from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement, format_named
+from lowrank_core.models.formats.experts import without_experts
 from lowrank_core.models.norms import update_norm
 
 
@@ -80,10 +81,8 @@ def place_layers(
         elif layer.placement.format in same:
             placed.placements[name] = layer.placement
         elif layer.placement.experts:
-            placed.failures[name] = (
-                f"one of {layer.placement.experts} experts that are stacked in one tensor, which {target.title} does "
-                "not have: write the format that it was read from"
-            )
+            reason = without_experts(target.title, layer.placement.experts)
+            placed.failures[name] = f"{reason}: write the format that it was read from"
         elif embedding and not target.embeddings:
             placed.skipped[name] = f"{no_embeddings(target)}: norm {_norm_of(layer)}"
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from os import PathLike
@@ -13,13 +13,13 @@ import numpy as np
 
 from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
 from lowrank_core.models.executors import Progress, path_for
-from lowrank_core.models.files.checkpoints import module_name
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
 from lowrank_core.models.operations.extraction import skip_reason
 from lowrank_core.models.operations.rank_choice import Budget, layer_spectra
+from lowrank_core.models.pairing.changes import change_of
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
 
 # What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
@@ -94,6 +94,8 @@ class Plan:
         All that could be read.
     skipped, failures : dict of str to str
         Layers that no adapter is planned for, and those that could not be read, with the reason.
+    complete : bool
+        Whether the layers are all that differs, but for vectors (biases, norms) of two checkpoints.
     config : dict
         What ``peft.LoraConfig(**config)`` takes: ranks, alphas and modules.
     """
@@ -110,6 +112,7 @@ class Plan:
     layers: tuple[PlannedLayer, ...]
     skipped: dict[str, str]
     failures: dict[str, str]
+    complete: bool
     config: dict[str, Any]
 
 
@@ -118,6 +121,7 @@ def plan(
     base: str | PathLike[str] | None = None,
     *,
     budget: Budget,
+    match: Mapping[str, str] | None = None,
     scale: float | None = None,
     rule: str | None = None,
     include: Sequence[str] = (),
@@ -135,6 +139,8 @@ def plan(
         The checkpoint that `path` was tuned from.
     budget : Budget
         Parameters to spend, or variance to keep.
+    match : mapping of str to str, optional
+        As in :func:`~lowrank_core.models.inspect`.
     scale : float, optional
         The scale γ of every layer, whatever its rank. None: what each layer of the adapter has now; 1 for checkpoints.
     rule : {"standard", "rslora"}, optional
@@ -182,17 +188,19 @@ def plan(
     """
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
-    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor))
+    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor), match)
     layers = {layer.name: layer for layer in source.layers}
     bad = source.incomplete
     chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)
     if isinstance(source, CheckpointPair):
-        modules = {module_name(key) for key in source.base.tensors if key.endswith(".weight")}
-        skipped = _skipped(chosen, modules, embeddings=bool(include))
+        modules = source.module_names
+        skipped = _skipped(source, chosen, embeddings=bool(include))
+        complete = not skipped and all(change.is_vector for _, change in source.other_changes())
         own_rule, scales = _CHECKPOINT_RULE, dict.fromkeys(layers, _CHECKPOINT_SCALE)
     else:
         modules = set(layers)
         skipped = {other.name: other.meaning for other in source.others}
+        complete = not skipped
         own_rule = next((layer.rule for layer in source.layers), _CHECKPOINT_RULE)
         scales = {layer.name: abs(layer.scaling) for layer in source.layers}
     if scale is not None:
@@ -235,6 +243,7 @@ def plan(
         same_variance=same_variance,
         skipped=skipped,
         failures=failures,
+        complete=complete and not failures,
         config={name: config[name] for name in _PLANNED if name in config},
     )
 
@@ -243,14 +252,20 @@ def _parameter_of(layer: AdapterLayer | WeightPair, source: Adapter | Checkpoint
     """Return the parameter that PEFT targets by its name, where a layer is one of the experts in it."""
     if isinstance(layer, AdapterLayer) and isinstance(source, Adapter) and source.settings.get("target_parameters"):
         return layer.placement.module if layer.placement.experts else ""
-    return ""
+    return layer.key if isinstance(layer, WeightPair) and layer.experts else ""
 
 
-def _skipped(names: Sequence[str], modules: Collection[str], *, embeddings: bool) -> dict[str, str]:
-    """Return the weights of a checkpoint that no adapter is planned for, and why."""
+def _skipped(pair: CheckpointPair, names: Sequence[str], *, embeddings: bool) -> dict[str, str]:
+    """Return the weights of a checkpoint that differ and that no adapter is planned for, and why."""
+    layers, modules = {layer.name: layer for layer in pair.layers}, pair.module_names
     unwanted = {name: _EMBEDDING for name in names if is_embedding(name) and not embeddings}
-    reasons = {name: skip_reason(name, modules, embedding=True) or unwanted.get(name, "") for name in names}
-    return {name: reason for name, reason in reasons.items() if reason}
+    stacks = {name for name, layer in layers.items() if layer.experts}
+    reasons = {name: skip_reason(name, modules | stacks, embedding=True) or unwanted.get(name, "") for name in names}
+    return {
+        name: reason
+        for name, reason in reasons.items()
+        if reason and (name not in layers or change_of(layers[name].base, layers[name].tuned))
+    }
 
 
 def _planned(name: str, spectrum: Spectrum, rank: int, scale: float, rule: str) -> PlannedLayer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,11 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
-from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_matrix, describe, describe_shape
-from lowrank_core.models.norms import difference, frobenius_norm
+from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape
+from lowrank_core.models.norms import difference
+from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
+from lowrank_core.models.pairing.changes import OtherChange, change_of, only_in
+from lowrank_core.models.pairing.fusions import PartMatch, describe_parts, is_stack, match_experts, split_fused
 from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
 
-_MATRIX_AXES = (2, 4)
+# Rows of a weight that say whether two of them are of one model: those of unrelated weights differ by more than their
+# own norm, and a fine-tune's by a small fraction of it.
+_SAMPLE_ROWS = 16
+_LEAST_AXES = 2
 
 
 @dataclass(frozen=True)
@@ -23,21 +29,35 @@ class WeightPair:
 
     Attributes
     ----------
-    name : str
-        The module's name: the tensor's, without ".weight".
-    base, tuned : StoredTensor
-        The weight before and after training.
+    key : str
+        The name of its tensor, in the checkpoint that names are taken from.
+    base, tuned : StoredTensor or JoinedTensor
+        The weight before and after training: a tensor, a part of one, or several of them.
+    expert, experts : int
+        Which of how many matrices of a stack it is; 0 of 0 for a matrix of its own.
     """
 
-    name: str
-    base: StoredTensor
-    tuned: StoredTensor
+    key: str
+    base: Weight
+    tuned: Weight
+    expert: int = 0
+    experts: int = 0
     # What an adapter's layer has beside its update.
     rank: ClassVar[None] = None
     alpha: ClassVar[None] = None
     scaling: ClassVar[None] = None
     scaling_source: ClassVar[str] = "difference of the two checkpoints"
     parameters: ClassVar[None] = None
+
+    @property
+    def module(self) -> str:
+        """The name of its tensor without ".weight": of a module, or of a parameter of one."""
+        return module_name(self.key)
+
+    @property
+    def name(self) -> str:
+        """The module's name, with the number of the expert in a stack: "experts.down_proj[0]"."""
+        return f"{self.module}[{self.expert}]" if self.experts else self.module
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,49 +94,81 @@ class WeightPair:
 
 @dataclass(frozen=True)
 class CheckpointPair:
-    """Two checkpoints of one model, matched by the names of their tensors.
+    """Two checkpoints of one model, whose weights are aligned by their names.
 
     Attributes
     ----------
     base, tuned : Checkpoint
         Before and after training.
+    names : {"base", "tuned"}
+        The checkpoint that layers are named by.
     layers : tuple of WeightPair
-        The weights that are floating-point matrices (two axes, or four for a convolution) of one shape in both.
-    unsupported : dict of str to str
-        Weights that are matrices of different shapes in the two: name, and the two shapes.
+        The weights that are floating-point matrices, kernels of convolutions, or stacks of matrices in both.
+    unpaired : dict of str to OtherChange
+        Weights that are in one checkpoint alone, or of different shapes in the two.
+    alignment : tuple of AlignedNames
+        How the names of the two differ, where they do.
+    others : tuple of (str, StoredTensor, StoredTensor)
+        All other tensors that both have: their names, before and after training.
+    one_sided : dict of str to OtherChange
+        Vectors, and second copies of tied weights, that one checkpoint alone has.
     """
 
     base: Checkpoint
     tuned: Checkpoint
+    names: str
     layers: tuple[WeightPair, ...]
-    unsupported: dict[str, str]
+    unpaired: dict[str, OtherChange]
+    alignment: tuple[AlignedNames, ...]
+    others: tuple[tuple[str, Weight, Weight], ...]
+    one_sided: dict[str, OtherChange]
     format: ClassVar[str] = "checkpoints"
     warnings: ClassVar[tuple[str, ...]] = ()
 
     @property
     def incomplete(self) -> dict[str, str]:
-        """Modules whose update is not that of a layer, and why."""
-        return self.unsupported
+        """Weights whose update is not that of a layer, and why."""
+        return {name: unpaired.description for name, unpaired in self.unpaired.items()}
 
-    def other_changes(self) -> Iterator[tuple[str, str]]:
-        """Yield the tensors that changed beside the layers, or are in one checkpoint only: names and descriptions."""
-        matrices = {pair.base.key for pair in self.layers}
-        for key in sorted(self.base.tensors.keys() ^ self.tuned.tensors.keys()):
-            which, tensors = ("base", self.base.tensors) if key in self.base.tensors else ("tuned", self.tuned.tensors)
-            yield key, f"only in the {which} checkpoint: {describe(tensors[key])}"
-        for key in sorted(self.base.tensors.keys() & self.tuned.tensors.keys() - matrices):
-            change = _describe_change(self.base.tensors[key], self.tuned.tensors[key])
-            if change and module_name(key) not in self.unsupported:
-                yield key, change
+    @property
+    def module_names(self) -> set[str]:
+        """Names of all modules that have a weight, as the layers are named."""
+        named = self.base if self.names == "base" else self.tuned
+        keys = {*named.tensors, *(layer.key for layer in self.layers if not layer.experts)}
+        return {module_name(key) for key in keys if key.endswith(".weight")}
+
+    def fraction_in(self, changed: Collection[str], unchanged: Collection[str], others: Iterable[OtherChange]) -> float:
+        """Return the fraction of the entries of all tensors that differ which is in layers that changed.
+
+        Layers that are neither `changed` nor `unchanged` differ too, but could not be compared.
+        """
+        sizes = {layer.name: layer.tuned.size for layer in self.layers if layer.name not in unchanged}
+        differing = sum(sizes.values()) + sum(other.entries for other in (*others, *self.unpaired.values()))
+        return sum(size for name, size in sizes.items() if name in changed) / differing if differing else 1.0
+
+    def other_changes(self) -> Iterator[tuple[str, OtherChange]]:
+        """Yield the tensors that changed beside the layers, or are vectors of one checkpoint alone, by name."""
+        yield from self.one_sided.items()
+        for name, before, after in self.others:
+            change = change_of(before, after)
+            if change is not None:
+                yield name, change
 
 
-def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
-    """Match two checkpoints of one model by the names of their tensors.
+def pair_checkpoints(
+    base: Checkpoint, tuned: Checkpoint, *, match: Mapping[str, str] | None = None, names: str = "base"
+) -> CheckpointPair:
+    """Match the weights of two checkpoints of one model.
 
     Parameters
     ----------
     base, tuned : Checkpoint
         Before and after training.
+    match : mapping of str to str, optional
+        Beginnings of names of `base`, with those that stand for them in `tuned`, as ``{"model":
+        "model.language_model"}``: what names alone leave open.
+    names : {"base", "tuned"}
+        The checkpoint that layers are named by. A stack of experts is named as the stack, whichever has it.
 
     Returns
     -------
@@ -126,78 +178,128 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint) -> CheckpointPair:
     Raises
     ------
     ValueError
-        If they have no matrix in common.
+        If they have no matrix in common, or `match` aligns nothing.
 
     See Also
     --------
     open_checkpoint : Open one checkpoint.
+
+    Notes
+    -----
+    Tensors of one name are one weight. Of the others, two are one weight if they have one shape, the same numbers in
+    their names (those of blocks), and each is the only one whose name has that longest end in common with the other's:
+    ``model.layers.0.…`` and ``model.language_model.layers.0.…``. What is left may be fused in one of the two (qkv,
+    gate and up) or a stack of experts that are modules of their own in the other.
 
     Examples
     --------
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.pairing.pairs import pair_checkpoints
+    >>> from lowrank_core.models import open_checkpoint, pair_checkpoints
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     base, tuned = pathlib.Path(folder, "base.safetensors"), pathlib.Path(folder, "tuned.safetensors")
-    ...     save_file({"layer.weight": np.ones((2, 3), np.float32)}, base)
-    ...     save_file({"layer.weight": np.full((2, 3), 1.5, np.float32)}, tuned)
+    ...     save_file({"proj.weight": np.ones((2, 3), np.float32)}, base)
+    ...     save_file({"_orig_mod.proj.weight": np.full((2, 3), 1.5, np.float32)}, tuned)
     ...     pair = pair_checkpoints(open_checkpoint(base), open_checkpoint(tuned))
-    ...     pair.layers[0].name, pair.layers[0].update()[0, 0].item()
-    ('layer', 0.5)
+    ...     pair.layers[0].name, pair.layers[0].update()[0, 0].item(), pair.alignment[0].tuned
+    ('proj', 0.5, '_orig_mod.*')
     """
+    if names not in ("base", "tuned"):
+        raise ValueError(f'names are those of "base" or "tuned"; got {names!r}')
+    matches, ambiguous = align_names(base.tensors, tuned.tensors, match or {}, _are_alike)
+    left = {key: base.tensors[key] for key in base.tensors.keys() - {match.base for match in matches}}
+    right = {key: tuned.tensors[key] for key in tuned.tensors.keys() - {match.tuned for match in matches}}
+    parts = [*match_experts(left, right), *split_fused(left, right, _are_alike, by_base=names == "base")]
     layers: list[WeightPair] = []
-    unsupported: dict[str, str] = {}
-    for key in sorted(base.tensors.keys() & tuned.tensors.keys()):
-        before, after = base.tensors[key], tuned.tensors[key]
-        scale = _scale_of(base, key) or _scale_of(tuned, key)
-        if scale:
-            unsupported[module_name(key)] = f"quantised, with its scale in {scale!r}: dequantise the model first"
-            continue
-        if not {len(before.shape), len(after.shape)} & set(_MATRIX_AXES):
-            continue
-        if before.shape != after.shape:
-            unsupported[module_name(key)] = (
-                f"shapes differ: {describe_shape(before.shape)} in the base, {describe_shape(after.shape)} in the "
-                "tuned checkpoint; a resized vocabulary or another architecture leaves no difference to take"
-            )
-        elif before.is_floating and after.is_floating and before.size:
-            layers.append(WeightPair(module_name(key), before, after))
-    if not layers and not unsupported:
-        raise ValueError(
-            f"{str(base.path)!r} and {str(tuned.path)!r} have no 2-D weight in common: the first has {_example(base)}, "
-            f"the second {_example(tuned)}. Both have to be checkpoints of one model, with the same names"
-        )
-    return CheckpointPair(base, tuned, tuple(layers), unsupported)
+    unpaired: dict[str, OtherChange] = {}
+    one_sided: dict[str, OtherChange] = {}
+    others: list[tuple[str, Weight, Weight]] = []
+    for part in (*(_whole(each, base, tuned) for each in matches), *parts):
+        key = part.base_key if names == "base" else part.tuned_key
+        if part.base.shape != part.tuned.shape and _is_matrix(part.base, part.tuned):
+            unpaired[module_name(key)] = _of_two_shapes(part.base, part.tuned)
+        elif _is_matrix(part.base, part.tuned) and part.base.is_floating and part.tuned.is_floating:
+            layers += _layers(key, part)
+        else:
+            others.append((key, part.base, part.tuned))
+    for which, tensors, rest, used in (
+        ("base", base.tensors, left, {key for part in parts for key in part.base_keys}),
+        ("tuned", tuned.tensors, right, {key for part in parts for key in part.tuned_keys}),
+    ):
+        for key in sorted(rest.keys() - used):
+            alone = only_in(which, key, tensors, ambiguous.get(key, ""))
+            if alone.is_vector:
+                one_sided[key] = alone
+            else:
+                unpaired[module_name(key)] = alone
+    if not layers:
+        raise ValueError(_nothing_in_common(base, tuned, unpaired))
+    return CheckpointPair(
+        base=base,
+        tuned=tuned,
+        names=names,
+        layers=tuple(sorted(layers, key=lambda layer: (layer.module, layer.expert))),
+        unpaired=dict(sorted(unpaired.items())),
+        alignment=(*describe_matches(matches), *describe_parts(parts)),
+        others=tuple(sorted(others, key=lambda other: other[0])),
+        one_sided=one_sided,
+    )
 
 
-def _scale_of(checkpoint: Checkpoint, key: str) -> str:
-    """Return the name of the tensor that an 8-bit floating-point weight is to be multiplied by; "" if there is none."""
-    if not checkpoint.tensors[key].dtype.startswith("float8"):
-        return ""
-    module = module_name(key)
-    names = (f"{module}.{ending}" for ending in ("weight_scale", "weight_scale_inv", "scale_weight"))
-    return next((name for name in names if name in checkpoint.tensors), "")
+def _whole(match: Match, base: Checkpoint, tuned: Checkpoint) -> PartMatch:
+    """Return two whole tensors that are one weight."""
+    before, after = base.tensors[match.base], tuned.tensors[match.tuned]
+    return PartMatch(match.base, match.tuned, before, after, (match.base,), (match.tuned,))
+
+
+def _layers(key: str, part: PartMatch) -> list[WeightPair]:
+    """Return the layer that a weight is, or one for each matrix of a stack."""
+    base, tuned = part.base, part.tuned
+    if not (isinstance(base, StoredTensor) and isinstance(tuned, StoredTensor) and is_stack(key, base.shape)):
+        return [WeightPair(key, base, tuned, part.expert, part.experts)]
+    count = base.shape[0]
+    if count == 1:
+        return [WeightPair(key, base.at(0), tuned.at(0))]
+    return [WeightPair(key, base.at(index), tuned.at(index), index, count) for index in range(count)]
+
+
+def _is_matrix(*weights: Weight) -> bool:
+    """Whether one of them has more than one axis, and they have entries."""
+    return any(len(weight.shape) >= _LEAST_AXES for weight in weights) and all(weight.size for weight in weights)
+
+
+def _are_alike(base: Weight, tuned: Weight) -> bool:
+    """Whether two weights differ by less than their own norm, in their first rows."""
+    if not (isinstance(base, StoredTensor) and isinstance(tuned, StoredTensor) and base.shape == tuned.shape):
+        return False
+    if not (base.shape and base.is_floating and tuned.is_floating):
+        return False
+    rows = min(_SAMPLE_ROWS, base.shape[0])
+    before, after = (side.along(0, 0, rows).read().astype(np.float64) for side in (base, tuned))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.linalg.norm(after - before) <= max(np.linalg.norm(before), np.linalg.norm(after)))
+
+
+def _of_two_shapes(base: Weight, tuned: Weight) -> OtherChange:
+    description = (
+        f"shapes differ: {describe_shape(base.shape)} in the base, {describe_shape(tuned.shape)} in the tuned "
+        "checkpoint; a resized vocabulary or another architecture leaves no difference to take"
+    )
+    return OtherChange(description, max(base.size, tuned.size), is_vector=False)
+
+
+def _nothing_in_common(base: Checkpoint, tuned: Checkpoint, unpaired: Mapping[str, OtherChange]) -> str:
+    both = {name: change.description for name, change in unpaired.items() if "shapes" in change.description}
+    name, why = next(iter(both.items()), ("", ""))
+    example = f". Of {name!r} the {why}" if why else ""
+    return (
+        f"{str(base.path)!r} and {str(tuned.path)!r} have no 2-D weight in common: the first has {_example(base)}, "
+        f"the second {_example(tuned)}{example}. Both have to be checkpoints of one model; names that differ are "
+        "aligned where shapes and the ends of names leave one way to do so, and otherwise as you say (--match OLD=NEW)"
+    )
 
 
 def _example(checkpoint: Checkpoint) -> str:
-    matrices = [tensor for tensor in checkpoint.tensors.values() if len(tensor.shape) in _MATRIX_AXES]
+    matrices = [tensor for tensor in checkpoint.tensors.values() if _is_matrix(tensor)]
     return f"{len(matrices)}, as {matrices[0].key!r} ({matrices[0].dtype})" if matrices else "none"
-
-
-def _describe_change(before: StoredTensor, after: StoredTensor) -> str:
-    """Return the change of a tensor in words, with its norm; nothing where it did not change."""
-    stored = f"{describe_shape(after.shape)}, {after.dtype}"
-    if before.shape != after.shape:
-        return f"shapes differ: {describe_shape(before.shape)} in the base, {describe_shape(after.shape)} in the tuned"
-    if not (before.is_readable and after.is_readable):
-        return f"not compared: {stored}; {PLAIN_WEIGHTS}"
-    base, tuned = np.atleast_1d(before.read()), np.atleast_1d(after.read())
-    if not (before.is_floating and after.is_floating):
-        changed = int(np.count_nonzero(base != tuned))
-        return f"changed in {changed} of {after.size} entries: {stored}; {PLAIN_WEIGHTS}" if changed else ""
-    try:
-        change = frobenius_norm(difference(base, tuned))
-    except ValueError as error:
-        return f"{stored}: {error}"
-    return f"changed by norm {change:.4g} (its own {frobenius_norm(base):.4g}): {stored}" if change else ""

@@ -1,0 +1,31 @@
+"""Whether a report is of all that differs, as the last line of its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.text import Text
+
+from lowrank_core.cli.tables import note
+from lowrank_core.cli.texts import count, percent
+from lowrank_core.models.pairing.alignment import AlignedNames
+
+
+def completeness(*, complete: bool, failures: int, compared_fraction: float | None) -> Iterator[Text]:
+    """Yield the line that says whether all that differs is in the layers, and how much of it is."""
+    if complete:
+        yield Text("\nComplete: no layer failed, and no other matrix differs.")
+        return
+    why = f"{count(failures, 'layer')} failed" if failures else "some of what differs is in no layer"
+    part = "" if compared_fraction is None else f"; {percent(compared_fraction)} of the entries that differ are in them"
+    yield Text(f"\nNot complete: {why}{part}. The figures are of the layers above alone.")
+
+
+def alignment(ways: Sequence[AlignedNames]) -> Iterator[Text]:
+    """Yield the line that says how the names of two checkpoints were aligned, where they differ."""
+    if ways:
+        yield note(
+            "Names of BASE and TUNED: "
+            + "; ".join(f"{way.base} → {way.tuned} ({count(way.tensors, 'tensor')})" for way in ways)
+            + "."
+        )

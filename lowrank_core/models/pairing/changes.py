@@ -1,0 +1,90 @@
+"""Tensors of two checkpoints that are not layers: what became of them, read a block of rows at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from lowrank_core.models.files.tensors import (
+    PLAIN_WEIGHTS,
+    StoredTensor,
+    Weight,
+    describe,
+    describe_shape,
+    read_blocks,
+)
+from lowrank_core.models.module_names import is_embedding
+from lowrank_core.models.norms import difference, frobenius_norm
+
+
+class OtherChange(NamedTuple):
+    """What became of a tensor that is not in any layer.
+
+    `is_vector` says that it is none that a layer could have: a bias, a norm's weights, a number, or a matrix that is
+    stored a second time.
+    """
+
+    description: str
+    entries: int
+    is_vector: bool
+
+
+def change_of(base: Weight, tuned: Weight) -> OtherChange | None:
+    """Return what became of a tensor, with its norm; None where it did not change."""
+    description = _describe_change(base, tuned)
+    is_vector = len(tuned.shape) <= 1 and base.is_readable and tuned.is_readable
+    return OtherChange(description, tuned.size, is_vector) if description else None
+
+
+def only_in(which: str, key: str, tensors: Mapping[str, StoredTensor], candidates: str) -> OtherChange:
+    """Return what a tensor of one checkpoint alone is; `candidates` are those that it may be of the other."""
+    tensor, tied_to = tensors[key], _find_tied(key, tensors)
+    advice = f"; it may be {candidates} of the other: say which (--match OLD=NEW)" if candidates else ""
+    tied = f"; equal to {tied_to!r} there, to which the other ties it" if tied_to else ""
+    is_vector = bool(tied_to) or len(tensor.shape) <= 1 or tensor.is_integer or not tensor.size
+    return OtherChange(f"only in the {which} checkpoint: {describe(tensor)}{tied or advice}", tensor.size, is_vector)
+
+
+def change_norm(base: Weight, tuned: Weight) -> tuple[float, float]:
+    """Return the norm of a change, and that of the weights before it."""
+    pairs = _blocks(base, tuned)
+    norms = [(frobenius_norm(difference(before, after)), frobenius_norm(before)) for before, after in pairs]
+    change, own = zip(*norms, strict=True)
+    return math.hypot(*change), math.hypot(*own)
+
+
+def _find_tied(key: str, tensors: Mapping[str, StoredTensor]) -> str:
+    """Return the name of the tensor that a matrix equals, where one of the two is an embedding; "" if there is none."""
+    tensor = tensors[key]
+    if len(tensor.shape) != 2 or not tensor.is_floating:
+        return ""
+    for name, other in tensors.items():
+        embeds = is_embedding(name.removesuffix(".weight")) or is_embedding(key.removesuffix(".weight"))
+        alike = embeds and name != key and (other.shape, other.dtype) == (tensor.shape, tensor.dtype)
+        if alike and all(np.array_equal(*blocks) for blocks in _blocks(tensor, other)):
+            return name
+    return ""
+
+
+def _blocks(base: Weight, tuned: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    return zip(read_blocks(base), read_blocks(tuned), strict=True)
+
+
+def _describe_change(before: Weight, after: Weight) -> str:
+    """Return the change of a tensor in words, with its norm; nothing where it did not change."""
+    stored = f"{describe_shape(after.shape)}, {after.dtype}"
+    if before.shape != after.shape:
+        return f"shapes differ: {describe_shape(before.shape)} in the base, {describe_shape(after.shape)} in the tuned"
+    if not (before.is_readable and after.is_readable):
+        return f"not compared: {stored}; {PLAIN_WEIGHTS}"
+    if not (before.is_floating and after.is_floating):
+        changed = sum(int(np.count_nonzero(base != tuned)) for base, tuned in _blocks(before, after))
+        return f"changed in {changed} of {after.size} entries: {stored}; {PLAIN_WEIGHTS}" if changed else ""
+    try:
+        change, own = change_norm(before, after)
+    except ValueError as error:
+        return f"{stored}: {error}"
+    return f"changed by norm {change:.4g} (its own {own:.4g}): {stored}" if change else ""
