@@ -44,6 +44,7 @@ MaxRank = Annotated[
     int | None, typer.Option(min=1, metavar="R", help="Keep at most R in any layer, whatever another option chooses.")
 ]
 Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder or file, in any format.")]
+Base = Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint that the adapter was trained from.")]
 Out = Annotated[
     Path,
     typer.Argument(
@@ -65,6 +66,15 @@ RULE_HELP = "Scaling rule of the new adapter: standard (α/r) or rslora (α/√r
 OwnRule = Annotated[str | None, typer.Option(metavar="RULE", help=RULE_HELP, show_default="that of ADAPTER")]
 Rule = Annotated[str, typer.Option(metavar="RULE", help=RULE_HELP)]
 DTYPE_HELP = "What the factors are stored in: float32, bfloat16, float16 or float64."
+BaseRestored = Annotated[
+    bool,
+    typer.Option(
+        "--base-restored",
+        help="The base is again as it was before an initialisation (PiSSA and similar) altered it.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Report without writing OUT.")]
 Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help=DTYPE_HELP, show_default="the finest in the input")]
 
 
@@ -116,13 +126,7 @@ class Conversion:
         Path | None,
         typer.Option(metavar="BASE", help="The base model's checkpoint, whose names turn a kohya file's into PEFT's."),
     ] = None
-    base_restored: Annotated[
-        bool,
-        typer.Option(
-            "--base-restored",
-            help="The base is again as it was before an initialisation (PiSSA and similar) altered it.",
-        ),
-    ] = False
+    base_restored: BaseRestored = False
     prefix: Annotated[
         str | None,
         typer.Option(
@@ -159,8 +163,8 @@ class NewAdapter:
             "--uniform", help="Pad to one rank r with zeros, with α = r: every reader then applies the scale 1."
         ),
     ] = False
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing OUT.")] = False
+    force: Force = False
+    dry_run: DryRun = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ _EXAMPLES = examples(
     "lowrank inspect TUNED --base BASE          a fine-tune: two checkpoints",
     "lowrank extract BASE TUNED OUT --rank 32   an adapter of it",
     "lowrank resize ADAPTER OUT --rank 8        a smaller adapter",
+    "lowrank apply BASE ADAPTER OUT             the model with its updates added",
     "lowrank plan BASE TUNED --parameters N     a rank for each layer, as PEFT takes it",
     "lowrank alpha --rank 8 --alpha 16 --to-rank 64   the alpha that keeps the scale",
 )
@@ -28,6 +29,7 @@ VERBS = {
     "resize": "A smaller adapter from an adapter.",
     "convert": "The same adapter in another format, dtype or rule.",
     "merge": "One adapter from the weighted sum of several.",
+    "apply": "A model from its base and an adapter.",
     "plan": "A rank and an alpha for each layer, within a budget.",
     "alpha": "The alpha that keeps the scale at another rank or rule.",
 }

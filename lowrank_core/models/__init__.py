@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lowrank_core.models.inspection.census_rows import AdapterRow, read_census
     from lowrank_core.models.inspection.layers import inspect
     from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals
+    from lowrank_core.models.operations.applying import Application, AppliedLayer, apply
     from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
     from lowrank_core.models.operations.conversion import convert
     from lowrank_core.models.operations.extraction import extract
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
     from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
     from lowrank_core.models.operations.resizing import resize
+    from lowrank_core.models.operations.weight_merging import RoundingLoss
     from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
     from lowrank_core.models.results import to_json
 
@@ -31,6 +33,8 @@ __all__ = [
     "Adapter",
     "AdapterLayer",
     "AdapterRow",
+    "Application",
+    "AppliedLayer",
     "Budget",
     "Checkpoint",
     "CheckpointPair",
@@ -42,9 +46,11 @@ __all__ = [
     "OtherTensor",
     "Plan",
     "PlannedLayer",
+    "RoundingLoss",
     "Totals",
     "UniformRank",
     "WeightPair",
+    "apply",
     "census",
     "convert",
     "dask_cluster",
@@ -69,6 +75,7 @@ _MODULES = {
     "inspection.census_rows": "AdapterRow read_census",
     "inspection.layers": "inspect",
     "inspection.report": "Inspection LayerReport Totals",
+    "operations.applying": "Application AppliedLayer apply",
     "operations.conversion": "convert",
     "operations.compression": "Compression CompressionTotals LayerCompression",
     "operations.extraction": "extract",
@@ -76,6 +83,7 @@ _MODULES = {
     "operations.planning": "Plan PlannedLayer UniformRank plan",
     "operations.rank_choice": "AboveNoise Budget",
     "operations.resizing": "resize",
+    "operations.weight_merging": "RoundingLoss",
     "pairing.pairs": "CheckpointPair WeightPair pair_checkpoints",
     "results": "to_json",
 }

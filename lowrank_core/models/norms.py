@@ -55,17 +55,22 @@ def residual_norm(update: Update, stored: LowRankUpdate) -> float:
         return product_norm(low_rank_sum([update, stored], [1.0, -1.0]))
     B, A = stored.scaling * stored.B.astype(np.float64), stored.A.astype(np.float64)
     parts = []
-    for rows, block in _blocks(update):
+    for rows, block in update_blocks(update):
         residual = B[rows] @ A
         residual -= block
         parts.append(frobenius_norm(residual))
     return math.hypot(*parts)
 
 
-def _blocks(update: NDArray[Any] | KroneckerUpdate) -> Iterator[tuple[slice, NDArray[Any]]]:
+def update_blocks(update: Update) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield consecutive rows of an update, and which they are: of a Kronecker product, those for one row of L."""
     if isinstance(update, np.ndarray):
         yield from ((rows, update[rows]) for rows in row_blocks(update.shape))
+        return
+    if isinstance(update, LowRankUpdate):
+        A = update.A.astype(np.float64)
+        for rows in row_blocks(update.shape):
+            yield rows, update.scaling * (update.B[rows].astype(np.float64) @ A)
         return
     left, right = (side.to_dense() if isinstance(side, LowRankUpdate) else side for side in (update.left, update.right))
     right = right.astype(np.float64) * update.scaling

@@ -98,7 +98,7 @@ def test_only_files_and_folders_of_their_own_kind_are_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="is a file, where a folder is to be written"):
         check_replaceable(file, own, force=True)
     (folder / "thesis.tex").touch()
-    with pytest.raises(FileExistsError, match=r"other files than an adapter's \(thesis.tex\)"):
+    with pytest.raises(FileExistsError, match=r"other files than are written \(thesis.tex\)"):
         check_replaceable(folder, own, force=True)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         check_replaceable(tmp_path / "missing" / "out", own, force=False)

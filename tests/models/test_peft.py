@@ -105,7 +105,7 @@ def test_all_that_is_not_low_rank_is_listed(write_peft):
             "rows of an embedding trained in full (trainable_token_indices): 1 × 4, float32, norm 2"
         ),
         "lm_head.weight": "saved in full, the tensor itself and not its change: 2 × 2, float32, norm 2",
-        "proj.base_layer.bias": "trained bias, the tensor itself and not its change: 4, float32, norm 2",
+        "proj.bias": "trained bias, the tensor itself and not its change: 4, float32, norm 2",
         "proj.lora_B.bias": "bias of lora_B, times the layer's scale: 4, float32, norm 24",
         "proj.lora_magnitude_vector": "DoRA magnitudes, which rescale each row of base plus update: 4, float32, norm 2",
         "proj.lora_velora_embed": "unknown to LoRA: 2 × 2, float32, norm 2",

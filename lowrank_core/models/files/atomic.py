@@ -37,7 +37,7 @@ def check_replaceable(path: Path, own: Iterable[str] | None, *, force: bool) -> 
     others = sorted(file.name for file in final.iterdir() if file.name not in {*own, _README}) if own else []
     if others:
         raise FileExistsError(
-            f"{str(path)!r} has other files than an adapter's ({', '.join(others[:3])}), which would be lost: give "
+            f"{str(path)!r} has other files than are written ({', '.join(others[:3])}), which would be lost: give "
             "the name of a new folder"
         )
     if not force:

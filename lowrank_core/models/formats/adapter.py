@@ -216,6 +216,8 @@ class OtherTensor:
         The layer without which it has no meaning; empty where there is none.
     magnitudes : bool
         Whether it is DoRA's, so that the update of its layer is not γBA.
+    replaces : bool
+        Whether it takes the place of the base's tensor of its name.
     """
 
     tensor: StoredTensor
@@ -224,6 +226,7 @@ class OtherTensor:
     scaling: float | None = None
     follows: str = ""
     magnitudes: bool = False
+    replaces: bool = False
 
     def describe(self) -> str:
         """Read the tensor and return its meaning, shape, dtype and norm."""

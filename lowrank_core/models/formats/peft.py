@@ -25,6 +25,7 @@ from lowrank_core.models.formats.peft_config import (
     as_names,
     check_peft_config,
     lora_config,
+    meaning_in_full,
     read_peft_config,
 )
 from lowrank_core.models.formats.peft_experts import (
@@ -218,30 +219,27 @@ def _configured_name(module: str) -> str:
 def _other(name: str, tensor: StoredTensor, layers: Mapping[str, AdapterLayer], config: PeftConfig) -> OtherTensor:
     followed = followed_module(name, layers, ("lora_", "base_layer."))
     biased = layers.get(name.removesuffix(_LORA_BIAS)) if name.endswith(_LORA_BIAS) else None
+    meaning = _meaning(name)
+    whole = "" if meaning else meaning_in_full(name, as_names(config.raw.get("modules_to_save")))
     return OtherTensor(
         tensor,
-        name,
-        _meaning(name, config),
+        _layer_name(name) if whole else name,
+        meaning or whole or "unknown to LoRA",
         scaling=biased.scaling if biased else None,
         follows=layers[followed].name if followed else "",
         magnitudes=_MAGNITUDES in name,
+        replaces=bool(whole),
     )
 
 
-def _meaning(name: str, config: PeftConfig) -> str:
-    saved = as_names(config.raw.get("modules_to_save"))
-    meanings = (
-        (_MAGNITUDES in name, "DoRA magnitudes, which rescale each row of base plus update"),
-        (name.endswith(_LORA_BIAS), "bias of lora_B, times the layer's scale"),
-        ("trainable_tokens" in name, "rows of an embedding trained in full (trainable_token_indices)"),
-        (
-            any(f".{target}." in f".{name}" for target in saved),
-            "trained in full (modules_to_save), the tensor itself and not its change",
-        ),
-        (name.endswith(".bias"), "trained bias, the tensor itself and not its change"),
-        (name.endswith(".weight") and ".lora_" not in name, "saved in full, the tensor itself and not its change"),
-    )
-    return next((meaning for applies, meaning in meanings if applies), "unknown to LoRA")
+def _meaning(name: str) -> str:
+    if _MAGNITUDES in name:
+        return "DoRA magnitudes, which rescale each row of base plus update"
+    if name.endswith(_LORA_BIAS):
+        return "bias of lora_B, times the layer's scale"
+    if "trainable_tokens" in name:
+        return "rows of an embedding trained in full (trainable_token_indices)"
+    return ""
 
 
 def _altering_initialisation(config: PeftConfig) -> str | None:

@@ -165,6 +165,17 @@ def as_names(value: Any) -> list[str]:
     return value
 
 
+def meaning_in_full(name: str, saved: Iterable[str]) -> str:
+    """Return what a tensor is that takes the place of the base's of its name; empty for any other."""
+    if any(f".{module}." in f".{name}" for module in saved):
+        return "trained in full (modules_to_save), the tensor itself and not its change"
+    if name.endswith(".bias"):
+        return "trained bias, the tensor itself and not its change"
+    if name.endswith(".weight") and ".lora_" not in name:
+        return "saved in full, the tensor itself and not its change"
+    return ""
+
+
 def _commonest_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     common = Counter(values.values()).most_common(1)[0][0]
     return common, {"^" + re.escape(name): value for name, value in sorted(values.items()) if value != common}

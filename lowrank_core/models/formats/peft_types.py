@@ -8,7 +8,7 @@ from typing import Any
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, BaseUpdate, OtherTensor, Placement
 from lowrank_core.models.formats.format import AdapterFile
-from lowrank_core.models.formats.peft_config import PeftConfig, as_names, check_peft_config
+from lowrank_core.models.formats.peft_config import PeftConfig, as_names, check_peft_config, meaning_in_full
 from lowrank_core.models.formats.single_file import Scale
 from lowrank_core.models.formats.structured import Parts, Tensors
 
@@ -58,7 +58,7 @@ def read_type(
         layers=tuple(layers),
         unsupported=unsupported,
         base_updates=tuple(base_updates),
-        others=tuple(OtherTensor(tensor, name, _meaning(name, saved)) for name, tensor in rest.items()),
+        others=tuple(_other(name, tensor, saved) for name, tensor in rest.items()),
         settings={name: raw[name] for name in _KEPT if name in raw},
         metadata=file.metadata,
     )
@@ -97,9 +97,6 @@ def layer_of(module: str, parts: Parts, scale: Scale, *, transposed: bool = Fals
     )
 
 
-def _meaning(name: str, saved: Sequence[str]) -> str:
-    if any(f".{target}." in f".{name}" for target in saved):
-        return "trained in full (modules_to_save), the tensor itself and not its change"
-    if name.endswith(".bias"):
-        return "trained bias, the tensor itself and not its change"
-    return "unknown to this type of adapter"
+def _other(name: str, tensor: StoredTensor, saved: Sequence[str]) -> OtherTensor:
+    whole = meaning_in_full(name, saved)
+    return OtherTensor(tensor, name, whole or "unknown to this type of adapter", replaces=bool(whole))

@@ -23,12 +23,17 @@ _DORA_FLAG = re.compile(r'(?<=use_dora": )true')
 
 def open_with_base(path: str | PathLike[str], base: str | PathLike[str]) -> Adapter:
     """Open an adapter beside the checkpoint that it was trained from."""
+    return with_base(open_adapter(path), open_base(base, path))
+
+
+def open_base(base: str | PathLike[str], adapter: str | PathLike[str]) -> Checkpoint:
+    """Open the checkpoint that an adapter was trained from."""
     if is_adapter(base):
         raise ValueError(
-            f"{str(base)!r} is an adapter, as {str(path)!r} is: the base of an adapter is the checkpoint that it was "
-            "trained from"
+            f"{str(base)!r} is an adapter, as {str(adapter)!r} is: the base of an adapter is the checkpoint that it "
+            "was trained from"
         )
-    return with_base(open_adapter(path), open_checkpoint(base))
+    return open_checkpoint(base)
 
 
 def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
@@ -41,7 +46,7 @@ def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
     waiting = {update.layer.name: update.layer for update in adapter.base_updates}
     waiting |= {layer.name: layer for layer in _layers_with_magnitudes(adapter)}
     others = {layer.name: layer for layer in adapter.layers if layer.name not in waiting}
-    modules = _modules([*waiting.values(), *others.values()], weights)
+    modules = modules_in_base([*waiting.values(), *others.values()], weights)
     counts = Counter(modules.values())
     dense, failures = {}, {}
     for name, layer in waiting.items():
@@ -84,18 +89,27 @@ def _axis_of(magnitudes: OtherTensor) -> int | None:
     return None if magnitudes.tensor.key.endswith(".dora_scale") else 0
 
 
-def _modules(layers: Collection[AdapterLayer], weights: Mapping[str, object]) -> dict[str, str]:
-    """Return the base's module for each layer: of its name, of the one that ends so, or as its format's names mean."""
-    modules: dict[str, str] = {}
-    for name in {layer.placement.format for layer in layers}:
-        own = [layer for layer in layers if layer.placement.format == name]
-        lossy = format_named(name).lossy_names
+def modules_in_base(layers: Collection[AdapterLayer], modules: Collection[str]) -> dict[str, str]:
+    """Return the base's module for each layer: of its name, of the one that ends so, or as its format's names mean.
+
+    Experts that are stacked in one tensor have the module of the stack. A layer without a module is left out.
+    """
+    named: dict[str, str] = {}
+    for format_name in {layer.placement.format for layer in layers}:
+        own = [layer for layer in layers if layer.placement.format == format_name]
+        lossy = format_named(format_name).lossy_names
         renamed = [layer.name for layer in own if lossy is not None and lossy.applies(layer.placement.module)]
         if lossy is not None and renamed:
-            modules |= _meant(lossy, renamed, weights)
-        ends = {layer.name: _same_end(layer.name, weights) for layer in own if layer.name not in modules}
-        modules |= {name: module for name, module in ends.items() if module}
-    return modules
+            named |= _meant(lossy, renamed, modules)
+        ends = {layer.name: name_in_base(_stack_of(layer), modules) for layer in own if layer.name not in named}
+        named |= {name: module for name, module in ends.items() if module}
+    return named
+
+
+def _stack_of(layer: AdapterLayer) -> str:
+    """Return the name of a layer, or of the stack that it is an expert of."""
+    placement = layer.placement
+    return placement.name.removesuffix(f"[{placement.expert}]") if placement.experts else placement.name
 
 
 def _meant(lossy: LossyNames, names: Collection[str], weights: Collection[str]) -> dict[str, str]:
@@ -108,10 +122,11 @@ def _meant(lossy: LossyNames, names: Collection[str], weights: Collection[str]) 
         )
 
 
-def _same_end(name: str, weights: Mapping[str, object]) -> str:
-    if name in weights:
+def name_in_base(name: str, names: Collection[str]) -> str:
+    """Return the one of the base's names that is this one, or else the only one that ends so or that it ends with."""
+    if name in names:
         return name
-    ends = [module for module in weights if module.endswith(f".{name}") or name.endswith(f".{module}")]
+    ends = [known for known in names if known.endswith(f".{name}") or name.endswith(f".{known}")]
     return ends[0] if len(ends) == 1 else ""
 
 
@@ -139,6 +154,8 @@ def _on_base(layer: AdapterLayer, module: str, weights: Mapping[str, StoredTenso
 def _with_kernel(layer: AdapterLayer, weight: StoredTensor | None) -> AdapterLayer:
     """Return a layer with the kernel's axes of the base's weight, which flattened factors do not have."""
     dims = layer.placement.dims
-    if weight is None or len(dims) >= len(weight.shape) or as_matrix(dims) != as_matrix(weight.shape):
+    if weight is None or layer.placement.experts:
+        return layer
+    if len(dims) >= len(weight.shape) or as_matrix(dims) != as_matrix(weight.shape):
         return layer
     return replace(layer, placement=replace(layer.placement, dims=weight.shape))

@@ -1,0 +1,185 @@
+"""What an adapter changes in its base model: which tensors, by which updates, and what of it cannot be applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core import LowRankUpdate
+from lowrank_core.models.files.checkpoints import Checkpoint, module_name
+from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_matrix, describe_shape
+from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor
+from lowrank_core.models.formats.with_base import modules_in_base, name_in_base
+from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d
+from lowrank_core.models.norms import Update
+
+_CONFIG = "config.json"
+# PEFT's LoRA of a torch.nn.MultiheadAttention is of this parameter of it.
+_ATTENTION_WEIGHT = ".in_proj_weight"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUpdate:
+    """An update of one matrix of a tensor, not yet read: of a layer, or of a bias, which is a column here.
+
+    A plain value that can be sent to another process. `expert` says which matrix of a stack is meant.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    read: Callable[[], Update]
+    expert: int | None = None
+    layer: AdapterLayer | None = None
+
+    def matrix_of(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        """Return the matrix of a tensor that this is an update of, as a view."""
+        return (tensor if self.expert is None else tensor[self.expert]).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One tensor that an adapter changes: what takes its place, or is there already, and the updates added to it."""
+
+    key: str
+    weight: StoredTensor
+    updates: tuple[WeightUpdate, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the base."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All that an adapter changes in a base, by the names of tensors.
+
+    `replaced` says what takes the place of tensors, or is new, and `skipped` which tensors of the adapter are not
+    applied, both in words. `failures` are layers.
+    """
+
+    by_key: dict[str, Change]
+    replaced: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def changes_of(adapter: Adapter, base: Checkpoint) -> Changes:
+    """Return what an adapter, opened beside its base, changes there, as PEFT's merge_and_unload does."""
+    modules = {
+        module_name(key).removesuffix(_ATTENTION_WEIGHT): key
+        for key, tensor in base.tensors.items()
+        if len(tensor.shape) > 1
+    }
+    named = modules_in_base(adapter.layers, modules)
+    changes = Changes({}, failures=dict(adapter.unsupported))
+    weights = dict(base.tensors)
+    for other in adapter.others:
+        if other.replaces:
+            _replace(other, weights, changes)
+    updates: dict[str, list[WeightUpdate]] = {}
+    by_module: dict[str, list[AdapterLayer]] = {}
+    for layer in adapter.layers:
+        by_module.setdefault(named.get(layer.name, ""), []).append(layer)
+    stored_transposed = _model_type(base) in CONV1D_TYPES
+    for module, layers in by_module.items():
+        key = modules.get(module, "")
+        for layer in layers:
+            try:
+                update = _layer_update(layer, module, weights.get(key), stored_transposed=stored_transposed)
+                _check_alone(layer, layers, module)
+            except ValueError as error:
+                changes.failures[layer.name] = str(error)
+            else:
+                updates.setdefault(key, []).append(update)
+    for other in adapter.others:
+        if not other.replaces:
+            key = f"{named.get(other.follows, '')}.bias"
+            if other.scaling is None or other.magnitudes or key not in weights:
+                changes.skipped[other.name] = other.describe()
+            else:
+                updates.setdefault(key, []).append(_bias_update(other))
+    for key, added in updates.items():
+        changes.by_key[key] = Change(key, weights[key], tuple(added))
+    return changes
+
+
+def _replace(other: OtherTensor, weights: dict[str, StoredTensor], changes: Changes) -> None:
+    """Put a tensor that was saved in full in the place of the base's, or beside its tensors where it is new."""
+    key = name_in_base(other.name, weights) or other.name
+    known = weights.get(key)
+    if known is not None and known.shape != other.tensor.shape:
+        changes.skipped[other.name] = (
+            f"{other.describe()}; the base's has shape {describe_shape(known.shape)}, and config.json describes that"
+        )
+        return
+    weights[key] = other.tensor
+    changes.by_key[key] = Change(key, other.tensor)
+    changes.replaced[key] = f"{'new' if known is None else 'replaced'}: {other.describe()}"
+
+
+def _layer_update(
+    layer: AdapterLayer, module: str, weight: StoredTensor | None, *, stored_transposed: bool
+) -> WeightUpdate:
+    """Return the update of a layer, oriented as the base's weight is."""
+    if weight is None:
+        raise ValueError(f"{layer.name!r} does not stand for any module of the base: give the one it was trained from")
+    if not weight.is_floating:
+        raise ValueError(f"the base's {weight.key!r} is stored as {weight.dtype}: {PLAIN_WEIGHTS}")
+    experts = layer.placement.experts
+    if experts and weight.shape[0] != experts:
+        raise ValueError(f"{layer.name!r} is one of {experts} experts, but the base has {weight.shape[0]} of them")
+    shape = as_matrix(weight.shape[1:] if experts else weight.shape)
+    if layer.base is None:
+        is_transposed = _is_transposed(layer, module, shape, stored_transposed=stored_transposed)
+        layer = replace(layer, transposed=is_transposed)
+    if layer.shape != shape:
+        raise ValueError(
+            f"{layer.name!r} is an update of {describe_shape(layer.shape)}, but the base's weight has shape "
+            f"{describe_shape(weight.shape)}"
+        )
+    return WeightUpdate(layer.name, shape, layer.update, layer.placement.expert if experts else None, layer)
+
+
+def _is_transposed(layer: AdapterLayer, module: str, shape: tuple[int, int], *, stored_transposed: bool) -> bool:
+    """Whether the base stores a weight as (in, out), as its shape says, and of a square one its type of model.
+
+    An adapter has one fan_in_fan_out for all layers: of a model with both kinds, it is right for some of them alone.
+    """
+    placement = layer.placement
+    if placement.embedding or not (layer.transposed or placement.experts or is_conv1d(module)):
+        return layer.transposed
+    m, n = as_matrix(placement.dims)
+    if m != n:
+        return shape == (n, m)
+    return is_conv1d(module) if stored_transposed and not placement.experts else layer.transposed
+
+
+def _check_alone(layer: AdapterLayer, layers: Sequence[AdapterLayer], module: str) -> None:
+    """Check that no other layer, or none for the same expert, is for the same module."""
+    same = [each for each in layers if not layer.placement.experts or each.placement.expert == layer.placement.expert]
+    if len(same) > 1 or any(each.placement.experts != layer.placement.experts for each in layers):
+        raise ValueError(f"several layers stand for {module!r} of the base: one part of a model is needed")
+
+
+def _bias_update(other: OtherTensor) -> WeightUpdate:
+    return WeightUpdate(other.name, (other.tensor.size, 1), partial(_read_bias, other))
+
+
+def _read_bias(other: OtherTensor) -> LowRankUpdate:
+    values = other.tensor.read()
+    if not np.isfinite(values).all():
+        raise ValueError(f"{other.tensor.key!r} contains NaN or infinity")
+    return LowRankUpdate(values.reshape(-1, 1), values.dtype.type(1).reshape(1, 1), other.scaling or 0.0)
+
+
+def _model_type(base: Checkpoint) -> Any:
+    path = base.path.parent / _CONFIG
+    config: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    return config.get("model_type")
