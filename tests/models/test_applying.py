@@ -270,7 +270,7 @@ def test_an_error_leaves_nothing(write_file, write_peft, tmp_path, rng, out, mon
         apply(base, adapter, tmp_path / out, progress=fail)
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no layer of .* could be applied; the first of 1"):
+    with pytest.raises(ValueError, match=r"no layer of .* could be applied; the first of 1"):
         apply(base, write_peft(factors(rng, {"other": (2, 2)}), "other"), tmp_path / out)
     assert not (tmp_path / out).exists()
 
