@@ -70,4 +70,4 @@ def apply(
         (json, output.json_text),
         (csv, lambda report: output.csv_text(to_rows(report))),
     )
-    return output.exit_code(report.failures | report.skipped)
+    return output.exit_code(complete=report.complete)
