@@ -11,6 +11,9 @@ from lowrank_core.cli.app import main
 
 from .conftest import write_adapter
 
+# Of `tuning`, whose embedding changed and is not asked for.
+INCOMPLETE = 1
+
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
@@ -31,7 +34,10 @@ def kept(update: np.ndarray, rank: int) -> float:
 
 
 def test_plan_of_two_checkpoints(tuning: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("plan", *tuning, "--parameters", 200, "--out", tmp_path / "p.json", "--json", tmp_path / "all.json") == 0
+    assert (
+        run("plan", *tuning, "--parameters", 200, "--out", tmp_path / "p.json", "--json", tmp_path / "all.json")
+        == INCOMPLETE
+    )
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "all.json").read_text())
     updates = dense(*tuning)
@@ -53,7 +59,7 @@ def test_plan_of_two_checkpoints(tuning: tuple[Path, Path], tmp_path: Path, caps
 
 
 def test_uniform_ranks_beside_the_plan(tuning: tuple[Path, Path], tmp_path: Path) -> None:
-    assert run("plan", *tuning, "--parameters", 200, "--json", tmp_path / "all.json") == 0
+    assert run("plan", *tuning, "--parameters", 200, "--json", tmp_path / "all.json") == INCOMPLETE
     report = json.loads((tmp_path / "all.json").read_text())
     updates = dense(*tuning)
     costs = [sum(min(rank, *u.shape) * sum(u.shape) for u in updates.values()) for rank in range(9)]
@@ -69,7 +75,7 @@ def test_uniform_ranks_beside_the_plan(tuning: tuple[Path, Path], tmp_path: Path
 
 def test_a_variance_is_met_with_the_rule_and_scale_asked_for(tuning: tuple[Path, Path], tmp_path: Path) -> None:
     options = ("--variance", 0.8, "--rule", "rslora", "--scale", 2, "--max-rank", 6, "--objective", "absolute")
-    assert run("plan", *tuning, *options, "--json", tmp_path / "all.json") == 0
+    assert run("plan", *tuning, *options, "--json", tmp_path / "all.json") == INCOMPLETE
     report = json.loads((tmp_path / "all.json").read_text())
     updates = dense(*tuning)
     energy = {name: np.sum(update**2) for name, update in updates.items()}
@@ -146,7 +152,7 @@ def test_extract_and_resize_spend_the_budget_that_a_plan_spends(tuning: tuple[Pa
     figures = {}
     for verb, more in (("plan", ()), ("extract", (tmp_path / "out",))):
         json_file = tmp_path / f"{verb}.json"
-        assert run(verb, *tuning, *more, "--parameters", 250, "--max-rank", 5, "--json", json_file) == 0
+        assert run(verb, *tuning, *more, "--parameters", 250, "--max-rank", 5, "--json", json_file) == INCOMPLETE
         figures[verb] = {layer["name"]: layer["rank"] for layer in json.loads(json_file.read_text())["layers"]}
     assert figures["plan"] == figures["extract"]
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")

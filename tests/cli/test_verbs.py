@@ -153,7 +153,7 @@ def test_no_layer_that_can_be_read_is_bad_input(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "h.1.proj" in captured.err
+    assert "h.0.proj: only in the base checkpoint" in captured.err
     assert not written.exists()
 
 

@@ -88,9 +88,10 @@ def test_layers_are_the_matrices_that_both_hold(write_file, rng):
     for layer in checkpoints.layers:
         expected = changed[f"{layer.name}.weight"] - weights[f"{layer.name}.weight"]
         assert np.array_equal(layer.update(), expected.reshape(layer.shape))
-    others = dict(checkpoints.other_changes())
-    assert others["gone.weight"] == "only in the base checkpoint: 2 × 2, float64, norm 2"
-    assert others["norm.weight"].startswith("only in the tuned checkpoint: 3, float64, norm 1.732")
+    assert checkpoints.incomplete == {"gone": "only in the base checkpoint: 2 × 2, float64, norm 2"}
+    [(name, change)] = checkpoints.other_changes()
+    assert (name, change.entries, change.is_vector) == ("norm.weight", 3, True)
+    assert change.description.startswith("only in the tuned checkpoint: 3, float64, norm 1.732")
 
 
 def test_a_tensor_that_is_not_a_matrix_is_listed_only_if_it_changed(write_file):
@@ -99,25 +100,23 @@ def test_a_tensor_that_is_not_a_matrix_is_listed_only_if_it_changed(write_file):
         "norm.weight": np.ones(4, np.float32),
         "kept.bias": np.ones(4, np.float32),
         "scale": np.array(2.0, np.float32),
-        "experts": np.ones((2, 3, 4), np.float32),
         "positions": np.arange(6).reshape(1, 6),
         "mask": np.ones((1, 1, 4, 4), bool),
     }
     tuned = base | {
         "norm.weight": np.full(4, 1.5, np.float32),
         "scale": np.array(-1.0, np.float32),
-        "experts": np.zeros((2, 3, 4), np.float32),
         "mask": np.zeros((1, 1, 4, 4), bool),
     }
     checkpoints = open_pair(write_file, base, tuned)
     assert [layer.name for layer in checkpoints.layers] == ["w"]
-    assert not checkpoints.unsupported
-    others = dict(checkpoints.other_changes())
+    assert not checkpoints.unpaired
+    others = {name: change.description for name, change in checkpoints.other_changes()}
     assert others["norm.weight"] == "changed by norm 1 (its own 2): 4, float32"
     assert others["scale"] == "changed by norm 3 (its own 2): scalar, float32"
-    assert others["experts"].startswith("changed by norm 4.899 (its own 4.899): 2 × 3 × 4")
     assert others["mask"].startswith("changed in 16 of 16 entries")
-    assert sorted(others) == ["experts", "mask", "norm.weight", "scale"]
+    assert sorted(others) == ["mask", "norm.weight", "scale"]
+    assert [name for name, change in checkpoints.other_changes() if not change.is_vector] == ["mask"]
 
 
 def test_the_difference_of_8_bit_weights_is_theirs(write_file, rng):
@@ -127,28 +126,20 @@ def test_the_difference_of_8_bit_weights_is_theirs(write_file, rng):
     assert np.array_equal(layer.update(), tuned.astype(np.float32) - base.astype(np.float32))
 
 
-@pytest.mark.parametrize("scale", ["q.weight_scale", "q.weight_scale_inv", "q.scale_weight"])
-def test_8_bit_weights_with_a_scale_of_their_own_are_not_taken_without_it(write_file, scale):
-    base = {"q.weight": np.ones((2, 2), ml_dtypes.float8_e4m3fn), "w": np.ones((2, 2))}
-    checkpoints = open_pair(write_file, base, base | {scale: np.array([2.0])})
-    assert [layer.name for layer in checkpoints.layers] == ["w"]
-    assert scale in checkpoints.unsupported["q"]
-
-
 def test_a_tensor_of_a_type_that_numpy_lacks_is_listed_as_not_compared(write_file):
     path = write_file({"q": np.ones((2, 2), ml_dtypes.float8_e4m3fn), "w": np.ones((2, 2))})
     path.write_bytes(path.read_bytes().replace(b'"F8_E4M3"', b'"F8_E8M0"'))
     checkpoint = open_checkpoint(path)
-    assert dict(pair_checkpoints(checkpoint, checkpoint).other_changes())["q"].startswith(
-        "not compared: 2 × 2, F8_E8M0"
-    )
+    [(name, change)] = pair_checkpoints(checkpoint, checkpoint).other_changes()
+    assert (name, change.is_vector) == ("q", False)
+    assert change.description.startswith("not compared: 2 × 2, F8_E8M0")
 
 
 def test_weights_of_different_shapes_are_reported_by_name_beside_the_others(write_file):
     base = {"embed.weight": np.ones((4, 2)), "a.weight": np.ones((2, 2))}
     checkpoints = open_pair(write_file, base, base | {"embed.weight": np.ones((5, 2))})
-    assert list(checkpoints.unsupported) == ["embed"]
-    assert "4 × 2 in the base, 5 × 2 in the tuned checkpoint" in checkpoints.unsupported["embed"]
+    assert list(checkpoints.unpaired) == ["embed"]
+    assert "4 × 2 in the base, 5 × 2 in the tuned checkpoint" in checkpoints.incomplete["embed"]
     assert [layer.name for layer in checkpoints.layers] == ["a"]
     assert not dict(checkpoints.other_changes())
 
@@ -160,13 +151,21 @@ def test_nothing_in_common_is_refused_with_an_example_of_each(write_file):
         open_pair(write_file, {"a.weight": np.ones((2, 2))}, {"b.weight": np.ones((2, 2))})
 
 
-def test_a_weight_stored_once_is_one_layer(write_file, rng):
+def test_a_weight_that_one_stores_twice_is_one_layer(write_file, rng):
     embed = rng.standard_normal((6, 4)).astype(np.float32)
     checkpoints = open_pair(
         write_file, {"embed.weight": embed}, {"embed.weight": embed + 1, "lm_head.weight": embed + 1}
     )
     assert [layer.name for layer in checkpoints.layers] == ["embed"]
-    assert dict(checkpoints.other_changes())["lm_head.weight"].startswith("only in the tuned checkpoint")
+    [(name, change)] = checkpoints.other_changes()
+    assert (name, change.is_vector) == ("lm_head.weight", True)
+    assert "equal to 'embed.weight' there, to which the other ties it" in change.description
+
+
+def test_a_second_matrix_that_only_one_has_is_no_copy_unless_it_is_equal(write_file, rng):
+    embed = rng.standard_normal((6, 4)).astype(np.float32)
+    checkpoints = open_pair(write_file, {"embed.weight": embed}, {"embed.weight": embed, "lm_head.weight": embed + 1})
+    assert list(checkpoints.unpaired) == ["lm_head"]
 
 
 def test_dtypes_that_differ_are_both_named(write_file):

@@ -225,7 +225,9 @@ def test_what_an_adapter_cannot_store_is_listed_with_its_norm(tmp_path, rng):
     ]
     paths, _ = checkpoint_pair(tmp_path, rng, others=others)
     report = extract(*paths, tmp_path / "out", rank=2)
-    assert report.skipped.keys() == {"layers.0.q_proj.bias", "norm.weight", "experts.down", "table"}
+    assert report.skipped.keys() == {"layers.0.q_proj.bias", "norm.weight", "table"}
+    assert {layer.name for layer in report.layers} >= {f"experts.down[{expert}]" for expert in range(3)}
+    assert not report.complete
     for key, norm in {"layers.0.q_proj.bias": 3 * 12**0.5, "norm.weight": 0.5 * 8**0.5, "table": 8.0}.items():
         assert f"changed by norm {norm:.4g}" in report.skipped[key]
     assert "no module's weight" in report.skipped["table"]
@@ -236,9 +238,10 @@ def test_tensors_of_one_checkpoint_alone_and_other_shapes(tmp_path, rng):
     tensors = load_file(paths[1])
     save_file(tensors | {"score.weight": np.ones((1, 8), np.float32)}, paths[1])
     report = extract(*paths, tmp_path / "out", rank=2)
-    assert "only in the tuned checkpoint" in report.skipped["score.weight"]
+    assert "only in the tuned checkpoint" in report.failures["score"]
     assert "shapes differ: 4 × 2 in the base, 5 × 2" in report.failures["lm_head"]
-    assert extract(*paths, tmp_path / "out2", rank=2, exclude=["lm_head"]).failures == {}
+    rest = extract(*paths, tmp_path / "out2", rank=2, exclude=["lm_head", "score"])
+    assert (rest.failures, rest.complete) == ({}, True)
 
 
 def test_a_resized_vocabulary_is_skipped_unless_requested(tmp_path, rng):

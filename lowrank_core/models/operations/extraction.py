@@ -215,14 +215,13 @@ def extract(
         executor=executor,
         progress=progress,
     )
-    # What the user left out is not missing.
-    unchanged = {*report.unchanged, *(layers.keys() - set(chosen)), *plan.unchanged}
+    # What the user left out is not missing, and what is skipped is counted as such.
+    elsewhere = {*report.unchanged, *plan.unchanged, *plan.skipped, *(layers.keys() - set(chosen))}
+    beside = [change for name, change in plan.skipped.items() if name not in pair.unpaired]
     return replace(
         report,
         complete=not report.failures and all(change.is_vector for change in plan.skipped.values()),
-        compared_fraction=pair.fraction_in(
-            {layer.name for layer in report.layers}, unchanged | plan.skipped.keys(), plan.skipped.values()
-        ),
+        compared_fraction=pair.fraction_in({layer.name for layer in report.layers}, elsewhere, beside),
         alignment=pair.alignment,
     )
 
@@ -248,10 +247,14 @@ def _place(
     placed = _Placed([], dict(pair.other_changes()), [], {})
     layers, modules = {layer.name: layer for layer in pair.layers}, pair.module_names
     for name in chosen:
+        embedding = matches(name, embeddings)
         if name in pair.unpaired:
-            placed.failures[name] = pair.unpaired[name].description
+            if is_embedding(name) and not embedding:
+                placed.skipped[name] = pair.unpaired[name]
+            else:
+                placed.failures[name] = pair.unpaired[name].description
             continue
-        layer, embedding = layers[name], matches(name, embeddings)
+        layer = layers[name]
         if layer.experts and target.place_expert is None:
             placed.failures[name] = f"{without_experts(target.title, layer.experts)}: write PEFT's, a folder"
             continue
