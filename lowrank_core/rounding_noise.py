@@ -15,7 +15,7 @@ from lowrank_core.noise import noise_edge
 from lowrank_core.ranks import count_passing
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 
-__all__ = ["NoiseLevel", "RoundingNoise", "rounding_noise"]
+__all__ = ["NoiseLevel", "RoundingNoise", "code_steps", "rounding_noise", "step_exponents", "ulps"]
 
 # Steps 2^-31 of the largest and less add less than 1e-9 to the edge, and their squares would vanish in float32.
 _NEGLIGIBLE = 31
@@ -109,8 +109,8 @@ class RoundingNoise:
     applies: bool
 
 
-def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
-    r"""Compute how much of the difference of two matrices is the rounding of their stored dtypes.
+def rounding_noise(base: Any, tuned: Any, *, base_step: Any = None, tuned_step: Any = None) -> RoundingNoise:
+    r"""Compute how much of the difference of two matrices is the rounding that they were stored with.
 
     A number stored with a step of ulp(w) is off by a random error of variance :math:`\mathrm{ulp}(w)^2 / 12`. Large
     weights have large steps, so rows and entries of different magnitude have errors of different size; the edge of the
@@ -120,6 +120,10 @@ def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
     ----------
     base, tuned : array_like or torch.Tensor, shape (m, n)
         As they are stored: their dtypes say how they were rounded.
+    base_step, tuned_step : array_like, shape (m, n), optional
+        The step of rounding at each entry, where the dtype does not say it because a matrix was quantised: of 8 bits
+        with a scale, the step of the stored number times the scale. Shapes that broadcast to (m, n) are accepted: one
+        number, or (m, 1) for a step in each row. None: the ulp of the dtype.
 
     Returns
     -------
@@ -128,7 +132,7 @@ def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
     Raises
     ------
     ValueError
-        If the two are not matrices of one shape, or an entry is not finite.
+        If the two are not matrices of one shape, an entry is not finite, or a step is negative or not finite.
 
     See Also
     --------
@@ -141,6 +145,9 @@ def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
     included. For entries of about one size the edge on σ² is
 
     .. math:: s^2 \left[(\sqrt m + \sqrt n)^2 + 2.02 (\sqrt m + \sqrt n)(1/\sqrt m + 1/\sqrt n)^{1/3}\right].
+
+    Where both steps are given, an entry counts as unchanged if the two differ by less than half of the smaller step:
+    scales of their own make all entries of two quantised matrices differ.
 
     References
     ----------
@@ -157,6 +164,13 @@ def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
     >>> noise = rounding_noise(base, tuned)
     >>> noise.applies, noise.one_side.rank(spectrum(tuned.astype(float) - base.astype(float)))
     (True, 2)
+
+    Rounded to multiples of 1/16 of no dtype, which the original is compared with:
+
+    >>> fine = np.random.default_rng(2).standard_normal((100, 80))
+    >>> rounded = np.round(16 * fine) / 16
+    >>> rounding_noise(fine, rounded, tuned_step=1 / 16).one_side.rank(spectrum(rounded - fine))
+    0
     """
     (before, before_dtype), (after, after_dtype) = as_pair(base, tuned)
     changed = _changed_entries(before, after)
@@ -166,10 +180,36 @@ def rounding_noise(base: Any, tuned: Any) -> RoundingNoise:
     if not count:
         # Two equal matrices: the noise that a change would have had is still known.
         rows, columns = ~rows, ~columns
-    tuned_steps = _steps(after, after_dtype)
+    base_steps = _as_steps(base_step, "base_step", before, before_dtype)
+    tuned_steps = _as_steps(tuned_step, "tuned_step", after, after_dtype)
     one = _noise_level([tuned_steps], rows, columns)
-    two = _noise_level([_steps(before, before_dtype), tuned_steps], rows, columns)
+    two = _noise_level([base_steps, tuned_steps], rows, columns)
+    if base_step is not None and tuned_step is not None:
+        count = _moved_entries(before, after, base_steps, tuned_steps)
     return RoundingNoise(one, two, 1 - count / changed.size, compared - count <= _MOST_UNCHANGED * compared)
+
+
+def code_steps(levels: NDArray[np.floating[Any]], limit: float) -> NDArray[np.float32]:
+    r"""Compute the step of each level of a non-uniform code: that of a uniform one with an error of the same variance.
+
+    Numbers of up to `limit` in size are rounded to the nearest level. Those that become a level extend by a below it
+    and by b above it, half of the way to the next; spread evenly, their errors have the mean square
+    :math:`(a^3 + b^3) / 3(a + b)`, which is :math:`\mathrm{step}^2 / 12` where a = b = step/2. (Gersho and Gray,
+    "Vector Quantization and Signal Compression", 1992, section 5.2.)
+    """
+    distinct, index = np.unique(levels.astype(np.float64), return_inverse=True)
+    half = np.diff(distinct) / 2
+    below = np.concatenate([[max(limit + distinct[0], 0.0)], half])
+    above = np.concatenate([half, [max(limit - distinct[-1], 0.0)]])
+    width = below + above
+    squares = np.divide(below**3 + above**3, width, out=np.zeros_like(width), where=width > 0)
+    steps: NDArray[np.float32] = (2 * np.sqrt(squares)).astype(np.float32)[index]
+    return steps
+
+
+def ulps(matrix: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute the distance of each entry of a matrix to the next number of its dtype."""
+    return np.ldexp(1.0, step_exponents(matrix, matrix.dtype.name))
 
 
 def _changed_entries(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
@@ -179,7 +219,7 @@ def _changed_entries(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bo
     return changed
 
 
-def _steps(matrix: NDArray[Any], dtype: str) -> NDArray[np.int16]:
+def step_exponents(matrix: NDArray[Any], dtype: str) -> NDArray[np.int16]:
     """Compute the exponent of each entry's step: ulp(w) = 2^(e − bits) for |w| in [2^(e−1), 2^e), or subnormal."""
     bits, smallest = FLOATS[dtype].significand_bits, FLOATS[dtype].subnormal_exponent
     steps = np.empty(matrix.shape, dtype=np.int16)
@@ -189,19 +229,66 @@ def _steps(matrix: NDArray[Any], dtype: str) -> NDArray[np.int16]:
     return steps
 
 
-def _noise_level(sides: list[NDArray[np.int16]], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NoiseLevel:
-    largest = max(int(np.max(steps)) for steps in sides)
-    # Squared steps over the largest, of which float32 has every power of two that matters.
-    squares = np.ldexp(1.0, -2 * np.arange(_NEGLIGIBLE + 1)).astype(np.float32)
-    squares[_NEGLIGIBLE] = 0.0
+def _as_steps(step: Any, name: str, matrix: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return the step of each entry: given ones as they are, those of a dtype as the exponents of powers of two."""
+    if step is None:
+        return step_exponents(matrix, dtype)
+    steps = np.asarray(step)
+    if steps.dtype.kind not in "fiu" or not (np.isfinite(steps).all() and np.all(steps >= 0)):
+        raise ValueError(f"{name} contains what is not a step: steps are finite numbers that are not negative")
+    try:
+        return np.broadcast_to(steps.astype(np.float64, copy=False) if steps.dtype.kind != "f" else steps, matrix.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {steps.shape}, which does not broadcast to the matrices' {matrix.shape}; give one step, "
+            "or one for each row, column or entry"
+        ) from None
+
+
+def _moved_entries(
+    before: NDArray[Any], after: NDArray[Any], base_steps: NDArray[Any], tuned_steps: NDArray[Any]
+) -> int:
+    """Count the entries that differ by half of the smaller step or more."""
+    return sum(
+        int(
+            np.count_nonzero(
+                2 * np.abs(after[block].astype(np.float64) - before[block].astype(np.float64))
+                >= np.maximum(np.minimum(base_steps[block], tuned_steps[block]), np.finfo(np.float64).tiny)
+            )
+        )
+        for block in _blocks(before.shape)
+    )
+
+
+def _noise_level(sides: list[NDArray[Any]], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NoiseLevel:
+    largest = max(map(_largest_exponent, sides))
     variances = np.zeros(sides[0].shape, dtype=np.float32)
     for steps in sides:
-        variances += squares[np.minimum(largest - steps, _NEGLIGIBLE)]
+        for block in _blocks(steps.shape):
+            variances[block] += _squares(steps[block], largest)
     unit = math.ldexp(math.sqrt(1 / 12), largest)
     std = unit * math.sqrt(float(np.mean(variances, dtype=np.float64)))
     if not (np.all(rows) and np.all(columns)):
         variances = variances[rows][:, columns]
     return NoiseLevel(std, unit * noise_edge(variances)[1])
+
+
+def _largest_exponent(steps: NDArray[Any]) -> int:
+    """Return an exponent e with steps of at most 2^e."""
+    largest = np.max(steps)
+    if steps.dtype.kind == "i":
+        return int(largest)
+    return math.frexp(float(largest))[1] if largest else FLOATS["float64"].subnormal_exponent
+
+
+def _squares(steps: NDArray[Any], largest: int) -> NDArray[np.float32]:
+    """Return the squares of steps over 2^largest, of which float32 has every one that matters."""
+    if steps.dtype.kind == "i":
+        squares = np.ldexp(1.0, -2 * np.arange(_NEGLIGIBLE + 1)).astype(np.float32)
+        squares[_NEGLIGIBLE] = 0.0
+        relative: NDArray[np.float32] = squares[np.minimum(largest - steps, _NEGLIGIBLE)]
+        return relative
+    return np.square(np.ldexp(steps.astype(np.float64), -largest)).astype(np.float32)
 
 
 def _blocks(shape: tuple[int, ...]) -> list[slice]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import rounding_noise as module
-from lowrank_core.rounding_noise import _blocks, _steps, rounding_noise
+from lowrank_core.rounding_noise import _blocks, rounding_noise, step_exponents
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
@@ -16,7 +16,7 @@ def test_steps_are_distances_to_the_next_number(dtype):
     stored[0, :4] = [0.0, finfo.smallest_subnormal, finfo.tiny, 1.0]
     following = np.nextafter(stored, np.asarray(np.inf, dtype=dtype)).astype(np.float64)
     gap = following - stored.astype(np.float64)
-    assert np.array_equal(np.ldexp(1.0, _steps(-stored, np.dtype(dtype).name).astype(int)), gap)
+    assert np.array_equal(np.ldexp(1.0, step_exponents(-stored, np.dtype(dtype).name).astype(int)), gap)
 
 
 def test_blocks_hold_a_mebi_of_entries_or_one_row():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.quantised import join_quantised
 from lowrank_core.models.files.tensors import StoredTensor, open_file
 
 _INDEX = ".index.json"
@@ -27,7 +28,8 @@ class Checkpoint:
     path : Path
         The file, or the index of a sharded checkpoint.
     tensors : dict of str to StoredTensor
-        Every tensor by name. Weights that the model ties together appear once, under the name they were stored by.
+        Every tensor by name. Weights that the model ties together appear once, under the name they were stored by. A
+        quantised weight is one tensor, which is dequantised as it is read; its scales are not tensors of their own.
     """
 
     path: Path
@@ -74,12 +76,23 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     if location.is_dir():
         location = _find_weights(location)
     tensors = _open_shards(location) if location.suffix == ".json" else open_file(location)[0]
-    return Checkpoint(location, tensors)
+    return Checkpoint(location, join_quantised(tensors, _block_shape(location.parent / "config.json")))
 
 
 def module_name(key: str) -> str:
     """Return the name of the module that a weight belongs to: the key without a final ".weight"."""
     return key.removesuffix(".weight")
+
+
+def _block_shape(config: Path) -> tuple[int, ...] | None:
+    """Return the shape of the blocks of scales that a model's configuration names, None where there is none."""
+    if not config.is_file():
+        return None
+    quantisation = read_json(config).get("quantization_config")
+    shape = quantisation.get("weight_block_size") if isinstance(quantisation, dict) else None
+    if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
+        return None
+    return tuple(shape)
 
 
 def _find_weights(folder: Path) -> Path:

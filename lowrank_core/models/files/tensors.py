@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS, INTEGERS, as_dtype
 from lowrank_core.models.files.container import Container, Entry
+from lowrank_core.models.files.encodings import Encoding, QuantisedBlocks
 from lowrank_core.models.files.gguf_file import GGUF
 from lowrank_core.models.files.recognition import read_beginning
 from lowrank_core.models.files.safetensors_file import SAFETENSORS
 from lowrank_core.models.files.torch_file import TORCH
 from lowrank_core.models.norms import frobenius_norm, row_blocks
+from lowrank_core.rounding_noise import ulps
 
 CONTAINERS: tuple[Container, ...] = (GGUF, SAFETENSORS, TORCH)
 """Kinds of files; what none of them recognises is read as a safetensors file, whose error then says what is wrong."""
@@ -25,12 +27,20 @@ CONTAINERS: tuple[Container, ...] = (GGUF, SAFETENSORS, TORCH)
 PLAIN_WEIGHTS = f"plain weights are {', '.join(FLOATS)}; a quantised model has to be dequantised first"
 """What to tell the owner of any other type."""
 
+COARSE_DTYPES = tuple(name for name, dtype in FLOATS.items() if dtype.eps > FLOATS["float32"].eps)
+"""The stored dtypes whose steps are of the size of fine-tuning updates."""
+
 
 class Part(NamedTuple):
     """Which entries of a tensor of this shape are meant: those of each axis, an axis with a number being dropped."""
 
     shape: tuple[int, ...]
     entries: tuple[range | int, ...]
+
+    @classmethod
+    def all(cls, shape: tuple[int, ...]) -> Part:
+        """Return the part that is the whole tensor."""
+        return cls(shape, tuple(map(range, shape)))
 
     def of(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return this part of an array as a copy."""
@@ -45,7 +55,8 @@ class StoredTensor:
     A plain value that can be sent to another process: it has a path and a key, never an open file. `dtype` is NumPy's
     or ml_dtypes' name ("float32", "bfloat16", "int64") where there is one, else the file's own ("Q8_0"). `read_as` is
     the dtype of the array that is read, where it is another, and `offset` where the tensor's bytes begin, in files that
-    are read by it. `part` says which entries of a larger tensor it is.
+    are read by it. `part` says which entries of a larger tensor it is. `quantised` says what a quantised weight is
+    stored as; `dtype` is then the storage in words ("int8 × row scales").
     """
 
     file: Path
@@ -55,6 +66,7 @@ class StoredTensor:
     read_as: str = ""
     offset: int = 0
     part: Part | None = None
+    quantised: Quantisation | None = None
 
     @property
     def size(self) -> int:
@@ -86,6 +98,11 @@ class StoredTensor:
         """Whether the bytes in the file are those of the array, so that a part can be read alone."""
         return bool(self.offset) and not self.read_as
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the steps of the stored numbers are known, and of the size of fine-tuning updates."""
+        return self.quantised is not None or self.dtype in COARSE_DTYPES
+
     def along(self, axis: int, start: int, stop: int, step: int = 1) -> StoredTensor:
         """Return the part of this tensor that consists of such entries of one axis."""
         return self._with_entries(axis, lambda entries: entries[start:stop:step])
@@ -95,7 +112,7 @@ class StoredTensor:
         return self._with_entries(0, lambda entries: entries[index])
 
     def _with_entries(self, axis: int, choose: Callable[[range], range | int]) -> StoredTensor:
-        part = self.part or Part(self.shape, tuple(map(range, self.shape)))
+        part = self.part or Part.all(self.shape)
         places = [place for place, each in enumerate(part.entries) if isinstance(each, range)]
         entries = list(part.entries)
         entries[places[axis]] = choose(cast("range", entries[places[axis]]))
@@ -105,6 +122,31 @@ class StoredTensor:
     def read(self) -> NDArray[Any]:
         """Read the tensor as a copy, in its stored dtype or dequantised to float32."""
         return read_tensors([self])[0]
+
+    def read_with_steps(self, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Read the tensor once, as a matrix, and each entry's step of rounding, None where the dtype says it."""
+        if self.quantised is None:
+            return self.read().reshape(shape), None
+        quantised, part = _quantised_part(self.quantised, self.part)
+        blocks = quantised.read()
+        both = blocks.values(), blocks.steps()
+        values, steps = both if part is None else map(part.of, both)
+        return values.reshape(shape), steps.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """The tensors that a quantised weight is stored as, and their encoding; or why they cannot be dequantised."""
+
+    parts: tuple[StoredTensor, ...] = ()
+    encoding: Encoding | None = None
+    refusal: str = ""
+
+    def read(self) -> QuantisedBlocks:
+        """Read the parts, not yet dequantised."""
+        if self.encoding is None:
+            raise ValueError(self.refusal)
+        return self.encoding.unpack(read_tensors(self.parts))
 
 
 @dataclass(frozen=True)
@@ -148,9 +190,22 @@ class JoinedTensor:
         """Whether all parts can be read."""
         return all(part.is_readable for part in self.parts)
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the steps of a part are of the size of fine-tuning updates."""
+        return any(part.is_coarse for part in self.parts)
+
     def read(self) -> NDArray[Any]:
         """Read the parts, and return them as one array."""
         return np.concatenate(read_tensors(self.parts))
+
+    def read_with_steps(self, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Read the parts once, as one matrix, and each entry's step of rounding, None where one dtype says it."""
+        both = [part.read_with_steps(as_matrix(part.shape)) for part in self.parts]
+        whole = np.concatenate([array for array, _ in both]).reshape(shape)
+        if all(steps is None and array.dtype == whole.dtype for array, steps in both):
+            return whole, None
+        return whole, np.concatenate([ulps(array) if steps is None else steps for array, steps in both])
 
 
 Weight = StoredTensor | JoinedTensor
@@ -170,10 +225,12 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
     """
     wanted = list(tensors)
     for tensor in wanted:
+        if tensor.quantised and tensor.quantised.refusal:
+            raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {tensor.quantised.refusal}")
         if not tensor.is_readable:
             raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {PLAIN_WEIGHTS}")
-    arrays = {tensor: _read_part(tensor, tensor.part) for tensor in wanted if tensor.part is not None}
-    whole = [tensor for tensor in wanted if tensor.part is None]
+    arrays = {tensor: _read_one(tensor) for tensor in wanted if tensor.part or tensor.quantised}
+    whole = [tensor for tensor in wanted if tensor not in arrays]
     for path in dict.fromkeys(tensor.file for tensor in whole):
         own = [tensor for tensor in whole if tensor.file == path]
         entries = [Entry(tensor.key, tensor.shape, tensor.dtype, tensor.read_as, tensor.offset) for tensor in own]
@@ -181,8 +238,16 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
     return [arrays[tensor] for tensor in wanted]
 
 
-def _read_part(tensor: StoredTensor, part: Part) -> NDArray[Any]:
-    """Read a part of a tensor: no more than its own entries, where the file's bytes are those of the array."""
+def _read_one(tensor: StoredTensor) -> NDArray[Any]:
+    """Read a part of a tensor, or a quantised one; no more than its entries, where these are the file's bytes."""
+    if tensor.quantised:
+        quantised, rest = _quantised_part(tensor.quantised, tensor.part)
+        try:
+            values = quantised.read().values()
+        except ValueError as error:
+            raise ValueError(f"{tensor.key!r}, stored as {tensor.dtype}, cannot be read: {error}") from error
+        return values if rest is None else rest.of(values)
+    part = tensor.part or Part.all(tensor.shape)
     whole = replace(tensor, shape=part.shape, part=None)
     if not tensor.is_mappable:
         return part.of(whole.read())
@@ -202,6 +267,16 @@ def read_blocks(weight: Weight, entries: int = 1 << 22) -> Iterator[NDArray[Any]
     else:
         whole = np.atleast_1d(weight.read())
         yield from (whole[rows] for rows in row_blocks(whole.shape, entries))
+
+
+def _quantised_part(quantised: Quantisation, part: Part | None) -> tuple[Quantisation, Part | None]:
+    """Return the least of a quantised weight that has a part, and which part of it: one weight of a stack, or all."""
+    if part is None or quantised.encoding is None or not isinstance(part.entries[0], int) or len(part.shape) < 3:
+        return quantised, part
+    if any(tensor.shape[:1] != part.shape[:1] for tensor in quantised.parts):
+        return quantised, part
+    parts = tuple(tensor.at(part.entries[0]) for tensor in quantised.parts)
+    return replace(quantised, parts=parts), Part(part.shape[1:], part.entries[1:])
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -24,7 +24,6 @@ from lowrank_core.models.formats import is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.with_base import open_with_base
 from lowrank_core.models.inspection.report import (
-    COARSE_DTYPES,
     Inspection,
     LayerReport,
     layer_noise,
@@ -183,7 +182,7 @@ def _report(
     layer: AdapterLayer | WeightPair, ranks: tuple[int, ...], rules: tuple[str, ...], alpha: float | None
 ) -> LayerReport:
     rounding = None
-    if isinstance(layer, WeightPair) and not {layer.base.dtype, layer.tuned.dtype}.isdisjoint(COARSE_DTYPES):
+    if isinstance(layer, WeightPair) and layer.has_rounding:
         update, noise = layer.update_and_noise()
         decomposed = spectrum(update)
         rounding = layer_noise(noise, decomposed)

@@ -12,15 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
-from lowrank_core._dtypes import FLOATS
 from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.results import to_json
 from lowrank_core.rounding_noise import RoundingNoise
 
 VARIANCE_FRACTIONS = (0.90, 0.95, 0.99)
-
-COARSE_DTYPES = tuple(name for name, dtype in FLOATS.items() if dtype.eps > FLOATS["float32"].eps)
-"""The stored dtypes whose steps are of the size of fine-tuning updates."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ class LayerReport:
         For each rule, the relative error at each of them, as :func:`~lowrank_core.models.inspect`
         defines it.
     rounding : LayerNoise or None
-        What of the update cannot be told from the rounding of two checkpoints of which one is stored in float16 or
-        bfloat16.
+        What of the update cannot be told from the rounding of two checkpoints of which one is stored in float16,
+        bfloat16, or 8 or 4 bits.
     singular_values : ndarray
         Those that can differ from zero, descending: as many as the adapter's rank, or min(m, n).
     """

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
+from lowrank_core.models.files.quantised import check_dequantised
 from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape
 from lowrank_core.models.norms import difference
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
@@ -69,6 +70,11 @@ class WeightPair:
         """What the weights are stored in; both, where they differ."""
         return self.tuned.dtype if self.base.dtype == self.tuned.dtype else f"{self.base.dtype} → {self.tuned.dtype}"
 
+    @property
+    def has_rounding(self) -> bool:
+        """Whether the rounding of a stored weight may be of the size of the update."""
+        return self.base.is_coarse or self.tuned.is_coarse
+
     def update(self) -> NDArray[Any]:
         """Read both weights and return their difference, tuned − base, as a matrix of float32 or float64.
 
@@ -88,8 +94,9 @@ class WeightPair:
 
     def update_and_noise(self) -> tuple[NDArray[Any], RoundingNoise]:
         """Read both weights once, and return their difference and the rounding noise in it."""
-        base, tuned = self.base.read().reshape(self.shape), self.tuned.read().reshape(self.shape)
-        return difference(base, tuned), rounding_noise(base, tuned)
+        base, base_step = self.base.read_with_steps(self.shape)
+        tuned, tuned_step = self.tuned.read_with_steps(self.shape)
+        return difference(base, tuned), rounding_noise(base, tuned, base_step=base_step, tuned_step=tuned_step)
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ def pair_checkpoints(
     Raises
     ------
     ValueError
-        If they have no matrix in common, or `match` aligns nothing.
+        If they have no matrix in common, `match` aligns nothing, or a quantised weight cannot be dequantised.
 
     See Also
     --------
@@ -207,6 +214,8 @@ def pair_checkpoints(
     """
     if names not in ("base", "tuned"):
         raise ValueError(f'names are those of "base" or "tuned"; got {names!r}')
+    for checkpoint in (base, tuned):
+        check_dequantised(checkpoint.path, checkpoint.tensors)
     matches, ambiguous = align_names(base.tensors, tuned.tensors, match or {}, _are_alike)
     left = {key: base.tensors[key] for key in base.tensors.keys() - {match.base for match in matches}}
     right = {key: tuned.tensors[key] for key in tuned.tensors.keys() - {match.tuned for match in matches}}
