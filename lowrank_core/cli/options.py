@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -51,15 +51,6 @@ Out = Annotated[
         metavar="OUT",
         help="What to write, in the adapter's own format if it is named so; else a kohya file if its name ends in "
         ".safetensors, or a PEFT folder.",
-    ),
-]
-Match = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--match",
-        metavar="OLD=NEW",
-        help="Names of BASE that begin with OLD begin with NEW in the tuned checkpoint. May be repeated.",
-        show_default="aligned by what their ends have in common",
     ),
 ]
 RULE_HELP = "Scaling rule of the new adapter: standard (α/r) or rslora (α/√r)."
@@ -116,6 +107,33 @@ class Modules:
     exclude: Annotated[list[str], typer.Option(metavar="PATTERN", help="Skip modules that match. May be repeated.")] = (
         field(default_factory=list)
     )
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which tensors of two checkpoints are the same weights."""
+
+    match: Annotated[
+        list[str],
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Names of BASE that begin with OLD begin with NEW in the tuned checkpoint. May be repeated.",
+            show_default="aligned by what their ends have in common",
+        ),
+    ] = field(default_factory=list)
+    component: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The component of two pipelines of diffusers, as transformer.",
+            show_default="all that differ",
+        ),
+    ] = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same, as the functions take it."""
+        return {"match": parse_match(self.match), "component": self.component}
 
 
 @dataclass(frozen=True)
@@ -242,7 +260,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
         raise ValueError(f"--ranks takes whole numbers separated by commas, such as 2,4,8; got {text!r}.") from None
 
 
-def parse_match(pairs: list[str] | None) -> dict[str, str] | None:
+def parse_match(pairs: Sequence[str]) -> dict[str, str]:
     """Return beginnings of names with those that replace them.
 
     Examples
@@ -250,8 +268,6 @@ def parse_match(pairs: list[str] | None) -> dict[str, str] | None:
     >>> parse_match(["model=model.language_model"])
     {'model': 'model.language_model'}
     """
-    if pairs is None:
-        return None
     for pair in pairs:
         if pair.count("=") != 1:
             raise ValueError(f"--match takes OLD=NEW, two beginnings of names, as model=language_model; got {pair!r}.")

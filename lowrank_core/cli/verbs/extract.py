@@ -58,7 +58,7 @@ def extract(
             show_default="what config.json says of the model type",
         ),
     ] = None,
-    match: options.Match = None,
+    pairing: options.Pairing,
     names: Annotated[
         str,
         typer.Option(
@@ -99,8 +99,8 @@ def extract(
         rank=rank,
         embeddings=embedding or (),
         transposed=transposed,
-        match=options.parse_match(match),
         names=names,
+        **pairing.arguments,
         prefix=prefix,
         rule=rule,
         dtype=dtype,

@@ -35,7 +35,7 @@ def inspect(
     ],
     *,
     base: Annotated[Path | None, typer.Option(metavar="BASE", help="The checkpoint that PATH was tuned from.")] = None,
-    match: options.Match = None,
+    pairing: options.Pairing,
     ranks: Annotated[
         str | None,
         typer.Option(
@@ -95,7 +95,7 @@ def inspect(
         return census.run(path, chosen, jsonl, work, reports)
     rules = DEFAULT_RULES if rule is None else tuple(dict.fromkeys(rule))
     inspection = over_layers(
-        partial(models.inspect, path, base, match=options.parse_match(match), ranks=chosen, rules=rules, alpha=alpha),
+        partial(models.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha, **pairing.arguments),
         work,
     )
     if inspection.failures and not inspection.layers:

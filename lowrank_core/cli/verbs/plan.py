@@ -49,7 +49,7 @@ def plan(
             show_default="the adapter's own; standard for checkpoints",
         ),
     ] = None,
-    match: options.Match = None,
+    pairing: options.Pairing,
     modules: options.Modules,
     out: Annotated[
         Path | None,
@@ -78,9 +78,9 @@ def plan(
         partial(
             models.plan,
             path,
-            *bases,
+            bases[0] if bases else None,
             budget=budget,
-            match=options.parse_match(match),
+            **pairing.arguments,
             scale=scale,
             rule=rule,
             **vars(modules),

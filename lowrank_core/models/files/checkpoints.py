@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from lowrank_core.models.files.folders import PIPELINE, component_folder, find_components, find_weights, is_pipeline
 from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.quantised import join_quantised
 from lowrank_core.models.files.tensors import StoredTensor, open_file
-
-_INDEX = ".index.json"
-_MODELS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
-_OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
-# What a trainer saves beside the weights.
-_OF_TRAINING = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.(bin|pt)|rng_state\S*\.pth")
 
 
 @dataclass(frozen=True)
@@ -26,24 +20,30 @@ class Checkpoint:
     Attributes
     ----------
     path : Path
-        The file, or the index of a sharded checkpoint.
+        The file, or the index of a sharded checkpoint or of a pipeline.
     tensors : dict of str to StoredTensor
         Every tensor by name. Weights that the model ties together appear once, under the name they were stored by. A
         quantised weight is one tensor, which is dequantised as it is read; its scales are not tensors of their own.
+    components : tuple of str
+        Of a pipeline: what names begin with.
     """
 
     path: Path
     tensors: dict[str, StoredTensor]
+    components: tuple[str, ...] = ()
 
 
-def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | PathLike[str], *, component: str | None = None) -> Checkpoint:
     """Open a model's weights: read which tensors there are, but no weight yet.
 
     Parameters
     ----------
     path : path-like
-        A safetensors, GGUF or PyTorch file, the index of a sharded checkpoint ("model.safetensors.index.json"), or a
-        folder with one of these.
+        A safetensors, GGUF or PyTorch file, the index of a sharded checkpoint ("model.safetensors.index.json"), a
+        folder with one of these, a pipeline of diffusers, a model's folder in the cache of Hugging Face, or the id of
+        a model that is there, as "org/name".
+    component : str, optional
+        The component of a pipeline, as "transformer". None: all of them, with its name before that of each tensor.
 
     Returns
     -------
@@ -73,10 +73,21 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     (2, 3)
     """
     location = find_snapshot(Path(path))
+    if component is not None:
+        location = component_folder(location, component)
+    if is_pipeline(location):
+        return _open_pipeline(location)
     if location.is_dir():
-        location = _find_weights(location)
+        location = find_weights(location)
     tensors = _open_shards(location) if location.suffix == ".json" else open_file(location)[0]
     return Checkpoint(location, join_quantised(tensors, _block_shape(location.parent / "config.json")))
+
+
+def _open_pipeline(folder: Path) -> Checkpoint:
+    """Open all components of a pipeline as one checkpoint, with the name of its component before that of a tensor."""
+    components = {name: open_checkpoint(weights) for name, weights in find_components(folder).items()}
+    tensors = {f"{name}.{key}": tensor for name, each in components.items() for key, tensor in each.tensors.items()}
+    return Checkpoint(folder / PIPELINE, tensors, tuple(components))
 
 
 def module_name(key: str) -> str:
@@ -93,24 +104,6 @@ def _block_shape(config: Path) -> tuple[int, ...] | None:
     if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
         return None
     return tuple(shape)
-
-
-def _find_weights(folder: Path) -> Path:
-    for name in (f"{stem}{ending}" for stem, suffix in _MODELS for ending in (suffix, suffix + _INDEX)):
-        if (folder / name).is_file():
-            return folder / name
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not _OF_TRAINING.fullmatch(file.name))
-    for endings in ((".safetensors" + _INDEX,), (".safetensors",), (".bin" + _INDEX,), _OTHER_SUFFIXES):
-        candidates = [file for file in files if file.name.endswith(endings)]
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            names = ", ".join(file.name for file in candidates)
-            raise ValueError(f"{str(folder)!r} has several checkpoints ({names}): give the path of one of them")
-    raise FileNotFoundError(
-        f"no model.safetensors and no model.safetensors{_INDEX} in {str(folder)!r}, nor any other weights: give a "
-        "safetensors, GGUF or PyTorch file, the index of a sharded checkpoint, or the folder of one of these"
-    )
 
 
 def _open_shards(index: Path) -> dict[str, StoredTensor]:

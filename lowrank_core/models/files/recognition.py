@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["explain_missing", "read_beginning"]
+__all__ = ["explain_missing", "hub_id", "read_beginning"]
 
 _BEGINNING_BYTES = 512
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -48,13 +48,22 @@ def explain_missing(path: Path) -> FileNotFoundError:
     """Return the error of a path where nothing is: a link to nothing, an id of the Hugging Face hub, a missing file."""
     if path.is_symlink():
         return FileNotFoundError(f"no file {str(path)!r}: it is a link to nothing, or to itself")
-    name = path.as_posix()
-    if _HUB_ID.fullmatch(name) and path.suffix.lower() not in _FILE_SUFFIXES and not path.parent.exists():
+    name = hub_id(path)
+    if name is not None:
         return FileNotFoundError(
-            f"no file or folder {name!r}; it looks like a Hugging Face id, and files are read from the disk alone: "
-            f"download it first (hf download {name} --local-dir {path.name}) and give the folder"
+            f"no file or folder {name!r}; it looks like a Hugging Face id, of which the cache on this machine has no "
+            f"copy, and files are read from the disk alone: download it first (hf download {name} --local-dir "
+            f"{path.name}) and give the folder"
         )
     return FileNotFoundError(f"no file {str(path)!r}")
+
+
+def hub_id(path: Path) -> str | None:
+    """Return a path that may be the id of a model, as "org/name": nothing has that name here, nor its first part."""
+    # A worker in another folder is given an absolute path.
+    name = (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+    is_file = path.suffix.lower() in _FILE_SUFFIXES or path.is_symlink() or path.exists() or path.parent.exists()
+    return None if is_file or not _HUB_ID.fullmatch(name) else name
 
 
 def _mistake(beginning: bytes) -> str:

@@ -43,6 +43,7 @@ def inspect(
     base: str | PathLike[str] | None = None,
     *,
     match: Mapping[str, str] | None = None,
+    component: str | None = None,
     ranks: Sequence[int] = DEFAULT_RANKS,
     rules: Sequence[str] = DEFAULT_RULES,
     alpha: float | None = None,
@@ -61,6 +62,8 @@ def inspect(
         a DoRA layer are those of γBA.
     match : mapping of str to str, optional
         Beginnings of names of `base`, with those that stand for them in `path`, where names alone leave that open.
+    component : str, optional
+        The component of two pipelines of diffusers, as "transformer". None: all that differ.
     ranks : sequence of int
         Ranks to give errors at, each clamped to a layer's own largest.
     rules : sequence of str
@@ -115,7 +118,8 @@ def inspect(
     >>> layer.norm, layer.best_error, layer.rank_for_variance[0.9]
     (5.0, (0.6, 0.0), 2)
     """
-    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor), match)
+    paths = path_for(path, executor), None if base is None else path_for(base, executor)
+    source = open_updates(*paths, match=match, component=component)
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, executor=executor, progress=progress
     )
@@ -142,13 +146,18 @@ def inspect(
 
 
 def open_updates(
-    path: str | PathLike[str], base: str | PathLike[str] | None = None, match: Mapping[str, str] | None = None
+    path: str | PathLike[str],
+    base: str | PathLike[str] | None = None,
+    *,
+    match: Mapping[str, str] | None = None,
+    component: str | None = None,
 ) -> Adapter | CheckpointPair:
     """Open an adapter, beside its base where given, or two checkpoints: both have layers, and say what else changed."""
     if base is not None and not is_adapter(path):
-        return pair_checkpoints(open_checkpoint(base), open_checkpoint(path), match=match)
-    if match:
-        raise ValueError("a match (--match) is of the names of two checkpoints, and not for an adapter")
+        before, after = (open_checkpoint(each, component=component) for each in (base, path))
+        return pair_checkpoints(before, after, match=match)
+    if match or component:
+        raise ValueError("a match (--match) and a component (--component) are for two checkpoints, not for an adapter")
     return open_adapter(path) if base is None else open_with_base(path, base)
 
 

@@ -53,6 +53,7 @@ def extract(
     transposed: Sequence[str] | None = None,
     match: Mapping[str, str] | None = None,
     names: str = "base",
+    component: str | None = None,
     prefix: str | None = None,
     alpha: float | None = None,
     rule: str = "standard",
@@ -90,6 +91,8 @@ def extract(
         Beginnings of names of `base`, with those that stand for them in `tuned`, where names alone leave that open.
     names : {"base", "tuned"}
         The checkpoint that modules are named by; a stack of experts is named as the stack, whichever has it.
+    component : str, optional
+        The component of two pipelines of diffusers, as "transformer". None: all that differ.
     prefix : str, optional
         What module names begin with in the model that the adapter is for, as "transformer" where the checkpoint has
         "h.0.…" and the model "transformer.h.0.…"; in a kohya file what keys begin with, "lora_unet" by default.
@@ -155,7 +158,7 @@ def extract(
            [0., 0.]])
     """
     if is_adapter(path_for(tuned, executor)):
-        _check_options_of_adapters(rank, embeddings, transposed, match, names)
+        _check_options_of_adapters(rank, embeddings, transposed, match, names, component)
         return rewrite(
             "extract",
             tuned,
@@ -179,7 +182,9 @@ def extract(
         )
     out = Path(out)
     pair = pair_checkpoints(
-        open_checkpoint(path_for(base, executor)), open_checkpoint(path_for(tuned, executor)), match=match, names=names
+        *(open_checkpoint(path_for(path, executor), component=component) for path in (base, tuned)),
+        match=match,
+        names=names,
     )
     _check_not_an_input(out, pair.base, pair.tuned)
     target = format_of_output(out, name=format)
@@ -211,7 +216,7 @@ def extract(
         rank,
         skipped={name: change.description for name, change in plan.skipped.items()},
         failures=plan.failures,
-        warnings=orientation.warnings,
+        warnings=(*pair.warnings, *orientation.warnings),
         executor=executor,
         progress=progress,
     )
@@ -297,6 +302,7 @@ def _check_options_of_adapters(
     transposed: Collection[str] | None,
     match: Mapping[str, str] | None,
     names: str,
+    component: str | None,
 ) -> None:
     given = {
         "a rank above the rounding noise (--above-noise)": isinstance(rank, AboveNoise),
@@ -304,6 +310,7 @@ def _check_options_of_adapters(
         "transposed modules (--transposed)": bool(transposed),
         "a match of names (--match)": bool(match),
         "the tuned checkpoint's names (--names)": names == "tuned",
+        "a component (--component)": component is not None,
     }
     for option, is_given in given.items():
         if is_given:

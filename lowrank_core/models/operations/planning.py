@@ -122,6 +122,7 @@ def plan(
     *,
     budget: Budget,
     match: Mapping[str, str] | None = None,
+    component: str | None = None,
     scale: float | None = None,
     rule: str | None = None,
     include: Sequence[str] = (),
@@ -139,7 +140,7 @@ def plan(
         The checkpoint that `path` was tuned from.
     budget : Budget
         Parameters to spend, or variance to keep.
-    match : mapping of str to str, optional
+    match, component : mapping of str to str, str, optional
         As in :func:`~lowrank_core.models.inspect`.
     scale : float, optional
         The scale γ of every layer, whatever its rank. None: what each layer of the adapter has now; 1 for checkpoints.
@@ -188,7 +189,8 @@ def plan(
     """
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
-    source = open_updates(path_for(path, executor), None if base is None else path_for(base, executor), match)
+    paths = path_for(path, executor), None if base is None else path_for(base, executor)
+    source = open_updates(*paths, match=match, component=component)
     layers = {layer.name: layer for layer in source.layers}
     bad = source.incomplete
     chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)

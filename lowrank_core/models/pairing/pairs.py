@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from filecmp import cmp
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,6 +121,8 @@ class CheckpointPair:
         All other tensors that both have: their names, before and after training.
     one_sided : dict of str to OtherChange
         Vectors, and second copies of tied weights, that one checkpoint alone has.
+    warnings : tuple of str
+        What a user of it should know.
     """
 
     base: Checkpoint
@@ -129,8 +133,8 @@ class CheckpointPair:
     alignment: tuple[AlignedNames, ...]
     others: tuple[tuple[str, Weight, Weight], ...]
     one_sided: dict[str, OtherChange]
+    warnings: tuple[str, ...] = ()
     format: ClassVar[str] = "checkpoints"
-    warnings: ClassVar[tuple[str, ...]] = ()
 
     @property
     def incomplete(self) -> dict[str, str]:
@@ -214,6 +218,8 @@ def pair_checkpoints(
     """
     if names not in ("base", "tuned"):
         raise ValueError(f'names are those of "base" or "tuned"; got {names!r}')
+    same = _same_components(base, tuned)
+    base, tuned = (_without_components(checkpoint, same) for checkpoint in (base, tuned))
     for checkpoint in (base, tuned):
         check_dequantised(checkpoint.path, checkpoint.tensors)
     matches, ambiguous = align_names(base.tensors, tuned.tensors, match or {}, _are_alike)
@@ -253,7 +259,31 @@ def pair_checkpoints(
         alignment=(*describe_matches(matches), *describe_parts(parts)),
         others=tuple(sorted(others, key=lambda other: other[0])),
         one_sided=one_sided,
+        warnings=(f"the same in both, and not among the layers: {', '.join(same)}",) if same else (),
     )
+
+
+def _same_components(base: Checkpoint, tuned: Checkpoint) -> list[str]:
+    """Return the components of two pipelines whose files are equal, byte for byte."""
+    same = []
+    for name in base.components:
+        before, after = (_files_of(checkpoint, name) for checkpoint in (base, tuned))
+        if len(before) == len(after) and all(
+            cmp(old, new, shallow=False) for old, new in zip(before, after, strict=True)
+        ):
+            same.append(name)
+    return same
+
+
+def _files_of(checkpoint: Checkpoint, component: str) -> list[Path]:
+    tensors = checkpoint.tensors.items()
+    return sorted({tensor.file for key, tensor in tensors if key.startswith(f"{component}.")})
+
+
+def _without_components(checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
+    beginnings = tuple(f"{name}." for name in names)
+    tensors = {key: tensor for key, tensor in checkpoint.tensors.items() if not key.startswith(beginnings)}
+    return replace(checkpoint, tensors=tensors) if names else checkpoint
 
 
 def _whole(match: Match, base: Checkpoint, tuned: Checkpoint) -> PartMatch:
