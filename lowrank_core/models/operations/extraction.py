@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
-from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.formats import Format, format_of_output, is_adapter
 from lowrank_core.models.formats.experts import without_experts
 from lowrank_core.models.formats.format import Kept
-from lowrank_core.models.formats.peft_experts import TRANSPOSED_EXPERTS, experts_settings
-from lowrank_core.models.module_names import CONV1D_TYPES, check_patterns, is_conv1d, is_embedding, matches, select
+from lowrank_core.models.module_names import check_patterns, is_embedding, matches, select
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding
+from lowrank_core.models.operations.model_config import Orientation, base_settings, orientation_of
 from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import no_embeddings
 from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
@@ -28,15 +27,6 @@ from lowrank_core.models.pairing.changes import OtherChange, change_of
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
 
 _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
-_CONFIG = "config.json"
-# How transformers' names of models end, and PEFT's names of their tasks.
-_TASKS = {
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
 _NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"
 
 
@@ -196,7 +186,7 @@ def extract(
     check_patterns("embedding", embeddings, known)
     check_patterns("transposed", transposed or (), known)
     chosen = select(known, include, exclude)
-    orientation = _orientation(pair, known, transposed)
+    orientation = orientation_of(pair, known, transposed)
     plan = _place(pair, chosen, embeddings, orientation, target, prefix)
     modules = sorted(pair.module_names)
     report = compress(
@@ -209,7 +199,7 @@ def extract(
             encoding,
             dry_run,
             Kept(
-                _settings(pair, Path(base), plan.tasks),
+                base_settings(pair, Path(base), plan.tasks),
                 modules=tuple(f"{prefix}.{module}" if prefix else module for module in modules),
             ),
         ),
@@ -244,7 +234,7 @@ def _place(
     pair: CheckpointPair,
     chosen: Sequence[str],
     embeddings: Collection[str],
-    orientation: _Orientation,
+    orientation: Orientation,
     target: Format,
     prefix: str | None,
 ) -> _Placed:
@@ -277,7 +267,7 @@ def _place(
     return placed
 
 
-def _task(layer: WeightPair, *, embedding: bool, orientation: _Orientation, target: Format, prefix: str | None) -> Task:
+def _task(layer: WeightPair, *, embedding: bool, orientation: Orientation, target: Format, prefix: str | None) -> Task:
     shape = layer.tuned.shape
     is_transposed = embedding or (len(shape) == len(layer.shape) and orientation.is_transposed(layer))
     dims = shape[::-1] if is_transposed else shape
@@ -315,79 +305,6 @@ def _check_options_of_adapters(
     for option, is_given in given.items():
         if is_given:
             raise ValueError(f"{option} cannot be given for an adapter: it is for the difference of two checkpoints")
-
-
-class _Orientation(NamedTuple):
-    """The modules whose weights are stored as (in, out), whether stacks are, and what a user should know of them."""
-
-    modules: Collection[str]
-    stacks: bool
-    warnings: tuple[str, ...] = ()
-
-    def is_transposed(self, layer: WeightPair) -> bool:
-        """Whether the weight of a layer is stored as (in, out)."""
-        return layer.name in self.modules or (self.stacks and layer.experts > 0)
-
-
-def _orientation(pair: CheckpointPair, names: Sequence[str], patterns: Sequence[str] | None) -> _Orientation:
-    """Return which weights are stored as (in, out), with a warning where that is only a guess."""
-    model_types: list[Any] = [config.get("model_type") for config in _configurations(pair.tuned, pair.base)]
-    stacks = any(kind in TRANSPOSED_EXPERTS for kind in model_types)
-    if patterns is not None:
-        return _Orientation({name for name in names if matches(name, patterns)}, stacks)
-    alike = {name for name in names if is_conv1d(name)}
-    if any(kind in CONV1D_TYPES for kind in model_types):
-        return _Orientation(alike, stacks)
-    if model_types or not alike:
-        return _Orientation((), stacks)
-    warning = (
-        f"{len(alike)} modules are named as GPT-2's Conv1D, as {min(alike)!r}, and no config.json says whether they "
-        "are: they were taken as linear layers, stored as (out, in). If they are stored as (in, out), give their names "
-        "(--transposed)"
-    )
-    return _Orientation((), stacks, (warning,))
-
-
-def _settings(pair: CheckpointPair, base: Path, tasks: Sequence[Task]) -> dict[str, Any]:
-    """Return what an adapter's configuration says of its base model."""
-    modules = [task for task in tasks if not task.placement.experts]
-    settings = {
-        "base_model_name_or_path": str(_model_of(base)),
-        "task_type": _task_type(pair.tuned, pair.base),
-        "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in modules),
-    }
-    if len(modules) == len(tasks):
-        return settings
-    configs = _configurations(pair.tuned, pair.base)
-    model_type = next((str(config["model_type"]) for config in configs if "model_type" in config), "")
-    return settings | experts_settings(model_type, next(_architectures(configs), ""))
-
-
-def _model_of(base: Path) -> Path:
-    """Return what transformers loads a checkpoint by: its folder, where its configuration is there."""
-    return base.parent if base.is_file() and (base.parent / _CONFIG).is_file() else base
-
-
-def _task_type(tuned: Checkpoint, base: Checkpoint) -> str | None:
-    """Return PEFT's name for the task of a model, where its architecture decides that; AutoPeftModel… asks for it."""
-    for config in _configurations(tuned, base):
-        for name in _architectures([config]):
-            task = next((task for end, task in _TASKS.items() if name.endswith(end)), None)
-            if task or (name.endswith("ForConditionalGeneration") and config.get("is_encoder_decoder") is True):
-                return task or "SEQ_2_SEQ_LM"
-    return None
-
-
-def _architectures(configs: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Yield the classes of models that configurations name."""
-    for config in configs:
-        architectures = config.get("architectures")
-        yield from map(str, architectures if isinstance(architectures, list) else ())
-
-
-def _configurations(*checkpoints: Checkpoint) -> list[dict[str, Any]]:
-    paths = [checkpoint.path.parent / _CONFIG for checkpoint in checkpoints]
-    return [read_json(path) for path in paths if path.is_file()]
 
 
 def skip_reason(
