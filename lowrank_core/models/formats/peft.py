@@ -352,7 +352,7 @@ def _module_of(placement: Placement) -> str:
 
 def _is_parameter(placement: Placement) -> bool:
     """Whether a layer is of a parameter that is targeted by its own name, which its tensors do not have."""
-    return _configured_name(_module_of(placement)) != placement.module
+    return _configured_name(_module_of(placement)) != _COMPILED.sub("", placement.module)
 
 
 def _beside(placements: Iterable[Placement]) -> dict[Placement, Placement]:
