@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import mpmath
@@ -44,6 +45,13 @@ class Route(NamedTuple):
     unit: str
 
 
+class Example(NamedTuple):
+    """A drawn update, and its singular values by mpmath."""
+
+    update: Any
+    values: Floats
+
+
 def worst(name: str, dtype: str, examples: int) -> float:
     """Return the largest |σ̂ᵢ − σᵢ| by a route, in its unit, over as many examples of every kind.
 
@@ -52,7 +60,8 @@ def worst(name: str, dtype: str, examples: int) -> float:
     route = ROUTES[name]
     measured = _product_error if route.product else _dense_error
     kinds = FACTOR_KINDS if route.product else KINDS
-    return max(_largest(lambda update: measured(update, route), route.product, dtype, kind, examples) for kind in kinds)
+    drawn = (example for kind in kinds for example in _examples(route.product, dtype, kind, examples))
+    return max(measured(example, route) for example in drawn)
 
 
 def tried(name: str) -> Sequence[str]:
@@ -62,7 +71,7 @@ def tried(name: str) -> Sequence[str]:
 
 def shortfall(dtype: str, examples: int) -> float:
     """Return the leading energy that krylov misses, over its tolerance 1e-4·min(H_k, max(T_k, 1e-6·N²))."""
-    return max(_largest(_krylov_shortfall, False, dtype, kind, examples) for kind in KINDS)
+    return max(_krylov_shortfall(example) for kind in KINDS for example in _examples(False, dtype, kind, examples))
 
 
 def shortfall_of_copies(dtype: str, examples: int) -> float:
@@ -74,38 +83,52 @@ def shortfall_of_copies(dtype: str, examples: int) -> float:
         return missed_over_tolerance(matrix, rank, spectrum(matrix, rank=rank, method="krylov", rng=key).values)
 
     problems = st.tuples(stepped_values(SIDE_OF_COPIES), st.integers(1, SIDE_OF_COPIES // 16), st.integers(0, 2**32))
-    return _largest_of(missed, problems, examples)
+    return max(missed(problem) for problem in _drawn(problems, examples))
 
 
-def _largest(measured: Callable[[Any], float], product: bool, dtype: str, kind: str, examples: int) -> float:
+@cache
+def _examples(product: bool, dtype: str, kind: str, count: int) -> list[Example]:
+    """Return drawn updates of a kind with their singular values, which take longer than any route."""
     strategy = low_rank_updates if product else updates
-    return _largest_of(measured, strategy(max_side=MAX_SIDE, dtypes=[dtype], kinds=[kind]), examples)
+    exact = _exact_product if product else _exact_dense
+    drawn = _drawn(strategy(max_side=MAX_SIDE, dtypes=[dtype], kinds=[kind]), count)
+    return [Example(update, exact(update)) for update in drawn]
 
 
-def _largest_of(measured: Callable[[Any], float], strategy: st.SearchStrategy[Any], examples: int) -> float:
-    figures = [0.0]
+def _drawn(strategy: st.SearchStrategy[Any], count: int) -> list[Any]:
+    drawn = []
 
     # The same examples every time, so that only a change of the code changes the figure.
     @seed(0)
     @settings(
-        max_examples=examples,
+        max_examples=count,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(strategy)
-    def measure(drawn: Any) -> None:
-        figures.append(measured(drawn))
+    def keep(example: Any) -> None:
+        drawn.append(example)
 
-    measure()
-    return max(figures)
+    keep()
+    return drawn
 
 
 def _exact(matrix: Any) -> Floats:
     with mpmath.workdps(50):
         values = mpmath.svd_r(matrix, compute_uv=False)
         return np.array([float(value) for value in values])
+
+
+def _exact_dense(update: NDArray[Any]) -> Floats:
+    return _exact(_matrix(update))
+
+
+def _exact_product(update: LowRankUpdate) -> Floats:
+    with mpmath.workdps(50):
+        product = mpmath.mpf(update.scaling) * _matrix(update.B) * _matrix(update.A)
+    return _exact(product)
 
 
 def _matrix(array: NDArray[Any]) -> Any:
@@ -152,17 +175,16 @@ ROUTES = {
 }
 
 
-def _dense_error(update: NDArray[Any], route: Route) -> float:
-    exact = _exact(_matrix(update))
+def _dense_error(example: Example, route: Route) -> float:
+    update, exact = example
     errors = np.abs(route.values(update) - exact)
     return _over(errors, (EPS32 if "eps32" in route.unit else EPS64) * exact[0])
 
 
-def _product_error(update: LowRankUpdate, route: Route) -> float:
-    with mpmath.workdps(50):
-        product = mpmath.mpf(update.scaling) * _matrix(update.B) * _matrix(update.A)
+def _product_error(example: Example, route: Route) -> float:
+    update = example.update
     values = route.values(update)
-    exact = _exact(product)[: len(values)]
+    exact = example.values[: len(values)]
     sizes = np.linalg.norm(update.B.astype(np.float64), axis=0) * np.linalg.norm(update.A.astype(np.float64), axis=1)
     rounding = EPS64 * abs(update.scaling) * float(np.sum(sizes))
     if "eps64" in route.unit:
@@ -171,8 +193,8 @@ def _product_error(update: LowRankUpdate, route: Route) -> float:
     return _over(np.maximum(np.abs(values - exact) - 10 * MAX_SIDE * rounding, 0.0), EPS32 * exact[0])
 
 
-def _krylov_shortfall(update: NDArray[Any]) -> float:
-    exact = _exact(_matrix(update))
+def _krylov_shortfall(example: Example) -> float:
+    update, exact = example
     if exact[0] == 0:
         return 0.0
     rank = max(1, len(exact) // 2)
