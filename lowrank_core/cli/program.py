@@ -18,6 +18,7 @@ _EXAMPLES = examples(
     "lowrank extract BASE TUNED OUT --rank 32   an adapter of it",
     "lowrank resize ADAPTER OUT --rank 8        a smaller adapter",
     "lowrank apply BASE ADAPTER OUT             the model with its updates added",
+    "lowrank verify BASE ADAPTER MERGED         whether a model is right",
     "lowrank plan BASE TUNED --parameters N     a rank for each layer, as PEFT takes it",
     "lowrank alpha --rank 8 --alpha 16 --to-rank 64   the alpha that keeps the scale",
 )
@@ -30,6 +31,7 @@ VERBS = {
     "convert": "The same adapter in another format, dtype or rule.",
     "merge": "One adapter from the weighted sum of several.",
     "apply": "A model from its base and an adapter.",
+    "verify": "Whether a merged model is its base with an adapter.",
     "plan": "A rank and an alpha for each layer, within a budget.",
     "alpha": "The alpha that keeps the scale at another rank or rule.",
 }

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
     from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
     from lowrank_core.models.operations.resizing import resize
+    from lowrank_core.models.operations.verification import Verification, verify
+    from lowrank_core.models.operations.weight_checks import VerifiedLayer
     from lowrank_core.models.operations.weight_merging import RoundingLoss
     from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
     from lowrank_core.models.results import to_json
@@ -49,6 +51,8 @@ __all__ = [
     "RoundingLoss",
     "Totals",
     "UniformRank",
+    "Verification",
+    "VerifiedLayer",
     "WeightPair",
     "apply",
     "census",
@@ -65,6 +69,7 @@ __all__ = [
     "read_census",
     "resize",
     "to_json",
+    "verify",
 ]
 
 _MODULES = {
@@ -83,6 +88,8 @@ _MODULES = {
     "operations.planning": "Plan PlannedLayer UniformRank plan",
     "operations.rank_choice": "AboveNoise Budget",
     "operations.resizing": "resize",
+    "operations.verification": "Verification verify",
+    "operations.weight_checks": "VerifiedLayer",
     "operations.weight_merging": "RoundingLoss",
     "pairing.pairs": "CheckpointPair WeightPair pair_checkpoints",
     "results": "to_json",

@@ -31,6 +31,11 @@ def rounded_values(values: NDArray[np.float64], dtype: str) -> NDArray[np.float6
     return values if dtype == "float64" else rounded(values, dtype).astype(np.float64)
 
 
+def includes(dtype: str, other: str) -> bool:
+    """Whether every number of the other dtype is known to be a number of the first."""
+    return dtype in (other, "float64") or (dtype == "float32" and other != "float64")
+
+
 def ulps(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
     """Return the unit in the last place of each number in a dtype: 2^(e − bits) for |x| in [2^(e−1), 2^e)."""
     stored = FLOATS[dtype]

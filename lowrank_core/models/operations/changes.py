@@ -44,11 +44,15 @@ class WeightUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One tensor that an adapter changes: what takes its place, or is there already, and the updates added to it."""
+    """One tensor of a model: what the base has, or what takes its place, and the updates added to it.
+
+    `was` is the dtype of the base's where another takes its place.
+    """
 
     key: str
     weight: StoredTensor
     updates: tuple[WeightUpdate, ...] = ()
+    was: str = ""
 
     @property
     def name(self) -> str:
@@ -106,7 +110,8 @@ def changes_of(adapter: Adapter, base: Checkpoint) -> Changes:
             else:
                 updates.setdefault(key, []).append(_bias_update(other))
     for key, added in updates.items():
-        changes.by_key[key] = Change(key, weights[key], tuple(added))
+        change = changes.by_key.get(key, Change(key, weights[key]))
+        changes.by_key[key] = replace(change, updates=tuple(added))
     return changes
 
 
@@ -120,7 +125,7 @@ def _replace(other: OtherTensor, weights: dict[str, StoredTensor], changes: Chan
         )
         return
     weights[key] = other.tensor
-    changes.by_key[key] = Change(key, other.tensor)
+    changes.by_key[key] = Change(key, other.tensor, was=(known or other.tensor).array_dtype)
     changes.replaced[key] = f"{'new' if known is None else 'replaced'}: {other.describe()}"
 
 

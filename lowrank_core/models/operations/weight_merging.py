@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowrank_core._dtypes import as_dtype
 from lowrank_core.models.norms import frobenius_norm, row_blocks, update_blocks
 from lowrank_core.models.operations.changes import Change, WeightUpdate
-from lowrank_core.models.rounding import rounded, ulps
+from lowrank_core.models.rounding import includes, rounded, ulps
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def _add(update: WeightUpdate, change: Change, tensor: NDArray[Any], dtype: str)
     """Add an update to its matrix, in place, and return what rounding lost of it."""
     target = update.matrix_of(tensor)
     # The tensor itself is the weight, unless that may have been rounded on the way.
-    own = change.weight.array_dtype
-    is_exact = dtype in (own, "float64") or (dtype == "float32" and own != "float64")
+    is_exact = includes(dtype, change.weight.array_dtype)
     weight = target if is_exact else update.matrix_of(change.weight.read())
     check_finite(f"the base's {change.key}", weight)
     losses = []

@@ -1,0 +1,87 @@
+"""A verified model for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from lowrank_core.cli.reports.completeness import alignment
+from lowrank_core.cli.reports.loss_tables import losses
+from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, section, table
+from lowrank_core.cli.texts import beginning, count, shape_text
+from lowrank_core.models import Verification, VerifiedLayer
+
+
+def verified(report: Verification, *, full: bool) -> Iterator[RenderableType]:
+    """Yield the sections of a verified model; in full, every layer."""
+    each = full or len(report.layers) <= FEW_LAYERS
+    right = [layer for layer in report.layers if layer.right]
+    yield heading(
+        f"{report.merged} = {report.base} + {report.adapter}: {'right' if report.right else 'wrong'}",
+        f"{len(right):,} of {count(len(report.layers), 'update')} right{_replays(right)}; "
+        f"{count(report.equal, 'other tensor')} as in the base or in the adapter",
+        beginning(report.layers),
+    )
+    yield from alignment(report.alignment)
+    wrong = [layer for layer in report.layers if not layer.right]
+    if wrong:
+        yield section("Wrong", *_wrong(wrong, full=full))
+    if report.layers:
+        title = "What a merge in these dtypes loses of the updates"
+        yield section(title, *losses(report.layers, report.rounding, each=each))
+    for title, entries in (
+        ("Other tensors that differ", report.differences),
+        ("Not looked for", report.skipped),
+        ("Not compared", report.failures),
+    ):
+        if entries:
+            yield section(title, *listed(entries, full=full))
+    yield Text(f"\n{_verdict(report)}")
+
+
+def _replays(layers: Sequence[VerifiedLayer]) -> str:
+    names = ", ".join(dict.fromkeys(layer.replay for layer in layers))
+    return f", as merged in {names}" if names else ""
+
+
+def _wrong(layers: Sequence[VerifiedLayer], *, full: bool) -> Iterator[RenderableType]:
+    shown = layers if full else layers[:FEW_LAYERS]
+    rows = table("layer", "m × n", "stored in", "entries", "of", "ulps", names=1)
+    add_by_block(rows, shown, _cells)
+    yield rows
+    if len(shown) < len(layers):
+        yield note(f"… and {len(layers) - len(shown):,} more: --full or --json.")
+    yield note(
+        "Entries that are not what the merge in float64 makes of them, and by how many units in the last place at most."
+    )
+    named: dict[str, list[str]] = {}
+    for layer in layers:
+        named.setdefault(layer.diagnosis or "like no known mistake", []).append(layer.name)
+    for diagnosis, names in named.items():
+        more = f", and {count(len(names) - 1, 'more layer')}" if len(names) > 1 else ""
+        yield Text(f"- {names[0]}{more}: {diagnosis}")
+
+
+def _cells(layer: VerifiedLayer) -> list[str]:
+    m, n = layer.shape
+    return [
+        shape_text(layer.shape),
+        layer.merged_dtype,
+        f"{layer.wrong_entries:,}",
+        f"{m * n:,}",
+        f"{layer.max_ulps:.3g}",
+    ]
+
+
+def _verdict(report: Verification) -> str:
+    if report.right:
+        return "Right: every tensor was compared, and is what a merge makes of it."
+    wrong = [
+        count(report.wrong_layers, "wrong layer"),
+        count(len(report.differences), "other difference"),
+        f"{len(report.failures):,} not compared",
+        f"{len(report.skipped):,} not looked for",
+    ]
+    return f"Wrong: {', '.join(text for text in wrong if not text.startswith('0 '))}."

@@ -1,0 +1,138 @@
+"""Merged models beside PEFT's: verify finds every planted fault and no other, and apply writes what PEFT merges."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from torch import nn
+
+from lowrank_core.models import verify
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TARGETS = ["embed", "q_proj", "up", "conv", "conv1"]
+RUNS = 100
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        self.q_proj, self.up = nn.Linear(8, 8, bias=False), nn.Linear(8, 12)
+        self.conv, self.conv1 = nn.Conv2d(3, 4, 3), nn.Conv1d(5, 6, 2)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 2)
+
+
+def draw(seed, dtype):
+    """A model, its state, and a PEFT model of it whose updates are of a few steps of the dtype or more."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    model = Model().to(dtype)
+    rank = int(rng.integers(2, 8))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=float(rng.integers(1, 30)),
+        use_rslora=bool(rng.integers(2)),
+        target_modules=TARGETS,
+        rank_pattern={"up": rank + 1},
+    )
+    return rng, model, config
+
+
+def wrap(model, config, *, autocast=True):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft_model = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=autocast)
+    for name, parameter in peft_model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return peft_model
+
+
+def save(model, path):
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+    return path
+
+
+def merged_by_peft(peft_model, *, safe=False):
+    return copy.deepcopy(peft_model).merge_and_unload(safe_merge=safe)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_fault_in_merges_by_peft(tmp_path, dtype):
+    """A third of the hundred in each dtype."""
+    for seed in range(RUNS)[list(DTYPES).index(dtype) :: len(DTYPES)]:
+        rng, model, config = draw(seed, DTYPES[dtype])
+        peft_model = wrap(model, config, autocast=bool(rng.integers(2)))
+        peft_model.save_pretrained(tmp_path / f"adapter{seed}")
+        base = save(model, tmp_path / "base.safetensors")
+        merged = save(merged_by_peft(peft_model, safe=bool(rng.integers(2))), tmp_path / "merged.safetensors")
+        report = verify(base, tmp_path / f"adapter{seed}", merged)
+        assert report.right, (seed, [layer for layer in report.layers if not layer.right], report)
+        assert len(report.layers) == len(TARGETS)
+
+
+def merged_twice(peft_model, config, layer):
+    layer.scaling["default"] *= 2
+    return "applied twice"
+
+
+def scaled_twice(peft_model, config, layer):
+    layer.scaling["default"] **= 2
+    return "the scale applied twice"
+
+
+def missed(peft_model, config, layer):
+    layer.scaling["default"] = 0.0
+    return "not merged"
+
+
+def other_rule(peft_model, config, layer):
+    root = layer.r["default"] ** 0.5
+    layer.scaling["default"] *= 1 / root if config.use_rslora else root
+    return "rsLoRA read as α/r" if config.use_rslora else "α/r read as rsLoRA"
+
+
+def transposed(peft_model, config, layer):
+    update = layer.get_delta_weight
+    layer.get_delta_weight = lambda adapter: update(adapter).T
+    return "the update is transposed"
+
+
+FAULTS = [merged_twice, scaled_twice, missed, other_rule, transposed]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "merged in bfloat16"])
+def test_every_planted_fault_is_found_and_named(tmp_path, fault):
+    """Each of six faults in a sixth of the hundred, in all dtypes that can have it."""
+    kinds = [*FAULTS, "merged in bfloat16"]
+    for seed in range(RUNS)[kinds.index(fault) :: len(kinds)]:
+        in_bfloat16 = fault == "merged in bfloat16"
+        dtype = torch.float32 if in_bfloat16 else list(DTYPES.values())[seed // len(kinds) % 3]
+        rng, model, config = draw(seed, dtype)
+        peft_model = wrap(model, config)
+        peft_model.save_pretrained(tmp_path / f"adapter{seed}")
+        base = save(model, tmp_path / "base.safetensors")
+        name = "q_proj" if fault is transposed else str(rng.choice(TARGETS))
+        if in_bfloat16:
+            planted, expected = set(TARGETS), "all its values are numbers of bfloat16"
+            wrong = merged_by_peft(peft_model.bfloat16()).float()
+            for key, tensor in model.state_dict().items():
+                if key.rpartition(".")[0] not in TARGETS or not key.endswith("weight"):
+                    wrong.state_dict()[key].copy_(tensor)
+        else:
+            planted = {name}
+            expected = fault(peft_model, config, getattr(peft_model.base_model.model, name))
+            wrong = peft_model.merge_and_unload()
+        report = verify(base, tmp_path / f"adapter{seed}", save(wrong, tmp_path / "merged.safetensors"))
+        found = {layer.name: layer for layer in report.layers if not layer.right}
+        assert found.keys() == planted, (seed, fault)
+        assert not report.right
+        for layer in found.values():
+            assert expected in layer.diagnosis, (seed, layer)
+            assert layer.wrong_entries > 0
+            assert layer.max_ulps > (0.5 if in_bfloat16 else 1.0)
