@@ -6,11 +6,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
 
-from lowrank_core.models import verify
+from lowrank_core.models import apply, verify
+
+from . import test_peft_experts as experts
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TARGETS = ["embed", "q_proj", "up", "conv", "conv1"]
@@ -136,3 +139,96 @@ def test_every_planted_fault_is_found_and_named(tmp_path, fault):
             assert expected in layer.diagnosis, (seed, layer)
             assert layer.wrong_entries > 0
             assert layer.max_ulps > (0.5 if in_bfloat16 else 1.0)
+
+
+def wide(tensor):
+    return tensor.astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_apply_writes_what_peft_merges_but_for_its_roundings(tmp_path, dtype):
+    _, model, config = draw(7, DTYPES[dtype])
+    config.lora_bias, config.modules_to_save = False, ["head", "norm"]
+    peft_model = wrap(model, config)
+    for name, parameter in peft_model.named_parameters():
+        if "modules_to_save" in name:
+            nn.init.normal_(parameter)
+    peft_model.save_pretrained(tmp_path / "adapter")
+    base = save(model, tmp_path / "base.safetensors")
+    report = apply(base, tmp_path / "adapter", tmp_path / "out.safetensors")
+    assert report.complete
+    assert len(report.replaced) == 4
+    merged = save(merged_by_peft(peft_model), tmp_path / "merged.safetensors")
+    ours, theirs, before = (load_file(path) for path in (tmp_path / "out.safetensors", merged, base))
+    assert ours.keys() == theirs.keys()
+    eps = torch.finfo(DTYPES[dtype]).eps
+    for key, tensor in ours.items():
+        assert tensor.dtype == theirs[key].dtype
+        layer = getattr(peft_model.base_model.model, key.rpartition(".")[0])
+        if key in report.replaced or not key.endswith("weight") or "norm" in key:
+            assert tensor.tobytes() == theirs[key].tobytes()
+            continue
+        # Half a step of either result, and of PEFT's sum and update in float32 as well as its product of rank r.
+        factors = {name: parameter.detach().double().numpy() for name, parameter in layer.named_parameters()}
+        A, B = (next(each for name, each in factors.items() if f"_{part}." in name) for part in "AB")
+        product = np.abs(B.reshape(len(B), -1)) @ np.abs(A.reshape(len(A), -1)) * abs(layer.scaling["default"])
+        product = (product.T if "embed" in key else product).reshape(tensor.shape)
+        largest = np.maximum(np.abs(wide(tensor)), np.abs(wide(theirs[key])))
+        bound = eps * largest + 2.0**-24 * ((len(A) + 4) * product + np.abs(wide(before[key])))
+        assert (np.abs(wide(tensor) - wide(theirs[key])) <= bound).all(), key
+    for model_path in (tmp_path / "out.safetensors", merged):
+        assert verify(base, tmp_path / "adapter", model_path).right
+
+
+def adapted(kind, targets):
+    if kind == "LoHa":
+        return LoHaConfig(r=3, alpha=5, target_modules=targets)
+    if kind == "LoKr":
+        return LoKrConfig(r=2, alpha=5, target_modules=targets, decompose_both=True)
+    options = {"DoRA": {"use_dora": True}, "bias of lora_B": {"lora_bias": True}, "trained biases": {"bias": "all"}}
+    return LoraConfig(r=3, lora_alpha=5, target_modules=targets, **options[kind])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA", "bias of lora_B", "trained biases"])
+def test_other_adapters_are_applied_and_verified(tmp_path, kind, dtype):
+    torch.manual_seed(3)
+    model = Model().to(DTYPES[dtype])
+    with warnings.catch_warnings():
+        # PEFT takes the bias of lora_B for a factor that was not gathered, and saves it.
+        warnings.simplefilter("ignore")
+        peft_model = get_peft_model(copy.deepcopy(model), adapted(kind, ["up", "head", "conv"]))
+        for name, parameter in peft_model.named_parameters():
+            if parameter.requires_grad and "magnitude" not in name:
+                nn.init.normal_(parameter, std=0.3)
+        peft_model.save_pretrained(tmp_path / "adapter")
+    base = save(model, tmp_path / "base.safetensors")
+    report = apply(base, tmp_path / "adapter", tmp_path / "out.safetensors")
+    assert report.complete, (report.failures, report.skipped)
+    merged = save(merged_by_peft(peft_model), tmp_path / "merged.safetensors")
+    for path in (tmp_path / "out.safetensors", merged):
+        verification = verify(base, tmp_path / "adapter", path)
+        assert verification.right, verification
+    before = verify(base, tmp_path / "adapter", base)
+    assert before.wrong_layers == len(before.layers) == len(report.layers)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_that_peft_adapts_as_parameters(tmp_path, transposed):
+    config = {"r": 2, "lora_alpha": 5, "target_modules": ["q_proj"], "target_parameters": ["down_proj", "gate_up_proj"]}
+    torch.manual_seed(0)
+    model = experts.Model(transposed=transposed)
+    peft_model = wrap(model, LoraConfig(**config))
+    peft_model.save_pretrained(tmp_path / "adapter")
+    base = save(model, tmp_path / "base.safetensors")
+    merged = save(merged_by_peft(peft_model), tmp_path / "merged.safetensors")
+    report = verify(base, tmp_path / "adapter", merged)
+    assert report.right
+    assert len(report.layers) == 2 * (1 + 2 * experts.EXPERTS)
+    assert apply(base, tmp_path / "adapter", tmp_path / "out.safetensors").complete
+    assert verify(base, tmp_path / "adapter", tmp_path / "out.safetensors").right
+    tensors = load_file(merged)
+    tensors["blocks.1.experts.down_proj"][2] = load_file(base)["blocks.1.experts.down_proj"][2]
+    save_file({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, merged)
+    wrong = [layer for layer in verify(base, tmp_path / "adapter", merged).layers if not layer.right]
+    assert [(layer.name, layer.diagnosis[:10]) for layer in wrong] == [("blocks.1.experts.down_proj[2]", "not merged")]
