@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
@@ -30,11 +30,16 @@ class Model(nn.Module):
         self.head = nn.Linear(8, 2)
 
 
+@pytest.fixture(autouse=True)
+def no_model_cards(monkeypatch):
+    """Writing one takes PEFT longer than all else that is done here."""
+    monkeypatch.setattr(PeftModel, "create_or_update_model_card", lambda *_: None)
+
+
 def draw(seed, dtype):
-    """A model, its state, and a PEFT model of it whose updates are of a few steps of the dtype or more."""
+    """A model in a dtype, and a configuration of LoRA for all kinds of its layers."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    model = Model().to(dtype)
     rank = int(rng.integers(2, 8))
     config = LoraConfig(
         r=rank,
@@ -43,13 +48,14 @@ def draw(seed, dtype):
         target_modules=TARGETS,
         rank_pattern={"up": rank + 1},
     )
-    return rng, model, config
+    return rng, Model().to(dtype), config
 
 
-def wrap(model, config, *, autocast=True):
+def wrap(model, config, **options):
     with warnings.catch_warnings():
+        # Of parameters that are targeted, PEFT says that their patterns match no module.
         warnings.simplefilter("ignore")
-        peft_model = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=autocast)
+        peft_model = get_peft_model(model, config, **options)
     for name, parameter in peft_model.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.2)
@@ -61,20 +67,19 @@ def save(model, path):
     return path
 
 
-def merged_by_peft(peft_model, *, safe=False):
-    return copy.deepcopy(peft_model).merge_and_unload(safe_merge=safe)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_fault_in_merges_by_peft(tmp_path, dtype):
-    """A third of the hundred in each dtype."""
+    """A third of the hundred in each dtype: of factors in float32 and in the model's dtype, added in either way."""
     for seed in range(RUNS)[list(DTYPES).index(dtype) :: len(DTYPES)]:
         rng, model, config = draw(seed, DTYPES[dtype])
-        peft_model = wrap(model, config, autocast=bool(rng.integers(2)))
-        peft_model.save_pretrained(tmp_path / f"adapter{seed}")
-        base = save(model, tmp_path / "base.safetensors")
-        merged = save(merged_by_peft(peft_model, safe=bool(rng.integers(2))), tmp_path / "merged.safetensors")
-        report = verify(base, tmp_path / f"adapter{seed}", merged)
+        base, adapter = save(model, tmp_path / "base.safetensors"), tmp_path / f"adapter{seed}"
+        again = copy.deepcopy(model)
+        peft_model = wrap(model, config, autocast_adapter_dtype=bool(rng.integers(2)))
+        peft_model.save_pretrained(adapter)
+        if rng.integers(2):
+            peft_model = PeftModel.from_pretrained(again, adapter, autocast_adapter_dtype=bool(rng.integers(2)))
+        merged = peft_model.merge_and_unload(safe_merge=bool(rng.integers(2)))
+        report = verify(base, adapter, save(merged, tmp_path / "merged.safetensors"))
         assert report.right, (seed, [layer for layer in report.layers if not layer.right], report)
         assert len(report.layers) == len(TARGETS)
 
@@ -117,16 +122,17 @@ def test_every_planted_fault_is_found_and_named(tmp_path, fault):
         in_bfloat16 = fault == "merged in bfloat16"
         dtype = torch.float32 if in_bfloat16 else list(DTYPES.values())[seed // len(kinds) % 3]
         rng, model, config = draw(seed, dtype)
+        base = save(model, tmp_path / "base.safetensors")
         peft_model = wrap(model, config)
         peft_model.save_pretrained(tmp_path / f"adapter{seed}")
-        base = save(model, tmp_path / "base.safetensors")
         name = "q_proj" if fault is transposed else str(rng.choice(TARGETS))
         if in_bfloat16:
             planted, expected = set(TARGETS), "all its values are numbers of bfloat16"
-            wrong = merged_by_peft(peft_model.bfloat16()).float()
-            for key, tensor in model.state_dict().items():
+            before = load_file(base)
+            wrong = peft_model.bfloat16().merge_and_unload().float()
+            for key, tensor in wrong.state_dict().items():
                 if key.rpartition(".")[0] not in TARGETS or not key.endswith("weight"):
-                    wrong.state_dict()[key].copy_(tensor)
+                    tensor.copy_(torch.from_numpy(before[key]))
         else:
             planted = {name}
             expected = fault(peft_model, config, getattr(peft_model.base_model.model, name))
@@ -149,29 +155,30 @@ def wide(tensor):
 def test_apply_writes_what_peft_merges_but_for_its_roundings(tmp_path, dtype):
     _, model, config = draw(7, DTYPES[dtype])
     config.lora_bias, config.modules_to_save = False, ["head", "norm"]
+    base = save(model, tmp_path / "base.safetensors")
     peft_model = wrap(model, config)
     for name, parameter in peft_model.named_parameters():
         if "modules_to_save" in name:
             nn.init.normal_(parameter)
     peft_model.save_pretrained(tmp_path / "adapter")
-    base = save(model, tmp_path / "base.safetensors")
     report = apply(base, tmp_path / "adapter", tmp_path / "out.safetensors")
     assert report.complete
     assert len(report.replaced) == 4
-    merged = save(merged_by_peft(peft_model), tmp_path / "merged.safetensors")
+    layers = {name: copy.deepcopy(getattr(peft_model.base_model.model, name)) for name in TARGETS}
+    merged = save(peft_model.merge_and_unload(), tmp_path / "merged.safetensors")
     ours, theirs, before = (load_file(path) for path in (tmp_path / "out.safetensors", merged, base))
     assert ours.keys() == theirs.keys()
     eps = torch.finfo(DTYPES[dtype]).eps
     for key, tensor in ours.items():
         assert tensor.dtype == theirs[key].dtype
-        layer = getattr(peft_model.base_model.model, key.rpartition(".")[0])
-        if key in report.replaced or not key.endswith("weight") or "norm" in key:
+        name, _, parameter = key.rpartition(".")
+        if name not in TARGETS or parameter != "weight":
             assert tensor.tobytes() == theirs[key].tobytes()
             continue
         # Half a step of either result, and of PEFT's sum and update in float32 as well as its product of rank r.
-        factors = {name: parameter.detach().double().numpy() for name, parameter in layer.named_parameters()}
+        factors = {name: parameter.detach().double().numpy() for name, parameter in layers[name].named_parameters()}
         A, B = (next(each for name, each in factors.items() if f"_{part}." in name) for part in "AB")
-        product = np.abs(B.reshape(len(B), -1)) @ np.abs(A.reshape(len(A), -1)) * abs(layer.scaling["default"])
+        product = layers[name].scaling["default"] * np.abs(B.reshape(len(B), -1)) @ np.abs(A.reshape(len(A), -1))
         product = (product.T if "embed" in key else product).reshape(tensor.shape)
         largest = np.maximum(np.abs(wide(tensor)), np.abs(wide(theirs[key])))
         bound = eps * largest + 2.0**-24 * ((len(A) + 4) * product + np.abs(wide(before[key])))
@@ -194,18 +201,18 @@ def adapted(kind, targets):
 def test_other_adapters_are_applied_and_verified(tmp_path, kind, dtype):
     torch.manual_seed(3)
     model = Model().to(DTYPES[dtype])
+    base = save(model, tmp_path / "base.safetensors")
     with warnings.catch_warnings():
         # PEFT takes the bias of lora_B for a factor that was not gathered, and saves it.
         warnings.simplefilter("ignore")
-        peft_model = get_peft_model(copy.deepcopy(model), adapted(kind, ["up", "head", "conv"]))
+        peft_model = get_peft_model(model, adapted(kind, ["up", "head", "conv"]))
         for name, parameter in peft_model.named_parameters():
             if parameter.requires_grad and "magnitude" not in name:
                 nn.init.normal_(parameter, std=0.3)
         peft_model.save_pretrained(tmp_path / "adapter")
-    base = save(model, tmp_path / "base.safetensors")
     report = apply(base, tmp_path / "adapter", tmp_path / "out.safetensors")
     assert report.complete, (report.failures, report.skipped)
-    merged = save(merged_by_peft(peft_model), tmp_path / "merged.safetensors")
+    merged = save(peft_model.merge_and_unload(), tmp_path / "merged.safetensors")
     for path in (tmp_path / "out.safetensors", merged):
         verification = verify(base, tmp_path / "adapter", path)
         assert verification.right, verification
@@ -218,10 +225,10 @@ def test_experts_that_peft_adapts_as_parameters(tmp_path, transposed):
     config = {"r": 2, "lora_alpha": 5, "target_modules": ["q_proj"], "target_parameters": ["down_proj", "gate_up_proj"]}
     torch.manual_seed(0)
     model = experts.Model(transposed=transposed)
+    base = save(model, tmp_path / "base.safetensors")
     peft_model = wrap(model, LoraConfig(**config))
     peft_model.save_pretrained(tmp_path / "adapter")
-    base = save(model, tmp_path / "base.safetensors")
-    merged = save(merged_by_peft(peft_model), tmp_path / "merged.safetensors")
+    merged = save(peft_model.merge_and_unload(), tmp_path / "merged.safetensors")
     report = verify(base, tmp_path / "adapter", merged)
     assert report.right
     assert len(report.layers) == 2 * (1 + 2 * experts.EXPERTS)
