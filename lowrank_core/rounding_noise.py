@@ -22,6 +22,8 @@ _NEGLIGIBLE = 31
 # With more than half of the entries unchanged, rounding is no longer independent of the update: in simulated bfloat16
 # pairs the rounding's largest singular value passes the edge from there on.
 _MOST_UNCHANGED = 0.5
+# What two roundings to float32, of a number and of its step, may differ by.
+_SAME_NUMBER = 2.0**-21
 # Entries of a float64 copy: 8 MB at a time, however large the matrix.
 _BLOCK = 1 << 20
 
@@ -146,8 +148,9 @@ def rounding_noise(base: Any, tuned: Any, *, base_step: Any = None, tuned_step: 
 
     .. math:: s^2 \left[(\sqrt m + \sqrt n)^2 + 2.02 (\sqrt m + \sqrt n)(1/\sqrt m + 1/\sqrt n)^{1/3}\right].
 
-    Where both steps are given, an entry counts as unchanged if the two differ by less than half of the smaller step:
-    scales of their own make all entries of two quantised matrices differ.
+    Where steps are given, an entry counts as unchanged if it is the same multiple of the two steps, and the difference
+    is less than a step: two quantised matrices with scales of their own may differ in every entry and have the same
+    stored numbers.
 
     References
     ----------
@@ -184,8 +187,8 @@ def rounding_noise(base: Any, tuned: Any, *, base_step: Any = None, tuned_step: 
     tuned_steps = _as_steps(tuned_step, "tuned_step", after, after_dtype)
     one = _noise_level([tuned_steps], rows, columns)
     two = _noise_level([base_steps, tuned_steps], rows, columns)
-    if base_step is not None and tuned_step is not None:
-        count = _moved_entries(before, after, base_steps, tuned_steps)
+    if base_step is not None or tuned_step is not None:
+        count = changed.size - _count_same_numbers(before, after, base_steps, tuned_steps)
     return RoundingNoise(one, two, 1 - count / changed.size, compared - count <= _MOST_UNCHANGED * compared)
 
 
@@ -245,19 +248,23 @@ def _as_steps(step: Any, name: str, matrix: NDArray[Any], dtype: str) -> NDArray
         ) from None
 
 
-def _moved_entries(
+def _count_same_numbers(
     before: NDArray[Any], after: NDArray[Any], base_steps: NDArray[Any], tuned_steps: NDArray[Any]
 ) -> int:
-    """Count the entries that differ by half of the smaller step or more."""
-    return sum(
-        int(
-            np.count_nonzero(
-                2 * np.abs(after[block].astype(np.float64) - before[block].astype(np.float64))
-                >= np.maximum(np.minimum(base_steps[block], tuned_steps[block]), np.finfo(np.float64).tiny)
-            )
-        )
-        for block in _blocks(before.shape)
-    )
+    """Count the entries whose stored numbers are the same, as equal multiples of their steps, whatever their scales."""
+    count = 0
+    for block in _blocks(before.shape):
+        first, second = before[block].astype(np.float64), after[block].astype(np.float64)
+        first_step, second_step = (_in_float64(steps[block]) for steps in (base_steps, tuned_steps))
+        multiples_differ = np.abs(first * second_step - second * first_step)
+        is_same = multiples_differ <= _SAME_NUMBER * np.abs(second) * first_step
+        is_same &= np.abs(second - first) < np.minimum(first_step, second_step)
+        count += int(np.count_nonzero(is_same | (first == second)))
+    return count
+
+
+def _in_float64(steps: NDArray[Any]) -> NDArray[np.float64]:
+    return np.ldexp(1.0, steps) if steps.dtype.kind == "i" else steps.astype(np.float64)
 
 
 def _noise_level(sides: list[NDArray[Any]], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NoiseLevel:

@@ -147,6 +147,14 @@ def test_what_a_program_stores_beside_the_weights_is_no_tensor_of_the_model(read
     assert list(tensors) == ["q.weight"]
 
 
+def test_zero_points_are_taken_off_the_numbers(read, rng):
+    numbers, zeros = draw(rng, (4, 6), np.int8), rng.integers(-9, 9, (4, 1)).astype(np.int8)
+    scales = rng.uniform(1, 2, (4, 1)).astype(np.float32)
+    [weight] = read({"q.weight": numbers, "q.weight_scale": scales, "q.weight_zero_point": zeros}).values()
+    assert np.array_equal(weight.read(), (numbers.astype(np.float32) - zeros) * scales)
+    assert np.array_equal(weight.read_with_steps((4, 6))[1], np.broadcast_to(scales, (4, 6)))
+
+
 @pytest.mark.parametrize("names", [("q._weight_qdata", "q._weight_scale"), ("q.weight._data", "q.weight._scale")])
 def test_numbers_and_scales_under_names_of_their_own_are_the_weight(read, rng, names):
     numbers = draw(rng, (4, 6), np.int8)
@@ -182,7 +190,10 @@ def test_a_quantised_weight_can_be_sent_to_another_process(read, rng):
 FLOAT8 = np.ones((32, 32), E4M3)
 BYTES = np.ones((32, 16), np.uint8)
 REFUSED = {
-    "more scales than rows": ({"q.weight": FLOAT8, "q.weight_scale": np.ones((33, 1))}, "33 × 1 .* not scales of"),
+    "more scales than rows": (
+        {"q.weight": FLOAT8, "q.weight_scale": np.ones((33, 1))},
+        "33 × 1, in which scales of blocks of 32 × 32 cannot be",
+    ),
     "scales of no block": ({"q.weight": FLOAT8, "q.weight_scale_inv": np.ones((21, 1))}, "21 × 1"),
     "more axes than the weight": ({"q.weight": FLOAT8, "q.weight_scale": np.ones((32, 2, 2))}, "32 × 2 × 2"),
     "no scales": ({"q.weight": FLOAT8, "q.weight_scale": np.ones((0, 32))}, "0 × 32"),
@@ -191,9 +202,9 @@ REFUSED = {
         {"q.weight": FLOAT8, "q.weight_scale": np.ones(1), "q.weight_scale_inv": np.ones(1)},
         "'q.weight_scale' beside 'q.weight_scale_inv'",
     ),
-    "zero points": (
-        {"q.weight": BYTES.view(np.int8), "q.weight_scale": np.ones(1), "q.weight_zero_point": np.ones(1, np.int8)},
-        "'q.weight_zero_point' beside",
+    "other zero points": (
+        {"q.weight": BYTES.view(np.int8), "q.weight_scale": np.ones(1), "q.weight_zero_point": np.ones(2, np.int8)},
+        "1 scales and 2 zero points of int8",
     ),
     "integers without scales": ({"q.weight": BYTES}, "quantised uint8: no scale"),
     "scales without a weight": ({"q.weight_scale_inv": np.ones((2, 2))}, "the weight that they belong to is missing"),

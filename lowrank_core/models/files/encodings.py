@@ -36,8 +36,8 @@ class Code(NamedTuple):
 class QuantisedBlocks(NamedTuple):
     """Stored numbers, their code, the scale of each block of them, and the shape that the weight has.
 
-    `block` is how many numbers along each axis have one scale. The last two axes of the weight are swapped where it is
-    the transpose of what is stored.
+    `block` is how many numbers along each axis have one scale, and one of `zeros`, the numbers that stand for 0. The
+    last two axes of the weight are swapped where it is the transpose of what is stored.
     """
 
     numbers: NDArray[np.uint8]
@@ -46,29 +46,35 @@ class QuantisedBlocks(NamedTuple):
     block: tuple[int, ...]
     shape: tuple[int, ...]
     transposed: bool = False
+    zeros: NDArray[np.float32] | None = None
 
     def values(self) -> NDArray[np.float32]:
-        """Compute the weight, level · scale: rounded once to float32, because the two factors have float32's bits."""
-        return self._scaled(self.code.levels, self.scales)
+        """Compute the weight, (level − zero) · scale: rounded once to float32, because both factors have its bits."""
+        return self._scaled(self.code.levels, self.scales, self.zeros)
 
     def steps(self) -> NDArray[np.float32]:
         """Compute the step of rounding at each entry: that of its level, times the size of its scale."""
         return self._scaled(self.code.steps, np.abs(self.scales))
 
-    def _scaled(self, table: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _scaled(
+        self, table: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         bad = scales.size - int(np.count_nonzero(np.isfinite(scales)))
         if bad:
             raise ValueError(f"{bad} of its {scales.size} scales are NaN or infinity")
         values = np.empty(self.numbers.shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused where the weights are used
             for rows in row_blocks(values.shape):
-                np.multiply(table[self.numbers[rows]], self._scales_of(rows, scales), out=values[rows])
+                levels = table[self.numbers[rows]]
+                if zeros is not None:
+                    levels -= self._of_rows(rows, zeros)
+                np.multiply(levels, self._of_rows(rows, scales), out=values[rows])
         weight: NDArray[np.float32] = values.reshape(self.shape)
         return weight.swapaxes(-1, -2) if self.transposed else weight
 
-    def _scales_of(self, rows: slice, scales: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the scale of each number in some rows; an axis along which there is one scale keeps length 1."""
-        part: NDArray[np.float32] = scales[np.arange(rows.start, rows.stop) // self.block[0]]
+    def _of_rows(self, rows: slice, blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what blocks have for each number in some rows; an axis along which there is one keeps length 1."""
+        part: NDArray[np.float32] = blocks[np.arange(rows.start, rows.stop) // self.block[0]]
         for axis in range(1, part.ndim):
             if part.shape[axis] > 1:
                 part = np.take(part, np.arange(self.numbers.shape[axis]) // self.block[axis], axis=axis)
@@ -84,7 +90,7 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True)
 class Bytes:
-    """Numbers of a dtype of 8 bits, and scales of blocks: arrays of both, each scale a float32 or an E8M0 exponent.
+    """Numbers of a dtype of 8 bits, and scales of blocks: arrays of both, and where there are zeros, of these.
 
     bitsandbytes stores the largest size in each row of int8 (`is_size`), and the scale is that size over 127. Others
     have the scale itself under the same name. bitsandbytes takes the sizes of weights in float16, so that all of its
@@ -101,9 +107,9 @@ class Bytes:
         if self.is_size and _are_float16(scales):
             scales = scales / np.float32(_INT8_LARGEST)
         scales = scales.reshape(aligned(scales.shape, numbers.ndim))
-        return QuantisedBlocks(
-            numbers.view(np.uint8), _code_of(self.dtype), scales, self.block[-numbers.ndim :], numbers.shape
-        )
+        zeros = arrays[2].astype(np.float32).reshape(scales.shape) if len(arrays) > 2 else None
+        block = self.block[-numbers.ndim :]
+        return QuantisedBlocks(numbers.view(np.uint8), _code_of(self.dtype), scales, block, numbers.shape, zeros=zeros)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,9 @@ class Bitsandbytes4:
             largest, fractions = outer
             blocks = np.arange(sizes.size) // self.nested
             sizes = fractions.reshape(-1)[sizes] * largest.reshape(-1)[blocks] + np.float32(self.offset)
-        numbers = np.stack([packed >> 4, packed & 0x0F], axis=-1).reshape(-1)[: math.prod(self.shape)]
+        # The bytes may be stored as any dtype (bnb_4bit_quant_storage).
+        halves = np.ascontiguousarray(packed).reshape(-1).view(np.uint8)
+        numbers = np.stack([halves >> 4, halves & 0x0F], axis=-1).reshape(-1)[: math.prod(self.shape)]
         table = levels.reshape(-1).astype(np.float32)
         code = Code(table, code_steps(table, float(np.max(np.abs(table)))))
         return QuantisedBlocks(numbers, code, sizes.reshape(-1).astype(np.float32), (self.block,), self.shape)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowrank_core._dtypes import as_dtype
 from lowrank_core.models.files.encodings import (
     Bitsandbytes4,
     Bytes,
@@ -34,7 +35,7 @@ _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 _EXPONENTS = ("uint8", "F8_E8M0", "float8_e8m0fnu")
 # Where writers put the scale of a weight of 8 bits: behind the weight's own name, or behind its module's.
 _SCALES_OF_WEIGHT = ("_scale_inv", "_scale")
-_SCALES_OF_MODULE = (".scale_weight", ".qscale_weight", ".scale", ".SCB", ".weight_scales")
+_SCALES_OF_MODULE = (".scale_weight", ".qscale_weight", ".scale", ".SCB")
 # torchao and quanto store a weight's numbers and its scale under names of their own.
 _RENAMED = (("._weight_qdata", "._weight_scale"), (".weight._data", ".weight._scale"))
 # How activations are rounded, and how a module is stored: no part of the weight.
@@ -107,35 +108,42 @@ def _scaled_bytes(tensors: Tensors, blocks: tuple[int, ...] | None) -> Iterator[
         if not scales:
             continue
         module = name.removesuffix(_WEIGHT)
+        zeros = [zero for zero in (f"{name}_zero_point", f"{module}._weight_zero_point") if zero in tensors]
         members = (
-            *(key, *scales),
+            *(key, *scales, *zeros),
             *(name + ending for ending in _COMPANIONS_OF_WEIGHT),
             *(module + ending for ending in _COMPANIONS),
         )
-        scale = tensors[scales[0]]
-        label = f"{tensor.dtype} with scales"
-        zero = next((name for name in (f"{name}_zero_point", f"{module}._weight_zero_point") if name in tensors), "")
-        shape = _block_shape(tensor.shape, aligned(scale.shape, len(tensor.shape)), blocks)
-        if len(scales) > 1 or zero:
-            weight = _refused(
-                name, tensor, label, f"it has {scales[1] if len(scales) > 1 else zero!r} beside {scales[0]!r}"
-            )
-        elif tensor.dtype == "int8" and scale.dtype in _EXPONENTS and _is_mxfp4(tensor.shape, scale.shape):
+        parts = tuple(tensors[member] for member in (key, *scales, *zeros))
+        reason = _why_not_scales(parts, len(scales), len(zeros))
+        block = _block_shape(tensor.shape, aligned(parts[1].shape, len(tensor.shape)), blocks)
+        if reason:
+            weight = _refused(name, tensor, f"{tensor.dtype} with scales", reason)
+        elif _is_mxfp4(tensor, parts[1]):
             doubled = (*tensor.shape[:-1], 2 * tensor.shape[-1])
-            weight = _joined(name, tensor, doubled, "MXFP4", (tensor, scale), Mxfp4())
-        elif shape is None or not (scale.is_floating or scale.dtype in _EXPONENTS):
-            weight = _refused(
-                name,
-                tensor,
-                label,
-                f"{scales[0]!r} has shape {describe_shape(scale.shape)} and dtype {scale.dtype}, which are not scales "
-                f"of blocks of {describe_shape(tensor.shape)}",
+            weight = _joined(name, tensor, doubled, "MXFP4", parts[:2], Mxfp4())
+        elif block is None:
+            reason = (
+                f"{parts[1].key!r} has shape {describe_shape(parts[1].shape)}, in which scales of blocks of "
+                f"{describe_shape(tensor.shape)} cannot be"
             )
+            weight = _refused(name, tensor, f"{tensor.dtype} with scales", reason)
         else:
-            encoding = Bytes(tensor.dtype, shape, is_size=scales[0].endswith(".SCB"))
-            label = f"{tensor.dtype} × {_describe_blocks(tensor.shape, shape)}"
-            weight = _joined(name, tensor, tensor.shape, label, (tensor, scale), encoding)
+            label = f"{tensor.dtype} × {_describe_blocks(tensor.shape, block)}"
+            encoding = Bytes(tensor.dtype, block, is_size=scales[0].endswith(".SCB"))
+            weight = _joined(name, tensor, tensor.shape, label, parts, encoding)
         yield Joined(name, weight, members)
+
+
+def _why_not_scales(parts: tuple[StoredTensor, ...], scales: int, zeros: int) -> str:
+    """Return why numbers, scales and zeros are not those of one weight; "" where they may be."""
+    if scales > 1 or zeros > 1:
+        return f"it has {parts[2].key!r} beside {parts[1].key!r}, and one of them is expected"
+    if not (parts[1].is_floating or parts[1].dtype in _EXPONENTS):
+        return f"its scales are {parts[1].dtype}"
+    if zeros and (parts[2].size != parts[1].size or not (parts[2].is_floating or parts[2].dtype in _INTEGERS)):
+        return f"it has {parts[1].size} scales and {parts[2].size} zero points of {parts[2].dtype}"
+    return ""
 
 
 def _scales_of(key: str, tensors: Tensors) -> tuple[str, list[str]]:
@@ -207,9 +215,10 @@ def _mxfp4(tensors: Tensors, _blocks: tuple[int, ...] | None) -> Iterator[Joined
             yield Joined(name, weight, (key, name + scale_end))
 
 
-def _is_mxfp4(packed: tuple[int, ...], scales: tuple[int, ...]) -> bool:
-    """Whether two numbers are packed in each byte of int8, as DeepSeek stores experts: a scale has 32 numbers."""
-    return scales == (*packed[:-1], 2 * math.prod(packed[-1:]) // _MXFP4_BLOCK)
+def _is_mxfp4(packed: StoredTensor, scales: StoredTensor) -> bool:
+    """Whether two numbers are packed in each byte of int8, as DeepSeek stores experts: 32 numbers have one exponent."""
+    groups = (*packed.shape[:-1], 2 * math.prod(packed.shape[-1:]) // _MXFP4_BLOCK)
+    return packed.dtype == "int8" and scales.dtype in _EXPONENTS and scales.shape == groups
 
 
 def _nvfp4(tensors: Tensors, _blocks: tuple[int, ...] | None) -> Iterator[Joined]:
@@ -259,10 +268,14 @@ def _of_state(name: str, label: str, tensors: Tensors, state: dict[str, Any]) ->
         if sizes.dtype != "uint8" or parts[-1].size != 256 or nested < 1 or -(-sizes.size // nested) != outer.size:
             raise ValueError("its nested_absmax does not fit its absmax")
     size = math.prod(shape)
-    if packed.dtype != "uint8" or blocksize < 1 or min(shape, default=0) < 1:
+    if not packed.is_readable or blocksize < 1 or min(shape, default=0) < 1:
         raise ValueError(f"shape {shape}, blocksize {blocksize}, dtype {packed.dtype}")
-    if packed.size != -(-size // 2) or sizes.size != -(-size // blocksize) or levels.size != 16:
-        raise ValueError(f"{packed.size} bytes and {sizes.size} blocks for {describe_shape(shape)}")
+    if (
+        packed.size * as_dtype(packed.dtype).itemsize != -(-size // 2)
+        or sizes.size != -(-size // blocksize)
+        or levels.size != 16
+    ):
+        raise ValueError(f"{packed.size} of {packed.dtype} and {sizes.size} blocks for {describe_shape(shape)}")
     return _joined(name, packed, shape, label, parts, encoding)
 
 

@@ -1,0 +1,146 @@
+"""Quantised weights as the programs that write them dequantise them, to the bit or to one rounding to float32."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers.quantizers.bfl import utils as bfl
+from safetensors.torch import save_file
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from lowrank_core import update_with_spectrum
+from lowrank_core.models.files.checkpoints import open_checkpoint
+from lowrank_core.models.inspection.layers import inspect
+
+ONE_ROUNDING = 2.0**-23
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Save tensors, and return the one weight that they are."""
+
+    def stored(tensors):
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / "model.safetensors")
+        [weight] = open_checkpoint(tmp_path).tensors.values()
+        return weight
+
+    return stored
+
+
+def draw(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator)
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (2, 128, 256)])
+@pytest.mark.parametrize("scale_fmt", ["float", "ue8m0"])
+@pytest.mark.parametrize("block", [[128, 128], None])
+def test_float8_of_transformers_with_blocks_of_scales(stored, shape, scale_fmt, block):
+    quantiser = SimpleNamespace(quantization_config=SimpleNamespace(weight_block_size=block, scale_fmt=scale_fmt))
+    key = "up.weight" if len(shape) == 2 else "experts.up"
+    tensors = Fp8Quantize(quantiser).convert({key: draw(*shape)})
+    numbers, scales = tensors.values()
+    expected = Fp8Dequantize(quantiser)._dequantize_one(numbers, scales, torch.float32)
+    weight = stored(tensors)
+    assert weight.key == key
+    assert np.array_equal(weight.read(), expected.numpy())
+
+
+def test_packed_experts_as_transformers_reads_them(stored):
+    packed = torch.randint(-128, 128, (3, 8, 32), dtype=torch.int8, generator=torch.Generator().manual_seed(1))
+    scales = torch.exp2(torch.arange(48).reshape(3, 8, 2) % 7 - 3.0).to(torch.float8_e8m0fnu)
+    expected = Fp8Dequantize(None)._dequantize_one(packed, scales, torch.float32)
+    weight = stored({"experts.up": packed, "experts.up_scale_inv": scales})
+    assert (weight.shape, weight.dtype) == ((3, 8, 64), "MXFP4")
+    assert np.array_equal(weight.read(), expected.numpy())
+
+
+def test_mxfp4_of_gpt_oss_as_transformers_and_gguf_read_it(stored):
+    import gguf
+
+    generator = torch.Generator().manual_seed(2)
+    blocks = torch.randint(0, 256, (3, 10, 4, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(110, 140, (3, 10, 4), dtype=torch.uint8, generator=generator)
+    weight = stored({"experts.gate_up_proj_blocks": blocks, "experts.gate_up_proj_scales": scales})
+    assert weight.key == "experts.gate_up_proj"
+    expected = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    assert weight.shape == tuple(expected.shape)
+    assert np.array_equal(weight.read(), expected.numpy())
+    assert np.array_equal(weight.at(2).read(), expected[2].numpy())
+    # llama.cpp has the first half of a block's numbers in the low halves of its bytes, and the rest in the high ones.
+    numbers = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(-1, 32)
+    repacked = np.concatenate([scales.numpy().reshape(-1, 1), numbers[:, :16] | numbers[:, 16:] << 4], axis=1)
+    rows = gguf.dequantize(repacked.astype(np.uint8), gguf.GGMLQuantizationType.MXFP4)
+    assert np.array_equal(weight.read(), rows.reshape(3, 10, 128).swapaxes(1, 2))
+
+
+def test_rows_of_float8_and_nvfp4_as_diffusers_reads_them(stored):
+    numbers, scale = bfl.quantize_fp8r(draw(48, 64))
+    weight = stored({"up.weight": numbers, "up.weight_scale": scale})
+    assert np.array_equal(weight.read(), bfl.dequantize_fp8r(numbers, scale).numpy())
+    packed, scale, one = bfl.quantize_nvfp4(draw(48, 64))
+    weight = stored({"up.weight": packed, "up.weight_scale": scale, "up.weight_scale_2": one})
+    assert (weight.shape, weight.dtype) == ((48, 64), "NVFP4")
+    assert np.array_equal(weight.read(), bfl.dequantize_nvfp4(packed, scale, one).numpy())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("shape", [(96, 128), (7, 33)])
+def test_bitsandbytes_4_bits(stored, kind, nested, shape):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    weight = draw(*shape)
+    packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
+    expected = bitsandbytes.functional.dequantize_4bit(packed, state).numpy()
+    members = {f"up.weight.{key}": tensor for key, tensor in state.as_dict(packed=True).items()}
+    read = stored({"up.weight": packed} | members)
+    assert (read.shape, read.dtype) == (shape, f"bitsandbytes {kind}")
+    assert np.allclose(read.read(), expected, rtol=2 * ONE_ROUNDING, atol=0)
+    values, steps = read.read_with_steps(shape)
+    # Rounding errs by half a cell at the most, and a step is at least the cell's smaller half.
+    assert np.all(np.abs(values - weight.numpy()) <= 1.001 * steps)
+
+
+def test_bitsandbytes_8_bits(stored):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear8bitLt(64, 48, bias=False, has_fp16_weights=False)
+    layer.load_state_dict({"weight": draw(48, 64)})
+    layer = layer.to("cpu")
+    if layer.weight.dtype != torch.int8:
+        layer.weight = bitsandbytes.nn.Int8Params(draw(48, 64), requires_grad=False)._quantize("cpu")
+    tensors = {f"up.{key}": torch.as_tensor(tensor) for key, tensor in layer.state_dict().items()}
+    expected = bitsandbytes.functional.int8_vectorwise_dequant(tensors["up.weight"], tensors["up.SCB"])
+    read = stored(tensors)
+    assert read.dtype == "int8 × row scales"
+    assert np.allclose(read.read(), expected.numpy(), rtol=4 * ONE_ROUNDING, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
+@pytest.mark.filterwarnings("ignore")
+def test_torchao_of_8_bits(stored, name):
+    quantization = pytest.importorskip("torchao.quantization")
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False))
+    quantization.quantize_(model, getattr(quantization, name)(version=2))
+    tensors, _ = flatten_tensor_state_dict(model.state_dict())
+    weight = stored(tensors)
+    assert weight.key == "0.weight"
+    assert np.array_equal(weight.read(), model.state_dict()["0.weight"].dequantize().numpy())
+
+
+def test_the_update_of_a_float8_base_is_that_of_its_dequantised_weights(tmp_path):
+    quantiser = SimpleNamespace(quantization_config=SimpleNamespace(weight_block_size=[128, 128], scale_fmt="float"))
+    base = Fp8Quantize(quantiser).convert({"up.weight": 0.02 * draw(256, 128)})
+    dequantised = Fp8Dequantize(quantiser)._dequantize_one(*base.values(), torch.float32).numpy()
+    update = update_with_spectrum([0.5, 0.4, 0.3], (256, 128), rng=0)
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(
+        {"up.weight": torch.from_numpy((dequantised + update).astype(np.float32))}, tmp_path / "tuned.safetensors"
+    )
+    [layer] = inspect(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors").layers
+    assert layer.dtype == "float8_e4m3fn × 128×128 scales → float32"
+    assert np.allclose(layer.singular_values[:3], [0.5, 0.4, 0.3], rtol=1e-6)
+    assert layer.singular_values[3] < 1e-6
