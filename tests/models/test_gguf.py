@@ -6,7 +6,7 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFWriter, dequantize, quantize
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFWriter, dequantize, quantize
 
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.files.tensors import open_file, read_tensors
@@ -60,6 +60,56 @@ def test_a_quantised_tensor_is_read_as_the_package_dequantises_it(tmp_path, rng,
     assert (read.shape, read.dtype) == ((2, 3, 64), np.float32)
     assert np.array_equal(read, dequantize(stored.data, stored.tensor_type).reshape(read.shape))
     assert np.abs(read - values).max() < 0.5
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_rounding_to_a_quantised_type_errs_by_a_step_at_the_most(tmp_path, rng, name):
+    values = rng.standard_normal((6, 64)).astype(np.float32)
+    tensor = open_file(write_gguf(tmp_path / "x.gguf", {"x": (values, name)}))[0]["x"]
+    read, steps = tensor.read_with_steps((6, 64))
+    assert tensor.is_coarse
+    error = np.abs(read - values)
+    # llama.cpp clips the end of some types' ranges, by up to one step.
+    assert np.all(error <= 1.01 * steps)
+    assert np.quantile(error / steps, 0.9) < 0.51
+    assert np.array_equal(tensor.along(0, 1, 3).read_with_steps((2, 64))[1], steps[1:3])
+
+
+@pytest.mark.parametrize("name", [*QUANTISED, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_numbers_of_a_scale_differ_by_whole_steps(tmp_path, rng, name):
+    stored = GGMLQuantizationType[name]
+    entries, size = GGML_QUANT_SIZES[stored]
+    blocks = rng.integers(0, 256, (3, 8 * size)).astype(np.uint8)
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("x", blocks, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    values, steps = open_file(tmp_path / "x.gguf")[0]["x"].read_with_steps((3, 8 * entries))
+    # Of random bytes some scales are infinite or very unlike each other; 16 entries have one scale in every type.
+    values, steps = values.reshape(-1, 16).astype(np.float64), steps.reshape(-1, 16).astype(np.float64)
+    usable = np.isfinite(values).all(1) & np.isfinite(steps).all(1) & (steps > 1e-3 * np.abs(values)).all(1)
+    assert np.count_nonzero(usable) > 20
+    values, steps = values[usable], steps[usable]
+    assert np.allclose(steps, steps[:, :1], rtol=1e-3)
+    multiples = (values - values[:, :1]) / steps[:, :1]
+    assert np.abs(multiples - np.round(multiples)).max() < 0.05
+    assert np.abs(np.round(multiples)).max() > 1
+
+
+def test_types_whose_rounding_is_not_known_are_not_taken_for_exact(tmp_path):
+    stored = GGMLQuantizationType.IQ4_NL
+    writer = GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("x", np.zeros((3, GGML_QUANT_SIZES[stored][1]), np.uint8), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tensor = open_file(tmp_path / "x.gguf")[0]["x"]
+    assert not tensor.is_coarse
+    with pytest.raises(ValueError, match="'x' is stored as IQ4_NL, of which the rounding is not known"):
+        tensor.read_with_steps((3, 32))
 
 
 def test_numbers_and_strings_of_the_metadata_are_text_and_arrays_are_passed_over(tmp_path):

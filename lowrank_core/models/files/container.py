@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-__all__ = ["Container", "Entry", "invalid_file"]
+__all__ = ["Container", "Entry", "invalid_file", "unknown_steps"]
 
 
 class Entry(NamedTuple):
@@ -26,13 +26,23 @@ class Entry(NamedTuple):
     offset: int = 0
 
 
+def unknown_steps(_path: Path, entry: Entry) -> NDArray[Any]:
+    """Refuse a tensor whose steps of rounding are asked for: those of its type are not known."""
+    raise ValueError(f"{entry.key!r} is stored as {entry.dtype}, of which the rounding is not known")
+
+
 class Container(NamedTuple):
-    """How files of one kind are recognised by their first bytes, opened and read."""
+    """How files of one kind are recognised by their first bytes, opened and read.
+
+    `stepped` are the quantised types that it knows each entry's step of rounding of, and `read_steps` reads these.
+    """
 
     name: str
     recognises: Callable[[bytes], bool]
     open: Callable[[Path], tuple[list[Entry], dict[str, str]]]
     read: Callable[[Path, Sequence[Entry]], list[NDArray[Any]]]
+    stepped: frozenset[str] = frozenset()
+    read_steps: Callable[[Path, Entry], NDArray[Any]] = unknown_steps
 
 
 def invalid_file(path: Path, container: str, reason: object) -> ValueError:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._dtypes import as_dtype
-from lowrank_core.models.files.container import Container, Entry, invalid_file
+from lowrank_core.models.files.container import Container, Entry, invalid_file, unknown_steps
 
 __all__ = ["GGUF", "gguf_package"]
 
@@ -44,6 +44,20 @@ _PLAIN = {
     "I64": "int64",
 }
 _TYPES = {name: stored for stored, name in _PLAIN.items()}
+# Types whose numbers are multiples of a scale: the bytes of a block that have the lowest bits of its numbers, and a
+# byte in which all of these are 1.
+_LOWEST_BITS = {
+    "Q4_0": (2, 18, 0x11),
+    "Q4_1": (4, 20, 0x11),
+    "Q5_0": (6, 22, 0x11),
+    "Q5_1": (8, 24, 0x11),
+    "Q8_0": (2, 34, 0x01),
+    "Q2_K": (16, 80, 0x55),
+    "Q3_K": (32, 96, 0x55),
+    "Q4_K": (16, 144, 0x11),
+    "Q5_K": (48, 176, 0x11),
+    "Q6_K": (0, 128, 0x11),
+}
 
 
 class _Header:
@@ -170,13 +184,23 @@ def _read(path: Path, entries: Sequence[Entry]) -> list[NDArray[Any]]:
 
 
 def _read_tensor(path: Path, entry: Entry, gguf: ModuleType) -> NDArray[Any]:
+    content = _read_bytes(path, entry, gguf)
+    if not entry.read_as:
+        return content.view(as_dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
+    return _dequantised(content, entry, gguf)
+
+
+def _read_bytes(path: Path, entry: Entry, gguf: ModuleType) -> NDArray[np.uint8]:
     count = _byte_count(entry, gguf)
     content = np.fromfile(path, np.uint8, count, offset=entry.offset)
     if len(content) < count:
         raise invalid_file(path, _NAME, f"{entry.key!r} is beyond its end")
-    if not entry.read_as:
-        return content.view(as_dtype(entry.dtype).newbyteorder("<")).reshape(entry.shape)
-    if not count:
+    return content
+
+
+def _dequantised(content: NDArray[np.uint8], entry: Entry, gguf: ModuleType) -> NDArray[np.float32]:
+    """Return the weights that the bytes of a quantised tensor stand for."""
+    if not content.size:
         return np.empty(entry.shape, np.float32)
     stored = _stored_type(entry, gguf)
     rows = content.reshape(gguf.quant_shape_to_byte_shape(entry.shape, stored))
@@ -189,6 +213,21 @@ def _read_tensor(path: Path, entry: Entry, gguf: ModuleType) -> NDArray[Any]:
             f"{entry.key!r} is stored as {entry.dtype}, which the installed gguf package does not dequantise"
         ) from error
     return weights.reshape(entry.shape)
+
+
+def _read_steps(path: Path, entry: Entry) -> NDArray[np.float32]:
+    """Read the step of each entry: what one more in its stored number adds, as the gguf package dequantises it."""
+    if entry.dtype not in _LOWEST_BITS:
+        return unknown_steps(path, entry)
+    gguf = gguf_package()
+    start, stop, ones = _LOWEST_BITS[entry.dtype]
+    blocks = _read_bytes(path, entry, gguf).reshape(-1, gguf.GGML_QUANT_SIZES[_stored_type(entry, gguf)][1])
+    blocks[:, start:stop] = 0
+    weights = _dequantised(blocks.reshape(-1), entry, gguf)
+    blocks[:, start:stop] = ones
+    with np.errstate(invalid="ignore"):
+        steps: NDArray[np.float32] = np.abs(_dequantised(blocks.reshape(-1), entry, gguf) - weights)
+    return steps
 
 
 def _byte_count(entry: Entry, gguf: ModuleType) -> int:
@@ -212,4 +251,4 @@ def gguf_package() -> ModuleType:
     return gguf
 
 
-GGUF = Container(_NAME, _recognises, _open, _read)
+GGUF = Container(_NAME, _recognises, _open, _read, frozenset(_LOWEST_BITS), _read_steps)

@@ -24,6 +24,8 @@ from lowrank_core.rounding_noise import ulps
 CONTAINERS: tuple[Container, ...] = (GGUF, SAFETENSORS, TORCH)
 """Kinds of files; what none of them recognises is read as a safetensors file, whose error then says what is wrong."""
 
+_STEPPED = frozenset[str]().union(*(container.stepped for container in CONTAINERS))
+
 PLAIN_WEIGHTS = f"plain weights are {', '.join(FLOATS)}; a quantised model has to be dequantised first"
 """What to tell the owner of any other type."""
 
@@ -101,7 +103,11 @@ class StoredTensor:
     @property
     def is_coarse(self) -> bool:
         """Whether the steps of the stored numbers are known, and of the size of fine-tuning updates."""
-        return self.quantised is not None or self.dtype in COARSE_DTYPES
+        return self.quantised is not None or self.dtype in (*COARSE_DTYPES, *_STEPPED)
+
+    def entry(self, shape: tuple[int, ...]) -> Entry:
+        """Return the tensor as its container knows it, with this shape."""
+        return Entry(self.key, shape, self.dtype, self.read_as, self.offset)
 
     def along(self, axis: int, start: int, stop: int, step: int = 1) -> StoredTensor:
         """Return the part of this tensor that consists of such entries of one axis."""
@@ -126,7 +132,7 @@ class StoredTensor:
     def read_with_steps(self, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Read the tensor once, as a matrix, and each entry's step of rounding, None where the dtype says it."""
         if self.quantised is None:
-            return self.read().reshape(shape), None
+            return self.read().reshape(shape), _read_steps(self, shape) if self.read_as else None
         quantised, part = _quantised_part(self.quantised, self.part)
         blocks = quantised.read()
         both = blocks.values(), blocks.steps()
@@ -233,7 +239,7 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
     whole = [tensor for tensor in wanted if tensor not in arrays]
     for path in dict.fromkeys(tensor.file for tensor in whole):
         own = [tensor for tensor in whole if tensor.file == path]
-        entries = [Entry(tensor.key, tensor.shape, tensor.dtype, tensor.read_as, tensor.offset) for tensor in own]
+        entries = [tensor.entry(tensor.shape) for tensor in own]
         arrays.update(zip(own, _container(path).read(path, entries), strict=True))
     return [arrays[tensor] for tensor in wanted]
 
@@ -267,6 +273,14 @@ def read_blocks(weight: Weight, entries: int = 1 << 22) -> Iterator[NDArray[Any]
     else:
         whole = np.atleast_1d(weight.read())
         yield from (whole[rows] for rows in row_blocks(whole.shape, entries))
+
+
+def _read_steps(tensor: StoredTensor, shape: tuple[int, int]) -> NDArray[Any]:
+    """Read the steps of a tensor that its container dequantises, as a matrix."""
+    read_steps, part = _container(tensor.file).read_steps, tensor.part
+    if part is None:
+        return read_steps(tensor.file, tensor.entry(tensor.shape)).reshape(shape)
+    return part.of(read_steps(tensor.file, tensor.entry(part.shape))).reshape(shape)
 
 
 def _quantised_part(quantised: Quantisation, part: Part | None) -> tuple[Quantisation, Part | None]:
