@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core import spectrum, update_with_spectrum
+from lowrank_core import update_with_spectrum
 from lowrank_core.models.files.encodings import Bytes
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.operations.extraction import extract
