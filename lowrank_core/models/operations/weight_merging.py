@@ -71,8 +71,9 @@ def converted(tensor: NDArray[Any], dtype: str) -> NDArray[Any]:
         return tensor
     result = np.empty(tensor.shape, as_dtype(dtype))
     source, target = np.atleast_1d(tensor), np.atleast_1d(result)
-    for rows in row_blocks(source.shape):
-        target[rows] = rounded(source[rows].astype(np.float64), dtype)
+    with np.errstate(invalid="ignore"):  # the conversion of a signalling NaN warns
+        for rows in row_blocks(source.shape):
+            target[rows] = rounded(source[rows].astype(np.float64), dtype)
     return result
 
 
