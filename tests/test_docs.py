@@ -69,12 +69,23 @@ def test_python_blocks_of_a_page_run_in_order(page, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```{run}" in text])
-def test_shell_blocks_of_a_page_run_in_order(page, tmp_path):
-    shell.prepare(tmp_path)
-    for commands, wanted in shell.blocks(PAGES[page]):
-        printed, code = shell.run(commands, tmp_path)
-        assert code == wanted, f"{commands}\n{printed}"
-        assert "Traceback" not in printed
+def test_shell_blocks_of_a_page_run_in_order(page):
+    for result in shell.results(PAGES[page]):
+        assert result.code == result.expected, f"{result.commands}\n{result.printed}"
+        assert "Traceback" not in result.printed
+
+
+def test_a_page_whose_results_are_kept_runs_once(tmp_path, monkeypatch):
+    counting = "```{run}\n:exit: 3\n\necho again >> FILE; wc -l < FILE; exit 3\n```\n".replace(
+        "FILE", f"{tmp_path}/count"
+    )
+    (results_folder := tmp_path / "results").mkdir()
+    shell.results(counting)
+    monkeypatch.setenv("LOWRANK_PAGE_RESULTS", str(results_folder))
+    first = shell.results(counting)
+    assert [(result.printed.strip(), result.code, result.expected) for result in first] == [("2", 3, 3)]
+    assert shell.results(counting) == first
+    assert shell.results(counting + "\n")[0].printed.strip() == "3"
 
 
 def test_every_block_of_code_is_of_a_kind_that_is_run():

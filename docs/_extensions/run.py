@@ -1,7 +1,6 @@
 """``{run}``: a shell block that is run when the site is built, and shown with its output."""
 
-import tempfile
-from contextlib import ExitStack
+from pathlib import Path
 
 import shell
 from docutils import nodes
@@ -10,11 +9,10 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
-folders = ExitStack()
 
 
 class Run(SphinxDirective):
-    """Run the block in the page's own folder; a wrong exit code is a warning, and so fails the build."""
+    """Show the result of the page's next block; a wrong exit code is a warning, and so fails the build."""
 
     has_content = True
     option_spec = {  # noqa: RUF012 - docutils' own way
@@ -24,17 +22,14 @@ class Run(SphinxDirective):
 
     def run(self):
         """Return the commands and their output."""
-        commands = "\n".join(self.content)
-        # One folder per page, since its blocks build on each other.
-        folder = self.env.temp_data.get("run folder")
-        if folder is None:
-            folder = self.env.temp_data["run folder"] = folders.enter_context(tempfile.TemporaryDirectory())
-            shell.prepare(folder)
-        printed, code = shell.run(commands, folder)
-        wanted = self.options.get("exit", 0)
-        if code != wanted:
+        if "results" not in self.env.temp_data:
+            text = Path(self.env.doc2path(self.env.docname)).read_text(encoding="utf-8")
+            self.env.temp_data["results"] = iter(shell.results(text))
+        commands, printed, code, expected = next(self.env.temp_data["results"])
+        commands = commands.rstrip("\n")
+        if code != expected:
             logger.warning(
-                "exit code %d, not %d:\n%s\n%s", code, wanted, commands, printed, location=self.get_location()
+                "exit code %d, not %d:\n%s\n%s", code, expected, commands, printed, location=self.get_location()
             )
         shown = nodes.literal_block(commands, commands, language="bash", classes=["commands"])
         if "hide-output" in self.options or not printed.strip():
@@ -45,5 +40,4 @@ class Run(SphinxDirective):
 
 def setup(app):
     app.add_directive("run", Run)
-    app.connect("build-finished", lambda *_: folders.close())
     return {"parallel_read_safe": False, "parallel_write_safe": True}
