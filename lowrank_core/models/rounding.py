@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._dtypes import FLOATS, as_dtype
+from lowrank_core._dtypes import as_dtype
+from lowrank_core.rounding_noise import step_exponents
 
 # NumPy converts from float64 to each of these with one rounding.
 _ROUNDED_ONCE = ("float64", "float32", "float16")
@@ -36,12 +37,9 @@ def includes(dtype: str, other: str) -> bool:
     return dtype in (other, "float64") or (dtype == "float32" and other != "float64")
 
 
-def ulps(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
-    """Return the unit in the last place of each number in a dtype: 2^(e − bits) for |x| in [2^(e−1), 2^e)."""
-    stored = FLOATS[dtype]
-    mantissas, exponents = np.frexp(values)
-    steps = np.where(mantissas == 0, stored.subnormal_exponent, exponents - stored.significand_bits)
-    return np.ldexp(1.0, np.maximum(steps, stored.subnormal_exponent))
+def ulps_in(values: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+    """Return the unit in the last place of each number in a dtype, which need not be one of its numbers."""
+    return np.ldexp(1.0, step_exponents(values, dtype))
 
 
 def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:

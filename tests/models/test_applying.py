@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lowrank_core.models import apply
+from lowrank_core.models import apply, verify
 from tests.models.models_on_disk import fingerprint
 from tests.models.test_memory import peak_of
 
@@ -228,6 +228,25 @@ def test_layers_stored_as_in_out_are_transposed(write_file, write_peft, tmp_path
             assert np.allclose(after[f"{name}.weight"], update.T if "c_" in name else update)
 
 
+def test_a_quantised_base_is_written_dequantised(write_file, write_peft, tmp_path, rng):
+    numbers = (rng.integers(-100, 100, (6, 4)) / 8).astype(ml_dtypes.float8_e4m3fn)
+    scales = rng.uniform(0.01, 2, (6, 1)).astype(np.float32)
+    names = "model.layers.0.q_proj", "model.layers.0.k_proj"
+    tensors = {f"{name}.weight": numbers for name in names} | {f"{name}.weight_scale": scales for name in names}
+    base = write_file(tensors, "fp8/model.safetensors").parent
+    (base / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}, "model_type": "tiny"}')
+    adapter = write_peft({key: each for key, each in factors(rng).items() if "0.q_proj" in key})
+    report = apply(base, adapter, tmp_path / "out")
+    dequantised = numbers.astype(np.float32) * scales
+    after = tensors_in(tmp_path / "out")
+    assert sorted(after) == sorted(f"{name}.weight" for name in names) == sorted(report.dequantised)
+    assert np.array_equal(after["model.layers.0.k_proj.weight"], dequantised)
+    expected = np.array(exact_sum(dequantised, adapter, "layers.0.q_proj")).astype(np.float64)
+    assert np.array_equal(after["model.layers.0.q_proj.weight"], expected.astype(np.float32))
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "tiny"}
+    assert verify(base, adapter, tmp_path / "out").right
+
+
 def test_experts_of_a_stack_are_applied_each_to_its_own_matrix(write_file, write_peft, tmp_path, rng):
     stack = rng.standard_normal((3, 6, 4))
     base = write_file({"model.layers.0.mlp.experts.down_proj": stack}, "base.safetensors")
@@ -283,7 +302,7 @@ def test_a_killed_process_leaves_the_old_model_whole(write_base, adapter, tmp_pa
     script = textwrap.dedent(
         """
         import os, signal, sys
-        from lowrank_core.models import apply
+        from lowrank_core.models import apply, verify
 
         base, adapter, out = sys.argv[1:]
         apply(base, adapter, out, force=True, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))

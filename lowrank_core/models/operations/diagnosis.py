@@ -13,7 +13,7 @@ from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.formats import AdapterLayer
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.norms import Update, row_blocks, update_blocks
-from lowrank_core.models.rounding import ulps
+from lowrank_core.models.rounding import ulps_in
 
 # Dtypes that a merge is made in by mistake, the coarsest first: most numbers of bfloat16 are some of float16.
 _COARSER = ("bfloat16", "float16")
@@ -77,7 +77,7 @@ def _sums(weight: NDArray[Any], merged: NDArray[Any], update: Update) -> _Sums:
     for rows, block in update_blocks(update):
         before, after, delta = (array.astype(np.float64) for array in (weight[rows], merged[rows], block))
         change = after - before
-        steps = ulps(np.maximum(np.abs(before), np.abs(after)), merged.dtype.name)
+        steps = ulps_in(np.maximum(np.abs(before), np.abs(after)), merged.dtype.name)
         parts.append([float(np.vdot(one, other)) for one, other in _pairs(change, delta, steps)])
     return _Sums(*(math.fsum(column) for column in zip(*parts, strict=True)))
 

@@ -25,7 +25,7 @@ from lowrank_core.models.operations.replays import (
     scaling_of,
 )
 from lowrank_core.models.operations.weight_merging import RoundingLoss, block_loss, check_finite, combined, converted
-from lowrank_core.models.rounding import rounded, ulps
+from lowrank_core.models.rounding import rounded, ulps_in
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _compare(pair: _Pair) -> _Comparison:
         distance = np.maximum(least - after, after - most)
         wrong += int(np.count_nonzero(distance > 0))
         largest = np.max(np.abs([before, after, exact]), axis=0)
-        worst = max(worst, float(np.max(distance / ulps(largest, stored), initial=0.0)))
+        worst = max(worst, float(np.max(distance / ulps_in(largest, stored), initial=0.0)))
     return _Comparison(wrong, worst, combined(losses))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowrank_core._dtypes import as_dtype
 from lowrank_core.models.norms import frobenius_norm, row_blocks, update_blocks
 from lowrank_core.models.operations.changes import Change, WeightUpdate
-from lowrank_core.models.rounding import includes, rounded, ulps
+from lowrank_core.models.rounding import includes, rounded, ulps_in
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def block_loss(
     """Return what rounding `exact`, the sum of weight and delta, to `stored` loses in a block of rows."""
     lost = frobenius_norm(stored.astype(np.float64) - exact)
     norm = frobenius_norm(delta)
-    below = np.count_nonzero(np.abs(delta) < ulps(weight, dtype) / 2) if delta.size else 0
+    below = np.count_nonzero(np.abs(delta) < ulps_in(weight, dtype) / 2) if delta.size else 0
     unchanged = np.count_nonzero(stored == rounded(weight, dtype))
     size = max(delta.size, 1)
     return RoundingLoss(delta.size, norm, lost, _ratio(lost, norm), below / size, unchanged / size)
