@@ -131,6 +131,42 @@ def test_torchao_of_8_bits(stored, name):
     assert np.array_equal(weight.read(), model.state_dict()["0.weight"].dequantize().numpy())
 
 
+@pytest.mark.parametrize("kind", ["NVFP4", "MXFP4", "int8", "float8_e4m3fn"])
+@pytest.mark.filterwarnings("ignore")
+def test_compressed_tensors(stored, kind):
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    name, arguments = {
+        "NVFP4": (
+            "nvfp4-pack-quantized",
+            {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16},
+        ),
+        "MXFP4": ("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}),
+        "int8": ("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"}),
+        "float8_e4m3fn": ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+    }[kind]
+    weight = draw(48, 64)
+    groups = weight.reshape(48, -1, arguments.get("group_size", 64)).abs().amax(-1)
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**arguments))
+    state = {"weight": weight, "weight_scale": groups / {"int8": 127, "float8_e4m3fn": 448}.get(kind, 6)}
+    if kind == "NVFP4":
+        state["weight_global_scale"] = 448 / state["weight_scale"].amax().reshape(1)
+        state["weight_scale"] = state["weight_scale"] * state["weight_global_scale"]
+    if kind == "MXFP4":
+        state["weight_scale"] = torch.exp2(torch.floor(torch.log2(groups)) - 2)
+    compressor = BaseCompressor.get_value_from_registry(name)
+    tensors = compressor.compress(state, scheme)
+    expected = compressor.decompress(dict(tensors), scheme)["weight"]
+    read = stored({f"up.{key}": tensor for key, tensor in tensors.items()})
+    assert (read.key, read.shape) == ("up.weight", (48, 64))
+    assert read.dtype.startswith(kind)
+    # Its own arithmetic is that of the scale's dtype.
+    assert np.allclose(read.read(), expected.float().numpy(), rtol=2.0**-7, atol=0)
+    assert np.all(np.abs(read.read() - weight.numpy()) <= 1.01 * read.read_with_steps((48, 64))[1])
+
+
 def test_the_update_of_a_float8_base_is_that_of_its_dequantised_weights(tmp_path):
     quantiser = SimpleNamespace(quantization_config=SimpleNamespace(weight_block_size=[128, 128], scale_fmt="float"))
     base = Fp8Quantize(quantiser).convert({"up.weight": 0.02 * draw(256, 128)})

@@ -221,23 +221,25 @@ def _is_mxfp4(packed: StoredTensor, scales: StoredTensor) -> bool:
     return packed.dtype == "int8" and scales.dtype in _EXPONENTS and scales.shape == groups
 
 
-def _nvfp4(tensors: Tensors, _blocks: tuple[int, ...] | None) -> Iterator[Joined]:
-    """Yield the weights of NVFP4: ModelOpt's, and those of compressed-tensors, whose one scale is a reciprocal."""
+def _packed_fp4(tensors: Tensors, _blocks: tuple[int, ...] | None) -> Iterator[Joined]:
+    """Yield the weights of NVFP4, ModelOpt's and compressed-tensors', and of the latter's MXFP4."""
     for key, tensor in tensors.items():
         name = key.removesuffix("_packed")
-        one = f"{name}_global_scale" if name != key else f"{name}_scale_2"
-        scale = tensors.get(f"{name}_scale")
-        if tensor.dtype != "uint8" or one not in tensors or scale is None or tensor.quantised:
+        is_packed, scale = name != key, tensors.get(f"{name}_scale")
+        one = f"{name}_global_scale" if is_packed else f"{name}_scale_2"
+        if tensor.dtype != "uint8" or tensor.quantised or scale is None or not (is_packed or one in tensors):
             continue
-        shape = (*tensor.shape[:-1], 2 * math.prod(tensor.shape[-1:]))
         module = name.removesuffix(_WEIGHT)
-        members = (key, f"{name}_scale", one, *(module + ending for ending in _COMPANIONS))
-        if scale.shape != (*shape[:-1], shape[-1] // _NVFP4_BLOCK) or scale.dtype not in _FLOAT8:
+        members = (key, scale.key, one, *(module + ending for ending in _COMPANIONS))
+        kind, size = ("NVFP4", _NVFP4_BLOCK) if one in tensors else ("MXFP4", _MXFP4_BLOCK)
+        encoding = Nvfp4(divides=is_packed) if kind == "NVFP4" else Mxfp4()
+        shape = (*tensor.shape[:-1], 2 * math.prod(tensor.shape[-1:]))
+        if scale.shape != (*shape[:-1], shape[-1] // size) or scale.dtype not in (*_FLOAT8, *_EXPONENTS):
             reason = f"its scales have shape {describe_shape(scale.shape)} and dtype {scale.dtype}"
-            weight = _refused(name, tensor, "NVFP4", reason)
+            weight = _refused(name, tensor, kind, reason)
         else:
-            parts = (tensor, scale, tensors[one])
-            weight = _joined(name, tensor, shape, "NVFP4", parts, Nvfp4(divides=name != key))
+            parts = (tensor, scale, tensors[one]) if one in tensors else (tensor, scale)
+            weight = _joined(name, tensor, shape, kind, parts, encoding)
         yield Joined(name, weight, members)
 
 
@@ -315,7 +317,7 @@ def _other(key: str, tensor: StoredTensor, tensors: Tensors) -> Joined | None:
 STORAGES: tuple[Callable[[Tensors, tuple[int, ...] | None], Iterator[Joined]], ...] = (
     _bitsandbytes,
     _mxfp4,
-    _nvfp4,
+    _packed_fp4,
     _scaled_bytes,
     _others,
 )
