@@ -110,6 +110,15 @@ class RoundingNoise:
     unchanged: float
     applies: bool
 
+    @property
+    def base_is_coarser(self) -> bool:
+        """Whether the base's rounding errors are larger than the tuned matrix's, by a factor of √3 or more.
+
+        It is so where a quantised base is compared with weights in 16 bits. If these were tuned from a finer copy of
+        the base, the difference is mostly the base's rounding, which only `two_sides` accounts for.
+        """
+        return self.two_sides.std >= 2 * self.one_side.std
+
 
 def rounding_noise(base: Any, tuned: Any, *, base_step: Any = None, tuned_step: Any = None) -> RoundingNoise:
     r"""Compute how much of the difference of two matrices is the rounding that they were stored with.

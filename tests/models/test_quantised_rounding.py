@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from lowrank_core import update_with_spectrum
+from lowrank_core.cli.app import main
 from lowrank_core.models.files.encodings import Bytes
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.operations.extraction import extract
@@ -146,3 +147,14 @@ def test_inspect_says_how_much_of_an_update_of_a_float8_base_is_float8(pair):
 def test_extract_above_noise_leaves_the_rounding_of_a_float8_base_out(pair, tmp_path):
     report = extract(*pair, tmp_path / "out", rank=AboveNoise(sides=2))
     assert {layer.name: layer.rank for layer in report.layers} == {"changed": 3, "same": 0}
+    assert not report.warnings
+
+
+def test_extract_warns_where_the_base_is_coarser_and_one_side_is_taken_for_rounded(pair, tmp_path):
+    report = extract(*pair, tmp_path / "out", rank=AboveNoise(max_rank=4))
+    assert any("more coarsely than the tuned checkpoint in 2 of 2 layers" in warning for warning in report.warnings)
+
+
+def test_the_table_says_where_the_base_is_coarser(pair, capsys):
+    assert main(["inspect", str(pair[1]), "--base", str(pair[0])]) == 0
+    assert "In 2 layers the base is stored more coarsely" in capsys.readouterr().out

@@ -38,6 +38,12 @@ def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:
             f"? in {count(doubtful, 'layer')}: most entries that could have changed did not, because the update is "
             "smaller than a step of the stored numbers. Rounding is not noise there, and these numbers are not valid."
         )
+    coarse = sum(layer.rounding.noise.base_is_coarser for layer in layers if layer.rounding)
+    if coarse:
+        yield Text(
+            f"In {count(coarse, 'layer')} the base is stored more coarsely than the tuned checkpoint: if tuning started "
+            "from a finer copy of it, the update includes the base's rounding, and the figures of both sides apply."
+        )
 
 
 def _cells(layer: LayerNoise) -> list[str]:

@@ -122,7 +122,7 @@ def compress(
         for task, factored in written.layers
         if factored.norm > 0 or factored.rank > 0
     )
-    noticed = (*_storage_warnings(layers, encoding), *_noise_warnings(written.layers))
+    noticed = (*_storage_warnings(layers, encoding), *_noise_warnings(written.layers, rank))
     return Compression(
         verb=verb,
         sources=tuple(sources),
@@ -314,7 +314,7 @@ def _storage_warnings(layers: Sequence[LayerCompression], encoding: FactorEncodi
         )
 
 
-def _noise_warnings(layers: Sequence[tuple[Task, Factored]]) -> Iterator[str]:
+def _noise_warnings(layers: Sequence[tuple[Task, Factored]], rank: Rank | None) -> Iterator[str]:
     vague = [(task, factored.noise) for task, factored in layers if factored.noise and not factored.noise.applies]
     if vague:
         task, noise = max(vague, key=lambda pair: pair[1].unchanged)
@@ -322,6 +322,13 @@ def _noise_warnings(layers: Sequence[tuple[Task, Factored]]) -> Iterator[str]:
             f"rounding and update cannot be told apart in {len(vague)} of {len(layers)} layers: most entries of them "
             f"changed by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.name!r} not at "
             "all), so that what is kept of them may be neither. Take weights stored in float32, or a rank of your own"
+        )
+    coarse = [task for task, factored in layers if factored.noise and factored.noise.base_is_coarser]
+    if coarse and isinstance(rank, AboveNoise) and rank.sides == 1:
+        yield (
+            f"the base is stored more coarsely than the tuned checkpoint in {len(coarse)} of {len(layers)} layers, as "
+            f"{coarse[0].name!r} ({coarse[0].dtype}): if the tuning started from a finer copy of the base, what is "
+            "kept is mostly the base's rounding. Say then that both sides were rounded (--sides 2)"
         )
 
 
