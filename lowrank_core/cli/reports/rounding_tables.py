@@ -41,8 +41,8 @@ def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:
     coarse = sum(layer.rounding.noise.base_is_coarser for layer in layers if layer.rounding)
     if coarse:
         yield Text(
-            f"In {count(coarse, 'layer')} the base is stored more coarsely than the tuned checkpoint: if tuning started "
-            "from a finer copy of it, the update includes the base's rounding, and the figures of both sides apply."
+            f"In {count(coarse, 'layer')} the base is stored more coarsely than the tuned checkpoint: if tuning "
+            "started from a finer copy of it, the update includes the base's rounding, and the figures of both sides apply."
         )
 
 
