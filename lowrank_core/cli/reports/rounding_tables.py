@@ -42,7 +42,7 @@ def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:
     if coarse:
         yield Text(
             f"In {count(coarse, 'layer')} the base is stored more coarsely than the tuned checkpoint: if tuning "
-            "started from a finer copy of it, the update includes the base's rounding, and the figures of both sides apply."
+            "started from a finer copy of the base, the update includes its rounding, and both sides were rounded."
         )
 
 

@@ -25,12 +25,14 @@ from lowrank_core.models.files.encodings import (
 )
 from lowrank_core.models.files.tensors import Part, Quantisation, StoredTensor, describe_shape, read_tensors
 
-__all__ = ["check_dequantised", "join_quantised"]
+__all__ = ["MAY_HAVE_BLOCKS", "check_dequantised", "join_quantised"]
 
 Tensors = Mapping[str, StoredTensor]
 
 _WEIGHT = ".weight"
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+MAY_HAVE_BLOCKS = (*_FLOAT8, "int8")
+"""Dtypes of weights that may have scales of blocks."""
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 _EXPONENTS = ("uint8", "F8_E8M0", "float8_e8m0fnu")
 # Where writers put the scale of a weight of 8 bits: behind the weight's own name, or behind its module's.
@@ -102,7 +104,7 @@ def check_dequantised(path: Path, tensors: Tensors) -> None:
 def _scaled_bytes(tensors: Tensors, blocks: tuple[int, ...] | None) -> Iterator[Joined]:
     """Yield the weights of float8 and int8 with scales, of one number, of rows or of blocks."""
     for key, tensor in tensors.items():
-        if tensor.quantised or tensor.dtype not in (*_FLOAT8, "int8"):
+        if tensor.quantised or tensor.dtype not in MAY_HAVE_BLOCKS:
             continue
         name, scales = _scales_of(key, tensors)
         if not scales:
