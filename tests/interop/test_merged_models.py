@@ -192,12 +192,17 @@ def adapted(kind, targets):
         return LoHaConfig(r=3, alpha=5, target_modules=targets)
     if kind == "LoKr":
         return LoKrConfig(r=2, alpha=5, target_modules=targets, decompose_both=True)
-    options = {"DoRA": {"use_dora": True}, "bias of lora_B": {"lora_bias": True}, "trained biases": {"bias": "all"}}
+    options = {
+        "DoRA": {"use_dora": True},
+        "bias of lora_B": {"lora_bias": True},
+        "trained biases": {"bias": "all"},
+        "trained tokens": {"trainable_token_indices": {"embed": [5, 0, 7]}},
+    }
     return LoraConfig(r=3, lora_alpha=5, target_modules=targets, **options[kind])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA", "bias of lora_B", "trained biases"])
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA", "bias of lora_B", "trained biases", "trained tokens"])
 def test_other_adapters_are_applied_and_verified(tmp_path, kind, dtype):
     torch.manual_seed(3)
     model = Model().to(DTYPES[dtype])
@@ -217,6 +222,8 @@ def test_other_adapters_are_applied_and_verified(tmp_path, kind, dtype):
         verification = verify(base, tmp_path / "adapter", path)
         assert verification.right, verification
     before = verify(base, tmp_path / "adapter", base)
+    # What was trained in full is no layer: where the model has the base's, that is a difference.
+    assert bool(before.differences) == (kind in ("trained biases", "trained tokens"))
     assert before.wrong_layers == len(before.layers) == len(report.layers)
 
 

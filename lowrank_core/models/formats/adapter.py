@@ -216,8 +216,8 @@ class OtherTensor:
         The layer without which it has no meaning; empty where there is none.
     magnitudes : bool
         Whether it is DoRA's, so that the update of its layer is not γBA.
-    replaces : bool
-        Whether it takes the place of the base's tensor of its name.
+    replaces, rows : bool, tuple of int
+        Whether it takes the place of the base's tensor of its name; of these rows, or of all.
     """
 
     tensor: StoredTensor
@@ -227,6 +227,7 @@ class OtherTensor:
     follows: str = ""
     magnitudes: bool = False
     replaces: bool = False
+    rows: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """Read the tensor and return its meaning, shape, dtype and norm."""

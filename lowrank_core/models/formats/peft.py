@@ -27,6 +27,7 @@ from lowrank_core.models.formats.peft_config import (
     lora_config,
     meaning_in_full,
     read_peft_config,
+    trained_rows,
 )
 from lowrank_core.models.formats.peft_experts import (
     experts_warnings,
@@ -221,14 +222,16 @@ def _other(name: str, tensor: StoredTensor, layers: Mapping[str, AdapterLayer], 
     biased = layers.get(name.removesuffix(_LORA_BIAS)) if name.endswith(_LORA_BIAS) else None
     meaning = _meaning(name)
     whole = "" if meaning else meaning_in_full(name, as_names(config.raw.get("modules_to_save")))
+    embedding, rows = trained_rows(name, tensor.shape[0] if tensor.shape else 0, config.raw)
     return OtherTensor(
         tensor,
-        _layer_name(name) if whole else name,
+        embedding or (_layer_name(name) if whole else name),
         meaning or whole or "unknown to LoRA",
         scaling=biased.scaling if biased else None,
         follows=layers[followed].name if followed else "",
         magnitudes=_MAGNITUDES in name,
-        replaces=bool(whole),
+        replaces=bool(whole or rows),
+        rows=rows,
     )
 
 

@@ -165,6 +165,17 @@ def as_names(value: Any) -> list[str]:
     return value
 
 
+def trained_rows(name: str, count: int, raw: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """Return the base's name of an embedding of which rows were trained in full, and which; nothing where unknown."""
+    module, found, _ = name.partition(".token_adapter.")
+    indices = raw.get("trainable_token_indices")
+    if isinstance(indices, dict):
+        indices = next((each for target, each in indices.items() if f".{module}".endswith(f".{target}")), None)
+    if not (found and isinstance(indices, list) and len(indices) == count):
+        return "", ()
+    return f"{module}.weight", tuple(int(index) for index in indices)
+
+
 def meaning_in_full(name: str, saved: Iterable[str]) -> str:
     """Return what a tensor is that takes the place of the base's of its name; empty for any other."""
     if any(f".{module}." in f".{name}" for module in saved):

@@ -18,6 +18,7 @@ from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.with_base import modules_in_base, name_in_base
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d
 from lowrank_core.models.norms import Update
+from lowrank_core.models.rounding import rounded
 
 _CONFIG = "config.json"
 # PEFT's LoRA of a torch.nn.MultiheadAttention is of this parameter of it.
@@ -46,18 +47,27 @@ class WeightUpdate:
 class Change:
     """One tensor of a model: what the base has, or what takes its place, and the updates added to it.
 
-    `was` is the dtype of the base's where another takes its place.
+    `was` is the dtype of the base's where another takes its place, and `rows` are those that `trained` has instead.
     """
 
     key: str
     weight: StoredTensor
     updates: tuple[WeightUpdate, ...] = ()
     was: str = ""
+    rows: tuple[int, ...] = ()
+    trained: StoredTensor | None = None
 
     @property
     def name(self) -> str:
         """The tensor's name in the base."""
         return self.key
+
+    def read(self) -> NDArray[Any]:
+        """Read what the updates are added to."""
+        tensor = self.weight.read()
+        if self.trained is not None:
+            tensor[list(self.rows)] = rounded(self.trained.read().astype(np.float64), tensor.dtype.name)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -83,54 +93,77 @@ def changes_of(adapter: Adapter, base: Checkpoint) -> Changes:
     }
     named = modules_in_base(adapter.layers, modules)
     changes = Changes({}, failures=dict(adapter.unsupported))
-    weights = dict(base.tensors)
     for other in adapter.others:
         if other.replaces:
-            _replace(other, weights, changes)
-    updates: dict[str, list[WeightUpdate]] = {}
-    by_module: dict[str, list[AdapterLayer]] = {}
-    for layer in adapter.layers:
-        by_module.setdefault(named.get(layer.name, ""), []).append(layer)
-    stored_transposed = _model_type(base) in CONV1D_TYPES
-    for module, layers in by_module.items():
-        key = modules.get(module, "")
-        for layer in layers:
-            try:
-                update = _layer_update(layer, module, weights.get(key), stored_transposed=stored_transposed)
-                _check_alone(layer, layers, module)
-            except ValueError as error:
-                changes.failures[layer.name] = str(error)
-            else:
-                updates.setdefault(key, []).append(update)
+            _replace(other, base.tensors, changes)
+    weights = base.tensors | {key: change.weight for key, change in changes.by_key.items()}
+    updates = _layer_updates(
+        adapter.layers,
+        {name: modules[module] for name, module in named.items()},
+        weights,
+        changes.failures,
+        stored_transposed=_model_type(base) in CONV1D_TYPES,
+    )
     for other in adapter.others:
         if not other.replaces:
             key = f"{named.get(other.follows, '')}.bias"
-            if other.scaling is None or other.magnitudes or key not in weights:
-                changes.skipped[other.name] = other.describe()
-            else:
+            if other.scaling is not None and key in weights and weights[key].size == other.tensor.size:
                 updates.setdefault(key, []).append(_bias_update(other))
+            else:
+                changes.skipped[other.name] = other.describe()
     for key, added in updates.items():
         change = changes.by_key.get(key, Change(key, weights[key]))
         changes.by_key[key] = replace(change, updates=tuple(added))
     return changes
 
 
-def _replace(other: OtherTensor, weights: dict[str, StoredTensor], changes: Changes) -> None:
-    """Put a tensor that was saved in full in the place of the base's, or beside its tensors where it is new."""
+def _replace(other: OtherTensor, weights: Mapping[str, StoredTensor], changes: Changes) -> None:
+    """Put a tensor that was saved in full in the place of the base's, or of rows of it, or beside them if it is new."""
     key = name_in_base(other.name, weights) or other.name
     known = weights.get(key)
+    if other.rows:
+        if known is None or known.shape[1:] != other.tensor.shape[1:] or max(other.rows) >= known.shape[0]:
+            changes.skipped[other.name] = f"{other.describe()}; the base has no such rows"
+            return
+        changes.by_key[key] = Change(key, known, was=known.array_dtype, rows=other.rows, trained=other.tensor)
+        changes.replaced[key] = f"rows replaced: {other.describe()}"
+        return
     if known is not None and known.shape != other.tensor.shape:
         changes.skipped[other.name] = (
             f"{other.describe()}; the base's has shape {describe_shape(known.shape)}, and config.json describes that"
         )
         return
-    weights[key] = other.tensor
     changes.by_key[key] = Change(key, other.tensor, was=(known or other.tensor).array_dtype)
     changes.replaced[key] = f"{'new' if known is None else 'replaced'}: {other.describe()}"
 
 
+def _layer_updates(
+    layers: Sequence[AdapterLayer],
+    keys: Mapping[str, str],
+    weights: Mapping[str, StoredTensor],
+    failures: dict[str, str],
+    *,
+    stored_transposed: bool,
+) -> dict[str, list[WeightUpdate]]:
+    """Return the updates of layers by the names of their tensors; those that cannot be applied become failures."""
+    by_key: dict[str, list[AdapterLayer]] = {}
+    for layer in layers:
+        by_key.setdefault(keys.get(layer.name, ""), []).append(layer)
+    updates: dict[str, list[WeightUpdate]] = {}
+    for key, same in by_key.items():
+        for layer in same:
+            try:
+                update = _layer_update(layer, key, weights.get(key), stored_transposed=stored_transposed)
+                _check_alone(layer, same, key)
+            except ValueError as error:
+                failures[layer.name] = str(error)
+            else:
+                updates.setdefault(key, []).append(update)
+    return updates
+
+
 def _layer_update(
-    layer: AdapterLayer, module: str, weight: StoredTensor | None, *, stored_transposed: bool
+    layer: AdapterLayer, key: str, weight: StoredTensor | None, *, stored_transposed: bool
 ) -> WeightUpdate:
     """Return the update of a layer, oriented as the base's weight is."""
     if weight is None:
@@ -142,7 +175,7 @@ def _layer_update(
         raise ValueError(f"{layer.name!r} is one of {experts} experts, but the base has {weight.shape[0]} of them")
     shape = as_matrix(weight.shape[1:] if experts else weight.shape)
     if layer.base is None:
-        is_transposed = _is_transposed(layer, module, shape, stored_transposed=stored_transposed)
+        is_transposed = _is_transposed(layer, module_name(key), shape, stored_transposed=stored_transposed)
         layer = replace(layer, transposed=is_transposed)
     if layer.shape != shape:
         raise ValueError(
@@ -166,11 +199,11 @@ def _is_transposed(layer: AdapterLayer, module: str, shape: tuple[int, int], *, 
     return is_conv1d(module) if stored_transposed and not placement.experts else layer.transposed
 
 
-def _check_alone(layer: AdapterLayer, layers: Sequence[AdapterLayer], module: str) -> None:
+def _check_alone(layer: AdapterLayer, layers: Sequence[AdapterLayer], key: str) -> None:
     """Check that no other layer, or none for the same expert, is for the same module."""
     same = [each for each in layers if not layer.placement.experts or each.placement.expert == layer.placement.expert]
     if len(same) > 1 or any(each.placement.experts != layer.placement.experts for each in layers):
-        raise ValueError(f"several layers stand for {module!r} of the base: one part of a model is needed")
+        raise ValueError(f"several layers stand for {key!r} of the base: one part of a model is needed")
 
 
 def _bias_update(other: OtherTensor) -> WeightUpdate:

@@ -76,7 +76,7 @@ class Checked(NamedTuple):
 def check_change(change: Change, merged: StoredTensor) -> Checked:
     """Read a weight of the base and the merged one, and compare it with what replays make of its updates."""
     _check_comparable(change.weight, merged)
-    weight, found = change.weight.read(), merged.read()
+    weight, found = change.read(), merged.read()
     layers: list[VerifiedLayer] = []
     failures: dict[str, str] = {}
     for update in change.updates:
@@ -95,7 +95,7 @@ def check_unchanged(change: Change, merged: StoredTensor) -> Checked:
     if change.weight.shape != merged.shape:
         shapes = " and ".join(describe_shape(tensor.shape) for tensor in (change.weight, merged))
         return Checked(difference=f"shapes differ: {shapes}")
-    weight, found = (np.atleast_1d(tensor.read()) for tensor in (change.weight, merged))
+    weight, found = (np.atleast_1d(tensor.read()) for tensor in (change, merged))
     blocks = row_blocks(found.shape)
     ways = dict.fromkeys((weight.dtype.name, change.was or weight.dtype.name))
     different = min(sum(_differing(weight[rows], found[rows], way) for rows in blocks) for way in ways)

@@ -53,14 +53,14 @@ class Merged(NamedTuple):
 
 def merge_change(change: Change, dtype: str) -> Merged:
     """Read a tensor and add its updates, one after the other; where one fails, its matrix is as it was."""
-    tensor = converted(change.weight.read(), dtype)
+    tensor = converted(change.read(), dtype)
     losses, failures = {}, {}
     for update in change.updates:
         try:
             losses[update.name] = _add(update, change, tensor, dtype)
         except ValueError as error:
             failures[update.name] = str(error)
-            restored = converted(change.weight.read(), dtype)
+            restored = converted(change.read(), dtype)
             update.matrix_of(tensor)[...] = update.matrix_of(restored)
     return Merged(tensor, losses, failures)
 
@@ -124,7 +124,7 @@ def _add(update: WeightUpdate, change: Change, tensor: NDArray[Any], dtype: str)
     target = update.matrix_of(tensor)
     # The tensor itself is the weight, unless that may have been rounded on the way.
     is_exact = includes(dtype, change.weight.array_dtype)
-    weight = target if is_exact else update.matrix_of(change.weight.read())
+    weight = target if is_exact else update.matrix_of(change.read())
     check_finite(f"the base's {change.key}", weight)
     losses = []
     for rows, delta in update_blocks(update.read()):
