@@ -206,8 +206,10 @@ REFUSED = {
         {"q.weight": BYTES.view(np.int8), "q.weight_scale": np.ones(1), "q.weight_zero_point": np.ones(2, np.int8)},
         "1 scales and 2 zero points of int8",
     ),
-    "integers without scales": ({"q.weight": BYTES}, "quantised uint8: no scale"),
+    "integers without scales": ({"q.weight": BYTES}, "quantised uint8: no scales"),
     "scales without a weight": ({"q.weight_scale_inv": np.ones((2, 2))}, "the weight that they belong to is missing"),
+    "scales of experts without a weight": ({"q.up_scale_inv": np.ones((2, 2, 2))}, "is missing"),
+    "scales of a plain weight": ({"q.weight": np.ones((4, 4)), "q.weight_scale": np.ones((4, 1))}, "q.*is float64"),
     "short blocks": ({"q_blocks": np.ones((4, 2, 8), np.uint8), "q_scales": np.ones((4, 2), np.uint8)}, "MXFP4"),
     "other blocks": ({"q_blocks": np.ones((4, 2, 16), np.uint8), "q_scales": np.ones((4, 3), np.uint8)}, "MXFP4"),
     "gptq": (
@@ -230,6 +232,26 @@ REFUSED = {
     "compressed-tensors": (
         {"q.weight_packed": np.ones((4, 4), np.int32), "q.weight_scale": np.ones((4, 1), np.float16)},
         "compressed-tensors",
+    ),
+    "bitsandbytes without end": (
+        {
+            "q.weight": BYTES.reshape(-1, 1),
+            "q.weight.absmax": np.ones(16),
+            "q.weight.quant_map": np.linspace(-1, 1, 16),
+            "q.weight.quant_state.bitsandbytes__nf4": np.frombuffer(
+                b'{"shape": [Infinity, 2], "blocksize": 64}', np.uint8
+            ),
+        },
+        "bitsandbytes nf4: its quant_state is not what bitsandbytes writes",
+    ),
+    "bitsandbytes of another shape": (
+        {
+            "q.weight": BYTES.reshape(-1, 1),
+            "q.weight.absmax": np.ones(16),
+            "q.weight.quant_map": np.linspace(-1, 1, 16),
+            "q.weight.quant_state.bitsandbytes__nf4": np.frombuffer(b'{"shape": [33, 32], "blocksize": 64}', np.uint8),
+        },
+        "512 bytes, 16 blocks and 16 levels for 33 × 32",
     ),
     "bitsandbytes": (
         {

@@ -9,7 +9,8 @@ from pathlib import Path
 from lowrank_core.models.files.folders import PIPELINE, component_folder, find_components, find_weights, is_pipeline
 from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.json_file import read_json
-from lowrank_core.models.files.quantised import MAY_HAVE_BLOCKS, join_quantised
+from lowrank_core.models.files.quantised import combine_quantised
+from lowrank_core.models.files.scaled_bytes import SCALED_DTYPES
 from lowrank_core.models.files.tensors import StoredTensor, open_file
 
 
@@ -80,9 +81,9 @@ def open_checkpoint(path: str | PathLike[str], *, component: str | None = None) 
     if location.is_dir():
         location = find_weights(location)
     tensors = _open_shards(location) if location.suffix == ".json" else open_file(location)[0]
-    has_scales = any(tensor.dtype in MAY_HAVE_BLOCKS for tensor in tensors.values())
-    blocks = _block_shape(location.parent / "config.json") if has_scales else None
-    return Checkpoint(location, join_quantised(tensors, blocks))
+    has_scales = any(tensor.dtype in SCALED_DTYPES for tensor in tensors.values())
+    block = _block_shape(location.parent / "config.json") if has_scales else None
+    return Checkpoint(location, combine_quantised(tensors, block))
 
 
 def _open_pipeline(folder: Path) -> Checkpoint:

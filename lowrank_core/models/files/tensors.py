@@ -101,6 +101,11 @@ class StoredTensor:
         return bool(self.offset) and not self.read_as
 
     @property
+    def refusal(self) -> str:
+        """Why a quantised weight cannot be dequantised; "" where it can, and of any other tensor."""
+        return self.quantised.refusal if self.quantised else ""
+
+    @property
     def is_coarse(self) -> bool:
         """Whether the steps of the stored numbers are known, and of the size of fine-tuning updates."""
         return self.quantised is not None or self.dtype in (*COARSE_DTYPES, *_STEPPED)
@@ -231,10 +236,8 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
     """
     wanted = list(tensors)
     for tensor in wanted:
-        if tensor.quantised and tensor.quantised.refusal:
-            raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {tensor.quantised.refusal}")
         if not tensor.is_readable:
-            raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {PLAIN_WEIGHTS}")
+            raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {tensor.refusal or PLAIN_WEIGHTS}")
     arrays = {tensor: _read_one(tensor) for tensor in wanted if tensor.part or tensor.quantised}
     whole = [tensor for tensor in wanted if tensor not in arrays]
     for path in dict.fromkeys(tensor.file for tensor in whole):
