@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
@@ -246,3 +247,41 @@ def test_experts_that_peft_adapts_as_parameters(tmp_path, transposed):
     save_file({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, merged)
     wrong = [layer for layer in verify(base, tmp_path / "adapter", merged).layers if not layer.right]
     assert [(layer.name, layer.diagnosis[:10]) for layer in wrong] == [("blocks.1.experts.down_proj[2]", "not merged")]
+
+
+def llama(**options):
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        **options,
+    )
+    torch.manual_seed(2)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_loads_what_is_written_like_its_own_folder(tmp_path, tied):
+    model = llama(tie_word_embeddings=tied).bfloat16()
+    model.save_pretrained(tmp_path / "base", max_shard_size="8KB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    peft_model = wrap(model, LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj", "embed_tokens"]))
+    with warnings.catch_warnings():
+        # It says that it saves the embedding, and that a tied one would need its twin.
+        warnings.simplefilter("ignore")
+        peft_model.save_pretrained(tmp_path / "adapter")
+        merged = peft_model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    report = apply(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    assert report.complete
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.dtype == torch.bfloat16
+    for (name, ours), (_, theirs) in zip(loaded.named_parameters(), merged.named_parameters(), strict=True):
+        # A step of bfloat16 is what one rounding and PEFT's two may differ by.
+        assert (ours - theirs).abs().max() <= 2**-7 * theirs.abs().max(), name
+    for path in ("out", "merged"):
+        assert verify(tmp_path / "base", tmp_path / "adapter", tmp_path / path).right
