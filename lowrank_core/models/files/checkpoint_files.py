@@ -101,8 +101,8 @@ def _is_part(path: Path, base: Checkpoint) -> bool:
 
 
 def _why_skipped(path: Path) -> str:
-    if path.is_dir():
-        return "a folder"
+    if not path.is_file():
+        return "a folder" if path.is_dir() else "neither a file nor a folder"
     if path.name.endswith(_WEIGHTS):
         return "weights, or their index, that are not part of the checkpoint"
     return "a hidden file" if path.name.startswith(".") else ""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS
 from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, describe_shape
-from lowrank_core.models.norms import Update, row_blocks
+from lowrank_core.models.norms import Update, row_blocks, update_blocks
 from lowrank_core.models.operations.changes import Change, WeightUpdate
 from lowrank_core.models.operations.diagnosis import diagnose
 from lowrank_core.models.operations.replays import (
@@ -129,8 +129,9 @@ def _check_update(update: WeightUpdate, change: Change, weight: NDArray[Any], me
     check_finite(f"the base's {change.key}", weight)
     check_finite(f"the merged {change.key}", merged)
     pair = _Pair(weight, merged, update.read(), rescales=update.layer is not None and update.layer.base is not None)
-    comparison = _compare(pair)
-    replay = EXACT.label if not comparison.wrong_entries else _peft_replay(pair, change.weight.array_dtype)
+    rounding, is_exact = _exact_merge(pair)
+    replay = EXACT.label if is_exact else _replay(pair, change.weight.array_dtype)
+    wrong, worst = (0, 0.0) if replay else _deviation(pair)
     return VerifiedLayer(
         name=update.name,
         shape=update.shape,
@@ -138,10 +139,10 @@ def _check_update(update: WeightUpdate, change: Change, weight: NDArray[Any], me
         merged_dtype=merged.dtype.name,
         right=bool(replay),
         replay=replay,
-        wrong_entries=0 if replay else comparison.wrong_entries,
-        max_ulps=0.0 if replay else comparison.max_ulps,
+        wrong_entries=wrong,
+        max_ulps=worst,
         diagnosis="" if replay else diagnose(weight, merged, pair.update, update.layer),
-        rounding=comparison.rounding,
+        rounding=rounding,
     )
 
 
@@ -176,32 +177,34 @@ class _Block(NamedTuple):
     product: Product
 
 
-class _Comparison(NamedTuple):
-    """How a merged weight differs from the merge in float64, and what that loses of the update."""
-
-    wrong_entries: int
-    max_ulps: float
-    rounding: RoundingLoss
-
-
-def _compare(pair: _Pair) -> _Comparison:
-    wrong, worst, losses = 0, 0.0, []
-    scaling, stored = scaling_of(pair.update), pair.stored
-    for before, after, product in pair.blocks(EXACT.factors):
-        delta = scaling * product.exact
+def _exact_merge(pair: _Pair) -> tuple[RoundingLoss, bool]:
+    """Return what a merge in float64 loses of the update, and whether each merged entry is what that makes of it."""
+    losses, is_exact = [], True
+    for rows, delta in update_blocks(pair.update):
+        before = pair.weight[rows].astype(np.float64)
         exact = before + delta
-        losses.append(block_loss(before, delta, exact, rounded(exact, stored), stored))
-        least, most = EXACT.bounds(before, product, scaling, stored)
+        stored = rounded(exact, pair.stored)
+        losses.append(block_loss(before, delta, exact, stored, pair.stored))
+        is_exact = is_exact and bool((stored == pair.merged[rows]).all())
+    return combined(losses), is_exact
+
+
+def _replay(pair: _Pair, base: str) -> str:
+    """Return the way in which the merged weight was made; empty where none of the ways makes it."""
+    ways = (EXACT, *peft_replays(base, pair.stored))
+    return next((each.label for each in ways if _is_enclosed(pair, each)), "")
+
+
+def _deviation(pair: _Pair) -> tuple[int, float]:
+    """Return how many entries the merge in float64 does not make so, and by how many ulps at most."""
+    wrong, worst = 0, 0.0
+    for before, after, product in pair.blocks(EXACT.factors):
+        least, most = EXACT.bounds(before, product, scaling_of(pair.update), pair.stored)
         distance = np.maximum(least - after, after - most)
         wrong += int(np.count_nonzero(distance > 0))
-        largest = np.max(np.abs([before, after, exact]), axis=0)
-        worst = max(worst, float(np.max(distance / ulps_in(largest, stored), initial=0.0)))
-    return _Comparison(wrong, worst, combined(losses))
-
-
-def _peft_replay(pair: _Pair, base: str) -> str:
-    """Return the way in which PEFT makes the merged weight; empty where none of its ways does."""
-    return next((each.label for each in peft_replays(base, pair.stored) if _is_enclosed(pair, each)), "")
+        largest = np.max(np.abs([before, after, least, most]), axis=0)
+        worst = max(worst, float(np.max(distance / ulps_in(largest, pair.stored), initial=0.0)))
+    return wrong, worst
 
 
 def _is_enclosed(pair: _Pair, replay: Replay) -> bool:
