@@ -1,11 +1,13 @@
 """Merged models verified entry by entry: exact bounds, what is beside the layers, and what wrong layers look like."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lowrank_core.models import apply, verify
+from lowrank_core.models import apply, local_processes, verify
 from tests.models.test_memory import peak_of
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -229,6 +231,15 @@ def test_nan_in_one_layer_is_one_failure(write, rng, which):
     assert "NaN or infinity in 1 of its" in report.failures["model.1.q_proj"]
     assert [(layer.name, layer.right) for layer in report.layers] == [("model.0.q_proj", True)]
     assert (report.right, report.complete) == (False, False)
+
+
+def test_workers_change_nothing(write, rng):
+    base, factors = drawn(rng)
+    paths = [write(name, each) for name, each in (("base", base), ("lora", factors), ("merged", merged(base, factors)))]
+    with local_processes(1) as processes, ThreadPoolExecutor(2) as threads:
+        reports = [verify(*paths, executor=executor) for executor in (None, threads, processes)]
+    assert reports[0].right
+    assert reports[0] == reports[1] == reports[2]
 
 
 def test_names_of_the_model_may_have_other_beginnings(write, rng):

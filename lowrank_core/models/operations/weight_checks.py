@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,9 +67,9 @@ class VerifiedLayer:
 class Checked(NamedTuple):
     """A tensor that was compared: its layers, those that could not be, and how it differs where it has no updates."""
 
-    layers: tuple[VerifiedLayer, ...] = ()
-    failures: Mapping[str, str] = MappingProxyType({})
-    difference: str = ""
+    layers: tuple[VerifiedLayer, ...]
+    failures: dict[str, str]
+    difference: str
 
 
 def check_change(change: Change, merged: StoredTensor) -> Checked:
@@ -84,7 +83,7 @@ def check_change(change: Change, merged: StoredTensor) -> Checked:
             layers.append(_check_update(update, change, update.matrix_of(weight), update.matrix_of(found)))
         except ValueError as error:
             failures[update.name] = str(error)
-    return Checked(tuple(layers), failures)
+    return Checked(tuple(layers), failures, "")
 
 
 def check_unchanged(change: Change, merged: StoredTensor) -> Checked:
@@ -94,15 +93,14 @@ def check_unchanged(change: Change, merged: StoredTensor) -> Checked:
     """
     if change.weight.shape != merged.shape:
         shapes = " and ".join(describe_shape(tensor.shape) for tensor in (change.weight, merged))
-        return Checked(difference=f"shapes differ: {shapes}")
+        return Checked((), {}, f"shapes differ: {shapes}")
     weight, found = (np.atleast_1d(tensor.read()) for tensor in (change, merged))
     blocks = row_blocks(found.shape)
     ways = dict.fromkeys((weight.dtype.name, change.was or weight.dtype.name))
     different = min(sum(_differing(weight[rows], found[rows], way) for rows in blocks) for way in ways)
-    if not different:
-        return Checked()
     source = "the adapter's" if change.was else "the base's"
-    return Checked(difference=f"differs from {source} in {different:,} of {found.size:,} entries")
+    text = f"differs from {source} in {different:,} of {found.size:,} entries" if different else ""
+    return Checked((), {}, text)
 
 
 def _differing(expected: NDArray[Any], found: NDArray[Any], way: str) -> int:
