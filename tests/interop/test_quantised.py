@@ -1,18 +1,29 @@
 """Quantised weights as the programs that write them dequantise them, to the bit or to one rounding to float32."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.quantizers.bfl import utils as bfl
+from peft import PeftModel
 from safetensors.torch import save_file
+from transformers import (
+    FineGrainedFP8Config,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mxfp4Config,
+)
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from lowrank_core import update_with_spectrum
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.inspection.layers import inspect
+from lowrank_core.models.operations.extraction import extract
 
 ONE_ROUNDING = 2.0**-23
 
@@ -165,6 +176,98 @@ def test_compressed_tensors(stored, kind):
     # Its own arithmetic is that of the scale's dtype.
     assert np.allclose(read.read(), expected.float().numpy(), rtol=2.0**-7, atol=0)
     assert np.all(np.abs(read.read() - weight.numpy()) <= 1.01 * read.read_with_steps((48, 64))[1])
+
+
+def save_quantised(model, folder, quantise, method):
+    """Save a model of which every weight that `quantise` returns other tensors for is stored as these."""
+    tensors = {}
+    for key, weight in model.state_dict().items():
+        tensors |= quantise(key, weight) or {key: weight}
+    folder.mkdir()
+    config = json.loads(model.config.to_json_string()) | {"quantization_config": method}
+    (folder / "config.json").write_text(json.dumps(config))
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def assert_read_as_loaded(folder, loaded):
+    stored = open_checkpoint(folder).tensors
+    assert stored.keys() == loaded.state_dict().keys()
+    for key, weight in loaded.state_dict().items():
+        assert np.array_equal(stored[key].read(), weight.numpy()), key
+
+
+# PEFT asks transformers for an attribute under its old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_of_a_float8_base_makes_the_tuned_model_of_the_one_that_transformers_loads(tmp_path):
+    torch.manual_seed(0)
+    block = [32, 64]
+    quantiser = SimpleNamespace(quantization_config=SimpleNamespace(weight_block_size=block, scale_fmt="float"))
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+
+    def quantise(key, weight):
+        return Fp8Quantize(quantiser).convert({key: weight}) if "_proj" in key else None
+
+    method = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": block}
+    save_quantised(LlamaForCausalLM(config), tmp_path / "base", quantise, method)
+
+    def load():
+        dequantised = FineGrainedFP8Config(dequantize=True, weight_block_size=block)
+        path = tmp_path / "base"
+        return LlamaForCausalLM.from_pretrained(path, quantization_config=dequantised, dtype=torch.float32).eval()
+
+    base, tuned = load(), load()
+    assert_read_as_loaded(tmp_path / "base", base)
+    with torch.no_grad():
+        for key, weight in tuned.named_parameters():
+            if "_proj" in key:
+                weight.add_(torch.from_numpy(update_with_spectrum([1.0, 0.8, 0.6], weight.shape, rng=0)).float())
+    save_file(tuned.state_dict(), tmp_path / "tuned.safetensors")
+    report = extract(tmp_path / "base", tmp_path / "tuned.safetensors", tmp_path / "adapter", rank=3)
+    assert report.totals.layers == 14
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        expected, before = tuned(tokens).logits, base(tokens).logits
+        adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(tokens).logits
+    assert torch.allclose(adapted, expected, atol=1e-4)
+    assert not torch.allclose(before, expected, atol=0.1)
+
+
+def test_gpt_oss_is_read_as_transformers_loads_it(tmp_path):
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+
+    def quantise(key, weight):
+        if not key.endswith("_proj"):
+            return None
+        experts, columns, rows = weight.shape
+        shape = (experts, rows, columns // 32)
+        blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        return {f"{key}_blocks": blocks, f"{key}_scales": torch.randint(115, 125, shape, dtype=torch.uint8)}
+
+    method = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    save_quantised(GptOssForCausalLM(config), tmp_path / "base", quantise, method)
+    loaded = GptOssForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=Mxfp4Config(dequantize=True), dtype=torch.float32
+    )
+    assert_read_as_loaded(tmp_path / "base", loaded)
 
 
 def test_the_update_of_a_float8_base_is_that_of_its_dequantised_weights(tmp_path):
