@@ -157,4 +157,6 @@ def test_extract_warns_where_the_base_is_coarser_and_one_side_is_taken_for_round
 
 def test_the_table_says_where_the_base_is_coarser(pair, capsys):
     assert main(["inspect", str(pair[1]), "--base", str(pair[0])]) == 0
-    assert "In 2 layers the base is stored more coarsely" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "In 2 layers the base is stored more coarsely" in printed
+    assert "Update of 2 layers: difference of the two checkpoints, base dequantised." in printed

@@ -78,6 +78,8 @@ def _layers(report: Inspection) -> Iterator[RenderableType]:
         yield from (note(f"γ{' ' + mark if several else ''}: {source}") for source, mark in marks.items())
         if len(sources) > len(marks):
             yield note(f"… and {count(len(sources) - len(marks), 'other source')} of γ: --json has them.")
+    else:
+        yield from (note(f"Update of {count(layers, 'layer')}: {source}.") for source, layers in sources.items())
     yield note(
         "Effective rank: exp of the entropy of σ/Σσ; stable rank: N²/σ₁². Last: the least rank for that much of the "
         "variance."

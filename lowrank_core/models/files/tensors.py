@@ -98,12 +98,17 @@ class StoredTensor:
     @property
     def is_mappable(self) -> bool:
         """Whether the bytes in the file are those of the array, so that a part can be read alone."""
-        return bool(self.offset) and not self.read_as
+        return bool(self.offset) and not self.is_dequantised
 
     @property
     def refusal(self) -> str:
         """Why a quantised weight cannot be dequantised; "" where it can, and of any other tensor."""
         return self.quantised.refusal if self.quantised else ""
+
+    @property
+    def is_dequantised(self) -> bool:
+        """Whether the array that is read is computed from stored numbers of another dtype."""
+        return bool(self.read_as)
 
     @property
     def is_coarse(self) -> bool:
@@ -200,6 +205,11 @@ class JoinedTensor:
     def is_readable(self) -> bool:
         """Whether all parts can be read."""
         return all(part.is_readable for part in self.parts)
+
+    @property
+    def is_dequantised(self) -> bool:
+        """Whether a part is dequantised as it is read."""
+        return any(part.is_dequantised for part in self.parts)
 
     @property
     def is_coarse(self) -> bool:

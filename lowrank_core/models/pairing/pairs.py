@@ -49,7 +49,6 @@ class WeightPair:
     rank: ClassVar[None] = None
     alpha: ClassVar[None] = None
     scaling: ClassVar[None] = None
-    scaling_source: ClassVar[str] = "difference of the two checkpoints"
     parameters: ClassVar[None] = None
 
     @property
@@ -71,6 +70,13 @@ class WeightPair:
     def dtype(self) -> str:
         """What the weights are stored in; both, where they differ."""
         return self.tuned.dtype if self.base.dtype == self.tuned.dtype else f"{self.base.dtype} → {self.tuned.dtype}"
+
+    @property
+    def scaling_source(self) -> str:
+        """What the update is the difference of, in words."""
+        dequantised = [name for name, side in (("base", self.base), ("tuned", self.tuned)) if side.is_dequantised]
+        suffix = f", {' and '.join(dequantised)} dequantised" if dequantised else ""
+        return f"difference of the two checkpoints{suffix}"
 
     @property
     def has_rounding(self) -> bool:
