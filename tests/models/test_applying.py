@@ -178,12 +178,18 @@ def test_what_cannot_be_applied_is_named_and_the_rest_written(write_base, write_
         assert after[key].tobytes() == before[key].tobytes()
 
 
-def test_a_sum_beyond_the_dtype_is_a_failure(write_file, tmp_path):
-    base = write_file({"q.weight": np.full((2, 2), 6e4, np.float16), "v.weight": np.eye(2)}, "base.safetensors")
-    lora = {f"{name}.lora_{part}.weight": np.full((2, 2), 200.0) for name in "qv" for part in ("down", "up")}
+def test_a_sum_beyond_the_dtype_is_a_failure_that_leaves_the_weight(write_file, tmp_path):
+    # The last block of rows alone is beyond float16, when the others are written already.
+    weight = np.ones((3, 1 << 17), np.float16)
+    weight[2] = 6e4
+    base = write_file({"q.weight": weight, "v.weight": np.eye(2)}, "base.safetensors")
+    lora = {"q.lora_down.weight": np.full((1, 1 << 17), 200.0), "q.lora_up.weight": np.full((3, 1), 200.0)}
+    lora |= {"v.lora_down.weight": np.eye(2), "v.lora_up.weight": np.eye(2)}
     report = apply(base, write_file(lora, "lora.safetensors"), tmp_path / "out.safetensors")
-    assert "4 of the 4 entries from row 0 on do not fit float16" in report.failures["q"]
-    assert tensors_in(tmp_path / "out.safetensors")["q.weight"].tolist() == [[6e4, 6e4]] * 2
+    assert "131072 of the 131072 entries from row 2 on do not fit float16" in report.failures["q"]
+    after = tensors_in(tmp_path / "out.safetensors")
+    assert np.array_equal(after["q.weight"], weight)
+    assert np.array_equal(after["v.weight"], 2 * np.eye(2))
 
 
 def test_biases_and_tensors_in_full_are_applied_as_peft_does(write_base, write_peft, tmp_path, rng):

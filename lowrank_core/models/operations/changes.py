@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowrank_core import LowRankUpdate
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.json_file import read_json
-from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_matrix, describe_shape
+from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_matrix, describe_shape, read_blocks
 from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.with_base import modules_in_base, name_in_base
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d
@@ -64,10 +64,22 @@ class Change:
 
     def read(self) -> NDArray[Any]:
         """Read what the updates are added to."""
-        tensor = self.weight.read()
-        if self.trained is not None:
-            tensor[list(self.rows)] = rounded(self.trained.read().astype(np.float64), tensor.dtype.name)
-        return tensor
+        return self._with_trained(self.weight.read(), 0)
+
+    def read_blocks(self) -> Iterator[NDArray[Any]]:
+        """Yield consecutive rows of that, and keep no more than these in memory where the file allows it."""
+        start = 0
+        for block in read_blocks(self.weight):
+            yield self._with_trained(block, start)
+            start += len(block)
+
+    def _with_trained(self, block: NDArray[Any], start: int) -> NDArray[Any]:
+        """Return the rows from `start` on, in place, with those that were trained in full."""
+        places = [place for place, row in enumerate(self.rows) if start <= row < start + len(block)]
+        if self.trained is not None and places:
+            rows = rounded(self.trained.read().astype(np.float64), block.dtype.name)
+            block[[self.rows[place] - start for place in places]] = rows[places]
+        return block
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,11 @@ def _replace(other: OtherTensor, weights: Mapping[str, StoredTensor], changes: C
     key = name_in_base(other.name, weights) or other.name
     known = weights.get(key)
     if other.rows:
-        if known is None or known.shape[1:] != other.tensor.shape[1:] or max(other.rows) >= known.shape[0]:
+        if (
+            known is None
+            or known.shape[1:] != other.tensor.shape[1:]
+            or not set(other.rows) <= set(range(known.shape[0]))
+        ):
             changes.skipped[other.name] = f"{other.describe()}; the base has no such rows"
             return
         changes.by_key[key] = Change(key, known, was=known.array_dtype, rows=other.rows, trained=other.tensor)

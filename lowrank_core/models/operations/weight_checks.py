@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS
-from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, describe_shape
-from lowrank_core.models.norms import Update, row_blocks, update_blocks
+from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, describe_shape, read_blocks
+from lowrank_core.models.norms import Update, update_blocks
 from lowrank_core.models.operations.changes import Change, WeightUpdate
 from lowrank_core.models.operations.diagnosis import diagnose
 from lowrank_core.models.operations.replays import (
@@ -94,19 +94,21 @@ def check_unchanged(change: Change, merged: StoredTensor) -> Checked:
     if change.weight.shape != merged.shape:
         shapes = " and ".join(describe_shape(tensor.shape) for tensor in (change.weight, merged))
         return Checked((), {}, f"shapes differ: {shapes}")
-    weight, found = (np.atleast_1d(tensor.read()) for tensor in (change, merged))
-    blocks = row_blocks(found.shape)
-    ways = dict.fromkeys((weight.dtype.name, change.was or weight.dtype.name))
-    different = min(sum(_differing(weight[rows], found[rows], way) for rows in blocks) for way in ways)
+    ways = tuple(dict.fromkeys(("", change.was)))
+    counts = [0] * len(ways)
+    for expected, found in zip(change.read_blocks(), read_blocks(merged), strict=True):
+        for place, way in enumerate(ways):
+            counts[place] += _differing(expected, found, way)
+    different = min(counts)
     source = "the adapter's" if change.was else "the base's"
-    text = f"differs from {source} in {different:,} of {found.size:,} entries" if different else ""
+    text = f"differs from {source} in {different:,} of {merged.size:,} entries" if different else ""
     return Checked((), {}, text)
 
 
 def _differing(expected: NDArray[Any], found: NDArray[Any], way: str) -> int:
-    """Return how many entries differ, bit by bit, from those expected, which are rounded to a dtype on the way."""
+    """Return how many entries differ, bit by bit, from those expected, which may be rounded to a dtype on the way."""
     if {expected.dtype.name, found.dtype.name} <= FLOATS.keys():
-        expected = converted(converted(expected, way), found.dtype.name)
+        expected = converted(converted(expected, way or expected.dtype.name), found.dtype.name)
     if expected.dtype != found.dtype:
         return found.size
     bits = [np.ascontiguousarray(array).view(np.uint8).reshape(array.size, -1) for array in (expected, found)]
