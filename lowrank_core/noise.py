@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from lowrank_core._linalg import blas_threads
 from lowrank_core._validation import as_ratio
 
 __all__ = ["marchenko_pastur_median", "noise_edge", "optimal_threshold"]
+
+Floats = NDArray[np.float64]
+Products = Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 # Halvings of an interval of length π down to float64's grid.
 _HALVINGS = 53
@@ -178,15 +183,20 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
     if not (np.all(rows) and np.all(columns)):
         # A row without noise adds nothing but a division by zero.
         variances = variances[rows][:, columns]
-    x, y = np.sum(variances, axis=1, dtype=np.float64), np.sum(variances, axis=0, dtype=np.float64)
-    x, y = x / (2 * np.sum(x)), y / (2 * np.sum(y))
+    row_sums, column_sums = np.sum(variances, axis=1, dtype=np.float64), np.sum(variances, axis=0, dtype=np.float64)
+    return edge_of_products(partial(_products, variances), row_sums, column_sums)
+
+
+def edge_of_products(products: Products, row_sums: Any, column_sums: Any) -> tuple[float, float]:
+    """Compute what :func:`noise_edge` does from (x, y) -> (S y, Sᵀ x) and the sums of S, of which none is zero."""
+    x, y = row_sums / (2 * np.sum(row_sums)), column_sums / (2 * np.sum(column_sums))
     # These products are bound by memory: a second BLAS thread waits for the first.
     with blas_threads(1):
         for _ in range(_ITERATIONS):
-            from_columns, from_rows = _products(variances, x, y)
+            from_columns, from_rows = products(x, y)
             u, v = np.sqrt(x / from_columns), np.sqrt(y / from_rows)
             below = 2 * float(np.sum(np.sqrt(x * from_columns)) + np.sum(np.sqrt(y * from_rows)))
-            from_v, from_u = _products(variances, u, v)
+            from_v, from_u = products(u, v)
             row_terms, column_terms = 1 / u + from_v, 1 / v + from_u
             edge = float(max(np.max(row_terms), np.max(column_terms)))
             if edge <= below * (1 + _EDGE_TOLERANCE):
@@ -196,7 +206,7 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
     return edge, math.sqrt(edge**2 + 2 * _TRACY_WIDOM_99 * edge * scale)
 
 
-def _products(variances: NDArray[Any], x: Any, y: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _products(variances: NDArray[Any], x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Return S y and Sᵀ x, in the precision of S, so that no copy of S is made."""
     dtype = variances.dtype
     return (variances @ y.astype(dtype)).astype(np.float64), (x.astype(dtype) @ variances).astype(np.float64)

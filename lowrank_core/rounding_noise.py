@@ -188,7 +188,7 @@ def rounding_noise(base: Any, tuned: Any, *, base_step: Any = None, tuned_step: 
     changed = _changed_entries(before, after)
     rows, columns = np.any(changed, axis=1), np.any(changed, axis=0)
     count = int(np.sum(changed))
-    compared = int(np.sum(rows)) * int(np.sum(columns))
+    compared = rows, columns
     if not count:
         # Two equal matrices: the noise that a change would have had is still known.
         rows, columns = ~rows, ~columns
@@ -198,7 +198,13 @@ def rounding_noise(base: Any, tuned: Any, *, base_step: Any = None, tuned_step: 
     two = _noise_level([base_steps, tuned_steps], rows, columns)
     if base_step is not None or tuned_step is not None:
         count = changed.size - _count_same_numbers(before, after, base_steps, tuned_steps)
-    return RoundingNoise(one, two, 1 - count / changed.size, compared - count <= _MOST_UNCHANGED * compared)
+    return RoundingNoise(one, two, 1 - count / changed.size, applies_to(count, *compared))
+
+
+def applies_to(changed: int, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> bool:
+    """Whether at most half of the entries are unchanged, of those in rows and columns where something changed."""
+    compared = int(np.sum(rows)) * int(np.sum(columns))
+    return compared - changed <= _MOST_UNCHANGED * compared
 
 
 def code_steps(levels: NDArray[np.floating[Any]], limit: float) -> NDArray[np.float32]:
@@ -281,7 +287,7 @@ def _noise_level(sides: list[NDArray[Any]], rows: NDArray[np.bool_], columns: ND
     variances = np.zeros(sides[0].shape, dtype=np.float32)
     for steps in sides:
         for block in _blocks(steps.shape):
-            variances[block] += _squares(steps[block], largest)
+            variances[block] += relative_squares(steps[block], largest)
     unit = math.ldexp(math.sqrt(1 / 12), largest)
     std = unit * math.sqrt(float(np.mean(variances, dtype=np.float64)))
     if not (np.all(rows) and np.all(columns)):
@@ -297,7 +303,7 @@ def _largest_exponent(steps: NDArray[Any]) -> int:
     return math.frexp(float(largest))[1] if largest else FLOATS["float64"].subnormal_exponent
 
 
-def _squares(steps: NDArray[Any], largest: int) -> NDArray[np.float32]:
+def relative_squares(steps: NDArray[Any], largest: int) -> NDArray[np.float32]:
     """Return the squares of steps over 2^largest, of which float32 has every one that matters."""
     if steps.dtype.kind == "i":
         squares = np.ldexp(1.0, -2 * np.arange(_NEGLIGIBLE + 1)).astype(np.float32)

@@ -32,6 +32,7 @@ from lowrank_core.models.inspection.report import (
     total,
 )
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
+from lowrank_core.models.pairing.streamed import is_large, large_noise, large_spectrum
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
 DEFAULT_RULES = ("standard", "rslora")
@@ -191,7 +192,10 @@ def _report(
     layer: AdapterLayer | WeightPair, ranks: tuple[int, ...], rules: tuple[str, ...], alpha: float | None
 ) -> LayerReport:
     rounding = None
-    if isinstance(layer, WeightPair) and layer.has_rounding:
+    if isinstance(layer, WeightPair) and is_large(layer):
+        decomposed = large_spectrum(layer)
+        rounding = layer_noise(large_noise(layer), decomposed) if layer.has_rounding else None
+    elif isinstance(layer, WeightPair) and layer.has_rounding:
         update, noise = layer.update_and_noise()
         decomposed = spectrum(update)
         rounding = layer_noise(noise, decomposed)
