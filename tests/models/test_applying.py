@@ -43,7 +43,7 @@ def write_base(tmp_path, rng):
         weight_map = {key: name for name, tensors in shards.items() for key in tensors}
         index = {"metadata": {"total_size": 1, "total_parameters": 3}, "weight_map": weight_map}
         (path / "model.safetensors.index.json").write_text(json.dumps(index))
-        (path / "config.json").write_text('{"model_type": "tiny", "dtype": "float32"}')
+        (path / "config.json").write_text('{"model_type": "tiny", "dtype": "bfloat16"}')
         (path / "tokenizer.json").write_text("{}")
         (path / "pytorch_model.bin").write_text("other weights")
         (path / "original").mkdir()

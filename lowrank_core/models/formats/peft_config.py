@@ -171,9 +171,8 @@ def trained_rows(name: str, count: int, raw: Mapping[str, Any]) -> tuple[str, tu
     indices = raw.get("trainable_token_indices")
     if isinstance(indices, dict):
         indices = next((each for target, each in indices.items() if f".{module}".endswith(f".{target}")), None)
-    if not (found and isinstance(indices, list) and len(indices) == count):
-        return "", ()
-    return f"{module}.weight", tuple(int(index) for index in indices)
+    rows = [row for row in indices if isinstance(row, int) and row >= 0] if isinstance(indices, list) else []
+    return (f"{module}.weight", tuple(rows)) if found and len(rows) == count else ("", ())
 
 
 def meaning_in_full(name: str, saved: Iterable[str]) -> str:
