@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import Spectrum, spectrum
-from lowrank_core.rounding_noise import NoiseLevel, rounding_noise
+from lowrank_core.rounding_noise import NoiseLevel, rounding_noise, ulps
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 STORED = [np.float64, np.float32, np.float16, BFLOAT16]
@@ -216,3 +216,51 @@ def test_rank_and_variance_below_the_edge():
 def test_pairs_that_do_not_match_are_refused(base, tuned, message):
     with pytest.raises(ValueError, match=message):
         rounding_noise(base, tuned)
+
+
+@pytest.mark.parametrize("step", [0.5, np.full((2, 1), 0.5), np.full((2, 3), 0.5, np.float32)])
+def test_steps_that_are_given_take_the_place_of_the_dtypes(step):
+    base, tuned = np.zeros((2, 3)), np.ones((2, 3))
+    noise = rounding_noise(base, tuned, base_step=step, tuned_step=2 * np.asarray(step))
+    assert noise.one_side.std == pytest.approx(1.0 / np.sqrt(12), rel=1e-6)
+    assert noise.two_sides.std == pytest.approx(np.sqrt(1.25 / 12), rel=1e-6)
+    assert not noise.base_is_coarser
+    assert rounding_noise(base, tuned, base_step=step).base_is_coarser
+
+
+def test_steps_of_a_dtype_that_are_given_change_nothing():
+    base, tuned = np.random.default_rng(10).standard_normal((2, 40, 30)).astype(BFLOAT16)
+    tuned[:25] = base[:25]
+    given = rounding_noise(base, tuned, base_step=ulps(base), tuned_step=ulps(tuned))
+    plain = rounding_noise(base, tuned)
+    assert (given.unchanged, given.applies) == (plain.unchanged, plain.applies)
+    for first, second in ((given.one_side, plain.one_side), (given.two_sides, plain.two_sides)):
+        assert first.std == pytest.approx(second.std, rel=1e-6)
+        assert first.edge == pytest.approx(second.edge, rel=1e-6)
+
+
+def test_an_entry_is_unchanged_where_the_multiple_of_its_step_is_the_same():
+    base = np.array([[8.0, 9.0, 0.0, 15.0]])
+    tuned = 1.01 * np.array([[8.0, 10.0, 0.0, 15.0]])
+    assert rounding_noise(base, tuned, base_step=1.0, tuned_step=1.01).unchanged == 0.75
+    # Twice the multiple of half the step is another number.
+    assert rounding_noise(base, base / 2, base_step=1.0, tuned_step=0.5).unchanged == 0.25
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (-1.0, "^tuned_step contains what is not a step"),
+        (np.nan, "^tuned_step contains what is not a step"),
+        ("1", "^tuned_step contains what is not a step"),
+        (np.ones((3, 2)), r"^tuned_step has shape \(3, 2\), which does not broadcast to the matrices' \(2, 3\)"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(step, message):
+    with pytest.raises(ValueError, match=message):
+        rounding_noise(np.zeros((2, 3)), np.ones((2, 3)), tuned_step=step)
+
+
+def test_steps_of_zero_have_no_noise():
+    noise = rounding_noise(np.zeros((2, 3)), np.ones((2, 3)), base_step=0.0, tuned_step=0.0)
+    assert (noise.one_side.std, noise.two_sides.std) == (0.0, 0.0)

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from lowrank_core.models import apply
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.pairing.pairs import pair_checkpoints
@@ -227,7 +228,7 @@ REFUSED = {
             "q.qzeros": np.ones((1, 4), np.int32),
             "q.scales": np.ones((1, 32), np.float16),
         },
-        "AWQ.*AutoAWQ",
+        "AWQ.*GPTQModel",
     ),
     "compressed-tensors": (
         {"q.weight_packed": np.ones((4, 4), np.int32), "q.weight_scale": np.ones((4, 1), np.float16)},
@@ -274,6 +275,14 @@ def test_a_pair_is_refused_whole_where_a_weight_cannot_be_dequantised(write_file
     write_file(plain | tensors, files[side].name)
     with pytest.raises(ValueError, match=rf"1 quantised weight that cannot be dequantised, as 'q[^']*', .*{reason}"):
         inspect(files["tuned"], files["base"])
+
+
+def test_an_adapter_is_not_applied_to_a_base_that_cannot_be_dequantised(write_file, write_peft, tmp_path, rng):
+    base = write_file({"v.weight": np.ones((4, 6), np.float32)} | REFUSED["gptq"][0])
+    factors = {"v.lora_A.weight": np.ones((2, 6), np.float32), "v.lora_B.weight": np.ones((4, 2), np.float32)}
+    with pytest.raises(ValueError, match="1 quantised weight that cannot be dequantised"):
+        apply(base, write_peft(factors), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_reading_a_refused_weight_says_why(read):

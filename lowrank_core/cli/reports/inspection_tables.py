@@ -79,7 +79,8 @@ def _layers(report: Inspection) -> Iterator[RenderableType]:
         if len(sources) > len(marks):
             yield note(f"… and {count(len(sources) - len(marks), 'other source')} of γ: --json has them.")
     else:
-        yield from (note(f"Update of {count(layers, 'layer')}: {source}.") for source, layers in sources.items())
+        shown = sources.most_common(_SOURCES_SHOWN)
+        yield from (note(f"Update of {count(layers, 'layer')}: {source}.") for source, layers in shown)
     yield note(
         "Effective rank: exp of the entropy of σ/Σσ; stable rank: N²/σ₁². Last: the least rank for that much of the "
         "variance."

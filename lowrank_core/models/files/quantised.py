@@ -20,13 +20,13 @@ __all__ = ["check_dequantised", "combine_quantised"]
 
 # ComfyUI's mark of a file whose weights have scales.
 _MARKER = "scaled_fp8"
-_ADVICE = {
-    "GPTQ": "dequantise it with GPTQModel",
-    "AWQ": "dequantise it with AutoAWQ or GPTQModel",
-    "bitsandbytes": "load it with transformers, call `model.dequantize()`, and save it",
-    "MXFP4": "load it with transformers and `Mxfp4Config(dequantize=True)`, and save it",
+_DEQUANTISED_BY = {
+    "GPTQ": "GPTQModel makes one (dequantize_model)",
+    "AWQ": "GPTQModel makes one (dequantize_model)",
+    "bitsandbytes": "load it with transformers, call model.dequantize(), and save it",
+    "MXFP4": "load it with transformers and Mxfp4Config(dequantize=True), and save it",
 }
-_OTHER_ADVICE = "dequantise it with the program that wrote it, or take the checkpoint that it was made from"
+_OTHERWISE = "the program that wrote it may make one, or take the checkpoint that it was made from"
 
 
 def combine_quantised(tensors: Tensors, block: tuple[int, ...] | None = None) -> dict[str, StoredTensor]:
@@ -51,14 +51,14 @@ def _replace(tensors: dict[str, StoredTensor], weights: list[QuantisedWeight]) -
 
 
 def check_dequantised(path: Path, tensors: Tensors) -> None:
-    """Check that every quantised weight of a checkpoint can be read: figures of the others are not the model's."""
+    """Check that every quantised weight of a checkpoint can be read: the others alone are not the model."""
     refused = [tensor for tensor in tensors.values() if tensor.refusal]
     if not refused:
         return
     first = refused[0]
     weights = "1 quantised weight" if len(refused) == 1 else f"{len(refused)} quantised weights"
-    advice = next((advice for storage, advice in _ADVICE.items() if first.dtype.startswith(storage)), _OTHER_ADVICE)
+    how = next((how for storage, how in _DEQUANTISED_BY.items() if first.dtype.startswith(storage)), _OTHERWISE)
     raise ValueError(
         f"{str(path)!r} has {weights} that cannot be dequantised, as {first.key!r}, stored as {first.dtype}: "
-        f"{first.refusal}. A report of its other weights would look like one of the model. To compare it, {advice}"
+        f"{first.refusal}. The other weights alone are not the model; give a dequantised copy of it: {how}"
     )

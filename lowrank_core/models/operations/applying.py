@@ -20,6 +20,7 @@ from lowrank_core.models.files.checkpoint_files import (
     write_index,
 )
 from lowrank_core.models.files.checkpoints import Checkpoint
+from lowrank_core.models.files.quantised import check_dequantised
 from lowrank_core.models.files.streams import stream_tensors
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats import open_adapter
@@ -186,6 +187,7 @@ def apply(
     if dtype is not None and dtype not in WRITTEN_FLOATS:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(WRITTEN_FLOATS)}")
     checkpoint = open_base(base, adapter)
+    check_dequantised(checkpoint.path, checkpoint.tensors)
     opened = with_base(open_adapter(adapter), checkpoint)
     check_base(opened, restored=base_restored)
     changes = changes_of(opened, checkpoint)
