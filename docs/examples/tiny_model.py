@@ -28,8 +28,8 @@ SPECTRA = {
 ADAPTER_RANK, ALPHA = 8, 16
 
 
-def main(folder, dtype=np.float32):
-    """Write both checkpoints, in this dtype, and the adapter."""
+def main(folder, dtype=np.float32, prefix=""):
+    """Write both checkpoints, in this dtype and with this prefix to their names, and the adapter."""
     rng = np.random.default_rng(0)
     base, tuned, factors = {}, {}, {}
     for block in range(2):
@@ -37,8 +37,8 @@ def main(folder, dtype=np.float32):
             name = f"model.layers.{block}.{module}"
             weight = rng.standard_normal(shape).astype(dtype)
             update = update_with_spectrum(SPECTRA[module.partition(".")[0], block], shape, rng=rng)
-            base[f"{name}.weight"] = weight
-            tuned[f"{name}.weight"] = (weight.astype(np.float64) + update).astype(dtype)
+            base[f"{prefix}{name}.weight"] = weight
+            tuned[f"{prefix}{name}.weight"] = (weight.astype(np.float64) + update).astype(dtype)
             # An adapter's own scale is α/√r here, so the factors are those of the update divided by it.
             best = truncate(update, ADAPTER_RANK).balanced()
             scale = np.sqrt(ALPHA / np.sqrt(ADAPTER_RANK))
@@ -63,5 +63,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--prefix", default="")
     arguments = parser.parse_args()
-    main(arguments.folder, np.dtype(getattr(ml_dtypes, arguments.dtype, arguments.dtype)))
+    main(arguments.folder, np.dtype(getattr(ml_dtypes, arguments.dtype, arguments.dtype)), arguments.prefix)
