@@ -1,6 +1,7 @@
 """Merged models beside PEFT's: verify finds every planted fault and no other, and apply writes what PEFT merges."""
 
 import copy
+import json
 import warnings
 
 import numpy as np
@@ -285,3 +286,26 @@ def test_transformers_loads_what_is_written_like_its_own_folder(tmp_path, tied):
         assert (ours - theirs).abs().max() <= 2**-7 * theirs.abs().max(), name
     for path in ("out", "merged"):
         assert verify(tmp_path / "base", tmp_path / "adapter", tmp_path / path).right
+
+
+def test_pickled_shards_become_shards_of_safetensors(tmp_path):
+    model = llama()
+    state = model.state_dict()
+    names = sorted(state)
+    (tmp_path / "base").mkdir()
+    model.config.save_pretrained(tmp_path / "base")
+    shards = {f"pytorch_model-0000{place + 1}-of-00002.bin": names[place::2] for place in range(2)}
+    for shard, keys in shards.items():
+        torch.save({key: state[key] for key in keys}, tmp_path / "base" / shard)
+    weight_map = {key: shard for shard, keys in shards.items() for key in keys}
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (tmp_path / "base" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    peft_model = wrap(model, LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj"]))
+    peft_model.save_pretrained(tmp_path / "adapter")
+    report = apply(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert sorted(report.files) == ["config.json", *shards, "model.safetensors.index.json"]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for key, tensor in peft_model.merge_and_unload().state_dict().items():
+        assert (loaded[key] - tensor).abs().max() <= 2**-22 * tensor.abs().max(), key
+    assert verify(tmp_path / "base", tmp_path / "adapter", tmp_path / "out").right

@@ -52,7 +52,7 @@ def merged(base, factors, multiple=1.0):
     return tensors
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, np.dtype(ml_dtypes.float8_e4m3fn)])
 @pytest.mark.parametrize("out_dtype", [None, "float64", "float32", "float16", "bfloat16"])
 def test_what_apply_writes_is_right_in_every_dtype(write, tmp_path, rng, dtype, out_dtype):
     base, factors = (write(name, each) for name, each in zip(("base", "lora"), drawn(rng, dtype), strict=True))
