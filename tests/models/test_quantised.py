@@ -11,6 +11,7 @@ from lowrank_core.models import apply
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.pairing.pairs import pair_checkpoints
+from lowrank_core.rounding_noise import ulps
 
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -254,6 +255,15 @@ REFUSED = {
         },
         "512 bytes, 16 blocks and 16 levels for 33 × 32",
     ),
+    "bitsandbytes with a byte less": (
+        {
+            "q.weight": BYTES.reshape(-1, 1)[1:],
+            "q.weight.absmax": np.ones(16),
+            "q.weight.quant_map": np.linspace(-1, 1, 16),
+            "q.weight.quant_state.bitsandbytes__nf4": np.frombuffer(b'{"shape": [32, 32], "blocksize": 64}', np.uint8),
+        },
+        "511 bytes, 16 blocks and 16 levels for 32 × 32",
+    ),
     "bitsandbytes": (
         {
             "q.weight": BYTES.reshape(-1, 1),
@@ -302,6 +312,21 @@ def test_scales_that_are_not_finite_fail_their_layer_by_name(write_file, rng, ba
     report = inspect(tuned, base)
     assert [layer.name for layer in report.layers] == ["v"]
     assert "1 of its 4 scales are NaN or infinity" in report.failures["q"]
+
+
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_a_step_is_that_of_the_number_times_its_scale(read, rng, dtype):
+    numbers, scales = draw(rng, (130, 6), dtype), rng.uniform(0.5, 2, (2, 1)).astype(np.float32)
+    weight = read({"q.weight": numbers, "q.weight_scale_inv": -scales})["q.weight"]
+    _, steps = weight.read_with_steps((130, 6))
+    assert np.allclose(steps, ulps(numbers) * np.repeat(scales, [128, 2], axis=0), rtol=1e-6)
+
+
+def test_the_exponent_that_is_not_a_number_is_refused(read, rng):
+    exponents = np.array([[127, 255]], np.uint8)
+    weight = read({"q.weight": draw(rng, (1, 64), E4M3), "q.weight_scale": exponents})["q.weight"]
+    with pytest.raises(ValueError, match="1 of its 2 scales are NaN or infinity"):
+        weight.read()
 
 
 def test_a_scale_of_zero_makes_zeros_with_steps_of_zero(read, rng):

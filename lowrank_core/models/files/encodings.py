@@ -20,7 +20,7 @@ __all__ = ["Bitsandbytes4", "Bytes", "Encoding", "Mxfp4", "Nvfp4", "QuantisedBlo
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 # Section 6.3: scales are powers of two by which the largest number of a block comes into [4, 8).
 _MXFP4_LIMIT, _NVFP4_LIMIT = 8.0, 6.0
-_E8M0_BIAS, _E8M0_NAN = 127, 255
+_E8M0_BIAS = 127
 _INT8_LARGEST = 127
 
 Arrays = Sequence[NDArray[Any]]
@@ -205,8 +205,9 @@ def _low_half_first(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _as_scales(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Return scales in float32: bytes are E8M0, exponents of two, one of whose codes is NaN."""
+    """Return scales in float32: bytes are E8M0, exponents of two."""
     if stored.dtype != np.uint8:
         return stored.astype(np.float32)
-    powers = np.ldexp(np.float32(1), stored.astype(np.int16) - _E8M0_BIAS)
-    return np.where(stored == _E8M0_NAN, np.float32(np.nan), powers)
+    # The last code is NaN, and infinity here: both are refused.
+    with np.errstate(over="ignore"):
+        return np.ldexp(np.float32(1), stored.astype(np.int16) - _E8M0_BIAS)

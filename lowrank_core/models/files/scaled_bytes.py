@@ -30,8 +30,6 @@ _OF_MODULE = (".scale_weight", ".qscale_weight", ".scale", ".SCB")
 _RENAMED = (("._weight_qdata", "._weight_scale"), (".weight._data", ".weight._scale"))
 _COMPANIONS_OF_WEIGHT = ("_activation_scale", "_input_scale")
 _ZEROS = ("int8", "uint8", "int16", "int32")
-# The length of DeepSeek's blocks, and so of transformers'.
-_USUAL_LENGTH = 128
 _MXFP4_LENGTH = 32
 
 Block = tuple[int, ...]
@@ -118,13 +116,13 @@ def _block_of(weight: tuple[int, ...], scales: tuple[int, ...], configured: Bloc
 def _length_of(length: int, count: int, configured: int) -> int:
     """Return how many entries of an axis have one scale; 0 where so many scales cannot be.
 
-    The last block may be shorter, so that several lengths may fit: the configured one comes first, then the usual one,
-    then powers of two.
+    The last block may be shorter, so that several lengths may fit: the configured one comes first, then the power of
+    two, of which one fits at the most. Writers without a configuration have blocks of 128.
     """
     if count == 1:
         return length
     powers = [1 << bits for bits in range(length.bit_length())]
-    candidates = (configured, _USUAL_LENGTH, *powers, -(-length // count))
+    candidates = (configured, *powers, -(-length // count))
     return next((each for each in candidates if each > 0 and -(-length // each) == count), 0)
 
 
