@@ -15,11 +15,8 @@ from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
 from lowrank_core.models.operations.resizing import resize
 from tests.interop.models import Transformer, lora_layers
+from tests.interop.outputs import BFLOAT16, FLOAT32, assert_outputs, best, loaded, outputs, tokens
 
-# Two float32 forward passes of a few layers, in another order of sums: measured within 6e-7, and 3e-3 where the factors
-# are rounded to bfloat16.
-FLOAT32 = 3e-6
-BFLOAT16 = 1e-2
 MODULES = [f"layers.{i}.{name}" for i in range(2) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "up", "down")]
 MIXED = {name: 1 + i % 5 for i, name in enumerate([*MODULES, "head"])}
 FORMS = [
@@ -48,16 +45,6 @@ class Images(nn.Module):
         return self.head(x.flatten(1))
 
 
-def tokens(count=6, length=8, vocabulary=20):
-    return torch.randint(vocabulary, (count, length), generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def outputs(model, inputs):
-    found = model.eval()(inputs)
-    return (found.logits if hasattr(found, "logits") else found).double().numpy()
-
-
 def tuned_from(model, modules, size=0.1):
     """A copy of a model whose named matrices have changed by updates of full rank."""
     tuned = copy.deepcopy(model)
@@ -79,29 +66,11 @@ def with_updates(model, updates):
     return changed
 
 
-def best(update, rank):
-    matrix = update.reshape(len(update), -1)
-    U, values, Vt = np.linalg.svd(matrix, full_matrices=False)
-    return (U[:, :rank] * values[:rank]) @ Vt[:rank]
-
-
 def weight_updates(base, tuned, modules):
     return {
         name: (tuned.get_submodule(name).weight.double() - base.get_submodule(name).weight.double()).detach().numpy()
         for name in modules
     }
-
-
-def loaded(model, folder):
-    with warnings.catch_warnings():
-        # PEFT warns of embeddings and of flags that do not fit every layer, which it corrects.
-        warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(copy.deepcopy(model), folder)
-
-
-def assert_outputs(model, expected, inputs, tolerance):
-    found, wanted = outputs(model, inputs), outputs(expected, inputs)
-    assert np.max(np.abs(found - wanted)) <= tolerance * np.max(np.abs(wanted))
 
 
 def checkpoints(folder, base, tuned):

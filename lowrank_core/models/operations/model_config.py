@@ -14,14 +14,9 @@ from lowrank_core.models.operations.pipeline import Task
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
 
 _CONFIG = "config.json"
-# How transformers' names of models end, and PEFT's names of their tasks.
-_TASKS = {
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
+# How transformers' names of models end, and PEFT's names of their tasks. With a task of classification, or of answering
+# questions, PEFT asks for a head that was trained in full, and fails on a file that has none.
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
 
 
 class Orientation(NamedTuple):
