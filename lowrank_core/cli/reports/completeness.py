@@ -17,8 +17,8 @@ def completeness(*, complete: bool, failures: int, compared_fraction: float | No
         yield Text("\nComplete: no layer failed, and no other matrix differs.")
         return
     why = f"{count(failures, 'layer')} failed" if failures else "some of what differs is in no layer"
-    part = "" if compared_fraction is None else f"; {percent(compared_fraction)} of the entries that differ are in them"
-    yield Text(f"\nNot complete: {why}{part}. The figures are of the layers above alone.")
+    part = "" if compared_fraction is None else f" have {percent(compared_fraction)} of the entries that differ, and"
+    yield Text(f"\nNot complete: {why}. The layers above{part} are all that the figures are of.")
 
 
 def alignment(ways: Sequence[AlignedNames]) -> Iterator[Text]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from lowrank_core.models.files.checkpoints import module_name
 from lowrank_core.models.files.tensors import (
     PLAIN_WEIGHTS,
     StoredTensor,
@@ -39,9 +40,8 @@ def change_of(base: Weight, tuned: Weight) -> OtherChange | None:
     return OtherChange(description, tuned.size, is_vector) if description else None
 
 
-def only_in(which: str, key: str, tensors: Mapping[str, StoredTensor], candidates: str) -> OtherChange:
-    """Return what a tensor of one checkpoint alone is; `candidates` are those that it may be of the other."""
-    tensor, tied_to = tensors[key], _find_tied(key, tensors)
+def only_in(which: str, tensor: StoredTensor, *, tied_to: str, candidates: str) -> OtherChange:
+    """Return what a tensor of one checkpoint alone is: a copy of another there, or what it may be of the other."""
     advice = f"; it may be {candidates} of the other: say which (--match OLD=NEW)" if candidates else ""
     tied = f"; equal to {tied_to!r} there, to which the other ties it" if tied_to else ""
     is_vector = bool(tied_to) or len(tensor.shape) <= 1 or tensor.is_integer or not tensor.size
@@ -56,17 +56,23 @@ def change_norm(base: Weight, tuned: Weight) -> tuple[float, float]:
     return math.hypot(*change), math.hypot(*own)
 
 
-def _find_tied(key: str, tensors: Mapping[str, StoredTensor]) -> str:
-    """Return the name of the tensor that a matrix equals, where one of the two is an embedding; "" if there is none."""
-    tensor = tensors[key]
-    if len(tensor.shape) != 2 or not tensor.is_floating:
-        return ""
-    for name, other in tensors.items():
-        embeds = is_embedding(name.removesuffix(".weight")) or is_embedding(key.removesuffix(".weight"))
-        alike = embeds and name != key and (other.shape, other.dtype) == (tensor.shape, tensor.dtype)
-        if alike and all(np.array_equal(*blocks) for blocks in _blocks(tensor, other)):
-            return name
-    return ""
+def find_tied(keys: Iterable[str], tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Return the tensors of one checkpoint that equal another there, one of the two an embedding: a head and it."""
+    matrices = {key: tensor for key, tensor in tensors.items() if len(tensor.shape) == 2 and tensor.is_floating}
+    embeddings = [key for key in matrices if is_embedding(module_name(key))]
+    tied: dict[str, str] = {}
+    for key in keys:
+        others = matrices if key in embeddings else embeddings
+        equal = (name for name in others if key in matrices and name != key and _are_equal(tensors[key], tensors[name]))
+        name = next(equal, None)
+        if name is not None:
+            tied[key] = name
+    return tied
+
+
+def _are_equal(first: StoredTensor, second: StoredTensor) -> bool:
+    alike = (first.shape, first.dtype) == (second.shape, second.dtype)
+    return alike and all(np.array_equal(*blocks) for blocks in _blocks(first, second))
 
 
 def _blocks(base: Weight, tuned: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -16,7 +16,7 @@ from lowrank_core.models.files.quantised import check_dequantised
 from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape
 from lowrank_core.models.norms import difference
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
-from lowrank_core.models.pairing.changes import OtherChange, change_of, only_in
+from lowrank_core.models.pairing.changes import OtherChange, change_of, find_tied, only_in
 from lowrank_core.models.pairing.fusions import PartMatch, describe_parts, is_stack, match_experts, split_fused
 from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
 
@@ -233,9 +233,8 @@ def pair_checkpoints(
     right = {key: tuned.tensors[key] for key in tuned.tensors.keys() - {match.tuned for match in matches}}
     parts = [*match_experts(left, right), *split_fused(left, right, _are_alike, by_base=names == "base")]
     layers: list[WeightPair] = []
-    unpaired: dict[str, OtherChange] = {}
-    one_sided: dict[str, OtherChange] = {}
     others: list[tuple[str, Weight, Weight]] = []
+    unpaired: dict[str, OtherChange] = {}
     for part in (*(_whole(each, base, tuned) for each in matches), *parts):
         key = part.base_key if names == "base" else part.tuned_key
         if part.base.shape != part.tuned.shape and _is_matrix(part.base, part.tuned):
@@ -244,18 +243,11 @@ def pair_checkpoints(
             layers += _layers(key, part)
         else:
             others.append((key, part.base, part.tuned))
-    for which, tensors, rest, used in (
-        ("base", base.tensors, left, {key for part in parts for key in part.base_keys}),
-        ("tuned", tuned.tensors, right, {key for part in parts for key in part.tuned_keys}),
-    ):
-        for key in sorted(rest.keys() - used):
-            alone = only_in(which, key, tensors, ambiguous.get(key, ""))
-            if alone.is_vector:
-                one_sided[key] = alone
-            else:
-                unpaired[module_name(key)] = alone
     if not layers:
         raise ValueError(_nothing_in_common(base, tuned, unpaired))
+    alone = _of_one_alone("base", base, left.keys() - {key for part in parts for key in part.base_keys}, ambiguous)
+    alone |= _of_one_alone("tuned", tuned, right.keys() - {key for part in parts for key in part.tuned_keys}, ambiguous)
+    unpaired |= {module_name(key): change for key, change in alone.items() if not change.is_vector}
     return CheckpointPair(
         base=base,
         tuned=tuned,
@@ -264,9 +256,20 @@ def pair_checkpoints(
         unpaired=dict(sorted(unpaired.items())),
         alignment=(*describe_matches(matches), *describe_parts(parts)),
         others=tuple(sorted(others, key=lambda other: other[0])),
-        one_sided=one_sided,
+        one_sided={key: change for key, change in alone.items() if change.is_vector},
         warnings=(f"the same in both, and not among the layers: {', '.join(same)}",) if same else (),
     )
+
+
+def _of_one_alone(
+    which: str, checkpoint: Checkpoint, keys: Collection[str], ambiguous: Mapping[str, str]
+) -> dict[str, OtherChange]:
+    """Return what the tensors are that only one checkpoint has."""
+    tied = find_tied(keys, checkpoint.tensors)
+    return {
+        key: only_in(which, checkpoint.tensors[key], tied_to=tied.get(key, ""), candidates=ambiguous.get(key, ""))
+        for key in sorted(keys)
+    }
 
 
 def _same_components(base: Checkpoint, tuned: Checkpoint) -> list[str]:
