@@ -114,7 +114,7 @@ def verify(
     of the exact product, with u half the eps of the arithmetic's dtype. The two ends of that interval, rounded in the
     same steps, enclose the merged entry, because rounding is monotone. A layer is right if the entries of all its
     weight are enclosed so by one of the replays. Where the update is less than half a step of the stored weights in
-    every entry, a layer that was not merged is right too: it holds the numbers that a merge returns.
+    every entry, a layer that was not merged is right too: its numbers are those that a merge returns.
 
     Of DoRA and other updates that multiply the weight itself, the interval allows for the roundings of its norm.
 
