@@ -27,6 +27,8 @@ try:
 except ValueError:
     sys.stdout.buffer.write(b"refused")
 """
+# Where the test is not of the machine code, LLVM need not optimise it.
+COMPILED_QUICKLY = {"NUMBA_OPT": "1", "NUMBA_DISABLE_JIT": "0"}
 # One kernel only, since eight processes compile it: each waits for a line until all are ready.
 COLD = """
 import sys, lowrank_core as lc
@@ -50,14 +52,28 @@ def answers_by_default():
     return answers
 
 
-def test_without_asserts_and_docstrings_answers_are_the_same(answers_by_default):
-    assert run("-OO") == answers_by_default  # -O drops asserts, -OO docstrings too
+@pytest.fixture(scope="module")
+def answers_without_the_compiler():
+    return run(NUMBA_DISABLE_JIT="1")
 
 
-def test_without_the_compiler_answers_differ_by_rounding_alone(answers_by_default):
-    uncompiled = run(NUMBA_DISABLE_JIT="1")
-    assert len(uncompiled) == len(answers_by_default)
-    numbers = [np.frombuffer(answers.removesuffix(b"refused")) for answers in (uncompiled, answers_by_default)]
+def test_without_asserts_and_docstrings_answers_are_the_same(answers_without_the_compiler):
+    # -O drops asserts, -OO docstrings too: the bytecode changes, and every kernel would be compiled again.
+    assert run("-OO", NUMBA_DISABLE_JIT="1") == answers_without_the_compiler
+
+
+def test_without_asserts_and_docstrings_a_kernel_is_compiled():
+    code = """
+import lowrank_core as lc
+print(lc.variance_captured(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), complete=True)).tolist())
+"""
+    assert run("-OO", code=code, **COMPILED_QUICKLY) == b"[0.0, 0.64, 1.0]\n"
+
+
+def test_without_the_compiler_answers_differ_by_rounding_alone(answers_by_default, answers_without_the_compiler):
+    assert len(answers_without_the_compiler) == len(answers_by_default)
+    both = answers_without_the_compiler, answers_by_default
+    numbers = [np.frombuffer(answers.removesuffix(b"refused")) for answers in both]
     assert np.allclose(*numbers, rtol=1e-12, atol=0)
 
 
@@ -75,11 +91,7 @@ print([str(warning.message).split()[:3] for warning in caught])
 
 def test_eight_processes_that_start_cold_at_once(tmp_path):
     shutil.copytree(Path(lc.__file__).parent, tmp_path / "lowrank_core", ignore=shutil.ignore_patterns("__pycache__"))
-    env = os.environ | {
-        "PYTHONPATH": str(tmp_path),
-        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
-        "NUMBA_DISABLE_JIT": "0",
-    }
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")} | COMPILED_QUICKLY
 
     def start():
         return subprocess.Popen(

@@ -15,15 +15,20 @@ SHAPE, LAYER = (256, 1024), 256 * 1024 * 4
 ADAPTER_RANK, FACTORS = 256, 256 * (256 + 1024) * 4
 
 
-def peak_of(call) -> int:
+def peak_of(call, *arguments) -> int:
     """Bytes that Python and NumPy held at the most, above what they held before."""
-    call()  # what a first call imports and keeps does not count
     tracemalloc.start()
     try:
-        call()
+        call(*arguments)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def peaks_of(call, models) -> list[int]:
+    """The peaks of a call for 4 layers and for 40."""
+    call(models[4])  # what a first call imports and keeps does not count
+    return [peak_of(call, models[layers]) for layers in (4, 40)]
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +52,19 @@ def models(tmp_path_factory):
 
 
 def test_extraction_takes_no_more_for_forty_layers_than_for_four(models):
-    few, many = (
-        peak_of(
-            lambda folder=folder: extract(
-                folder / "base.safetensors", folder / "tuned.safetensors", folder / "out", rank=4, force=True
-            )
-        )
-        for folder in (models[4], models[40])
-    )
+    def extract_in(folder):
+        extract(folder / "base.safetensors", folder / "tuned.safetensors", folder / "out", rank=4, force=True)
+
+    few, many = peaks_of(extract_in, models)
     assert few > 2 * LAYER
     assert many < few + LAYER / 2
 
 
 def test_resizing_takes_no_more_for_forty_layers_than_for_four(models):
-    few, many = (
-        peak_of(
-            lambda folder=folder: resize(
-                folder / "adapter.safetensors", folder / "smaller.safetensors", rank=4, force=True
-            )
-        )
-        for folder in (models[4], models[40])
-    )
+    def resize_in(folder):
+        resize(folder / "adapter.safetensors", folder / "smaller.safetensors", rank=4, force=True)
+
+    few, many = peaks_of(resize_in, models)
     assert few > 2 * FACTORS
     assert many < few + FACTORS / 2
 
@@ -77,4 +74,5 @@ def test_the_leading_part_of_a_large_matrix_takes_less_than_the_matrix(shape):
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((shape[0], 40)) @ rng.standard_normal((40, shape[1]))
     single = matrix.astype(np.float32)
-    assert peak_of(lambda: truncate(single, 8)) < single.nbytes
+    truncate(single, 8)
+    assert peak_of(truncate, single, 8) < single.nbytes
