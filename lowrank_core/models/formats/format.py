@@ -142,9 +142,9 @@ class Format:
         ``place(name, dims, prefix, embedding)`` returns the
         :class:`~lowrank_core.models.formats.adapter.Placement` of a module; a user's prefix may be None. Without it,
         only layers that were read in this format are written.
-    place_expert : callable or None
-        ``place_expert(key, dims, prefix, expert, experts)`` returns the placement of one of the matrices of a stack, a
-        parameter of this name. Without it, the format does not have stacks.
+    place_parameter : callable or None
+        ``place_parameter(key, dims, prefix, expert, experts)`` returns the placement of a parameter that is targeted by
+        this name, or of one of the `experts` matrices of a stack. Without it, the format does not have stacks.
     embeddings : bool
         Whether it can store updates of embeddings.
     one_rank : callable
@@ -177,7 +177,7 @@ class Format:
     suffix: str = SINGLE_FILE
     lossy_names: LossyNames | None = None
     place: Callable[[str, tuple[int, ...], str | None, bool], Placement] | None = None
-    place_expert: Callable[[str, tuple[int, ...], str | None, int, int], Placement] | None = None
+    place_parameter: Callable[[str, tuple[int, ...], str | None, int, int], Placement] | None = None
     embeddings: bool = False
     one_rank: Callable[[Iterable[Placement]], bool] = any_ranks
     beside: Callable[[Iterable[Placement]], dict[Placement, Placement]] = their_own_names

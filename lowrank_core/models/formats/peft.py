@@ -33,6 +33,7 @@ from lowrank_core.models.formats.peft_experts import (
     experts_warnings,
     order_in_module,
     read_experts,
+    separate_experts_warnings,
     targeted_parameters,
 )
 from lowrank_core.models.formats.peft_other_types import OTHER_TYPES
@@ -255,7 +256,8 @@ def _altering_initialisation(config: PeftConfig) -> str | None:
 def _warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return what a user should know of layers with these scales under this configuration, and what is inherited."""
     inherited = tuple(_inherited_warnings(scales, config))
-    return (*_base_warnings(config), *inherited, *_reader_warnings(scales, config)), inherited
+    readers = (*_reader_warnings(scales, config), *separate_experts_warnings(scales, config))
+    return (*_base_warnings(config), *inherited, *readers), inherited
 
 
 def _base_warnings(config: PeftConfig) -> Iterator[str]:
@@ -321,10 +323,10 @@ def _place(name: str, dims: tuple[int, ...], prefix: str | None, embedding: bool
     return Placement(PEFT.name, name, module, keys, dims, embedding)
 
 
-def _place_expert(key: str, dims: tuple[int, ...], prefix: str | None, expert: int, experts: int) -> Placement:
+def _place_parameter(key: str, dims: tuple[int, ...], prefix: str | None, expert: int, experts: int) -> Placement:
     owner, _, parameter = key.rpartition(".")
     placement = _place(owner, dims, prefix, embedding=False)
-    name = f"{key.removesuffix('.weight')}[{expert}]"
+    name = key.removesuffix(".weight") + (f"[{expert}]" if experts else "")
     return replace(placement, name=name, module=f"{placement.module}.{parameter}", expert=expert, experts=experts)
 
 
@@ -338,12 +340,8 @@ def _headers(stored: Mapping[Placement, StoredScale], rule: str, kept: Kept) -> 
         settings=kept.settings,
     )
     config = check_peft_config(Path(_CONFIG), raw)
-    scales = dict(
-        sorted(
-            (placement.module if _is_parameter(placement) else _module_of(placement), scale)
-            for placement, scale in stored.items()
-        )
-    )
+    modules = {each: each.module if _is_parameter(each) else _module_of(each) for each in stored}
+    scales = dict(sorted((modules[placement], scale) for placement, scale in stored.items()))
     return Headers(config=raw, warnings=_warnings(scales, config)[0])
 
 
@@ -391,7 +389,7 @@ PEFT = Format(
     recognises=_recognises,
     read=_read,
     place=_place,
-    place_expert=_place_expert,
+    place_parameter=_place_parameter,
     embeddings=True,
     beside=_beside,
     headers=_headers,

@@ -9,8 +9,10 @@ from typing import Any
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
 from lowrank_core.models.formats.adapter import AdapterLayer, Placement, both_factors
 from lowrank_core.models.formats.experts import expert_layers
+from lowrank_core.models.formats.format import StoredScale
 from lowrank_core.models.formats.peft_config import PeftConfig, as_names
 
+_SEPARATE = re.compile(r"(?s)(?P<owner>.*\bexperts)\.(?P<expert>\d+)\.(?P<leaf>.+)")
 _NESTING = re.compile(r"(\.base_layer)+$")
 # Modules of transformers define their parameters in this order, and PEFT wraps them in it, the first innermost.
 _ORDER = (
@@ -127,6 +129,26 @@ def experts_warnings(parameters: Iterable[str], config: PeftConfig) -> list[str]
             "or apply their transpose"
         )
     return warnings
+
+
+def separate_experts_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> list[str]:
+    """Return what a user should know of experts that are modules of their own, which PEFT stacks for transformers 5."""
+    matches = {module: match for module in scales if (match := _SEPARATE.fullmatch(module))}
+    if not matches:
+        return []
+    owners, leaves = ({match[part] for match in matches.values()} for part in ("owner", "leaf"))
+    expected = len(owners) * len(leaves) * (1 + max(int(match["expert"]) for match in matches.values()))
+    common = (config.r, config.lora_alpha)
+    others = [module for module in matches if (scales[module].rank, scales[module].alpha) != common]
+    reasons = [f"{len(others)} have others than r and lora_alpha, as {others[0]!r}"] if others else []
+    if len(matches) < expected:
+        reasons.append(f"{expected - len(matches)} have none")
+    warning = (
+        "PEFT stacks the factors of separate experts for transformers 5, and fails unless all experts have factors, of "
+        f"one rank and alpha. Of {expected} modules of experts {', and '.join(reasons)}. Uniform ranks (--uniform) pad "
+        "factors to one rank; of checkpoints that have the experts stacked, parameters are written, which need neither"
+    )
+    return [warning] if reasons else []
 
 
 def experts_settings(model_type: str, architecture: str) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def _place(
 ) -> _Placed:
     """Decide for each chosen layer whether and where it is stored."""
     placed = _Placed([], dict(pair.other_changes()), [], {})
-    layers, modules = {layer.name: layer for layer in pair.layers}, pair.module_names
+    layers, modules, routers = {layer.name: layer for layer in pair.layers}, pair.module_names, _routers(pair)
     for name in chosen:
         embedding = matches(name, embeddings)
         if name in pair.unpaired:
@@ -250,13 +250,14 @@ def _place(
                 placed.failures[name] = pair.unpaired[name].description
             continue
         layer = layers[name]
-        if layer.experts and target.place_expert is None:
+        if layer.experts and target.place_parameter is None:
             placed.failures[name] = f"{without_experts(target.title, layer.experts)}: write PEFT's, a folder"
             continue
         reason = "" if layer.experts else skip_reason(name, modules, embedding=embedding, target=target)
         if not reason:
+            as_parameter = bool(layer.experts) or name in routers
             placed.tasks.append(
-                _task(layer, embedding=embedding, orientation=orientation, target=target, prefix=prefix)
+                _task(layer, orientation, target, prefix, embedding=embedding, as_parameter=as_parameter)
             )
             continue
         change = change_of(layer.base, layer.tuned)
@@ -267,12 +268,34 @@ def _place(
     return placed
 
 
-def _task(layer: WeightPair, *, embedding: bool, orientation: Orientation, target: Format, prefix: str | None) -> Task:
+def _routers(pair: CheckpointPair) -> set[str]:
+    """Return the names of the weights that choose among the experts of a stack: a row for each, beside the stack.
+
+    Of most models in transformers 5 these are parameters of a module that is not linear, which PEFT refuses to target.
+    """
+    stacks = {(_owner(_owner(layer.module)), layer.experts) for layer in pair.layers if layer.experts}
+    single = (layer for layer in pair.layers if not layer.experts)
+    return {layer.name for layer in single if (_owner(layer.module), layer.shape[0]) in stacks}
+
+
+def _owner(module: str) -> str:
+    return module.rpartition(".")[0]
+
+
+def _task(
+    layer: WeightPair,
+    orientation: Orientation,
+    target: Format,
+    prefix: str | None,
+    *,
+    embedding: bool,
+    as_parameter: bool,
+) -> Task:
     shape = layer.tuned.shape
     is_transposed = embedding or (len(shape) == len(layer.shape) and orientation.is_transposed(layer))
     dims = shape[::-1] if is_transposed else shape
-    if layer.experts and target.place_expert is not None:
-        placement = target.place_expert(layer.key, dims, prefix, layer.expert, layer.experts)
+    if as_parameter and target.place_parameter is not None:
+        placement = target.place_parameter(layer.key, dims, prefix, layer.expert, layer.experts)
     else:
         placement = target.placement(layer.name, dims, prefix, embedding)
     return Task(
