@@ -135,5 +135,6 @@ DIFFUSERS = Format(
     recognises=_recognises,
     read=_read,
     place=_place,
+    names_components=True,
     headers=_headers,
 )

@@ -145,6 +145,8 @@ class Format:
     place_parameter : callable or None
         ``place_parameter(key, dims, prefix, expert, experts)`` returns the placement of a parameter that is targeted by
         this name, or of one of the `experts` matrices of a stack. Without it, the format does not have stacks.
+    names_components : bool
+        Whether names begin with the component of a pipeline that has the module, as "transformer".
     embeddings : bool
         Whether it can store updates of embeddings.
     one_rank : callable
@@ -178,6 +180,7 @@ class Format:
     lossy_names: LossyNames | None = None
     place: Callable[[str, tuple[int, ...], str | None, bool], Placement] | None = None
     place_parameter: Callable[[str, tuple[int, ...], str | None, int, int], Placement] | None = None
+    names_components: bool = False
     embeddings: bool = False
     one_rank: Callable[[Iterable[Placement]], bool] = any_ranks
     beside: Callable[[Iterable[Placement]], dict[Placement, Placement]] = their_own_names

@@ -85,7 +85,8 @@ def extract(
         The component of two pipelines of diffusers, as "transformer". None: all that differ.
     prefix : str, optional
         What module names begin with in the model that the adapter is for, as "transformer" where the checkpoint has
-        "h.0.…" and the model "transformer.h.0.…"; in a kohya file what keys begin with, "lora_unet" by default.
+        "h.0.…" and the model "transformer.h.0.…"; in a kohya file what keys begin with, "lora_unet" by default, and in
+        one of diffusers the component, "transformer" by default where there are none.
     alpha : float, optional
         The alpha of every layer, 16 by default: the factors are scaled so that the product is right under any.
     rule : {"standard", "rslora"}
@@ -178,6 +179,8 @@ def extract(
     )
     _check_not_an_input(out, pair.base, pair.tuned)
     target = format_of_output(out, name=format)
+    if prefix is None and target.names_components:
+        prefix = "" if pair.base.components else component
     encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
     if not dry_run:
         check_replaceable(out, target.files or None, force=force)
