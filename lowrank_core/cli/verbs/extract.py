@@ -70,7 +70,7 @@ def extract(
         typer.Option(
             metavar="NAME",
             help="What module names begin with in the model, as transformer; in a kohya file, what keys begin with.",
-            show_default="nothing; lora_unet for kohya",
+            show_default="nothing; lora_unet for kohya, the component for diffusers",
         ),
     ] = None,
     rule: options.Rule = "standard",
