@@ -130,14 +130,21 @@ def test_separate_experts_are_stacked_by_peft_where_all_have_one_rank(tmp_path, 
     assert_outputs(loaded(base, tmp_path / "out"), expected, tokens(), FLOAT32)
 
 
-@pytest.mark.parametrize("reason", ["have others than r and lora_alpha", "6 have none"])
+REASONS = {
+    "6 have others than r and lora_alpha": {},
+    "2 have others than r and lora_alpha, as 'model.layers.0.": {"rank": 5, "include": ["*experts*", "*.gate"]},
+    "6 have none": {"rank": 2, "exclude": ["experts.1.*"]},
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
 def test_what_peft_cannot_stack_is_said(tmp_path, converted, reason):
     base, tuned = converted
     paths = as_written(base, tmp_path / "base"), as_written(tuned, tmp_path / "tuned")
-    options = {"rank": 2, "exclude": ["experts.1.*"]}
-    if "others" in reason:
-        ranks = extract(*paths, tmp_path / "all", rank=2).layers
-        options = {"rank": {layer.name: 1 if "experts.1." in layer.name else 2 for layer in ranks}}
+    options = REASONS[reason]
+    if not options:
+        layers = extract(*paths, tmp_path / "all", rank=2).layers
+        options = {"rank": {layer.name: 1 if "experts.1." in layer.name else 2 for layer in layers}}
     report = extract(*paths, tmp_path / "out", **options)
     assert any(reason in warning and "stacks" in warning for warning in report.warnings)
     with pytest.raises(RuntimeError):

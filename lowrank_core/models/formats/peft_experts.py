@@ -138,15 +138,17 @@ def separate_experts_warnings(scales: Mapping[str, StoredScale], config: PeftCon
         return []
     owners, leaves = ({match[part] for match in matches.values()} for part in ("owner", "leaf"))
     expected = len(owners) * len(leaves) * (1 + max(int(match["expert"]) for match in matches.values()))
+    routers = sorted({f"{owner.removesuffix('experts')}gate" for owner in owners} & scales.keys())
     common = (config.r, config.lora_alpha)
-    others = [module for module in matches if (scales[module].rank, scales[module].alpha) != common]
+    others = [module for module in (*matches, *routers) if (scales[module].rank, scales[module].alpha) != common]
     reasons = [f"{len(others)} have others than r and lora_alpha, as {others[0]!r}"] if others else []
     if len(matches) < expected:
         reasons.append(f"{expected - len(matches)} have none")
     warning = (
-        "PEFT stacks the factors of separate experts for transformers 5, and fails unless all experts have factors, of "
-        f"one rank and alpha. Of {expected} modules of experts {', and '.join(reasons)}. Uniform ranks (--uniform) pad "
-        "factors to one rank; of checkpoints that have the experts stacked, parameters are written, which need neither"
+        "PEFT stacks the factors of separate experts for transformers 5, and fails unless all experts have factors, "
+        f"and these and their routers one rank and alpha. Of {expected + len(routers)} modules "
+        f"{', and '.join(reasons)}. Uniform ranks (--uniform) pad factors to one rank; of checkpoints that have the "
+        "experts stacked, parameters are written, which need neither"
     )
     return [warning] if reasons else []
 
