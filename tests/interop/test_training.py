@@ -156,7 +156,7 @@ def test_every_tensor_that_peft_saved_is_reported(base, tmp_path):
     found = inspect(tmp_path)
     saved = {key.removeprefix("base_model.model.") for key in load_file(tmp_path / "adapter_model.safetensors")}
     factors = {f"{layer.name}.lora_{part}.weight" for layer in found.layers for part in "AB"}
-    # What replaces a tensor of the base model is named as that: PEFT saves the biases of wrapped layers under the wrapper.
+    # What replaces a tensor of the base is named as that: PEFT saves the biases of wrapped layers under the wrapper.
     assert factors | set(found.not_low_rank) == {key.replace(".base_layer.", ".") for key in saved}
     assert len(factors) == 8
     assert {"layers.0.up.bias", "layers.0.up.lora_B.bias", "head.weight"} <= set(found.not_low_rank)
