@@ -15,7 +15,7 @@ from lowrank_core.noise import noise_edge
 from lowrank_core.ranks import count_passing
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 
-__all__ = ["NoiseLevel", "RoundingNoise", "code_steps", "rounding_noise", "step_exponents", "ulps"]
+__all__ = ["NoiseLevel", "RoundingNoise", "rounding_noise"]
 
 # Steps 2^-31 of the largest and less add less than 1e-9 to the edge, and their squares would vanish in float32.
 _NEGLIGIBLE = 31
