@@ -8,7 +8,7 @@ import pytest
 from lowrank_core import LowRankUpdate, Spectrum, spectrum, update_with_spectrum
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.norms import residual_norm
-from lowrank_core.models.operations.factoring import FactorEncoding, factor
+from lowrank_core.models.operations.factoring import FactorEncoding, factor, unchanged
 from lowrank_core.models.operations.rank_choice import check_rank, keep_all, rank_of
 from tests.models.models_on_disk import naive_figures
 
@@ -224,3 +224,11 @@ def test_what_goes_to_a_worker_and_back_is_picklable(rng):
     found = pickle.loads(pickle.dumps(factor(rng.standard_normal((4, 4)), 2, FactorEncoding("bfloat16"))))
     assert found.update.B.dtype == ml_dtypes.bfloat16
     assert pickle.loads(pickle.dumps(FactorEncoding("bfloat16"))) == FactorEncoding("bfloat16")
+
+
+def test_factors_are_rounded_once():
+    """Just above a tie of bfloat16, which float32 on the way would make a tie, and round to even below it."""
+    above = 1 + 2.0**-8 + 2.0**-40
+    update = LowRankUpdate(np.array([[above], [1.0]]), np.array([[1.0, above]]), 1.0)
+    stored = unchanged(update, FactorEncoding("bfloat16", alpha=1.0))
+    assert stored.update.B[0, 0] == stored.update.A[0, 1] == 1 + 2.0**-7

@@ -17,6 +17,7 @@ from lowrank_core.models.files.tensors import Weight
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
 from lowrank_core.models.norms import Update, frobenius_norm, product_norm, residual_norm
 from lowrank_core.models.operations.rank_choice import LayerRank, as_count, keep_all
+from lowrank_core.models.rounding import rounded
 from lowrank_core.rounding_noise import RoundingNoise
 
 RULES = ("rslora", "standard")
@@ -223,8 +224,7 @@ def _unrounded(best: LowRankUpdate, scaling: float) -> LowRankUpdate:
 
 
 def _rounded(update: LowRankUpdate, dtype: str) -> LowRankUpdate:
-    with np.errstate(over="ignore"):
-        B, A = (factor.astype(as_dtype(dtype)) for factor in (update.B, update.A))
+    B, A = (rounded(factor.astype(np.float64), dtype) for factor in (update.B, update.A))
     if not (np.isfinite(B).all() and np.isfinite(A).all()):
         raise ValueError(f"its factors do not fit {dtype}: store them in {wider_than(dtype)}")
     return LowRankUpdate(B, A, update.scaling)

@@ -38,6 +38,7 @@ from lowrank_core.models.operations.rank_choice import (
     rank_of,
 )
 from lowrank_core.models.operations.storing import add_factors, complete, copy_tensors, stored_scales
+from lowrank_core.models.rounding import rounded
 from lowrank_core.rounding_noise import RoundingNoise
 
 
@@ -229,7 +230,7 @@ def _add_layers(stream: Stream, factored: Sequence[tuple[_Job, Factored]]) -> No
             updates[task.placement] = transposed(update) if task.transposed else update
             for bias in task.biases:
                 values = bias.tensor.read().astype(np.float64) * ((bias.scaling or 1.0) / update.scaling)
-                stream.add(bias.tensor.key, values.astype(as_dtype(encoding.dtype)))
+                stream.add(bias.tensor.key, rounded(values, encoding.dtype))
     if updates:
         rank = max(update.rank for update in updates.values())
         add_factors(stream, updates, factored[0][0].encoding.stored_scale(rank).alpha)
