@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from lowrank_core.cli.printable import in_csv, in_json, with_printable_texts
 from lowrank_core.models import to_json
-from lowrank_core.models.files.atomic import check_replaceable, replacing
+from lowrank_core.models.files.atomic import check_replaceable, explaining_full_disk, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,7 +132,8 @@ def _write(path: Path, content: str | Figure) -> None:
 def _written(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         # A device or a named pipe cannot be replaced, only written to.
-        yield path
+        with explaining_full_disk(path, path):
+            yield path
         return
     with replacing(path, folder=False) as temporary:
         yield temporary

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,15 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert captured.err.startswith("lowrank: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device on this system")
+def test_a_full_disk_is_one_line_that_names_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["alpha", "--rank", "8", "--alpha", "16", "--json", "/dev/full"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "No space left on device, for '/dev/full': 0 bytes of it were written" in captured.err
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

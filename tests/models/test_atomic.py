@@ -1,14 +1,18 @@
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lowrank_core.models.files import atomic
 from lowrank_core.models.files.atomic import check_replaceable, replacing
+from lowrank_core.models.files.streams import stream_tensors
 from lowrank_core.models.operations.extraction import extract
 from tests.models.models_on_disk import checkpoint_pair, fingerprint
 
@@ -147,6 +151,111 @@ def test_a_killed_process_leaves_the_old_adapter_whole(tmp_path, rng, out, stage
     expected = tmp_path / ("expected" + Path(out).suffix)
     extract(*paths, expected, rank=2)
     assert contents(tmp_path / out) == contents(expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process IDs cannot be checked on this system")
+@pytest.mark.parametrize("folder", [False, True])
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_run(tmp_path, folder):
+    path = tmp_path / "out"
+    killed, under_way = (writing_process(path, folder) for _ in range(2))
+    try:
+        killed.kill()
+        killed.communicate()
+        elsewhere = f".out.00000000-{killed.pid}-00000000.part"
+        others = [tmp_path / name for name in ("other", ".out.part", elsewhere)]
+        for other in others:
+            other.touch()
+        with replacing(path, folder=folder) as temporary:
+            (temporary / "file" if folder else temporary).write_text("new")
+        # What the running process writes remains, as does what a process of another machine may be writing.
+        left = {entry.name for entry in tmp_path.iterdir()} - {path.name} - {other.name for other in others}
+        assert [re.sub(r"\.[0-9a-f]{8}-(\d+)-[0-9a-f]{8}\.", r".\1.", name) for name in left] == [
+            f".out.{under_way.pid}.part"
+        ]
+        assert all(other.exists() for other in others)
+    finally:
+        under_way.kill()
+        under_way.communicate()
+    with replacing(path, folder=folder) as temporary:
+        (temporary / "file" if folder else temporary).write_text("new")
+    assert {entry.name for entry in tmp_path.iterdir()} == {path.name, *(other.name for other in others)}
+
+
+def writing_process(path, folder):
+    """Return a process that has written half of an output, and waits."""
+    script = """
+import sys
+from pathlib import Path
+from lowrank_core.models.files.atomic import replacing
+
+with replacing(Path(sys.argv[1]), folder=sys.argv[2] == "True") as temporary:
+    (temporary / "file" if temporary.is_dir() else temporary).write_text("half of the n")
+    print("half", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script, str(path), str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half\n"
+    return process
+
+
+def test_the_last_of_two_runs_to_one_output_in_one_process_is_the_output(tmp_path):
+    path = tmp_path / "out"
+    with replacing(path, folder=False) as first:
+        first.write_text("first")
+        with replacing(path, folder=False) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, r"No space left on device, for '.*out': 13 bytes of it were written, and [\d,]+ bytes are free"),
+        (errno.EDQUOT, r"uota exceeded, for '.*out': 13 bytes of it were written; make space"),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_full_disk_names_the_output_and_sizes(tmp_path, code, message, folder):
+    path = tmp_path / "out"
+
+    def write():
+        with replacing(path, folder=folder) as temporary:
+            (temporary / "file" if folder else temporary).write_text("half of the n")
+            raise OSError(code, os.strerror(code))
+
+    with pytest.raises(OSError, match=message) as raised:
+        write()
+    assert raised.value.errno == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_error_of_the_system_remains_as_it_is(tmp_path):
+    error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match="Input/output") as raised, replacing(tmp_path / "out", folder=False):
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limit of file sizes on this system")
+def test_a_tensor_beyond_the_largest_file_names_the_output(tmp_path):
+    import resource
+
+    path, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write():
+        with replacing(path, folder=False) as temporary, stream_tensors(temporary, ["a"], {}) as stream:
+            stream.add("a", np.zeros(100_000))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large, for '.*out': 4,096 bytes of it were written; make space"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def contents(path):

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import platform
+import re
+import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _README = "README.md"
 # Of Linux: linux/fs.h and fcntl.h.
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+# EDQUOT is missing on Windows.
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def check_replaceable(path: Path, own: Iterable[str] | None, *, force: bool) -> None:
@@ -50,23 +57,82 @@ def replacing(path: Path, *, folder: bool) -> Iterator[Path]:
 
     A new folder is made here, and takes over the README.md of the one that it replaces. A killed process leaves the old
     output whole. Files are replaced in one step, and so are folders on Linux; elsewhere the old folder is renamed
-    before the new one is, and a process killed in between leaves it under a hidden name.
+    before the new one is, and a process killed in between leaves it under a hidden name. The hidden paths of killed
+    processes are removed first.
     """
     final = Path(os.path.realpath(path))
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.part")
-    _remove(temporary)
+    _remove_leftovers(final)
+    temporary = final.with_name(f"{_hidden_prefix(final)}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        if folder:
-            temporary.mkdir()
-        yield temporary
-        if folder and final.exists():
-            if (final / _README).is_file():
-                shutil.copy2(final / _README, temporary / _README)
-            _swap(temporary, final)
-        else:
-            temporary.replace(final)
+        with explaining_full_disk(path, temporary):
+            if folder:
+                temporary.mkdir()
+            yield temporary
+            if folder and final.exists():
+                if (final / _README).is_file():
+                    shutil.copy2(final / _README, temporary / _README)
+                _swap(temporary, final)
+            else:
+                temporary.replace(final)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def explaining_full_disk(path: Path, written: Path) -> Iterator[None]:
+    """Yield, and name `path` in an OSError that says a disk or quota is full, with the size of what was `written`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        sizes = f"{_size(written):,} bytes of it were written"
+        # What is free says nothing of a quota, nor of the largest file of a file system.
+        if error.errno == errno.ENOSPC:
+            sizes += f", and {shutil.disk_usage(written.parent).free:,} bytes are free there"
+        message = f"{error.strerror}, for {str(path)!r}: {sizes}; make space, or write to another disk"
+        raise OSError(error.errno, message) from error
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _hidden_prefix(final: Path) -> str:
+    """Return what the hidden names for an output begin with on this machine.
+
+    Process IDs are those of one machine or container, and a folder may be shared by several.
+    """
+    return f".{final.name}.{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove the hidden paths for an output whose process, of this machine, has ended.
+
+    Where another process has the ID by now, they remain until it has ended too: nothing that may be under way is lost.
+    """
+    hidden = re.compile(rf"{re.escape(_hidden_prefix(final))}-(\d+)-[0-9a-f]{{8}}\.part(\.padded)?")
+    for path in final.parent.iterdir():
+        match = hidden.fullmatch(path.name)
+        if match and not _may_run(int(match[1])):
+            # Those of another user may not be removable.
+            with suppress(OSError):
+                _remove(path)
+
+
+def _may_run(process: int) -> bool:
+    """Whether a process of this ID may exist; True on Windows, where os.kill with signal 0 sends Ctrl-C."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _swap(new: Path, old: Path) -> None:

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.models.files.atomic import replacing
+from lowrank_core.models.files.atomic import explaining_full_disk, replacing
 from lowrank_core.models.inspection.report import rank_columns, variance_columns
 from lowrank_core.models.results import to_json
 
@@ -153,7 +153,8 @@ def appending(jsonl: str | PathLike[str] | None) -> Iterator[Callable[[AdapterRo
     if jsonl is None:
         yield lambda _row: None
         return
-    with Path(jsonl).open("ab") as file:
+    path = Path(jsonl)
+    with explaining_full_disk(path, path), path.open("ab") as file:
 
         def append(row: AdapterRow) -> None:
             file.write(_line(row))
