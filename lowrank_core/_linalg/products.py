@@ -46,10 +46,11 @@ def qr_core_values(
 def _qr_core_values(B: NDArray[Any], A: NDArray[Any]) -> tuple[Floats, NDArray[np.int64]]:
     B_scaled, B_exponents = scaled_to_unit(B)
     A_scaled, A_exponents = scaled_to_unit(A)
-    R_B = np.linalg.qr(B_scaled, mode="r")
-    R_A = np.linalg.qr(np.swapaxes(A_scaled, -1, -2), mode="r")
+    R_B = np.asarray(np.linalg.qr(B_scaled, mode="r"))
+    R_A = np.asarray(np.linalg.qr(np.swapaxes(A_scaled, -1, -2), mode="r"))
     core, core_exponents = scaled_to_unit(R_B @ np.swapaxes(R_A, -1, -2))
     values = np.linalg.svd(core, compute_uv=False).astype(np.float64, copy=False)
+    values = _without_rounding(values, R_B, R_A, core_exponents, max(B.shape[-2], *A.shape[-2:]))
     return values, B_exponents + A_exponents + core_exponents
 
 
@@ -114,6 +115,23 @@ def _kernel_gram(factors: NDArray[Any], *, of_rows: bool) -> Floats:
     return grams
 
 
+def _without_rounding(values: Floats, R_B: Floats, R_A: Floats, exponents: NDArray[np.int64], size: int) -> Floats:
+    r"""Return values over 2^exponents of products R_B R_Aᵀ; of those that cancelled, what rounding makes is 0.
+
+    Householder QR errs by a multiple of eps in each column (Higham, "Accuracy and Stability of Numerical Algorithms",
+    2nd ed., theorem 19.4), and the product of the triangles by r·eps·|R_B||R_Aᵀ| (§3.5), both over a sum of outer
+    products: with :math:`S = \sum_i \|b_i\| \|a_i\|`, the core is that of a product within size·eps·S of BA, and by
+    Weyl's inequality so is each value. Where nothing cancels, :math:`\sigma_1 \ge S / r` as for orthogonal b_i, and
+    such values are far below a relative size·eps·r; where σ₁ itself has cancelled they would be counted in a rank.
+    """
+    sizes = np.linalg.norm(R_B, axis=-2) * np.linalg.norm(R_A, axis=-2)
+    with np.errstate(over="ignore"):
+        total = np.ldexp(sizes.sum(axis=-1), -exponents)
+    has_cancelled = values[..., 0] < CANCELLED / sizes.shape[-1] * total
+    rounding = np.where(has_cancelled, size * np.finfo(np.float64).eps * total, -1.0)
+    return np.where(values <= rounding[..., np.newaxis], 0.0, values)
+
+
 def _has_cancelled(largest: Any, bound_squared: Any) -> Any:
     """Whether the largest value is far below a bound on ‖B‖₂‖A‖₂, squared."""
     return (largest < CANCELLED * np.sqrt(bound_squared)) & (bound_squared > 0)
@@ -159,6 +177,7 @@ def product_factors(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Product
     scale, scale_exponent = np.frexp(scaling)
     exponent = B_exponent + A_exponent + core_exponent + scale_exponent
     U, values, Vt = np.linalg.svd(core * scale, full_matrices=False)
+    values = _without_rounding(values, L_B.T * scale, L_A.T, core_exponent, max(len(B), *A.shape))
     unscaled, norm = unscaled_values(values, norms_of(values), exponent)
     return ProductFactors(unscaled, float(norm), Q_B, U, values, Vt, Q_A, int(exponent))
 

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from lowrank_core import LowRankUpdate, spectrum, truncate, update_with_spectrum
+from lowrank_core import LowRankUpdate, numerical_rank, spectrum, truncate, update_with_spectrum
 from lowrank_core._linalg import batches, gram, products, thresholds, two_stage
 from lowrank_core._linalg.kernels import gram as gram_kernels
 from lowrank_core._linalg.kernels import small as svd_kernels
@@ -254,11 +254,40 @@ def test_the_difference_of_two_near_equal_adapters(closeness, deficient):
     assert_product(LowRankUpdate(B, A))
 
 
-def test_a_product_that_cancels_altogether_is_zero_to_the_rounding_of_float64():
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("method", ["direct", "gram"])
+@pytest.mark.parametrize(("shape", "scaling"), [((24, 17), -1.0), ((300, 5), 1e-3), ((3, 700), 1e200)])
+def test_a_product_that_cancels_altogether_has_rank_0(dtype, method, shape, scaling):
     rng = np.random.default_rng(1)
-    b, a = narrow(rng, (24, 4)), narrow(rng, (4, 17))
-    update = LowRankUpdate(np.hstack([b, b]), np.vstack([a, -a]))
-    assert np.all(spectrum(update).values <= bounds.of_product(update, 0.0))
+    b, a = rng.standard_normal((shape[0], 4)).astype(dtype), rng.standard_normal((4, shape[1])).astype(dtype)
+    update = LowRankUpdate(np.hstack([b, b]), np.vstack([a, -a]), scaling)
+    s = spectrum(update, method=method)
+    assert s.norm == 0
+    assert numerical_rank(s) == 0
+    assert truncate(update, numerical_rank, method=method).rank == 0
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-5, 1e-9, 1e-12])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_does_not_cancel_of_a_product_keeps_its_rank(size, dtype):
+    rng = np.random.default_rng(1)
+    b, a = rng.standard_normal((24, 4)).astype(dtype), rng.standard_normal((4, 17)).astype(dtype)
+    left, right = rng.standard_normal((24, 2)).astype(dtype), (size * rng.standard_normal((2, 17))).astype(dtype)
+    update = LowRankUpdate(np.hstack([b, left, b]), np.vstack([a, right, -a]))
+    s = spectrum(update)
+    exact = spectrum(LowRankUpdate(left, right), method="direct").values
+    assert numerical_rank(s) == 2
+    assert np.all(np.abs(s.values[:2] - exact) <= bounds.of_product(update, exact[0]))
+    assert np.all(s.values[2:] <= bounds.EPS32 * exact[0])
+
+
+def test_values_near_rounding_remain_where_nothing_cancels():
+    # Of size 1e-15 beside 1, under max(m, n)·eps: a graded product is accurate there, column by column.
+    rng = np.random.default_rng(1)
+    left, right = (np.linalg.qr(rng.standard_normal((side, 3)))[0] for side in (24, 17))
+    sizes = np.array([1.0, 1e-15, 1e-30])
+    update = LowRankUpdate(left * sizes, right.T)
+    assert spectrum(update).values == pytest.approx(sizes, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize(("left", "right"), [(1e200, 1e-200), (1e-200, 1e-100), (1e150, 1e150), (5e-324, 1e300)])
