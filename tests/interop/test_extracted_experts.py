@@ -119,10 +119,14 @@ def test_stacks_against_separate_experts(tmp_path, converted, names, rank):
     assert_outputs(loaded(base, tmp_path / "out"), expected, tokens(), FLOAT32)
 
 
+@pytest.mark.parametrize("unchanged", ["none", ".experts.1."])
 @pytest.mark.parametrize("rank", [2, FULL])
-def test_separate_experts_are_stacked_by_peft_where_all_have_one_rank(tmp_path, converted, rank):
+def test_separate_experts_are_stacked_by_peft_where_all_have_one_rank(tmp_path, converted, rank, unchanged):
     base, tuned = converted
     paths = as_written(base, tmp_path / "base"), as_written(tuned, tmp_path / "tuned")
+    before, after = (load_file(path / "model.safetensors") for path in paths)
+    after |= {key: weight for key, weight in before.items() if unchanged in key}
+    save_file(after, paths[1] / "model.safetensors", metadata={"format": "pt"})
     report = extract(*paths, tmp_path / "out", rank=rank, uniform=True)
     assert report.complete
     assert not any("stacks" in warning for warning in report.warnings)

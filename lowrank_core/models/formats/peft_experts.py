@@ -131,6 +131,11 @@ def experts_warnings(parameters: Iterable[str], config: PeftConfig) -> list[str]
     return warnings
 
 
+def is_separate_expert(module: str) -> bool:
+    """Whether a module is one of several experts by its name, "mlp.experts.3.up_proj"."""
+    return _SEPARATE.fullmatch(module) is not None
+
+
 def separate_experts_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> list[str]:
     """Return what a user should know of experts that are modules of their own, which PEFT stacks for transformers 5."""
     matches = {module: match for module in scales if (match := _SEPARATE.fullmatch(module))}

@@ -15,6 +15,7 @@ from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
 from lowrank_core.models.formats import Format, format_of_output, is_adapter
 from lowrank_core.models.formats.experts import without_experts
 from lowrank_core.models.formats.format import Kept
+from lowrank_core.models.formats.peft_experts import is_separate_expert
 from lowrank_core.models.module_names import check_patterns, is_embedding, matches, select
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding
@@ -192,10 +193,12 @@ def extract(
     orientation = orientation_of(pair, known, transposed)
     plan = _place(pair, chosen, embeddings, orientation, target, prefix)
     modules = sorted(pair.module_names)
+    # PEFT stacks experts only where all of them have factors: of zeros, where one did not change.
+    tasks = [replace(task, min_rank=int(uniform and is_separate_expert(task.name))) for task in plan.tasks]
     report = compress(
         "extract",
         (str(base), str(tuned)),
-        plan.tasks,
+        tasks,
         Destination(
             out,
             target,
