@@ -149,6 +149,16 @@ def test_an_adapter_that_changed_is_read_again_and_a_deleted_one_keeps_its_row(t
     assert gone in {row.path for row in read_census(jsonl)}
 
 
+def test_an_adapter_whose_configuration_alone_changed_is_read_again(tmp_path):
+    adapters, jsonl = tmp_path / "adapters", tmp_path / "census.jsonl"
+    make_adapters(adapters, 3)
+    census(adapters, ranks=RANKS, jsonl=jsonl)
+    config = min(adapters.rglob("adapter_config.json"))
+    config.write_text(config.read_text() + "\n")
+    census(adapters, ranks=RANKS, jsonl=jsonl)
+    assert jsonl.read_bytes().count(b"\n") == 4
+
+
 def test_a_file_of_another_census_is_refused_and_left_alone(tmp_path):
     make_adapters(tmp_path, 2)
     jsonl = tmp_path / "census.jsonl"
