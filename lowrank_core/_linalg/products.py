@@ -124,6 +124,8 @@ def _without_rounding(values: Floats, R_B: Floats, R_A: Floats, exponents: NDArr
     Weyl's inequality so is each value. Where nothing cancels, :math:`\sigma_1 \ge S / r` as for orthogonal b_i, and
     such values are far below a relative size·eps·r; where σ₁ itself has cancelled they would be counted in a rank.
     """
+    if not values.shape[-1]:  # factors of rank 0
+        return values
     sizes = np.linalg.norm(R_B, axis=-2) * np.linalg.norm(R_A, axis=-2)
     with np.errstate(over="ignore"):
         total = np.ldexp(sizes.sum(axis=-1), -exponents)

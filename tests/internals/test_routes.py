@@ -267,6 +267,12 @@ def test_a_product_that_cancels_altogether_has_rank_0(dtype, method, shape, scal
     assert truncate(update, numerical_rank, method=method).rank == 0
 
 
+def test_a_product_of_rank_0_is_zero():
+    update = LowRankUpdate(np.zeros((3, 0)), np.zeros((0, 4)))
+    assert spectrum(update).norm == 0
+    assert truncate(update, 0).shape == (3, 4)
+
+
 @pytest.mark.parametrize("size", [1e-2, 1e-5, 1e-9, 1e-12])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_what_does_not_cancel_of_a_product_keeps_its_rank(size, dtype):
