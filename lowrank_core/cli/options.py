@@ -225,7 +225,8 @@ def ungrouped(verb: Callable[..., int | None]) -> Callable[..., int | None]:
         return verb(**given)
 
     flat = [option for one in parameters for option in (_options(groups[one.name]) if one.name in groups else [one])]
-    # Options by name come in any order, so those without a default need not be first.
+    # Options by name come in any order, so those without a default need not be first. mypy does not know that a
+    # function may have a signature of its own, which inspect.signature returns.
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in flat}
     run.__doc__ = verb.__doc__

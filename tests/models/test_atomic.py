@@ -104,7 +104,7 @@ def test_only_files_and_folders_of_their_own_kind_are_replaced(tmp_path):
     (folder / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match=r"other files than are written \(thesis.tex\)"):
         check_replaceable(folder, own, force=True)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist: make it first"):
         check_replaceable(tmp_path / "missing" / "out", own, force=False)
 
 

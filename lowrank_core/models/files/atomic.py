@@ -31,7 +31,7 @@ def check_replaceable(path: Path, own: Iterable[str] | None, *, force: bool) -> 
     # Not Path.resolve, which raises RuntimeError for a link to itself before Python 3.13.
     final = Path(os.path.realpath(path))
     if not final.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into: make it first")
+        raise FileNotFoundError(f"the folder {str(path.parent)!r} for {path.name!r} does not exist: make it first")
     if not os.access(final.parent, os.W_OK):
         raise PermissionError(f"the folder {str(path.parent)!r} may not be written to: choose another")
     if final.is_symlink():

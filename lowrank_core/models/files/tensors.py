@@ -197,11 +197,6 @@ class JoinedTensor:
         return all(part.is_floating for part in self.parts)
 
     @property
-    def is_integer(self) -> bool:
-        """Whether all parts are integers."""
-        return all(part.is_integer for part in self.parts)
-
-    @property
     def is_readable(self) -> bool:
         """Whether all parts can be read."""
         return all(part.is_readable for part in self.parts)

@@ -140,7 +140,7 @@ def _meaning(key: str) -> str:
 
 
 def _magnitudes(layers: list[AdapterLayer], rest: dict[str, StoredTensor]) -> Iterator[OtherTensor]:
-    """Take the magnitudes of layers out of the other tensors."""
+    """Yield the magnitudes of layers, and remove each from the other tensors."""
     for layer in layers:
         tensor = rest.pop(f"{layer.placement.module}.dora_scale", None)
         if tensor is not None:
@@ -148,7 +148,7 @@ def _magnitudes(layers: list[AdapterLayer], rest: dict[str, StoredTensor]) -> It
 
 
 def _others(rest: dict[str, StoredTensor]) -> Iterator[OtherTensor]:
-    """Take the tensors whose meaning is known out of the other tensors."""
+    """Yield the tensors whose meaning is known, and remove each from the other tensors."""
     for key in [key for key in rest if _meaning(key)]:
         yield OtherTensor(rest.pop(key), key, _meaning(key))
 

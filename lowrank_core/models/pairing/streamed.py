@@ -50,7 +50,7 @@ def large_spectrum(pair: WeightPair) -> Spectrum:
 def large_noise(pair: WeightPair) -> RoundingNoise:
     """Compute the rounding noise of a large update, with its variances rounded up to 8 significant bits.
 
-    In the two bytes of each, for which there is room: the edge is at most 0.4 % higher for that, and never lower.
+    A variance takes two bytes so. The edge is at most 0.4 % higher (2⁻⁸, the root of a relative 2⁻⁷), and never lower.
     """
     changes = _changes(pair)
     rows, columns = changes.rows, changes.columns
