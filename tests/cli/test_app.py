@@ -36,7 +36,7 @@ def program(*arguments: str, before: str = "") -> subprocess.CompletedProcess[st
         (["demo", "--seed", "-1"], "--seed"),
         (["demo", "--figure", "demo.txt"], "'demo.txt': its ending says the format; take .png, .pdf, .svg"),
         (["demo", "--figure", "-"], "'-': its ending says the format"),
-        (["demo", "--json", "no/such/demo.json"], "no folder 'no/such'"),
+        (["demo", "--json", "no/such/demo.json"], "the folder 'no/such' for"),
         (["demo", "--json", "."], "is a folder"),
         (["inspect"], "Missing argument 'PATH'"),
         (["inspect", "no-such-adapter"], "no-such-adapter"),

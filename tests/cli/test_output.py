@@ -104,7 +104,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "error", "message"),
-    [(".", FileExistsError, "is a folder"), ("no/such/report.json", FileNotFoundError, "no folder 'no/such'")],
+    [(".", FileExistsError, "is a folder"), ("no/such/report.json", FileNotFoundError, "the folder 'no/such' for")],
 )
 def test_paths_that_cannot_be_written_are_refused(path: str, error: type[OSError], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -130,7 +130,7 @@ def test_failed_layers_are_named_and_the_others_planned(
         (["--parameters", 100, "--rule", "best"], "unknown scaling rule 'best'"),
         (["--parameters", 100, "--scale", -1], "scale must be finite and positive"),
         (["--parameters", 100, "--exclude", "nothing"], "exclude 'nothing' matches none"),
-        (["--parameters", 100, "--out", "/nowhere/p.json"], "the folder '/nowhere'"),
+        (["--parameters", 100, "--out", "/nowhere/p.json"], "the folder '/nowhere' for 'p.json' does not exist"),
     ],
 )
 def test_bad_options_are_one_line(

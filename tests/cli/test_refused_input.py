@@ -31,7 +31,7 @@ def run(*arguments: object) -> int:
         (["extract", "BASE", "TUNED", "OUT", "--rank", 2, "--dtype", "int8"], "'int8'"),
         (["extract", "BASE", "TUNED", "OUT", "--rank", 2, "--include", "nowhere"], "'nowhere'"),
         (["extract", "BASE", "TUNED", "OUT", "--rank", 2, "--workers", 2, "--dask", "tcp://x:1"], "exclude each other"),
-        (["extract", "BASE", "TUNED", "no/OUT", "--rank", 2], "no folder 'no'"),
+        (["extract", "BASE", "TUNED", "no/OUT", "--rank", 2], "the folder 'no' for 'OUT' does not exist"),
         (["extract", "BASE", "TUNED", "OUT", "--rank", 2, "--figure", "x.txt"], "its ending says the format"),
         (["extract", "BASE", "no-such", "OUT", "--rank", 2], "no-such"),
         (["resize", "ADAPTER", "OUT", "--max-rank", 4], "--max-rank"),
