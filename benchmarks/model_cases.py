@@ -39,7 +39,7 @@ def make_checkpoints(
     for tuned, path in enumerate(paths):
         with stream_tensors(path, [f"{name}.weight" for name in _names(blocks, shapes)], {"format": "pt"}) as stream:
             for seed, name in enumerate(_names(blocks, shapes)):
-                weight, update = _weight_and_update(shapes[seed % len(shapes)], power, seed)
+                weight, update = weight_and_update(shapes[seed % len(shapes)], power, seed)
                 stream.add(f"{name}.weight", (weight + update if tuned else weight).astype(as_dtype(dtype)))
     return paths
 
@@ -66,7 +66,7 @@ def make_adapter(
 def extraction(folder: Path, paths: tuple[Path, Path], rank: int, *, checked: Iterable[str] = ()) -> Case:
     """An adapter of two checkpoints."""
     base, tuned = paths
-    updates = {layer.name: layer.update for layer in _pairs(paths) if layer.name in set(checked)}
+    updates = {layer.name: layer.update for layer in pairs_of(paths) if layer.name in set(checked)}
     best = {name: _best_error(update().astype(np.float64), rank) for name, update in updates.items()}
 
     def error(adapter: Path) -> float:
@@ -124,7 +124,7 @@ def _names(blocks: int, shapes: Sequence[tuple[int, int]]) -> list[str]:
     return [f"model.layers.{block:02}.{kinds[i]}" for block in range(blocks) for i in range(len(shapes))]
 
 
-def _weight_and_update(shape: tuple[int, int], power: float, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def weight_and_update(shape: tuple[int, int], power: float, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     rng = np.random.default_rng(seed)
     m, n = shape
     weight = rng.standard_normal(shape, dtype=np.float32) * np.float32(n**-0.5)
@@ -135,7 +135,7 @@ def _weight_and_update(shape: tuple[int, int], power: float, seed: int) -> tuple
     return weight, update * np.float32(MOVED * np.linalg.norm(weight) / np.linalg.norm(update))
 
 
-def _pairs(paths: tuple[Path, Path]) -> tuple[Any, ...]:
+def pairs_of(paths: tuple[Path, Path]) -> tuple[Any, ...]:
     return pair_checkpoints(*(open_checkpoint(path) for path in paths)).layers
 
 

@@ -308,9 +308,25 @@ def check_one_axis(numbers: NDArray[Any], name: str) -> None:
 
 def all_finite(matrices: NDArray[Any]) -> bool:
     """Whether no entry of a stack that is not empty is NaN or infinite."""
-    # Extremes rather than a mask: no array of the update's size is made, and NaN passes through both.
-    with np.errstate(invalid="ignore"):  # ml_dtypes warns of the very NaN that is looked for
-        return bool(np.isfinite(matrices.max()) and np.isfinite(matrices.min()))
+    # Extremes rather than a mask: no array of the update's size is made.
+    if matrices.dtype.itemsize <= 2:
+        return _all_finite_by_bits(matrices)
+    # NaN passes through both.
+    return bool(np.isfinite(matrices.max()) and np.isfinite(matrices.min()))
+
+
+def _all_finite_by_bits(matrices: NDArray[Any]) -> bool:
+    """Whether the bits of numbers of 16 or 8 bits, which are ordered as their sizes are, are below those of infinity.
+
+    NumPy compares such numbers one at a time: that takes eighty times as long as to compare integers.
+    """
+    signed = np.dtype(f"i{matrices.dtype.itemsize}").newbyteorder(matrices.dtype.byteorder)
+    unsigned = np.dtype(f"u{matrices.dtype.itemsize}").newbyteorder(matrices.dtype.byteorder)
+    # Of a dtype without infinity this is NaN, its only number that is not finite.
+    infinity = int(np.array(np.inf, matrices.dtype).view(unsigned)[()] & np.iinfo(signed).max)
+    # As signed integers positive numbers are the largest, as unsigned ones negative numbers are.
+    negative_infinity = infinity | 1 << (8 * matrices.dtype.itemsize - 1)
+    return bool(matrices.view(signed).max() < infinity and matrices.view(unsigned).max() < negative_infinity)
 
 
 def check_finite(matrices: NDArray[Any], name: str = "the update") -> None:
@@ -319,7 +335,7 @@ def check_finite(matrices: NDArray[Any], name: str = "the update") -> None:
     if not matrices.size or all_finite(matrices):
         return
     axes = (-2, -1)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of the very NaN that is looked for
         finite = np.isfinite(matrices.max(axis=axes)) & np.isfinite(matrices.min(axis=axes))
     bad = as_stack(matrices, 2)[int(np.argmin(finite))]
     row, column = (int(i) for i in np.argwhere(~np.isfinite(bad))[0])

@@ -24,8 +24,9 @@ _NEGLIGIBLE = 31
 _MOST_UNCHANGED = 0.5
 # What two roundings to float32, of a number and of its step, may differ by.
 _SAME_NUMBER = 2.0**-21
-# Entries of a float64 copy: 8 MB at a time, however large the matrix.
-_BLOCK = 1 << 20
+# Entries taken at a time, which stay in a core's own cache as float32.
+_BLOCK = 1 << 16
+_FLOAT32_FRACTION_BITS, _FLOAT32_BIAS = 23, 127
 
 
 @dataclass(frozen=True)
@@ -232,18 +233,30 @@ def ulps(matrix: NDArray[Any]) -> NDArray[np.float64]:
 
 def _changed_entries(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.bool_]:
     changed = np.empty(before.shape, dtype=np.bool_)
+    # Either has every number of both dtypes, which NumPy would compare one at a time.
+    common = np.float64 if np.float64 in (before.dtype, after.dtype) else np.float32
     for block in _blocks(before.shape):
-        changed[block] = before[block].astype(np.float64) != after[block].astype(np.float64)
+        np.not_equal(before[block].astype(common), after[block].astype(common), out=changed[block])
     return changed
 
 
 def step_exponents(matrix: NDArray[Any], dtype: str) -> NDArray[np.int16]:
-    """Compute the exponent of each entry's step: ulp(w) = 2^(e − bits) for |w| in [2^(e−1), 2^e), or subnormal."""
-    bits, smallest = FLOATS[dtype].significand_bits, FLOATS[dtype].subnormal_exponent
+    """Compute the exponent of each entry's step: ulp(w) = 2^(e − bits) for |w| in [2^(e−1), 2^e), or subnormal.
+
+    The entries are numbers of the dtype, or of a finer one that they are in the array's.
+    """
+    own, stored = FLOATS[matrix.dtype.name], FLOATS[dtype]
+    unsigned = np.dtype(f"u{matrix.dtype.itemsize}").newbyteorder(matrix.dtype.byteorder)
+    fraction_bits, bias = own.significand_bits - 1, 1 - own.min_exponent
+    largest_field = (1 << (8 * matrix.dtype.itemsize - own.significand_bits)) - 1
     steps = np.empty(matrix.shape, dtype=np.int16)
     for block in _blocks(matrix.shape):
-        mantissa, exponents = np.frexp(matrix[block].astype(np.float64))
-        steps[block] = np.where(mantissa == 0, smallest, np.maximum(exponents - bits, smallest))
+        # From the bits: frexp takes twenty times as long. The field of a subnormal number, or of zero, is 0.
+        fields = matrix[block].view(unsigned) >> fraction_bits
+        fields &= largest_field
+        steps[block] = fields
+        steps[block] -= bias + stored.significand_bits - 1
+        np.maximum(steps[block], stored.subnormal_exponent, out=steps[block])
     return steps
 
 
@@ -284,9 +297,10 @@ def _in_float64(steps: NDArray[Any]) -> NDArray[np.float64]:
 
 def _noise_level(sides: list[NDArray[Any]], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NoiseLevel:
     largest = max(map(_largest_exponent, sides))
-    variances = np.zeros(sides[0].shape, dtype=np.float32)
-    for steps in sides:
-        for block in _blocks(steps.shape):
+    variances = np.empty(sides[0].shape, dtype=np.float32)
+    for block in _blocks(variances.shape):
+        np.copyto(variances[block], relative_squares(sides[0][block], largest))
+        for steps in sides[1:]:
             variances[block] += relative_squares(steps[block], largest)
     unit = math.ldexp(math.sqrt(1 / 12), largest)
     std = unit * math.sqrt(float(np.mean(variances, dtype=np.float64)))
@@ -306,9 +320,14 @@ def _largest_exponent(steps: NDArray[Any]) -> int:
 def relative_squares(steps: NDArray[Any], largest: int) -> NDArray[np.float32]:
     """Return the squares of steps over 2^largest, of which float32 has every one that matters."""
     if steps.dtype.kind == "i":
-        squares = np.ldexp(1.0, -2 * np.arange(_NEGLIGIBLE + 1)).astype(np.float32)
-        squares[_NEGLIGIBLE] = 0.0
-        relative: NDArray[np.float32] = squares[np.minimum(largest - steps, _NEGLIGIBLE)]
+        # The bits of powers of two, made in place: a table of their squares takes ten times as long.
+        fields = np.minimum(np.subtract(largest, steps, dtype=np.int16), _NEGLIGIBLE)
+        fields *= -2
+        fields += _FLOAT32_BIAS
+        fields *= fields != _FLOAT32_BIAS - 2 * _NEGLIGIBLE
+        bits = fields.astype(np.int32)
+        bits <<= _FLOAT32_FRACTION_BITS
+        relative: NDArray[np.float32] = bits.view(np.float32)
         return relative
     return np.square(np.ldexp(steps.astype(np.float64), -largest)).astype(np.float32)
 

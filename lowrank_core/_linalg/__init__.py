@@ -16,6 +16,7 @@ from lowrank_core._linalg.decompositions import (
 )
 from lowrank_core._linalg.kronecker import Dense, Product, best_kronecker_factors, kronecker_singular_values
 from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_unit
+from lowrank_core._linalg.residuals import residual_energy
 from lowrank_core._linalg.threads import blas_threads, in_threads
 from lowrank_core._linalg.values import Values
 
@@ -38,6 +39,7 @@ __all__ = [
     "kronecker_singular_values",
     "learn",
     "product_singular_values",
+    "residual_energy",
     "scaled_to_unit",
     "singular_values",
 ]

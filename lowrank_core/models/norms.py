@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from lowrank_core import KroneckerUpdate, LowRankUpdate, low_rank_sum, spectrum
 from lowrank_core._dtypes import FLOATS
+from lowrank_core._linalg import blas_threads, residual_energy
+from lowrank_core._validation import as_workers
 
 Update = LowRankUpdate | KroneckerUpdate | NDArray[Any]
 """What the update of a layer is: factors, a Kronecker product, or a dense array."""
@@ -18,6 +21,18 @@ Update = LowRankUpdate | KroneckerUpdate | NDArray[Any]
 _SINGLE_PRECISION = tuple(name for name in FLOATS if name != "float64")
 # As float64 a megabyte, which fits a core's own cache.
 _BLOCK_ENTRIES = 1 << 17
+# From so many entries on residuals are computed by a kernel, which takes longer to load than smaller ones to compute.
+_KERNEL_ENTRIES = 1 << 20
+# Energies between which no square that matters has overflowed or underflowed float64.
+_SAFE_ENERGIES = (1e-200, 1e200)
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
+    """Return a context in which BLAS has one thread.
+
+    The products of models are too small for more, which would wait for each other, and layers are on threads already.
+    """
+    return blas_threads(1)
 
 
 def row_blocks(shape: tuple[int, ...], entries: int = _BLOCK_ENTRIES) -> list[slice]:
@@ -29,24 +44,38 @@ def row_blocks(shape: tuple[int, ...], entries: int = _BLOCK_ENTRIES) -> list[sl
 def frobenius_norm(array: NDArray[Any]) -> float:
     """Compute √Σ|x|² of an array of any shape in float64, without overflow or underflow; NaN where it contains NaN."""
     rows = np.atleast_1d(array)
-    with np.errstate(invalid="ignore"):  # the conversion of a signalling NaN warns, and the norm says it already
+    # The conversion of a signalling NaN warns, and the norm says it already.
+    with one_blas_thread(), np.errstate(invalid="ignore"):
         return math.hypot(*(_vector_norm(rows[block].astype(np.float64).ravel()) for block in row_blocks(rows.shape)))
 
 
 def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
-    """Compute tuned − base in float64, rounded once to float32 where both are stored in float32 or below."""
-    single = base.dtype.name in _SINGLE_PRECISION and tuned.dtype.name in _SINGLE_PRECISION
-    delta = np.empty(base.shape, np.float32 if single else np.float64)
-    finite = True
-    with np.errstate(over="ignore", invalid="ignore"):
-        for rows in row_blocks(base.shape):
-            np.subtract(
-                tuned[rows].astype(np.float64), base[rows].astype(np.float64), out=delta[rows], casting="same_kind"
-            )
-            finite = finite and bool(np.isfinite(delta[rows]).all())
-    if not finite:
-        raise ValueError(_why_not_finite(base, tuned, delta))
+    """Compute tuned − base, rounded once to float64, or to float32 where both are stored in float32 or below."""
+    blocks = ((base[rows], tuned[rows]) for rows in row_blocks(base.shape))
+    delta = difference_of_blocks(blocks, base.shape, base.dtype.name, tuned.dtype.name)
+    if delta is None:
+        raise ValueError(_why_not_finite(base, tuned))
     return delta
+
+
+def difference_of_blocks(
+    blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]], shape: tuple[int, ...], base_dtype: str, tuned_dtype: str
+) -> NDArray[Any] | None:
+    """Compute tuned − base from consecutive rows of both, each of a shape; None where an entry is not finite.
+
+    Subtraction is rounded once, and float32 has every number of the dtypes below it. So to subtract in float32 is to
+    subtract in float64 and to round that to float32 (Figueroa, SIGNUM Newsl. 30 (1995) 21: 53 ≥ 2·24 + 2 bits).
+    """
+    dtype = np.float32 if {base_dtype, tuned_dtype} <= set(_SINGLE_PRECISION) else np.float64
+    delta, start, finite = np.empty(shape, dtype), 0, True
+    with np.errstate(over="ignore", invalid="ignore"):
+        for before, after in blocks:
+            rows = delta[start : start + len(before)]
+            np.subtract(after.astype(dtype, copy=False), before.astype(dtype, copy=False), out=rows)
+            # While they are in cache: where a weight is not finite, neither is the difference.
+            finite = finite and bool(np.isfinite(rows).all())
+            start += len(before)
+    return delta if finite else None
 
 
 def residual_norm(update: Update, stored: LowRankUpdate) -> float:
@@ -54,9 +83,14 @@ def residual_norm(update: Update, stored: LowRankUpdate) -> float:
     if isinstance(update, LowRankUpdate):
         return product_norm(low_rank_sum([update, stored], [1.0, -1.0]))
     B, A = stored.scaling * stored.B.astype(np.float64), stored.A.astype(np.float64)
+    if isinstance(update, np.ndarray) and update.dtype == np.float32 and update.size >= _KERNEL_ENTRIES:
+        energy = residual_energy(update, B, A, as_workers(None))
+        if energy is not None and _SAFE_ENERGIES[0] < energy < _SAFE_ENERGIES[1]:
+            return math.sqrt(energy)
     parts = []
     for rows, block in update_blocks(update):
-        residual = B[rows] @ A
+        with one_blas_thread():
+            residual = B[rows] @ A
         residual -= block
         parts.append(frobenius_norm(residual))
     return math.hypot(*parts)
@@ -70,9 +104,12 @@ def update_blocks(update: Update) -> Iterator[tuple[slice, NDArray[Any]]]:
     if isinstance(update, LowRankUpdate):
         A = update.A.astype(np.float64)
         for rows in row_blocks(update.shape):
-            yield rows, update.scaling * (update.B[rows].astype(np.float64) @ A)
+            with one_blas_thread():
+                block = update.B[rows].astype(np.float64) @ A
+            block *= update.scaling
+            yield rows, block
         return
-    left, right = (side.to_dense() if isinstance(side, LowRankUpdate) else side for side in (update.left, update.right))
+    left, right = map(dense, (update.left, update.right))
     right = right.astype(np.float64) * update.scaling
     for i, row in enumerate(left.astype(np.float64)):
         yield slice(i * len(right), (i + 1) * len(right)), np.kron(row[np.newaxis], right)
@@ -87,7 +124,7 @@ def product_norm(update: LowRankUpdate) -> float:
     right to 1e-7 at the very worst for any layer. Where more has cancelled, QR keeps all digits.
     """
     B, A = np.asarray(update.B, dtype=np.float64), np.asarray(update.A, dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         B_gram, A_gram = B.T @ B, A @ A.T
         energy = float(np.sum(B_gram * A_gram))
         B_squares, A_squares = np.diagonal(B_gram), np.diagonal(A_gram)
@@ -111,15 +148,22 @@ def weighted_sum(updates: Sequence[Update], weights: Sequence[float]) -> NDArray
         return low_rank_sum(products, weights)
     total = np.zeros(updates[0].shape)
     for weight, update in zip(weights, updates, strict=True):
-        total += weight * (update if isinstance(update, np.ndarray) else update.to_dense())
+        total += weight * dense(update)
     return total
+
+
+def dense(update: Update) -> NDArray[Any]:
+    """Return an update of any kind as a dense array."""
+    if isinstance(update, np.ndarray):
+        return update
+    with one_blas_thread():
+        return update.to_dense()
 
 
 def _vector_norm(vector: NDArray[np.float64]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         energy = float(np.dot(vector, vector))
-    # Within these bounds no square that matters to the sum has overflowed or underflowed.
-    if 1e-200 < energy < 1e200:
+    if _SAFE_ENERGIES[0] < energy < _SAFE_ENERGIES[1]:
         return math.sqrt(energy)
     largest = float(np.max(np.abs(vector), initial=0.0))
     if not 0.0 < largest < math.inf:
@@ -129,9 +173,10 @@ def _vector_norm(vector: NDArray[np.float64]) -> float:
     return math.ldexp(float(np.linalg.norm(np.ldexp(vector, -exponent))), exponent)
 
 
-def _why_not_finite(base: NDArray[Any], tuned: NDArray[Any], delta: NDArray[Any]) -> str:
+def _why_not_finite(base: NDArray[Any], tuned: NDArray[Any]) -> str:
     for name, array in (("base", base), ("tuned", tuned)):
         bad = array.size - np.count_nonzero(np.isfinite(array))
         if bad:
             return f"the {name} checkpoint contains NaN or infinity in {bad} of its {array.size} entries"
-    return f"the difference does not fit {delta.dtype}"
+    single = {base.dtype.name, tuned.dtype.name} <= set(_SINGLE_PRECISION)
+    return f"the difference does not fit {'float32' if single else 'float64'}"

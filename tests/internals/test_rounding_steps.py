@@ -19,8 +19,8 @@ def test_steps_are_distances_to_the_next_number(dtype):
     assert np.array_equal(np.ldexp(1.0, step_exponents(-stored, np.dtype(dtype).name).astype(int)), gap)
 
 
-def test_blocks_hold_a_mebi_of_entries_or_one_row():
-    assert _blocks((3000, 1024)) == [slice(0, 1024), slice(1024, 2048), slice(2048, 3072)]
+def test_blocks_hold_two_to_the_sixteenth_entries_or_one_row():
+    assert _blocks((3000, 1024)) == [slice(start, start + 64) for start in range(0, 3000, 64)]
     assert _blocks((2, 2**21)) == [slice(0, 1), slice(1, 2)]
 
 

@@ -39,7 +39,7 @@ def weights(rng, before, after):
 def test_the_spectrum_is_that_of_the_whole_update(pair_of, rng, before, after):
     layer = pair_of(*weights(rng, before, after))
     whole = spectrum(layer.update(), method="lapack")
-    blocks = streamed.large_spectrum(layer)
+    blocks = streamed.decompose_large(layer).spectrum
     # What spectrum promises of method="gram".
     assert np.max(np.abs(blocks.values - whole.values)) <= 1.2e-7 * whole.values[0]
     assert blocks.norm == pytest.approx(float(whole.norm), rel=1e-6)
@@ -56,7 +56,7 @@ def test_the_noise_is_that_of_the_whole_pair_up_to_the_rounding_of_its_variances
     elif unchanged in ("most", "all"):
         same = rng.random(SHAPE) < {"most": 0.7, "all": 1.0}[unchanged]
         tuned[same] = base[same]
-    expected, noise = rounding_noise(base, tuned), streamed.large_noise(pair_of(base, tuned))
+    expected, noise = rounding_noise(base, tuned), streamed.decompose_large(pair_of(base, tuned)).noise
     assert (noise.unchanged, noise.applies) == (expected.unchanged, expected.applies)
     for level, whole in ((noise.one_side, expected.one_side), (noise.two_sides, expected.two_sides)):
         assert level.std == pytest.approx(whole.std, rel=1e-6)
@@ -77,4 +77,4 @@ def test_nan_in_a_large_layer_is_a_failure_by_name(pair_of, rng):
     base, tuned = weights(rng, np.float32, np.float32)
     tuned[250, 3] = np.nan
     with pytest.raises(ValueError, match="the tuned checkpoint contains NaN"):
-        streamed.large_spectrum(pair_of(base, tuned))
+        streamed.decompose_large(pair_of(base, tuned))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -46,8 +47,12 @@ class Part(NamedTuple):
 
     def of(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return this part of an array as a copy."""
+        return np.array(self.view_of(array))
+
+    def view_of(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return this part of an array as a view."""
         index = (each if isinstance(each, int) else slice(each.start, each.stop, each.step) for each in self.entries)
-        return np.array(array[tuple(index)])
+        return array[tuple(index)]
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
     for tensor in wanted:
         if not tensor.is_readable:
             raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {tensor.refusal or PLAIN_WEIGHTS}")
-    arrays = {tensor: _read_one(tensor) for tensor in wanted if tensor.part or tensor.quantised}
+    arrays = {tensor: _read_one(tensor) for tensor in wanted if tensor.part or tensor.quantised or _is_plain(tensor)}
     whole = [tensor for tensor in wanted if tensor not in arrays]
     for path in dict.fromkeys(tensor.file for tensor in whole):
         own = [tensor for tensor in whole if tensor.file == path]
@@ -261,23 +266,53 @@ def _read_one(tensor: StoredTensor) -> NDArray[Any]:
         except ValueError as error:
             raise ValueError(f"{tensor.key!r}, stored as {tensor.dtype}, cannot be read: {error}") from error
         return values if rest is None else rest.of(values)
+    if _is_plain(tensor):
+        return next(_stored_blocks(tensor, [slice(0, tensor.shape[0])]))
     part = tensor.part or Part.all(tensor.shape)
-    whole = replace(tensor, shape=part.shape, part=None)
-    if not tensor.is_mappable:
-        return part.of(whole.read())
+    return part.of(replace(tensor, shape=part.shape, part=None).read())
+
+
+def _is_plain(tensor: StoredTensor) -> bool:
+    """Whether a tensor is an array of bytes in its file."""
+    return tensor.is_mappable and bool(tensor.shape) and bool(tensor.size)
+
+
+def _stored_blocks(tensor: StoredTensor, blocks: Iterable[slice]) -> Iterator[NDArray[Any]]:
+    """Yield consecutive rows of a plain tensor, of these lengths, as arrays of their own."""
+    part = tensor.part or Part.all(tensor.shape)
     stored = as_dtype(tensor.dtype).newbyteorder("<")
     try:
         mapped = np.memmap(tensor.file, stored, "r", tensor.offset, part.shape)
+        view = part.view_of(mapped)
+        if not view.flags.c_contiguous:
+            yield from (np.array(view[rows]) for rows in blocks)
+            return
+        begin = tensor.offset + view.ctypes.data - mapped.ctypes.data
+        # Read, not mapped: to map a page takes several times as long as to copy it, and mapped pages count as memory.
+        del mapped, view
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(begin)
+            for rows in blocks:
+                block = np.empty((rows.stop - rows.start, *tensor.shape[1:]), stored)
+                _fill(block.reshape(-1).view(np.uint8).data, file)
+                yield block
     except (OSError, ValueError) as error:
         raise ValueError(f"{tensor.key!r} cannot be read from {str(tensor.file)!r}: {error}") from error
-    return part.of(mapped)
+
+
+def _fill(buffer: memoryview, file: RawIOBase) -> None:
+    """Read a whole buffer, for which the system may need several calls."""
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            raise ValueError(f"it ends {len(buffer)} bytes too early")
+        buffer = buffer[count:]
 
 
 def read_blocks(weight: Weight, entries: int = 1 << 22) -> Iterator[NDArray[Any]]:
     """Yield consecutive rows of a weight, of about so many entries; only these in memory, where its file allows it."""
-    if isinstance(weight, StoredTensor) and weight.is_mappable and weight.shape:
-        for rows in row_blocks(weight.shape, entries):
-            yield weight.along(0, rows.start, rows.stop).read()
+    if isinstance(weight, StoredTensor) and _is_plain(weight):
+        yield from _stored_blocks(weight, row_blocks(weight.shape, entries))
     else:
         whole = np.atleast_1d(weight.read())
         yield from (whole[rows] for rows in row_blocks(whole.shape, entries))

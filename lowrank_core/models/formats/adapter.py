@@ -20,7 +20,7 @@ from lowrank_core.models.files.tensors import (
     describe_shape,
     read_tensors,
 )
-from lowrank_core.models.norms import Update
+from lowrank_core.models.norms import Update, one_blas_thread
 from lowrank_core.models.pairing.changes import OtherChange
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
@@ -179,7 +179,8 @@ class AdapterLayer:
                 raise ValueError(f"{tensor.key!r} contains NaN or infinity in {bad} of its {array.size} entries")
         if self.base is not None and self.transposed:
             arrays[0] = arrays[0].T
-        return self.build(*arrays, self.scaling)
+        with one_blas_thread():
+            return self.build(*arrays, self.scaling)
 
     def update(self) -> Update:
         """Read the update, oriented as the weight that it is added to: the factors as stored, and the scale.

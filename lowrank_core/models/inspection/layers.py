@@ -32,7 +32,7 @@ from lowrank_core.models.inspection.report import (
     total,
 )
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
-from lowrank_core.models.pairing.streamed import is_large, large_noise, large_spectrum
+from lowrank_core.models.pairing.streamed import decompose_large, is_large
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
 DEFAULT_RULES = ("standard", "rslora")
@@ -193,8 +193,8 @@ def _report(
 ) -> LayerReport:
     rounding = None
     if isinstance(layer, WeightPair) and is_large(layer):
-        decomposed = large_spectrum(layer)
-        rounding = layer_noise(large_noise(layer), decomposed) if layer.has_rounding else None
+        decomposed, noise = decompose_large(layer)
+        rounding = None if noise is None else layer_noise(noise, decomposed)
     elif isinstance(layer, WeightPair) and layer.has_rounding:
         update, noise = layer.update_and_noise()
         decomposed = spectrum(update)

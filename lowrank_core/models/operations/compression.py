@@ -177,7 +177,7 @@ def totals_of(layers: Sequence[LayerCompression], failures: int) -> CompressionT
     fractions = np.array([layer.norm / (norm or 1.0) for layer in layers])
 
     def together(errors: Iterable[float]) -> float:
-        return float(np.linalg.norm(fractions * np.array(list(errors))))
+        return math.hypot(*(fractions * np.array(list(errors))))
 
     captured = float(np.sum(fractions**2 * np.array([layer.variance_captured for layer in layers])))
     return CompressionTotals(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.formats import AdapterLayer
 from lowrank_core.models.formats.adapter import transposed
-from lowrank_core.models.norms import Update, row_blocks, update_blocks
+from lowrank_core.models.norms import Update, one_blas_thread, row_blocks, update_blocks
 from lowrank_core.models.rounding import ulps_in
 
 # Dtypes that a merge is made in by mistake, the coarsest first: most numbers of bfloat16 are some of float16.
@@ -78,7 +78,8 @@ def _sums(weight: NDArray[Any], merged: NDArray[Any], update: Update) -> _Sums:
         before, after, delta = (array.astype(np.float64) for array in (weight[rows], merged[rows], block))
         change = after - before
         steps = ulps_in(np.maximum(np.abs(before), np.abs(after)), merged.dtype.name)
-        parts.append([float(np.vdot(one, other)) for one, other in _pairs(change, delta, steps)])
+        with one_blas_thread():
+            parts.append([float(np.vdot(one, other)) for one, other in _pairs(change, delta, steps)])
     return _Sums(*(math.fsum(column) for column in zip(*parts, strict=True)))
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.quantised import check_dequantised
-from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape
-from lowrank_core.models.norms import difference
+from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape, read_blocks
+from lowrank_core.models.norms import difference, difference_of_blocks, one_blas_thread
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
 from lowrank_core.models.pairing.changes import OtherChange, change_of, find_tied, only_in
 from lowrank_core.models.pairing.fusions import PartMatch, describe_parts, is_stack, match_experts, split_fused
@@ -24,6 +24,8 @@ from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
 # own norm, and a fine-tune's by a small fraction of it.
 _SAMPLE_ROWS = 16
 _LEAST_AXES = 2
+# Entries of each of two weights in memory at a time: in a core's own cache, with their difference.
+_READ_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,17 @@ class WeightPair:
 
         Notes
         -----
-        The subtraction is made in float64, which represents the difference of two float32, float16 or bfloat16 numbers
-        exactly up to 29 binary orders between them. Of two such weights it is then rounded once to float32: each entry
-        of the result is within 2⁻²⁴ of the true *difference*, relatively, however close the two weights are. That
-        moves no singular value by more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice.
+        The difference of two float32, float16 or bfloat16 numbers is rounded once to float32: each entry of the result
+        is within 2⁻²⁴ of the true *difference*, relatively, however close the two weights are. That moves no singular
+        value by more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice. Both weights are read a block
+        of rows at a time, and never in memory as a whole where their files allow it.
         """
-        return difference(self.base.read(), self.tuned.read()).reshape(self.shape)
+        blocks = zip(read_blocks(self.base, _READ_ENTRIES), read_blocks(self.tuned, _READ_ENTRIES), strict=True)
+        delta = difference_of_blocks(blocks, self.tuned.shape, self.base.array_dtype, self.tuned.array_dtype)
+        if delta is None:
+            # Over the whole of both, which says where and why.
+            delta = difference(self.base.read(), self.tuned.read())
+        return delta.reshape(self.shape)
 
     def update_and_noise(self) -> tuple[NDArray[Any], RoundingNoise]:
         """Read both weights once, and return their difference and the rounding noise in it."""
@@ -325,7 +332,7 @@ def _are_alike(base: Weight, tuned: Weight) -> bool:
         return False
     rows = min(_SAMPLE_ROWS, base.shape[0])
     before, after = (side.along(0, 0, rows).read().astype(np.float64) for side in (base, tuned))
-    with np.errstate(over="ignore", invalid="ignore"):
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         return bool(np.linalg.norm(after - before) <= max(np.linalg.norm(before), np.linalg.norm(after)))
 
 

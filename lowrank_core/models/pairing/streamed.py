@@ -1,9 +1,9 @@
-"""Layers too large to be in memory twice: their spectrum and rounding noise, from a block of rows at a time."""
+"""Layers too large to be in memory twice: their spectrum and rounding noise, from one read by blocks of rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lowrank_core import Spectrum
 from lowrank_core._dtypes import FLOATS
 from lowrank_core.models.files.tensors import StoredTensor, read_blocks
-from lowrank_core.models.norms import difference
+from lowrank_core.models.norms import difference, one_blas_thread, row_blocks
 from lowrank_core.models.pairing.pairs import WeightPair
 from lowrank_core.noise import edge_of_products
 from lowrank_core.rounding_noise import NoiseLevel, RoundingNoise, applies_to, relative_squares, step_exponents
@@ -21,7 +21,14 @@ _LARGE_ENTRIES = 1 << 26
 # What is in memory of a layer at a time, as float64: 32 MiB.
 _BLOCK_ENTRIES = 1 << 22
 
-Blocks = Iterator[tuple[NDArray[Any], NDArray[Any]]]
+Floats = NDArray[np.float64]
+
+
+class LargeUpdate(NamedTuple):
+    """The spectrum of a large update, and its rounding noise where a weight's rounding may be of the update's size."""
+
+    spectrum: Spectrum
+    noise: RoundingNoise | None
 
 
 def is_large(pair: WeightPair, entries: int = _LARGE_ENTRIES) -> bool:
@@ -34,95 +41,95 @@ def is_large(pair: WeightPair, entries: int = _LARGE_ENTRIES) -> bool:
     )
 
 
-def large_spectrum(pair: WeightPair) -> Spectrum:
-    """Compute the spectrum of a large update by the eigenvalues of its Gram matrix, as ``method="gram"`` does."""
-    m, n = pair.shape
-    gram = np.zeros((n, n))
-    for base, tuned in _blocks(pair):
-        # Of float32 numbers no square over- or underflows float64.
-        block = difference(base, tuned).astype(np.float64)
-        gram += block.T @ block
-    values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[::-1]
-    norm = np.asarray(max(math.sqrt(np.trace(gram)), float(np.linalg.norm(values))))
-    return Spectrum(values, norm, (m, n), complete=True, dtype="float32")
+def decompose_large(pair: WeightPair) -> LargeUpdate:
+    """Compute the spectrum of a large update by its Gram matrix, as ``method="gram"`` does, and its rounding noise.
 
-
-def large_noise(pair: WeightPair) -> RoundingNoise:
-    """Compute the rounding noise of a large update, with its variances rounded up to 8 significant bits.
-
-    A variance takes two bytes so. The edge is at most 0.4 % higher (2⁻⁸, the root of a relative 2⁻⁷), and never lower.
+    Each weight is read once; of its numbers the noise needs the exponents of their steps alone, a byte each.
     """
-    changes = _changes(pair)
-    rows, columns = changes.rows, changes.columns
-    if not changes.entries:
-        # As of any two equal matrices.
-        rows, columns = ~rows, ~columns
-    one, two = (_noise_level(pair, sides, rows, columns) for sides in (("tuned",), ("base", "tuned")))
-    size = pair.tuned.size
-    return RoundingNoise(
-        one, two, 1 - changes.entries / size, applies_to(changes.entries, changes.rows, changes.columns)
-    )
-
-
-class _Changes(NamedTuple):
-    """The rows and columns in which something changed, and the number of entries that did."""
-
-    rows: NDArray[np.bool_]
-    columns: NDArray[np.bool_]
-    entries: int
+    m, n = pair.shape
+    gram, stored = np.zeros((n, n)), _Stored(pair) if pair.has_rounding else None
+    blocks = zip(read_blocks(pair.base, _BLOCK_ENTRIES), read_blocks(pair.tuned, _BLOCK_ENTRIES), strict=True)
+    for base, tuned in blocks:
+        delta = difference(base, tuned)
+        # Of float32 numbers no square over- or underflows float64.
+        block = delta.astype(np.float64)
+        with one_blas_thread():
+            gram += block.T @ block
+        if stored is not None:
+            stored.add(base, tuned, delta)
+    with one_blas_thread():
+        values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[::-1]
+    norm = np.asarray(max(math.sqrt(np.trace(gram)), math.hypot(*values)))
+    spectrum = Spectrum(values, norm, (m, n), complete=True, dtype="float32")
+    return LargeUpdate(spectrum, None if stored is None else stored.noise())
 
 
 def _is_plain(side: object) -> bool:
     return isinstance(side, StoredTensor) and side.is_mappable and side.dtype in FLOATS and side.dtype != "float64"
 
 
-def _blocks(pair: WeightPair) -> Blocks:
-    return zip(read_blocks(pair.base, _BLOCK_ENTRIES), read_blocks(pair.tuned, _BLOCK_ENTRIES), strict=True)
+class _Stored:
+    """What the rounding noise of two weights follows from, from blocks of their rows: the steps, and what changed."""
+
+    def __init__(self, pair: WeightPair) -> None:
+        self._dtypes = pair.base.array_dtype, pair.tuned.array_dtype
+        self._steps = tuple(np.empty(pair.shape, np.uint8) for _ in self._dtypes)
+        self._rows, self._columns = np.zeros(pair.shape[0], np.bool_), np.zeros(pair.shape[1], np.bool_)
+        self._changed = self._read = 0
+
+    def add(self, base: NDArray[Any], tuned: NDArray[Any], delta: NDArray[Any]) -> None:
+        """Add the next rows of both weights, and of their difference."""
+        rows = slice(self._read, self._read + len(delta))
+        changed = delta != 0
+        np.any(changed, axis=1, out=self._rows[rows])
+        self._columns |= np.any(changed, axis=0)
+        self._changed += int(np.count_nonzero(changed))
+        for steps, weight, dtype in zip(self._steps, (base, tuned), self._dtypes, strict=True):
+            steps[rows] = step_exponents(weight, dtype) - FLOATS[dtype].subnormal_exponent
+        self._read = rows.stop
+
+    def noise(self) -> RoundingNoise:
+        """Compute the noise, with its variances rounded up to 8 significant bits.
+
+        A variance takes two bytes so. The edge is at most 0.4 % higher (2⁻⁸, the root of a relative 2⁻⁷), never lower.
+        """
+        rows, columns = self._rows, self._columns
+        if not self._changed:
+            # As of any two equal matrices.
+            rows, columns = ~rows, ~columns
+        one, two = (self._level(sides, rows, columns) for sides in ((1,), (0, 1)))
+        unchanged = 1 - self._changed / self._steps[0].size
+        return RoundingNoise(one, two, unchanged, applies_to(self._changed, self._rows, self._columns))
+
+    def _level(self, sides: tuple[int, ...], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NoiseLevel:
+        offsets = [FLOATS[self._dtypes[side]].subnormal_exponent for side in sides]
+        largest = max(int(np.max(self._steps[side])) + offset for side, offset in zip(sides, offsets, strict=True))
+        encoded = np.empty((int(np.count_nonzero(rows)), int(np.count_nonzero(columns))), np.uint16)
+        row_sums, column_sums, total, start = np.empty(len(encoded)), np.zeros(encoded.shape[1]), 0.0, 0
+        for block in row_blocks(self._steps[0].shape):
+            both = [self._steps[side][block] + np.int16(offset) for side, offset in zip(sides, offsets, strict=True)]
+            variances = np.add.reduce([relative_squares(steps, largest) for steps in both])
+            total += float(np.sum(variances, dtype=np.float64))
+            chosen = _rounded_up(variances[rows[block]][:, columns])
+            place = slice(start, start + len(chosen))
+            encoded[place], decoded = chosen, _decoded(chosen)
+            row_sums[place] = np.sum(decoded, axis=1, dtype=np.float64)
+            column_sums += np.sum(decoded, axis=0, dtype=np.float64)
+            start = place.stop
+        unit = math.ldexp(math.sqrt(1 / 12), largest)
+        _, edge = edge_of_products(partial(_products, encoded), row_sums, column_sums)
+        return NoiseLevel(unit * math.sqrt(total / self._steps[0].size), unit * edge)
 
 
-def _changes(pair: WeightPair) -> _Changes:
-    rows, columns, count = [], np.zeros(pair.shape[1], dtype=np.bool_), 0
-    for base, tuned in _blocks(pair):
-        changed = base.astype(np.float32) != tuned.astype(np.float32)
-        rows.append(np.any(changed, axis=1))
-        columns |= np.any(changed, axis=0)
-        count += int(np.count_nonzero(changed))
-    return _Changes(np.concatenate(rows), columns, count)
-
-
-def _noise_level(
-    pair: WeightPair, sides: tuple[str, ...], rows: NDArray[np.bool_], columns: NDArray[np.bool_]
-) -> NoiseLevel:
-    largest = max(int(np.max(steps)) for block in _steps(pair, sides) for steps in block)
-    encoded, sums, total, start = [], np.zeros(int(np.count_nonzero(columns))), 0.0, 0
-    for block in _steps(pair, sides):
-        variances = np.add.reduce([relative_squares(steps, largest) for steps in block])
-        total += float(np.sum(variances, dtype=np.float64))
-        chosen = _rounded_up(variances[rows[start : start + len(variances)]][:, columns])
-        encoded.append(chosen)
-        sums += np.sum(_decoded(chosen), axis=0, dtype=np.float64)
-        start += len(variances)
-    row_sums = np.concatenate([np.sum(_decoded(chosen), axis=1, dtype=np.float64) for chosen in encoded])
-    unit = math.ldexp(math.sqrt(1 / 12), largest)
-
-    def products(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        of_columns, of_rows, begin = [], np.zeros(len(y)), 0
-        for chosen in encoded:
-            variances, part = _decoded(chosen), x[begin : begin + len(chosen)].astype(np.float32)
-            of_columns.append((variances @ y.astype(np.float32)).astype(np.float64))
-            of_rows += part @ variances
-            begin += len(chosen)
-        return np.concatenate(of_columns), of_rows
-
-    _, edge = edge_of_products(products, row_sums, sums)
-    return NoiseLevel(unit * math.sqrt(total / pair.tuned.size), unit * edge)
-
-
-def _steps(pair: WeightPair, sides: tuple[str, ...]) -> Iterator[list[NDArray[np.int16]]]:
-    """Yield the exponents of the steps of rows of one side, or of both."""
-    for base, tuned in _blocks(pair):
-        chosen = {"base": base, "tuned": tuned}
-        yield [step_exponents(chosen[side], chosen[side].dtype.name) for side in sides]
+def _products(encoded: NDArray[np.uint16], x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return S y and Sᵀ x for variances S, of which the upper halves are stored, from one pass over them."""
+    of_columns, of_rows = np.empty(len(x)), np.zeros(len(y))
+    left, right = x.astype(np.float32), y.astype(np.float32)
+    for rows in row_blocks(encoded.shape):
+        variances = _decoded(encoded[rows])
+        of_columns[rows] = variances @ right
+        of_rows += left[rows] @ variances
+    return of_columns, of_rows
 
 
 def _rounded_up(variances: NDArray[np.float32]) -> NDArray[np.uint16]:
