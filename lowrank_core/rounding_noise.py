@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,8 +195,7 @@ def rounding_noise(base: Any, tuned: Any, *, base_step: Any = None, tuned_step: 
         rows, columns = ~rows, ~columns
     base_steps = _as_steps(base_step, "base_step", before, before_dtype)
     tuned_steps = _as_steps(tuned_step, "tuned_step", after, after_dtype)
-    one = _noise_level([tuned_steps], rows, columns)
-    two = _noise_level([base_steps, tuned_steps], rows, columns)
+    one, two = _noise_levels(base_steps, tuned_steps, rows, columns)
     if base_step is not None or tuned_step is not None:
         count = changed.size - _count_same_numbers(before, after, base_steps, tuned_steps)
     return RoundingNoise(one, two, 1 - count / changed.size, applies_to(count, *compared))
@@ -260,15 +259,49 @@ def step_exponents(matrix: NDArray[Any], dtype: str) -> NDArray[np.int16]:
     return steps
 
 
-def _as_steps(step: Any, name: str, matrix: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return the step of each entry: given ones as they are, those of a dtype as the exponents of powers of two."""
+class _Steps(NamedTuple):
+    """The step of each entry: given ones, or those of numbers of a dtype, which are powers of two."""
+
+    array: NDArray[Any]
+    dtype: str | None
+
+    def at(self, block: slice) -> NDArray[Any]:
+        """Return the steps of some rows, as exponents where they are powers of two."""
+        return self.array[block] if self.dtype is None else step_exponents(self.array[block], self.dtype)
+
+    def in_float64(self, block: slice) -> NDArray[np.float64]:
+        """Return the steps of some rows."""
+        steps = self.at(block)
+        return steps.astype(np.float64) if self.dtype is None else np.ldexp(1.0, steps)
+
+    @property
+    def largest_exponent(self) -> int:
+        """An exponent e with steps of at most 2^e."""
+        if self.dtype is not None:
+            return int(np.max(step_exponents(_extremes(self.array), self.dtype)))
+        largest = float(np.max(self.array))
+        return math.frexp(largest)[1] if largest else FLOATS["float64"].subnormal_exponent
+
+
+def _extremes(matrix: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers of a matrix, one of which is the largest in size, as (1, 2)."""
+    signed, unsigned = (
+        np.dtype(f"{kind}{matrix.dtype.itemsize}").newbyteorder(matrix.dtype.byteorder) for kind in "iu"
+    )
+    # As integers the largest is the largest positive number, or, without a sign, the largest negative one.
+    bits = [matrix.view(signed).max().view(unsigned), matrix.view(unsigned).max()]
+    return np.array([bits], unsigned).view(matrix.dtype)
+
+
+def _as_steps(step: Any, name: str, matrix: NDArray[Any], dtype: str) -> _Steps:
     if step is None:
-        return step_exponents(matrix, dtype)
+        return _Steps(matrix, dtype)
     steps = np.asarray(step)
     if steps.dtype.kind not in "fiu" or not (np.isfinite(steps).all() and np.all(steps >= 0)):
         raise ValueError(f"{name} contains what is not a step: steps are finite numbers that are not negative")
     try:
-        return np.broadcast_to(steps.astype(np.float64, copy=False) if steps.dtype.kind != "f" else steps, matrix.shape)
+        floats = steps.astype(np.float64, copy=False) if steps.dtype.kind != "f" else steps
+        return _Steps(np.broadcast_to(floats, matrix.shape), None)
     except ValueError:
         raise ValueError(
             f"{name} has shape {steps.shape}, which does not broadcast to the matrices' {matrix.shape}; give one step, "
@@ -276,14 +309,12 @@ def _as_steps(step: Any, name: str, matrix: NDArray[Any], dtype: str) -> NDArray
         ) from None
 
 
-def _count_same_numbers(
-    before: NDArray[Any], after: NDArray[Any], base_steps: NDArray[Any], tuned_steps: NDArray[Any]
-) -> int:
+def _count_same_numbers(before: NDArray[Any], after: NDArray[Any], base_steps: _Steps, tuned_steps: _Steps) -> int:
     """Count the entries whose stored numbers are the same, as equal multiples of their steps, whatever their scales."""
     count = 0
     for block in _blocks(before.shape):
         first, second = before[block].astype(np.float64), after[block].astype(np.float64)
-        first_step, second_step = (_in_float64(steps[block]) for steps in (base_steps, tuned_steps))
+        first_step, second_step = (steps.in_float64(block) for steps in (base_steps, tuned_steps))
         multiples_differ = np.abs(first * second_step - second * first_step)
         is_same = multiples_differ <= _SAME_NUMBER * np.abs(second) * first_step
         is_same &= np.abs(second - first) < np.minimum(first_step, second_step)
@@ -291,30 +322,32 @@ def _count_same_numbers(
     return count
 
 
-def _in_float64(steps: NDArray[Any]) -> NDArray[np.float64]:
-    return np.ldexp(1.0, steps) if steps.dtype.kind == "i" else steps.astype(np.float64)
-
-
-def _noise_level(sides: list[NDArray[Any]], rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> NoiseLevel:
-    largest = max(map(_largest_exponent, sides))
-    variances = np.empty(sides[0].shape, dtype=np.float32)
+def _noise_levels(
+    base: _Steps, tuned: _Steps, rows: NDArray[np.bool_], columns: NDArray[np.bool_]
+) -> tuple[NoiseLevel, NoiseLevel]:
+    """Compute the noise of the tuned side's rounding, and that of both sides'; in one array of the matrix's size."""
+    variances = np.empty(tuned.array.shape, dtype=np.float32)
+    own = tuned.largest_exponent
     for block in _blocks(variances.shape):
-        np.copyto(variances[block], relative_squares(sides[0][block], largest))
-        for steps in sides[1:]:
-            variances[block] += relative_squares(steps[block], largest)
+        variances[block] = relative_squares(tuned.at(block), own)
+    one = _noise_level(variances, own, rows, columns)
+    largest = max(own, base.largest_exponent)
+    scale = np.float32(math.ldexp(1.0, 2 * (own - largest)))
+    for block in _blocks(variances.shape):
+        variances[block] *= scale
+        variances[block] += relative_squares(base.at(block), largest)
+    return one, _noise_level(variances, largest, rows, columns)
+
+
+def _noise_level(
+    variances: NDArray[np.float32], largest: int, rows: NDArray[np.bool_], columns: NDArray[np.bool_]
+) -> NoiseLevel:
+    """Compute the level of errors from the squares of their steps over 4^largest."""
     unit = math.ldexp(math.sqrt(1 / 12), largest)
     std = unit * math.sqrt(float(np.mean(variances, dtype=np.float64)))
     if not (np.all(rows) and np.all(columns)):
         variances = variances[rows][:, columns]
     return NoiseLevel(std, unit * noise_edge(variances)[1])
-
-
-def _largest_exponent(steps: NDArray[Any]) -> int:
-    """Return an exponent e with steps of at most 2^e."""
-    largest = np.max(steps)
-    if steps.dtype.kind == "i":
-        return int(largest)
-    return math.frexp(float(largest))[1] if largest else FLOATS["float64"].subnormal_exponent
 
 
 def relative_squares(steps: NDArray[Any], largest: int) -> NDArray[np.float32]:
