@@ -179,8 +179,14 @@ def test_a_format_without_experts_names_them(write_peft, two_parameters, rng, tm
 def test_each_expert_reads_no_more_than_its_own_entries(write_peft, rng, monkeypatch, experts):
     path = write_peft(stack(rng, "l.mlp.experts", 6, 10, experts=experts), target_parameters=[GATE_UP])
     read = []
-    part_of = tensor_files.Part.of
-    monkeypatch.setattr(tensor_files.Part, "of", lambda part, array: read.append(part_of(part, array)) or read[-1])
+    stored_blocks = tensor_files._stored_blocks
+
+    def recorded(tensor, blocks):
+        for block in stored_blocks(tensor, blocks):
+            read.append(block)
+            yield block
+
+    monkeypatch.setattr(tensor_files, "_stored_blocks", recorded)
     monkeypatch.setattr(tensor_files, "CONTAINERS", ())  # whole tensors would be read through one
     layers = open_adapter(path).layers
     for layer in layers:
