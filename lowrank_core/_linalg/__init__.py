@@ -5,7 +5,6 @@ Only what this module names is used outside it.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core._linalg.decompositions import (
@@ -15,6 +14,7 @@ from lowrank_core._linalg.decompositions import (
     singular_values,
 )
 from lowrank_core._linalg.kronecker import Dense, Product, best_kronecker_factors, kronecker_singular_values
+from lowrank_core._linalg.machine_code import kernel
 from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_unit
 from lowrank_core._linalg.residuals import residual_energy
 from lowrank_core._linalg.threads import blas_threads, in_threads
@@ -48,7 +48,7 @@ _KERNELS = {"energies": "energies", "error_sweep": "energies", "learn": "learnin
 
 
 def __getattr__(name: str) -> Any:
-    """Return a kernel, imported when it is first used: Numba takes longer to import than all of this package."""
+    """Return a kernel, loaded when it is first used: Numba takes longer to import than all of this package."""
     if name not in _KERNELS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.kernels.{_KERNELS[name]}"), name)
+    return kernel(_KERNELS[name], name)

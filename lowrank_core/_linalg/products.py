@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.gram import gram_matrix
+from lowrank_core._linalg.machine_code import kernel
 from lowrank_core._linalg.orthogonal import lq
 from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_squares, scaled_to_unit
 from lowrank_core._linalg.threads import in_threads
@@ -61,15 +62,13 @@ def gram_core_values(
 
     Those of narrow factors up to rank `kernel_rank` are computed by a kernel.
     """
-    from lowrank_core._linalg.kernels.products import balance
-
     grams = _gram_matrices(B, A, workers, kernel_rank)
     if grams is None:
         return None
     (B_gram, B_exponents), (A_gram, A_exponents) = grams
     largest, bounds = np.empty(len(B), dtype=np.int64), np.empty((len(B), 2))
     # Unbalanced columns would drown the small ones (49 eps32·σ₁, balanced 1e-8).
-    balance(B_gram, A_gram, largest, bounds)
+    kernel("products", "balance")(B_gram, A_gram, largest, bounds)
     S = _square_root(A_gram)
     core = S.swapaxes(-1, -2) @ B_gram @ S
     wanted = min(B.shape[-1], B.shape[-2], A.shape[-1])
@@ -104,14 +103,12 @@ def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int, kernel_rank: 
 
 def _kernel_gram(factors: NDArray[Any], *, of_rows: bool) -> Floats:
     """Compute the Gram matrices of narrow factors by a kernel, which makes no float64 copy of them."""
-    from lowrank_core._linalg.kernels.products import gram_matrices
-
     singles = np.ascontiguousarray(factors, dtype=np.float32).view()
     # Numba would compile the kernel once for writeable arrays and once for read-only ones.
     singles.flags.writeable = False
     rank = factors.shape[-2 if of_rows else -1]
     grams = np.empty((len(factors), rank, rank))
-    gram_matrices(singles, of_rows, grams)
+    kernel("products", "gram_matrices")(singles, of_rows, grams)
     return grams
 
 

@@ -13,6 +13,7 @@ Result = TypeVar("Result")
 
 # What spreadsheets take for the beginning of a formula; tabs and carriage returns are escaped before.
 _FORMULA = ("=", "+", "-", "@")
+_NUMBERS = (float, int, bool, type(None))
 _NOT_ASCII_TEXT = re.compile(r"[^ -~\n]")
 
 
@@ -75,6 +76,8 @@ def with_printable_texts(result: Result) -> Result:
 def with_texts(result: Result, convert: Callable[[str], str]) -> Result:
     """Return a result with all texts in it converted, those that are keys and paths too."""
     converted: Any = result
+    if type(result) in _NUMBERS:  # most of a report, and what the tests below take longest for
+        return result
     if isinstance(result, str):
         converted = convert(result)
     elif isinstance(result, PurePath):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +21,8 @@ Layer = TypeVar("Layer", bound=Named)
 # Up to here tables of several lines a layer have a row for every layer; beyond, for every kind of layer.
 FEW_LAYERS = 24
 ENTRIES_SHOWN = 12
+# Between two columns: a cell's padding, and the box's line, which is a space.
+_GAP = "  "
 
 
 def heading(title: str, *lines: str) -> Text:
@@ -35,7 +40,7 @@ def table(*headings: str, names: int = 0) -> Table:
 
     A heading ends at the bottom of the head, however many lines it has.
     """
-    made = _bare_table()
+    made = _bare_table(_LineTable)
     height = max(heading.count("\n") for heading in headings)
     for place, heading in enumerate(headings):
         lowered = "\n" * (height - heading.count("\n")) + heading
@@ -46,16 +51,46 @@ def table(*headings: str, names: int = 0) -> Table:
     return made
 
 
+class _LineTable(Table):
+    """A table whose rows are lines where every cell fits into one, all of them text in one style.
+
+    Rich measures, wraps and aligns each cell by itself, in about a millisecond a row.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = [list(column.cells) for column in self.columns]
+        widths = [
+            max(cell_len(line) for text in (column.header, *cells) for line in str(text).split("\n"))
+            for column, cells in zip(self.columns, columns, strict=True)
+        ]
+        widths[-1] = max(widths[-1], 1)  # as Rich, which gives the others a space of padding
+        has_lines = not any("\n" in str(cell) for cells in columns for cell in cells)
+        if not has_lines or sum(widths) + len(_GAP) * (len(widths) - 1) > options.max_width:
+            yield from super().__rich_console__(console, options)
+            return
+        head = _bare_table(Table)
+        head.columns = [replace(column.copy(), width=width) for column, width in zip(self.columns, widths, strict=True)]
+        yield head
+        for row in zip(*columns, strict=True):
+            for column, width, cell in zip(self.columns, widths, row, strict=True):
+                space = " " * (width - cell_len(str(cell)))
+                text = f"{space}{cell}" if column.justify == "right" else f"{cell}{space}"
+                yield Segment(text, console.get_style(cell.style) if isinstance(cell, Text) else None)
+                if column is not self.columns[-1]:
+                    yield Segment(_GAP)
+            yield Segment.line()
+
+
 def prose_table(*headings: str) -> Table:
     """Return an empty table whose first column is narrow and whose others are for sentences."""
-    made = _bare_table()
+    made = _bare_table(Table)
     for place, heading in enumerate(headings):
         made.add_column(heading, ratio=1 if place else None, no_wrap=place == 0)
     return made
 
 
-def _bare_table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+def _bare_table(kind: type[Table]) -> Table:
+    return kind(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1, 0, 0))
 
 
 def add_by_block(rows: Table, layers: Sequence[Layer], cells: Callable[[Layer], Iterable[str]]) -> None:

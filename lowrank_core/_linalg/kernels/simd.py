@@ -25,10 +25,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import lower_builtin, models, register_model, type_callable
 
+from lowrank_core._linalg.kernels import sizes
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
 
-# Numbers in a vector unless said otherwise: one register of AVX-512, two of AVX2.
-WIDTH = 8
+WIDTH = sizes.WIDTH
 
 # The shape of a float64 tile of sums that fills half of the vector registers; the other half is for what is multiplied.
 # AVX-512 has 32 registers of 8 numbers, AVX2 16 of 4, NEON 32 of 2: on AVX2 a tile of 8 × 16 takes up to 2.6 times as

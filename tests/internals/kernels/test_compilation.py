@@ -99,6 +99,9 @@ def test_kernels_work_where_no_cache_can_be_written(tmp_path):
     shutil.copytree(Path(lowrank_core.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     nowhere = tmp_path / "a file, not a folder"
     nowhere.touch()
+    # A folder of this name could be written.
+    beside = package / "_linalg" / "kernels" / "__pycache__"
+    beside.touch()
     code = """
 import sys, lowrank_core as lc, numba.core.caching as caching
 # As where neither the package's folder nor the user's can be written, for a user who may write anywhere too.
@@ -111,7 +114,7 @@ print(lc.__file__, lc.error_sweep(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), True), [1
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tmp_path
     )
     assert ran.stdout.split() == [str(package / "__init__.py"), "0.6"]
-    assert not list(package.rglob("__pycache__"))
+    assert list(package.rglob("__pycache__")) == [beside]
 
 
 def test_a_kernel_is_compiled_without_a_cache_where_numba_finds_no_folder_for_it(monkeypatch):
