@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import cases, sweep_cases
 from benchmarks.reach import reaches
 from benchmarks.timing import Outcome, Timing, contest
+from lowrank_core._processors import usable_processors
 
 ALL_RANKS = (*sweep_cases.ARTICLE_RANKS, 64)
 
@@ -153,7 +154,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_processors(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "reaches": {reach.name: reach.figure for reach in reaches()},
         "python": platform.python_version(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lowrank_core._dtypes import FLOATS, coarsest
+from lowrank_core._processors import usable_processors
 
 __all__ = [
     "all_finite",
@@ -221,7 +221,7 @@ def as_shape(rows: int, columns: int) -> tuple[int, int]:
 def as_workers(workers: int | None) -> int:
     """Return the number of workers, the caller included; None is every core that this process may use."""
     if workers is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usable_processors()
     count = int(as_whole_numbers(workers, "workers"))
     if count < 1:
         raise ValueError(f"workers must be at least 1, or None for all cores; got {workers}.")

@@ -1,7 +1,6 @@
 """Worker threads, the lock on BLAS's threads, and many callers at once."""
 
 import multiprocessing
-import os
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from lowrank_core import (
 )
 from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.threads import Team, blas_threads, in_threads
+from lowrank_core._processors import usable_processors
 from lowrank_core._validation import as_workers
 from tests.blas import blas_now
 
@@ -36,7 +36,7 @@ PRODUCT = LowRankUpdate(RNG.standard_normal((6, 48, 5)), RNG.standard_normal((6,
 
 
 def test_workers_are_counted():
-    assert as_workers(None) == len(os.sched_getaffinity(0))
+    assert as_workers(None) == usable_processors()
     assert as_workers(3) == 3
     for bad in (0, -1, 1.5, "all", True):
         with pytest.raises(ValueError, match=r"workers must be"):
