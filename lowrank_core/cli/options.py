@@ -22,7 +22,10 @@ FigureFile = Annotated[
     Path | None, typer.Option("--figure", metavar="FILE", help="Draw the results: .png, .pdf or .svg.")
 ]
 Full = Annotated[bool, typer.Option("--full", help="Print every row of every table, however many.")]
-Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Threads over the layers.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Threads over the layers.", show_default="every core this process may use"),
+]
 Dask = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="Work on the Dask cluster of this scheduler instead.")
 ]
@@ -189,12 +192,12 @@ class NewAdapter:
 class Work:
     """Where the work is done."""
 
-    workers: Workers = 1
+    workers: Workers = None
     dask: Dask = None
 
     def __post_init__(self) -> None:
         """Refuse two places to work in."""
-        if self.dask is not None and self.workers > 1:
+        if self.dask is not None and (self.workers or 1) > 1:
             raise ValueError("--workers and --dask exclude each other: a Dask cluster has its own number of workers.")
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
+from lowrank_core._validation import as_workers
 from lowrank_core.cli.options import Work
 from lowrank_core.cli.output import progress_bar
 from lowrank_core.models import dask_cluster, local_processes
@@ -40,4 +41,5 @@ def _executor(
 ) -> AbstractContextManager[Executor | None]:
     if work.dask is not None:
         return dask_cluster(work.dask)
-    return local(work.workers) if work.workers > 1 else nullcontext()
+    workers = as_workers(work.workers)
+    return local(workers) if workers > 1 else nullcontext()

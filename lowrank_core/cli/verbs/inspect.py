@@ -73,11 +73,14 @@ def inspect(
         ),
     ] = None,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, metavar="N", help="Threads over the layers; with --recursive, processes over the adapters."
+            min=1,
+            metavar="N",
+            help="Threads over the layers; with --recursive, processes over the adapters.",
+            show_default="1; with --base, every core this process may use",
         ),
-    ] = 1,
+    ] = None,
     dask: options.Dask = None,
 ) -> int:
     """Report an update layer by layer: scale, effective rank, rank needed, and error at chosen ranks.
@@ -89,7 +92,8 @@ def inspect(
     """
     census.check_options(recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, figure=reports.figure)
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
-    work = options.Work(workers, dask)
+    # A layer's factors take a millisecond, most of it in Python, where threads wait for each other.
+    work = options.Work(1 if workers is None and base is None else workers, dask)
     chosen = DEFAULT_RANKS if ranks is None else options.parse_ranks(ranks)
     if recursive:
         return census.run(path, chosen, jsonl, work, reports)
