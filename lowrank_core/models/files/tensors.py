@@ -279,17 +279,17 @@ def _is_plain(tensor: StoredTensor) -> bool:
 
 def _stored_blocks(tensor: StoredTensor, blocks: Iterable[slice]) -> Iterator[NDArray[Any]]:
     """Yield consecutive rows of a plain tensor, of these lengths, as arrays of their own."""
-    part = tensor.part or Part.all(tensor.shape)
-    stored = as_dtype(tensor.dtype).newbyteorder("<")
+    stored, begin = as_dtype(tensor.dtype).newbyteorder("<"), tensor.offset
     try:
-        mapped = np.memmap(tensor.file, stored, "r", tensor.offset, part.shape)
-        view = part.view_of(mapped)
-        if not view.flags.c_contiguous:
-            yield from (np.array(view[rows]) for rows in blocks)
-            return
-        begin = tensor.offset + view.ctypes.data - mapped.ctypes.data
+        if tensor.part is not None:
+            mapped = np.memmap(tensor.file, stored, "r", tensor.offset, tensor.part.shape)
+            view = tensor.part.view_of(mapped)
+            if not view.flags.c_contiguous:
+                yield from (np.array(view[rows]) for rows in blocks)
+                return
+            begin += view.ctypes.data - mapped.ctypes.data
+            del mapped, view
         # Read, not mapped: to map a page takes several times as long as to copy it, and mapped pages count as memory.
-        del mapped, view
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(begin)
             for rows in blocks:
