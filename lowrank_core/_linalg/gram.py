@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.batches import BLOCK_ENTRIES, Batching, map_batch
+from lowrank_core._linalg.kernels.sizes import WIDTH
+from lowrank_core._linalg.machine_code import kernel
 from lowrank_core._linalg.powers_of_two import scaled_to_squares
 from lowrank_core._linalg.values import Floats, Values, unscaled_values
 
@@ -56,9 +58,6 @@ def kernel_gram_values(stack: NDArray[Any], workers: int) -> Values:
 
     The first takes one matrix at a time, the second one in each SIMD lane: they divide the stack differently.
     """
-    from lowrank_core._linalg.kernels.gram import tridiagonal_values, tridiagonals
-    from lowrank_core._linalg.kernels.simd import WIDTH
-
     count, m, n = stack.shape
     p = min(m, n)
     diagonals, squares, values = np.empty((count, p)), np.empty((count, p)), np.empty((count, p))
@@ -69,12 +68,12 @@ def kernel_gram_values(stack: NDArray[Any], workers: int) -> Values:
         gram = gram_matrix(scaled, of_rows=m < n)
         trace = np.trace(gram, axis1=-2, axis2=-1)
         gram_exponents = np.empty(len(gram), np.int64)
-        tridiagonals(gram, diagonals[chunk], squares[chunk], gram_exponents)
+        kernel("gram", "tridiagonals")(gram, diagonals[chunk], squares[chunk], gram_exponents)
         norms[chunk] = np.ldexp(np.sqrt(trace), -gram_exponents)
         exponents[chunk] = scale_exponents + gram_exponents
 
     def solve(chunk: slice) -> None:
-        if tridiagonal_values(diagonals[chunk], squares[chunk], values[chunk]):
+        if kernel("gram", "tridiagonal_values")(diagonals[chunk], squares[chunk], values[chunk]):
             for i in chunk.start + np.flatnonzero(np.isnan(values[chunk, 0])):
                 values[i] = np.ldexp(lapack_gram_values(stack[i : i + 1]).values[0], -exponents[i])
 
