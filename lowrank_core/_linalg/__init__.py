@@ -14,7 +14,7 @@ from lowrank_core._linalg.decompositions import (
     singular_values,
 )
 from lowrank_core._linalg.kronecker import Dense, Product, best_kronecker_factors, kronecker_singular_values
-from lowrank_core._linalg.machine_code import kernel
+from lowrank_core._linalg.machine_code import code_folder, kernel, kernels_in_use
 from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_unit
 from lowrank_core._linalg.residuals import residual_energy
 from lowrank_core._linalg.threads import blas_threads, in_threads
@@ -33,9 +33,11 @@ __all__ = [
     "best_kronecker_factors",
     "best_product_factors",
     "blas_threads",
+    "code_folder",
     "energies",
     "error_sweep",
     "in_threads",
+    "kernels_in_use",
     "kronecker_singular_values",
     "learn",
     "product_singular_values",

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-__all__ = ["kernel"]
+__all__ = ["code_folder", "kernel", "kernels_in_use"]
 
 KERNELS = "lowrank_core._linalg.kernels"
+# Modules of functions that kernels call.
+_SHARED = (".dqds", ".simd")
 
 _lock = threading.RLock()
 _loaded: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -52,3 +54,22 @@ def _compiling(module: str, name: str) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def code_folder() -> str | None:
+    """Return the folder where machine code is written, or None where none can be."""
+    from lowrank_core._linalg.object_files import cache_folders, is_writable
+
+    return next((str(folder) for folder in cache_folders() if is_writable(folder)), None)
+
+
+def kernels_in_use() -> tuple[str, ...]:
+    """Return the names of all kernels that this process has called, helpers and what they share apart."""
+    compiled = {
+        f"{path.removeprefix(KERNELS + '.')}.{name}"
+        for path, module in list(sys.modules.items())
+        if path.startswith(f"{KERNELS}.") and not path.endswith(_SHARED)
+        for name, function in vars(module).items()
+        if getattr(function, "signatures", None) and function.py_func.__module__ == path and not name.startswith("_")
+    }
+    return tuple(sorted(compiled | {".".join(names) for names in _loaded}))

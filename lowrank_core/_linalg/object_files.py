@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import __version__, binding
 
-__all__ = ["MachineCode", "c_types", "cache_folders", "file_name", "load", "pack"]
+__all__ = ["MachineCode", "c_types", "cache_folders", "file_name", "is_writable", "load", "pack"]
 
 _FOLDER = Path(__file__).parent / "kernels"
 _SCALARS = {"int64": ctypes.c_int64, "float64": ctypes.c_double, "bool": ctypes.c_uint8}
@@ -49,6 +49,15 @@ def cache_folders() -> tuple[Path, ...]:
         return (Path(chosen, "lowrank_core"),)
     user = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return _FOLDER / "__pycache__", Path(user, "lowrank_core")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written to a folder, which is made where it is absent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 @cache

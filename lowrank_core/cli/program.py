@@ -34,6 +34,7 @@ VERBS = {
     "verify": "Whether a merged model is its base with an adapter.",
     "plan": "A rank and an alpha for each layer, within a budget.",
     "alpha": "The alpha that keeps the scale at another rank or rule.",
+    "compile": "Every kernel, before it is needed: for images and clusters.",
 }
 
 
