@@ -40,6 +40,8 @@ def write_all(folder):
         "long": long_profile(),
         "models": whole_models(),
         "models-machine": machine_of_models(),
+        "whole-model": whole_model(),
+        "whole-model-projections": projections(),
         "model-memory": model_memory(),
         "census": adapter_census(),
         "versions": versions(),
@@ -238,6 +240,33 @@ def whole_models():
                 rows.append([case, peer["name"], *per_layer, f"{peer['ratio']:.1f}", f"{max(ours['error'], 0):.0e}"])
     heads = ["", "peer", "ours, per layer", "the peer's", "ratio", "our error above the best"]
     return table(heads, rows)
+
+
+def whole_model():
+    """Return a table of the ratios measured on the layers of a model of 1.24 billion parameters."""
+    whole = recorded("models")["whole"]
+    rows = [
+        [line["what"], f"{line['ratio']:.3g}", "–" if line["at_most"] is None else f"{line['at_most']:g}"]
+        for line in whole["lines"]
+    ]
+    found = whole["found"]
+    measured = f"{found['layers']} layers of {found['model']}"
+    return table([measured, "measured", "aim: at most"], rows)
+
+
+def projections():
+    """Return a table of the processor time that whole models would take, by entries and by operations."""
+    found = recorded("models")["whole"]["found"]
+    rows = [
+        [
+            f"linear layers of {name}",
+            f"{projected['parameters'] / 1e9:.1f}",
+            f"{projected['extract_processor'] / 60:.1f}",
+            f"{projected['inspect_processor'] / 60:.0f}",
+        ]
+        for name, projected in found["projections"].items()
+    ]
+    return table(["", "billion parameters", "`extract`, core minutes", "`inspect`, core minutes"], rows)
 
 
 def machine_of_models():
