@@ -33,7 +33,7 @@ def rotated(values: Floats, seed: int, dtype: str = "float32") -> NDArray[Any]:
 
 
 def missed_over_tolerance(matrix: NDArray[Any], rank: int, values: Floats) -> float:
-    """Return how much of the leading energy is missed, over its tolerance 1e-4·min(H_k, max(T_k, 1e-6·N²)).
+    """Return how much of the leading energy is missed, over its tolerance 1e-6·max(T_k, 1e-6·N²).
 
     The reference is the eigenvalues of a Gram matrix in float64, whose rounding does not count.
     """
@@ -41,4 +41,4 @@ def missed_over_tolerance(matrix: NDArray[Any], rank: int, values: Floats) -> fl
     energies = np.linalg.eigvalsh(wide @ wide.T)[::-1]
     head, energy = float(np.sum(energies[:rank])), float(np.sum(energies))
     missed = head - float(np.sum(np.square(values))) - 1e-13 * energy
-    return max(0.0, missed) / (1e-4 * min(head, max(energy - head, 1e-6 * energy)))
+    return max(0.0, missed) / (1e-6 * max(energy - head, 1e-6 * energy))

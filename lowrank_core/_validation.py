@@ -246,8 +246,10 @@ def as_fraction(fraction: ArrayLike, name: str) -> NDArray[np.float64]:
     return given.astype(np.float64)
 
 
-def as_tolerance(tolerance: float) -> float:
-    """Return the tolerance of a partial method, a number from 0 to 1."""
+def as_tolerance(tolerance: float | None) -> float | None:
+    """Return the tolerance of a partial method, a number from 0 to 1; None is that of the dtype."""
+    if tolerance is None:
+        return None
     if type(tolerance) is float and 0.0 <= tolerance <= 1.0:  # the checks of arrays cost a lone small spectrum 5 %
         return tolerance
     fraction = as_fraction(tolerance, "tolerance")

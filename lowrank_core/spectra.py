@@ -114,7 +114,7 @@ def spectrum(
     *,
     rank: int | None = None,
     method: str = "auto",
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     workers: int | None = None,
     rng: Any = 0,
 ) -> Spectrum:
@@ -135,15 +135,16 @@ def spectrum(
           at once, up to 4,096 entries (64 × 64); LAPACK's SVD beyond;
         - ``gram``: the eigenvalues of the smaller Gram matrix, which lose what lies below 1e-8·σ₁;
         - ``krylov``: a block Krylov iteration for leading values, with products in float32 for float32 and below;
-        - ``auto``: by shape and dtype. ``direct`` for float64; for float32 and below ``direct`` up to 4,096 entries,
-          ``krylov`` for the leading few values of a large matrix, ``gram`` otherwise.
+        - ``auto``: by shape and dtype. ``krylov`` for the leading few values of a large matrix; otherwise ``direct``
+          for float64, and for float32 and below ``direct`` up to 4,096 entries and ``gram`` beyond.
 
         The values of a LowRankUpdate are those of an r × r core: ``lapack`` and ``direct`` form it by QR of both
         factors, ``gram`` by their Gram matrices, and ``auto`` is ``direct`` if both factors are float64, else ``gram``.
         Those of a KroneckerUpdate are the products of the values of its sides, which have the method each.
-    tolerance : float
-        For ``krylov``, how much of the leading energy H_k may be missed, relative to min(H_k, max(T_k, 1e-6·N²)); from
-        0, which asks for every digit and makes ``auto`` take ``gram``, to 1.
+    tolerance : float, optional
+        For ``krylov``, how much of the leading energy H_k may be missed, as a fraction t of the energy T_k beyond it,
+        from 0 to 1; 0 makes ``auto`` take a full decomposition. None is 1e-6, or 1e-12 for float64. A tail of less
+        than 1e-6·N² (1e-12·N² for float64) counts for that.
     workers : int, optional
         Threads over the batch, or over one large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator

@@ -18,7 +18,7 @@ def truncate(
     rank: int | Callable[[Spectrum], Any],
     *,
     method: str = "auto",
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     workers: int | None = None,
     rng: Any = 0,
 ) -> LowRankUpdate:
@@ -35,13 +35,14 @@ def truncate(
         decomposed twice. One rank per call.
     method : {"auto", "lapack", "direct", "gram", "krylov"}
         How factors of a dense update are computed: by LAPACK's SVD (``lapack`` and ``direct``), by the eigenvectors of
-        the smaller Gram matrix (``gram``), or by a block Krylov iteration (``krylov``). ``auto`` is ``direct`` for
-        float64; for float32 and below ``krylov`` for a small rank of a large matrix, ``gram`` otherwise. A function of
+        the smaller Gram matrix (``gram``), or by a block Krylov iteration (``krylov``). ``auto`` is ``krylov`` for a
+        small rank of a large matrix, otherwise ``direct`` for float64 and ``gram`` for the others. A function of
         the spectrum needs all of it, which ``krylov`` does not compute and ``auto`` therefore does not choose. Factors
         of a LowRankUpdate are computed by QR of both factors and LAPACK's SVD of the core, whatever the method; the
         sides of a KroneckerUpdate by the method each, ``krylov`` apart.
-    tolerance : float
-        For ``krylov``, how much of the energy H_r of the best update may be missed, as in :func:`spectrum`.
+    tolerance : float, optional
+        For ``krylov``, how much of the energy H_r of the best update may be missed, as a fraction of the energy T_r
+        beyond it: the squared error is then at most 1 + tolerance times the least. As in :func:`spectrum`.
     workers : int, optional
         Threads over the batch, or over one large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator

@@ -47,9 +47,9 @@ PUBLIC = [
     "variance_captured",
 ]
 SIGNATURES = {
-    "spectrum": "(update, *, rank=None, method='auto', tolerance=0.0001, workers=None, rng=0)",
+    "spectrum": "(update, *, rank=None, method='auto', tolerance=None, workers=None, rng=0)",
     "Spectrum": "(values, norm, shape, complete, dtype='float64')",
-    "truncate": "(update, rank, *, method='auto', tolerance=0.0001, workers=None, rng=0)",
+    "truncate": "(update, rank, *, method='auto', tolerance=None, workers=None, rng=0)",
     "LowRankUpdate": "(B, A, scaling=1.0)",
     "KroneckerUpdate": "(left, right, scaling=1.0)",
     "low_rank_hadamard": "(first, second)",

@@ -128,10 +128,13 @@ def thresholds_table():
         ["a matrix is decomposed alone, on BLAS's own threads", f"smaller side above {thresholds.LARGE:,}"],
         ["gram: reduction in two stages", f"smaller side from {thresholds.TWO_STAGES:,} on"],
         [
-            "krylov, under auto: float32 and below",
+            "krylov, under auto",
             f"smaller side s ≥ {thresholds.KRYLOV_SMALLEST_SIDE:,}, rank ≤ {thresholds.KRYLOV_LARGEST_FRACTION:g}·s",
         ],
-        ["krylov gives way to gram, under auto", f"more than {thresholds.KRYLOV_GIVES_UP:g}·s basis vectors"],
+        *(
+            [f"krylov gives way under auto, {dtype}", f"more than {most:g}·s basis vectors, or {expected:g}·s expected"]
+            for dtype, (most, expected) in thresholds.KRYLOV_GIVES_UP.items()
+        ),
         ["factors in float32: a kernel forms their Gram matrices", f"rank up to {thresholds.NARROW_FACTOR}"],
     ]
     return table(["route", "where"], rows).replace("--:", "---")

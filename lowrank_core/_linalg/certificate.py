@@ -16,12 +16,12 @@ __all__ = ["Outside", "bound_outside", "lost_to_rounding", "missed_energy", "out
 DIRECTIONS = 32
 BLOCKS = 3
 
-# How much of a residual may be rounding of the product that it comes from, in eps·σ₁²: where there should be none, the
-# largest was 3.8 up to 1,500 × 1,024, and half of them were below 0.5.
+# How much of the residual of a Ritz vector may be rounding of the products that it comes from, in eps·σ₁√θ: where there
+# should be none, the largest was 2 at 1,024 × 1,024.
 PRODUCT_ROUNDING = 4.0
 
-# The relative accuracy of ‖X‖_F² summed in the precision of the products, in eps.
-ENERGY_ROUNDING = 100.0
+# How far the energy of a space, from its products, may be from exact, in eps·‖X‖_F².
+ENERGY_ROUNDING = 4.0
 
 
 class Outside(NamedTuple):
@@ -131,6 +131,8 @@ def lost_to_rounding(space: SearchSpace, squares: Floats, rank: int, outside: fl
     A residual ρ moves an eigenvalue by at most ρ, and by ρ² over the gap where that is less (Parlett, "The symmetric
     eigenvalue problem", theorem 11.7.1).
     """
-    residual = PRODUCT_ROUNDING * space.X.eps * squares[0]
+    rounding = PRODUCT_ROUNDING * space.X.eps
+    residuals = rounding * squares[0] * np.maximum(np.sqrt(squares[:rank] / (squares[0] or 1.0)), rounding)
     following = max(outside, float(squares[rank]) if rank < len(squares) else 0.0)
-    return float(np.sum(residual**2 / np.maximum(squares[:rank] - following, residual)))
+    gaps = np.maximum(squares[:rank] - following, residuals)
+    return float(np.sum(np.divide(residuals**2, gaps, out=np.zeros(rank), where=gaps > 0)))

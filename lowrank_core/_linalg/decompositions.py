@@ -33,7 +33,14 @@ Rank = int | Callable[[Values], int]
 
 
 def singular_values(
-    matrices: NDArray[Any], dtype: str, rank: int | None, *, method: str, tolerance: float, workers: int, rng: Any
+    matrices: NDArray[Any],
+    dtype: str,
+    rank: int | None,
+    *,
+    method: str,
+    tolerance: float | None,
+    workers: int,
+    rng: Any,
 ) -> Values:
     """Compute the leading singular values (..., rank) and the norms (...) of matrices (..., m, n)."""
     *batch, m, n = matrices.shape
@@ -80,7 +87,7 @@ def product_singular_values(
 
 
 def best_factors(
-    matrices: NDArray[Any], dtype: str, rank: Rank, *, method: str, tolerance: float, workers: int, rng: Any
+    matrices: NDArray[Any], dtype: str, rank: Rank, *, method: str, tolerance: float | None, workers: int, rng: Any
 ) -> tuple[Floats, Floats]:
     """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of matrices (..., m, n)."""
     m, n = matrices.shape[-2:]

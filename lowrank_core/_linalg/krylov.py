@@ -32,24 +32,34 @@ EXPECTED_OUTSIDE = 1.7
 # What a further block divides missed energies by, at the least: 30 to 100 on falling spectra.
 FALL = 30.0
 
-# The fraction of the energy that the tail counts for at least.
-LEAST_TAIL = 1e-6
+# The fraction of the energy that the tail counts for at least: a tolerance of less is lost in the rounding of products.
+LEAST_TAIL = {"float32": 1e-6, "float64": 1e-12}
+
+# The relative accuracy of the difference of two energies that are summed in float64.
+DIFFERENCE_ROUNDING = 1e-14
 
 # The smallest of the values wanted, over the largest, from which a Gram matrix has them to 1e-14·σ₁.
 GRAM_ACCURATE_FROM = 0.01
 
 
 class Leading(NamedTuple):
-    """Which leading part is wanted: its rank, how well, from how many vectors at most, and the seed of random ones."""
+    """Which leading part is wanted: its rank, how well, from how many vectors at most, and the seed of random ones.
+
+    Where more than `expected_vectors` are likely to be needed, the iteration ends early.
+    """
 
     rank: int
     tolerance: float
     max_vectors: int
+    expected_vectors: int
     seed: int
 
-    def tolerated(self, head: float, energy: float) -> float:
-        """Compute how much of the energy of the leading part, about `head` of all `energy`, may be missed."""
-        return self.tolerance * min(head, max(energy - head, LEAST_TAIL * energy))
+
+class _Subspace(NamedTuple):
+    """An orthonormal basis (columns, rank), and a bound of the energy that the best one has beyond it."""
+
+    basis: Floats
+    missed: float
 
 
 def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> ProjectedFactors | None:
@@ -61,20 +71,27 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     """
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
     with blas_threads(1), Team(workers) as team:
-        X, estimated_energy = tall_matrix(matrix, team)
-        basis = _leading_basis(X, leading, estimated_energy)
-        if basis is None:
+        X, energy = tall_matrix(matrix, team)
+        subspace = _leading_subspace(X, leading, energy)
+        if subspace is None:
             return None
-        product, energy = X.float64_product(basis)
+        product, energy = X.float64_product(subspace.basis)
         values, rotation = _svd_of_tall(product)
-        product, basis = product @ rotation, basis @ rotation
+        product, basis = product @ rotation, subspace.basis @ rotation
     head = float(np.sum(values[::-1] ** 2))
     # What is left is all that can be missed; where that is little, nothing else has bounded it.
-    if leading.tolerated(head, energy) < energy - head < 2 * ENERGY_ROUNDING * X.eps * energy:
+    left, tail = energy - head + DIFFERENCE_ROUNDING * energy, _least_tail(X, head, energy)
+    if leading.tolerance * tail < left < 2 * ENERGY_ROUNDING * X.eps * energy:
         return None
     # Rounding must not make the energy of the leading part larger than that of the whole.
     unscaled, norm = unscaled_values(values, np.sqrt(np.array(max(energy, head))), np.array(X.exponent))
-    return ProjectedFactors(unscaled, float(norm), product, basis, X.exponent, X.transposed)
+    missed = min(subspace.missed, max(left, 0.0)) / (tail or 1.0)
+    return ProjectedFactors(unscaled, float(norm), product, basis, X.exponent, X.transposed, missed)
+
+
+def _least_tail(X: TallMatrix, head: float, energy: float) -> float:
+    """Return the energy beyond a leading part of about `head`, which a tolerance is a fraction of."""
+    return max(energy - head, LEAST_TAIL[X.array.dtype.name] * energy)
 
 
 def _svd_of_tall(product: Floats) -> tuple[Floats, Floats]:
@@ -86,30 +103,30 @@ def _svd_of_tall(product: Floats) -> tuple[Floats, Floats]:
     return values, Wt.T
 
 
-def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> Floats | None:
-    """Compute an orthonormal basis (columns, rank) of the leading right singular subspace; None if that fails.
+def _leading_subspace(X: TallMatrix, leading: Leading, energy: float) -> _Subspace | None:
+    """Compute the leading right singular subspace; None if that fails.
 
     The space grows until a bound of what lies outside shows that its leading Ritz vectors miss little enough.
     """
-    rank, rng = leading.rank, np.random.default_rng(leading.seed)
+    rank, rng, may_give_up = leading.rank, np.random.default_rng(leading.seed), leading.max_vectors < X.columns
     space = SearchSpace(X, capacity=min(leading.max_vectors, 4 * rank) + 2 * BLOCK)
     # The first block is a step away from Gaussian: with as many products, the space lacks only its least useful block.
     _, gram_block = X.apply_gram(rng.standard_normal((min(BLOCK, X.columns), X.columns)))
     further = orthonormalised(gram_block, space.Q)[0]
     outside, failure, blocks_to_go = math.inf, FAILURE_PROBABILITY, 0
+    heads: list[float] = []
     while space.size < leading.max_vectors:
         space.extend(further)
         further = space.gram_block
         blocks_to_go -= 1
-        if space.is_full:
-            return _leading_ritz_vectors(space, rank)
-        if space.size < rank or blocks_to_go > 0:
+        if not space.is_full and (space.size < rank or blocks_to_go > 0):
             continue
         squares = np.maximum(np.linalg.eigvalsh(space.projection)[::-1], 0.0)
-        head = float(np.sum(squares[:rank]))
-        tolerated = leading.tolerated(head, energy)
-        if energy - head <= ENERGY_ROUNDING * X.eps * energy:
-            return _leading_ritz_vectors(space, rank)
+        heads.append(float(np.sum(squares[:rank])))
+        left = energy - heads[-1]
+        if space.is_full or left <= ENERGY_ROUNDING * X.eps * energy:
+            return _leading_ritz_vectors(space, rank, lost_to_rounding(space, squares, rank) if space.is_full else left)
+        tolerated = leading.tolerance * _least_tail(X, heads[-1], energy)
         if lost_to_rounding(space, squares, rank) > tolerated:
             return None
         expected = EXPECTED_OUTSIDE * float(squares[space.size // 2])
@@ -119,15 +136,34 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> Floats | N
             bound, directions = bound_outside(space, energy, rng, failure)
             outside = min(outside, bound)
             missed = missed_energy(space, squares, rank, outside)
+            if may_give_up and missed == math.inf:
+                # Outside are values as large as those wanted: copies, of which each certificate would find a block.
+                return None
             further = orthonormalised(np.concatenate([further, directions]), space.Q)[0]
         if missed <= tolerated:
-            return _leading_ritz_vectors(space, rank)
+            return _leading_ritz_vectors(space, rank, missed)
+        if may_give_up and missed == math.inf and _falls_slowly(space.size, heads, tolerated, leading):
+            return None
         blocks_to_go = int(math.log(missed / tolerated, FALL)) if missed < math.inf else 0
     return None
 
 
-def _leading_ritz_vectors(space: SearchSpace, rank: int) -> Floats:
+def _falls_slowly(size: int, heads: list[float], tolerated: float, leading: Leading) -> bool:
+    """Whether the leading energy that blocks add falls so slowly that a full decomposition is likely to be cheaper."""
+    if len(heads) < 3:
+        return False
+    before, last = heads[-2] - heads[-3], heads[-1] - heads[-2]
+    if last <= tolerated:
+        # Nothing is added, and yet the values wanted do not stand out: they have copies, or are zero.
+        return before <= tolerated
+    if last >= before:
+        return True
+    further_blocks = math.log(last / tolerated) / math.log(before / last)
+    return size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
+
+
+def _leading_ritz_vectors(space: SearchSpace, rank: int, missed: float) -> _Subspace:
     """Compute the leading Ritz vectors, as orthonormal columns (columns, rank)."""
     _, vectors = np.linalg.eigh(space.projection)
     rows = vectors[:, : -rank - 1 : -1].T @ space.Q
-    return np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T)
+    return _Subspace(np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T), missed)

@@ -24,8 +24,11 @@ ROWS_PER_TASK = 512
 # Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
 ROWS_CONVERTED = 256
 
-# Sums of squares of float32 entries between which no product of an iteration leaves the range of float32.
-UNSCALED_ENERGIES = (1e-20, 1e20)
+# Rows that a thread converts at a time where it sums squares alone, in its own cache.
+ROWS_SUMMED = 32
+
+# Sums of squares between which no product of an iteration leaves the range of its precision.
+UNSCALED_ENERGIES = {"float32": (1e-20, 1e20), "float64": (1e-100, 1e100)}
 
 
 class TallMatrix(NamedTuple):
@@ -69,8 +72,7 @@ class TallMatrix(NamedTuple):
         if self.array.dtype == np.float32 and COMPILED:
             product, gram_block = _kernel_products(self, given, gram=gram)
         else:
-            product = given @ (self.array if self.transposed else self.array.T)
-            gram_block = product @ (self.array.T if self.transposed else self.array) if gram else product[:, :0]
+            product, gram_block = _blas_products(self, given, gram=gram)
         return np.asarray(product, np.float64, order="C"), np.asarray(gram_block, np.float64, order="C")
 
     def float64_product(self, basis: Floats) -> tuple[Floats, float]:
@@ -90,17 +92,46 @@ class TallMatrix(NamedTuple):
 
 
 def tall_matrix(matrix: NDArray[Any], team: Team) -> tuple[TallMatrix, float]:
-    """Convert a matrix to the precision and into the range of the products; with an estimate of ‖X‖_F²."""
+    """Convert a matrix to the precision and into the range of the products; with ‖X‖_F² in float64."""
     wide = matrix.shape[0] < matrix.shape[1]
-    if matrix.dtype != np.float64:
-        singles: NDArray[Any] = np.ascontiguousarray(matrix, dtype=np.float32)
-        with np.errstate(over="ignore", under="ignore"):
-            energy = float(np.sum(np.vecdot(singles, singles), dtype=np.float64))
-        if UNSCALED_ENERGIES[0] < energy < UNSCALED_ENERGIES[1]:
-            return TallMatrix(singles, wide, 0, team), energy
+    precision = np.float64 if matrix.dtype == np.float64 else np.float32
+    array: NDArray[Any] = np.ascontiguousarray(matrix, dtype=precision)
+    energy = _energy(array, team)
+    least, largest = UNSCALED_ENERGIES[array.dtype.name]
+    if least < energy < largest:
+        return TallMatrix(array, wide, 0, team), energy
     scaled, exponent = scaled_to_unit(matrix)
-    array = scaled if matrix.dtype == np.float64 else scaled.astype(np.float32)
-    return TallMatrix(array, wide, int(exponent), team), float(np.vdot(scaled, scaled))
+    return TallMatrix(scaled.astype(precision, copy=False), wide, int(exponent), team), float(np.vdot(scaled, scaled))
+
+
+def _energy(array: NDArray[Any], team: Team) -> float:
+    """Compute the sum of squares in float64, converting some rows at a time."""
+
+    def of_rows(start: int) -> float:
+        rows = array[start : start + ROWS_SUMMED].astype(np.float64, copy=False)
+        with np.errstate(over="ignore", under="ignore"):
+            return float(np.vdot(rows, rows))
+
+    return float(np.sum(team.map(of_rows, range(0, len(array), ROWS_SUMMED))))
+
+
+def _blas_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Compute b Xᵀ and, if asked for, b XᵀX by BLAS; sums over parts of the array are added in their order."""
+    parts = [slice(start, start + ROWS_PER_TASK) for start in range(0, len(X.array), ROWS_PER_TASK)]
+
+    def map_parts(function: Callable[[slice], NDArray[Any]]) -> list[NDArray[Any]]:
+        return X.team.map(function, parts)
+
+    def along(factor: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate(map_parts(lambda rows: factor @ X.array[rows].T), axis=1)
+
+    def across(factor: NDArray[Any]) -> NDArray[Any]:
+        products: NDArray[Any] = np.add.reduce(map_parts(lambda rows: factor[:, rows] @ X.array[rows]), axis=0)
+        return products
+
+    first, second = (across, along) if X.transposed else (along, across)
+    product = first(block)
+    return product, second(product) if gram else product[:, :0]
 
 
 def _kernel_products(X: TallMatrix, block: Singles, *, gram: bool) -> tuple[Singles, Singles]:

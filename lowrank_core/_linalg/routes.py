@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.batches import Batching, values_in_chunks
-from lowrank_core._linalg.gram import gram_factors, kernel_gram_values, lapack_gram_values
+from lowrank_core._linalg.gram import GramFactors, gram_factors, kernel_gram_values, lapack_gram_values
 from lowrank_core._linalg.krylov import Leading, krylov_factors
 from lowrank_core._linalg.lapack import lapack_svd_factors, lapack_svd_values
 from lowrank_core._linalg.products import CoreValues, gram_core_values, qr_core_values
@@ -36,16 +36,21 @@ __all__ = [
 ]
 
 
+# The fraction of the energy beyond the rank that a partial method may miss, by the precision of its products: as little
+# as products in float32 can show, and in float64 so little that the leading values have the digits of an SVD.
+TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
+
+
 class Problem(NamedTuple):
     """What is to be decomposed: matrices of a shape and stored dtype; how many values (None: all), and how well.
 
-    `tolerance` is the energy that a partial method may miss, relative to what its answer must not lose.
+    `tolerance` is the fraction of the energy beyond the rank that a partial method may miss, or None for its default.
     """
 
     dtype: str
     shape: tuple[int, int]
     rank: int | None = None
-    tolerance: float = 1e-4
+    tolerance: float | None = None
     rng: Any = 0
 
     @property
@@ -122,24 +127,23 @@ def _gram(problem: Problem) -> Route:
 def _krylov(problem: Problem) -> Route:
     if problem.rank is None:
         raise ValueError("method 'krylov' finds leading singular values only; give rank=k, or use 'auto'.")
-    return _leading("krylov", problem, problem.rank, max_vectors=problem.smaller_side)
+    return _leading("krylov", problem, problem.rank, problem.smaller_side, problem.smaller_side)
 
 
 def _auto(problem: Problem) -> Route:
+    if problem.rank is not None and _is_leading_part(problem, problem.rank):
+        full, limits = (
+            ("direct" if problem.dtype == "float64" else "gram"),
+            thresholds.KRYLOV_GIVES_UP[_precision(problem)],
+        )
+        most, expected = (int(fraction * problem.smaller_side) for fraction in limits)
+        return _leading(f"krylov, or {full} where that is cheaper", problem, problem.rank, most, expected)
     if problem.dtype == "float64":
         # A Gram matrix squares the condition number: values under 1e-8·σ₁ are lost, which float32 data had lost before.
         return _direct(problem)
     if _is_small(problem):
         # The kernel has no vectors; by the eigenvectors of a Gram matrix they take half of an SVD's time.
         return Route("direct", kernel_svd_values, gram_factors, problem.batching)
-    if (
-        problem.rank is not None
-        and problem.tolerance > 0.0
-        and problem.smaller_side >= thresholds.KRYLOV_SMALLEST_SIDE
-        and problem.rank <= thresholds.KRYLOV_LARGEST_FRACTION * problem.smaller_side
-    ):
-        max_vectors = int(problem.smaller_side * thresholds.KRYLOV_GIVES_UP)
-        return _leading("krylov, or gram where that is cheaper", problem, problem.rank, max_vectors)
     return _gram(problem)
 
 
@@ -157,34 +161,50 @@ def _is_small(problem: Problem) -> bool:
     return problem.shape[0] * problem.shape[1] <= thresholds.SMALL_ENTRIES
 
 
-def _leading(name: str, problem: Problem, rank: int, max_vectors: int) -> Route:
+def _is_leading_part(problem: Problem, rank: int) -> bool:
+    """Whether so few values are wanted of so large a matrix that an iteration is faster than a full decomposition."""
+    return (
+        problem.tolerance != 0.0
+        and problem.smaller_side >= thresholds.KRYLOV_SMALLEST_SIDE
+        and rank <= thresholds.KRYLOV_LARGEST_FRACTION * problem.smaller_side
+    )
+
+
+def _precision(problem: Problem) -> str:
+    """Return the precision of the products of an iteration."""
+    return "float64" if problem.dtype == "float64" else "float32"
+
+
+def _leading(name: str, problem: Problem, rank: int, max_vectors: int, expected_vectors: int) -> Route:
     """Return the route by block Krylov iteration, or by a full decomposition where that cannot show what it misses."""
     seed = int(np.random.default_rng(problem.rng).integers(2**63))
-    leading = Leading(max(1, rank), problem.tolerance, max_vectors, seed)
+    tolerance = TOLERANCES[_precision(problem)] if problem.tolerance is None else problem.tolerance
+    leading = Leading(max(1, rank), tolerance, max_vectors, expected_vectors, seed)
+    full = _direct(problem) if problem.dtype == "float64" else _gram(problem)
     # An iteration divides its products among the workers itself.
     batching = Batching(one_at_a_time=True, takes_blas_lock=True)
-    factors = partial(_leading_factors, leading, problem)
-    return Route(name, partial(_leading_values, leading, factors), factors, batching)
+    return Route(name, partial(_leading_values, leading, full), partial(_leading_factors, leading, full), batching)
 
 
-def _leading_values(
-    leading: Leading, leading_factors: Callable[[NDArray[Any], int], Factors], stack: NDArray[Any], workers: int
-) -> Values:
+def _leading_values(leading: Leading, full: Route, stack: NDArray[Any], workers: int) -> Values:
     values, norms = np.empty((len(stack), leading.rank)), np.empty(len(stack))
     for i, matrix in enumerate(stack):
-        factors = leading_factors(matrix, workers)
-        values[i], norms[i] = factors.values[: leading.rank], factors.norm
+        factors = krylov_factors(matrix, leading, workers)
+        if factors is None:
+            whole = full.values(stack[i : i + 1], workers)
+            values[i], norms[i] = whole.values[0, : leading.rank], whole.norms[0]
+        else:
+            values[i], norms[i] = factors.values[: leading.rank], factors.norm
     return Values(values, norms)
 
 
-def _leading_factors(leading: Leading, problem: Problem, matrix: NDArray[Any], workers: int) -> Factors:
+def _leading_factors(leading: Leading, full: Route, matrix: NDArray[Any], workers: int) -> Factors:
     factors = krylov_factors(matrix, leading, workers)
     if factors is not None:
         return factors
-    with problem.batching.blas_lock():
-        if problem.dtype == "float64":
-            return lapack_svd_factors(matrix, workers)
-        return gram_factors(matrix, workers).projected(leading.rank)
+    with full.batching.blas_lock():
+        decomposed = full.factors(matrix, workers)
+        return decomposed.projected(leading.rank) if isinstance(decomposed, GramFactors) else decomposed
 
 
 def _qr_core(dtype: str, shape: tuple[int, int], rank: int) -> CoreValues:  # noqa: ARG001 - as every entry

@@ -20,8 +20,9 @@ TWO_STAGES = 1024
 KRYLOV_SMALLEST_SIDE = 1024
 KRYLOV_LARGEST_FRACTION = 1 / 16
 
-# The fraction of the smaller side as basis vectors at which "auto" goes to the Gram route instead.
-KRYLOV_GIVES_UP = 1 / 4
+# The fractions of the smaller side as basis vectors, had and expected, beyond which "auto" takes a full decomposition
+# instead: by way of the Gram matrix, or LAPACK's SVD, which takes up to ten times as long.
+KRYLOV_GIVES_UP = {"float32": (1 / 4, 1 / 16), "float64": (1 / 2, 1 / 2)}
 
 # Gram matrices of float32 factors up to this rank are computed by a kernel, in 40 to 75 % of BLAS's time and without a
 # float64 copy; beyond it BLAS is faster.

@@ -42,7 +42,12 @@ def test_auto_stays_within_its_tolerance_on_repeated_values(name):
 @given(stepped_values(COUNT), st.integers(1, 60), st.integers(0, 2**32))
 def test_auto_stays_within_its_tolerance_whatever_the_copies(values, rank, seed):
     matrix = rotated(values, seed)
-    with patch.multiple(thresholds, KRYLOV_SMALLEST_SIDE=COUNT, KRYLOV_LARGEST_FRACTION=1 / 5, KRYLOV_GIVES_UP=1 / 2):
+    with patch.multiple(
+        thresholds,
+        KRYLOV_SMALLEST_SIDE=COUNT,
+        KRYLOV_LARGEST_FRACTION=1 / 5,
+        KRYLOV_GIVES_UP={"float32": (1 / 2, 1 / 2)},
+    ):
         result = spectrum(matrix, rank=rank, rng=seed)
     assert missed_over_tolerance(matrix, rank, result.values) <= 1
 
@@ -120,6 +125,7 @@ def test_missed_energy_is_not_below_what_is_missed(values, rank, blocks, seed):
 
 def test_auto_asked_for_every_digit_takes_gram(monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 64)
+    monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", {"float32": (3 / 4, 3 / 4)})
     monkeypatch.setattr(thresholds, "SMALL_ENTRIES", 0)
     matrix = rotated(1 / np.arange(1.0, 129), 0)
     exact = spectrum(matrix, method="gram").values[:4]

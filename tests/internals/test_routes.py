@@ -40,7 +40,9 @@ def truth(update):
     ("method", "dtype", "shape", "rank", "route"),
     [
         ("auto", "float64", (8, 8), None, "direct"),
-        ("auto", "float64", (4096, 4096), 4, "direct"),
+        ("auto", "float64", (4096, 4096), None, "direct"),
+        ("auto", "float64", (4096, 4096), 4, "krylov, or direct where that is cheaper"),
+        ("auto", "float64", (4096, 1023), 4, "direct"),
         ("auto", "float32", (8, 8), None, "direct"),
         ("auto", "float32", (65, 64), None, "gram"),
         ("auto", "bfloat16", (4096, 4096), None, "gram"),

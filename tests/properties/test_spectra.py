@@ -218,7 +218,7 @@ def assert_within_tolerance_of_krylov(update, rank):
     rounding = 20 * max(update.shape) * bounds.EPS64 * (1 if result.norm else 0) + np.ldexp(bounds.SPACING, scale) * 8
     assert np.all(head <= whole[:rank] + rounding)
     if rank:
-        tolerance = 1e-4 * min(whole[rank - 1], max(whole[-1] - whole[rank - 1], 1e-6 * whole[-1]))
+        tolerance = 1e-6 * max(whole[-1] - whole[rank - 1], 1e-6 * whole[-1])
         assert whole[rank - 1] - head[-1] <= tolerance + rounding
 
 
