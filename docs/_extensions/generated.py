@@ -11,13 +11,14 @@ def make_all(app):
     """Run every script of ``_generate``."""
     import figures
     import formats
+    import model_tables
     import reference
     import study_figures
     import study_tables
     import tables
 
     for script, folder in (
-        *((script, "_generated") for script in (figures, formats, tables, study_figures, study_tables)),
+        *((script, "_generated") for script in (figures, formats, tables, model_tables, study_figures, study_tables)),
         (reference, "reference/generated"),
     ):
         target = Path(app.srcdir, folder)
