@@ -43,6 +43,16 @@ def extract(
             show_default="1",
         ),
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="T",
+            help="With --rank, the fraction of the energy beyond it that may be missed; 0 decomposes in full.",
+            show_default="1e-6",
+        ),
+    ] = None,
     modules: options.Modules,
     embedding: Annotated[
         list[str] | None,
@@ -97,6 +107,7 @@ def extract(
         tuned,
         out,
         rank=rank,
+        tolerance=tolerance,
         embeddings=embedding or (),
         transposed=transposed,
         names=names,

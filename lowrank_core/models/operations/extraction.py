@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+from lowrank_core._validation import as_tolerance
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
@@ -37,6 +38,7 @@ def extract(
     out: str | PathLike[str],
     *,
     rank: Rank,
+    tolerance: float | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -69,6 +71,9 @@ def extract(
         ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
         :class:`~lowrank_core.models.Budget` is divided among the layers, whose spectra are read first; with
         :class:`~lowrank_core.models.AboveNoise` each keeps what is above the rounding of its weights.
+    tolerance : float, optional
+        How much of the energy beyond a fixed rank the best update of a large layer may miss, as a fraction of it; None
+        is 1e-6, and 0 decomposes every layer in full. As in :func:`~lowrank_core.truncate`.
     format : str, optional
         The name of a format, where that is not what `out` asks for, as "diffusers".
     include, exclude : sequence of str
@@ -172,6 +177,7 @@ def extract(
             executor=executor,
             progress=progress,
         )
+    tolerance = as_tolerance(tolerance)
     out = Path(out)
     pair = pair_checkpoints(
         *(open_checkpoint(path_for(path, executor), component=component) for path in (base, tuned)),
@@ -194,7 +200,10 @@ def extract(
     plan = _place(pair, chosen, embeddings, orientation, target, prefix)
     modules = sorted(pair.module_names)
     # PEFT stacks experts only where all of them have factors: of zeros, where one did not change.
-    tasks = [replace(task, min_rank=int(uniform and is_separate_expert(task.name))) for task in plan.tasks]
+    tasks = [
+        replace(task, min_rank=int(uniform and is_separate_expert(task.name)), tolerance=tolerance)
+        for task in plan.tasks
+    ]
     report = compress(
         "extract",
         (str(base), str(tuned)),

@@ -88,15 +88,18 @@ class Factored:
     noise: RoundingNoise | None = None
 
 
-def factor(update: Update, rank: LayerRank, encoding: FactorEncoding, *, min_rank: int = 0) -> Factored:
+def factor(
+    update: Update, rank: LayerRank, encoding: FactorEncoding, *, min_rank: int = 0, tolerance: float | None = None
+) -> Factored:
     r"""Return the best factors of a rank, rounded to their stored dtype, and what is lost; of one decomposition.
 
     The error of the factors is measured against Δ itself, in float64 and after rounding: in blocks of rows, or for a
     product through the QR factors of :math:`[\gamma' B', -\gamma B]` and :math:`[A'; A]`. Where only the leading
     singular values are known (large float32 layers at a fixed small rank) the best error is :math:`\sqrt{N^2 - H_r}/N`:
-    nothing under about 3e-8 can be distinguished from zero, and the figure may be too large by a relative 5e-5.
+    nothing under about 3e-8 can be distinguished from zero, and the figure may be too large by half of the tolerance,
+    relative to itself.
     """
-    best, spectrum, requested = _truncated(update, rank, min_rank)
+    best, spectrum, requested = _truncated(update, rank, min_rank, tolerance)
     norm = float(spectrum.norm)
     stored = None
     error, storage_error = (1.0 if norm else 0.0), 0.0
@@ -174,14 +177,16 @@ def _moved(stored: LowRankUpdate, unrounded: LowRankUpdate) -> LowRankUpdate:
     return LowRankUpdate(left, below, stored.scaling)
 
 
-def _truncated(update: Update, rank: LayerRank, min_rank: int) -> tuple[LowRankUpdate, Spectrum, int]:
+def _truncated(
+    update: Update, rank: LayerRank, min_rank: int, tolerance: float | None
+) -> tuple[LowRankUpdate, Spectrum, int]:
     """Return the best update of a rank, the spectrum, and the rank that was requested."""
     own = min(update.shape)
 
     # Only float32 and below are ever decomposed in part: for all others the whole spectrum costs nothing more.
     if isinstance(update, np.ndarray) and not callable(rank) and update.dtype != np.float64:
         requested, norm = as_count(rank), frobenius_norm(update)
-        best = truncate(update, max(min(requested, own) if norm else 0, min_rank))
+        best = truncate(update, max(min(requested, own) if norm else 0, min_rank), tolerance=tolerance)
         values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]
         m, n = update.shape
         return best, Spectrum(values, np.asarray(norm), (m, n), best.rank == own, update.dtype), requested

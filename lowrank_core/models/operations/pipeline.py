@@ -49,7 +49,7 @@ class Task:
     `shape`, `dtype` and `tensors` describe what is compressed. `update` reads it, as the
     transpose of its module's map where `transposed`; `update_and_noise` reads it with its rounding noise, where there
     are two stored weights. `biases` are multiplied with the layer's scale by readers, and are divided by it here.
-    `alpha` is the layer's own, where not all have the same.
+    `alpha` is the layer's own, where not all have the same. `tolerance` is that of a truncation to a rank.
     """
 
     placement: Placement
@@ -60,6 +60,7 @@ class Task:
     transposed: bool = False
     biases: tuple[OtherTensor, ...] = ()
     min_rank: int = 0
+    tolerance: float | None = None
     alpha: float | None = None
     update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
 
@@ -254,7 +255,7 @@ def _factored(job: _Job) -> Factored:
     if rank is None:
         return unchanged(task.update(), encoding)
     if not isinstance(rank, AboveNoise):
-        return factor(task.update(), rank, encoding, min_rank=task.min_rank)
+        return factor(task.update(), rank, encoding, min_rank=task.min_rank, tolerance=task.tolerance)
     if task.update_and_noise is None:
         raise ValueError("what storing has added is known of the difference of two checkpoints, and not of an adapter")
     update, noise = task.update_and_noise()
