@@ -79,7 +79,10 @@ def compile_kernels() -> Compilation:
     spectrum(LowRankUpdate(factor, factor.T))
     spectrum(single[:100, :100])
     spectrum(single)
-    for matrix in (single, single.astype(np.float64)):
+    double = single.astype(np.float64)
+    for of_every_route in (double[:, :16], double[:100, :100], double):
+        spectrum(of_every_route)
+    for matrix in (single, double):
         spectrum(matrix, rank=4, method="krylov")
     residual_energy(single, factor.astype(np.float64), factor.T.astype(np.float64), 1)
     return Compilation(folder, kernels_in_use(), perf_counter() - start)

@@ -46,11 +46,14 @@ def singular_values(
     *batch, m, n = matrices.shape
     route = choose_route(method, Problem(dtype, (m, n), rank, tolerance, rng))
     flat = as_stack(matrices, 2)
-    # In threads, as what follows: of the time for small matrices it is a tenth.
-    batching = Batching(route.batching.one_at_a_time, takes_blas_lock=True)
-    if not all(map_batch(lambda chunk: all_finite(flat[chunk]), len(flat), (m, n), workers, batching)):
-        check_finite(matrices)
+    if route.needs_finite:
+        # In threads, as what follows: of the time for small matrices it is a tenth.
+        batching = Batching(route.batching.one_at_a_time, takes_blas_lock=True)
+        if not all(map_batch(lambda chunk: all_finite(flat[chunk]), len(flat), (m, n), workers, batching)):
+            check_finite(matrices)
     values, norms = route.values(flat, workers)
+    if not np.isfinite(norms).all():
+        check_finite(matrices)
     if rank is not None:
         values = np.ascontiguousarray(values[:, :rank])
     return Values(values.reshape(*batch, values.shape[-1]), norms.reshape(batch))

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.batches import Batching, values_in_chunks
+from lowrank_core._linalg.bidiagonal import bidiagonal_svd_values
 from lowrank_core._linalg.gram import GramFactors, gram_factors, kernel_gram_values, lapack_gram_values
 from lowrank_core._linalg.krylov import Leading, krylov_factors
 from lowrank_core._linalg.lapack import lapack_svd_factors, lapack_svd_values
 from lowrank_core._linalg.products import CoreValues, gram_core_values, qr_core_values
 from lowrank_core._linalg.small import kernel_svd_values
+from lowrank_core._linalg.tall import tall_svd_values
 from lowrank_core._linalg.two_stage import two_stage_gram_values
+from lowrank_core._linalg.two_stage_svd import two_stage_svd_values
 from lowrank_core._linalg.values import Factors, Values
 from lowrank_core._validation import check_choice
 
@@ -67,13 +70,15 @@ class Problem(NamedTuple):
 class Route(NamedTuple):
     """One way to decompose matrices: the values of a stack (count, m, n), and the factors of one matrix, on workers.
 
-    `batching` says how a stack is divided for its factors; `name` is what the documentation calls the route.
+    `batching` says how a stack is divided for its factors; `name` is what the documentation calls the route. A route
+    that does not need finite entries returns NaN for matrices with others.
     """
 
     name: str
     values: Callable[[NDArray[Any], int], Values]
     factors: Callable[[NDArray[Any], int], Factors]
     batching: Batching
+    needs_finite: bool = True
 
 
 class ProductRoute(NamedTuple):
@@ -109,8 +114,17 @@ def _lapack(problem: Problem) -> Route:
 
 def _direct(problem: Problem) -> Route:
     if _is_small(problem):
-        return Route("direct", kernel_svd_values, lapack_svd_factors, problem.batching)
-    return _lapack(problem)._replace(name="direct")
+        return _direct_by(problem, kernel_svd_values)
+    if max(problem.shape) >= thresholds.TALL * problem.smaller_side:
+        square = _direct(problem._replace(shape=(problem.smaller_side,) * 2))
+        return _direct_by(problem, partial(tall_svd_values, square.values))._replace(needs_finite=False)
+    if problem.smaller_side < thresholds.TWO_STAGES_SVD:
+        return _direct_by(problem, bidiagonal_svd_values)
+    return _direct_by(problem, two_stage_svd_values)
+
+
+def _direct_by(problem: Problem, values: Callable[[NDArray[Any], int], Values]) -> Route:
+    return Route("direct", values, lapack_svd_factors, problem.batching)
 
 
 def _gram(problem: Problem) -> Route:

@@ -66,9 +66,12 @@ def test_factors_of_small_float32_matrices_come_from_their_gram_matrices():
 
 
 def test_lapack_calls_no_kernel(monkeypatch):
-    monkeypatch.setattr(svd_kernels, "small_values", None)
+    def called(*_):
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(svd_kernels, "small_values", called)
     spectrum(np.eye(8), method="lapack")
-    with pytest.raises(TypeError):
+    with pytest.raises(AssertionError, match="a kernel was called"):
         spectrum(np.eye(8), method="direct")
 
 
@@ -96,6 +99,9 @@ ROUTES = {
     "Gram kernel": ("gram", {}),
     "Gram and LAPACK": ("gram", {"LARGE": 4, "TWO_STAGES": 99}),
     "two stages": ("gram", {"LARGE": 4, "TWO_STAGES": 5}),
+    "bidiagonal kernel": ("direct", {"SMALL_ENTRIES": 0, "TALL": 99}),
+    "tall": ("direct", {"SMALL_ENTRIES": 144, "TALL": 1.5}),
+    "upper band": ("direct", {"SMALL_ENTRIES": 0, "TALL": 99, "TWO_STAGES_SVD": 5}),
 }
 
 

@@ -1,8 +1,10 @@
-"""Eigenvalues of Gram matrices too large for a core's own cache: to a band by matrix products, then to three diagonals.
+"""Matrices too large for a core's own cache: to a band by matrix products, then to three diagonals, or to two.
 
-The reduction in two stages of Bischof, Lang and Sun (ACM Trans. Math. Softw. 26 (2000) 581). The matrix is stored as
-the square tiles of its lower triangle, row by row, to be read along memory and to stay in a core's cache meanwhile; the
-band as rows of 2·BAND + 1 numbers, shifted so that a block of it is a matrix with rows 2·BAND numbers apart.
+The reduction of a Gram matrix in two stages of Bischof, Lang and Sun (ACM Trans. Math. Softw. 26 (2000) 581), and of a
+matrix itself, to an upper band and to bidiagonal form, of Großer and Lang (Parallel Comput. 25 (1999) 969). A Gram
+matrix is stored as the square tiles of its lower triangle, row by row, to be read along memory and to stay in a core's
+cache meanwhile; its band as rows of 2·BAND + 1 numbers, shifted so that a block of it is a matrix with rows 2·BAND
+numbers apart, and an upper band as rows of 3·BAND + 1.
 """
 
 from __future__ import annotations
@@ -15,7 +17,18 @@ from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
 from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS, WIDTH
 
-__all__ = ["BAND", "DEPTH", "TILE", "chase", "pack", "reduce_panel", "update_and_multiply"]
+__all__ = [
+    "BAND",
+    "DEPTH",
+    "TILE",
+    "WIDE_APART",
+    "chase",
+    "chase_bidiagonal",
+    "factor_panel",
+    "pack",
+    "reduce_panel",
+    "update_and_multiply",
+]
 
 # Diagonals below the main one that the first stage leaves. A product with so many columns at once runs near a core's
 # speed for matrix products; the second stage takes time in proportion to them.
@@ -23,6 +36,10 @@ BAND = 32
 
 # Columns of V and W together, in A − V Wᵀ − W Vᵀ; and as many numbers are between rows of a block of the band.
 DEPTH = APART = 2 * BAND
+
+# Numbers between rows of a block of an upper band, which while it is reduced has at most BAND − 1 of them below the
+# diagonal and 2·BAND − 1 above it.
+WIDE_APART = 3 * BAND
 
 # Rows and columns of a tile: 128 KiB, which with what is multiplied stays in a core's own cache.
 TILE = 128
@@ -195,7 +212,7 @@ def _apply_and_sum(
 
 
 @kernel
-def _reflector(x: Floats) -> float:
+def _reflect(x: Floats) -> float:
     """Replace x by a reflector of squared norm 2; return what it leaves of x in the first entry."""
     square = simd.inner(x, x, BAND)
     norm, alpha = math.sqrt(square), x[0]
@@ -240,25 +257,25 @@ def _apply_to_diagonal(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane
 
 
 @kernel
-def _apply_below(F: Floats, at: int, v: Floats, u: Floats, y: Floats, z: Floats) -> None:
+def _apply_from_right_and_left(F: Floats, at: int, apart: int, v: Floats, u: Floats, y: Floats, z: Floats) -> None:
     """Apply v to a block from the right, then from the left the reflector of its first column, which goes to u."""
     for i in range(0, BAND, WIDTH):
         sums = simd.broadcast(0.0, WIDTH, WIDTH)
         for k in range(0, BAND, WIDTH):
-            sums = simd.fma(simd.load_rows(F, at + i * APART + k, APART, WIDTH), simd.load(v, k), sums)
+            sums = simd.fma(simd.load_rows(F, at + i * apart + k, apart, WIDTH), simd.load(v, k), sums)
         simd.store(y, i, simd.sum_pairs(simd.transpose(sums)))
     for i in range(BAND):
-        u[i] = F[at + i * APART] - y[i] * v[0]
-    left = _reflector(u)
+        u[i] = F[at + i * apart] - y[i] * v[0]
+    left = _reflect(u)
     both = -simd.inner(u, y, BAND)
     for k in range(0, BAND, WIDTH):
         even, odd = both * simd.load(v, k), simd.broadcast(0.0)
         for i in range(0, BAND, 2):
-            even = simd.fma(simd.load_entry(u, i), simd.load(F, at + i * APART + k), even)
-            odd = simd.fma(simd.load_entry(u, i + 1), simd.load(F, at + (i + 1) * APART + k), odd)
+            even = simd.fma(simd.load_entry(u, i), simd.load(F, at + i * apart + k), even)
+            odd = simd.fma(simd.load_entry(u, i + 1), simd.load(F, at + (i + 1) * apart + k), odd)
         simd.store(z, k, even + odd)
     for i in range(BAND):
-        row = at + i * APART
+        row = at + i * apart
         y_i, u_i = -y[i], -u[i]
         for k in range(0, BAND, WIDTH):
             simd.store(
@@ -282,10 +299,71 @@ def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
         diagonal[column] = band[column * APART + column]
         for i in range(BAND):
             v[i] = band[(column + 1 + i) * APART + column]
-        off = _reflector(v)
+        off = _reflect(v)
         squares[column] = off * off
         for k in range(column + 1, n, BAND):
             _apply_to_diagonal(band, k * APART + k, v, y, z, lane, parts)
             if k + BAND < n:
-                _apply_below(band, (k + BAND) * APART + k, v, u, y, z)
+                _apply_from_right_and_left(band, (k + BAND) * APART + k, APART, v, u, y, z)
                 v, u = u, v
+
+
+@kernel
+def factor_panel(panel: Floats, triangle: Floats) -> None:
+    """Fill the triangle (BAND, BAND) of a panel (rows, BAND), and leave reflectors of squared norm 2 in the panel."""
+    heads = np.empty(BAND)
+    _reflectors(panel.reshape(panel.size), 0, panel.shape[0], heads)
+    for i in range(BAND):
+        for j in range(i, BAND):
+            triangle[i, j] = panel[i, j]
+            panel[i, j] = heads[i] if i == j else 0.0
+
+
+@kernel
+def _apply_from_left_and_right(F: Floats, at: int, u: Floats, v: Floats, y: Floats, z: Floats) -> None:
+    """Apply u to a block from the left, then from the right the reflector of its first row, which goes to v."""
+    for k in range(0, BAND, WIDTH):
+        even, odd = simd.broadcast(0.0), simd.broadcast(0.0)
+        for i in range(0, BAND, 2):
+            even = simd.fma(simd.load_entry(u, i), simd.load(F, at + i * WIDE_APART + k), even)
+            odd = simd.fma(simd.load_entry(u, i + 1), simd.load(F, at + (i + 1) * WIDE_APART + k), odd)
+        simd.store(z, k, even + odd)
+        simd.store(v, k, simd.load(F, at + k) - u[0] * simd.load(z, k))
+    right = _reflect(v)
+    both = -simd.inner(z, v, BAND)
+    for i in range(0, BAND, WIDTH):
+        sums = simd.broadcast(0.0, WIDTH, WIDTH)
+        for k in range(0, BAND, WIDTH):
+            sums = simd.fma(simd.load_rows(F, at + i * WIDE_APART + k, WIDE_APART, WIDTH), simd.load(v, k), sums)
+        simd.store(y, i, simd.fma(both, simd.load(u, i), simd.sum_pairs(simd.transpose(sums))))
+    for i in range(BAND):
+        row = at + i * WIDE_APART
+        y_i, u_i = -y[i], -u[i]
+        for k in range(0, BAND, WIDTH):
+            simd.store(
+                F, row + k, simd.fma(y_i, simd.load(v, k), simd.fma(u_i, simd.load(z, k), simd.load(F, row + k)))
+            )
+    F[at : at + BAND] = 0.0
+    F[at] = right
+
+
+@kernel
+def chase_bidiagonal(band: Floats, diagonal: Floats, above: Floats) -> None:
+    """Reduce an upper band to two diagonals, and fill in their squares; the last of those above is 0.
+
+    A row is reduced to two entries; what that adds below the diagonal is chased out of the next row's way. The band is
+    followed by 3·BAND rows of zeros.
+    """
+    n = diagonal.size
+    v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
+    for row in range(n):
+        at = row * WIDE_APART + row
+        diagonal[row] = band[at] * band[at]
+        for i in range(BAND):
+            v[i] = band[at + 1 + i]
+        off = _reflect(v)
+        above[row] = off * off
+        for k in range(row + 1, n, BAND):
+            _apply_from_right_and_left(band, k * WIDE_APART + k, WIDE_APART, v, u, y, z)
+            if k + BAND < n:
+                _apply_from_left_and_right(band, k * WIDE_APART + k + BAND, u, v, y, z)

@@ -12,6 +12,7 @@ no lane changes another. In plain Python (``NUMBA_DISABLE_JIT=1``) the same func
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from contextlib import suppress
@@ -181,6 +182,17 @@ def _build_sum(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return terms[0]
 
 
+def _build_row_sums(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    sums = []
+    for row in _unpack(builder, args[0]):
+        while row.type.count > 1:
+            half = row.type.count // 2
+            masks = [ir.Constant(ir.VectorType(INT32, half), list(range(at, at + half))) for at in (0, half)]
+            row = builder.fadd(*(builder.shuffle_vector(row, row, mask) for mask in masks))  # noqa: PLW2901
+        sums.append(builder.extract_element(row, INT32(0)))
+    return _pack(builder, sig.return_type, sums)
+
+
 def _compiled(result: Function, build: Function) -> Callable[[Function], Function]:
     """Let compiled code do what ``build`` builds, of type ``result``, where Python calls the decorated function.
 
@@ -298,6 +310,15 @@ def sum_pairs(x: Any) -> Any:
     return x[0]
 
 
+@_compiled(lambda tile: Tile(tile.element, tile.count, None), _build_row_sums)
+def sum_rows(tile: Any) -> Any:
+    """Return the sum of each row of a tile as a column, adding halves: (a + c) + (b + d)."""
+    while tile.shape[1] > 1:
+        half = tile.shape[1] // 2
+        tile = tile[:, :half] + tile[:, half:]
+    return tile
+
+
 def _operator(symbol: Function, instruction: Function, element: Any, result: Any) -> None:
     """Let compiled code apply an operator of Python's to vectors and tiles, or to one of these and a number."""
 
@@ -328,3 +349,21 @@ def inner(x: Floats, y: Floats, size: int) -> Any:
     for k in range(0, size, WIDTH):
         total = fma(load(x, k), load(y, k), total)
     return sum_pairs(total)
+
+
+@kernel
+def exponent_of(entries: Floats, first: int, count: int) -> int:
+    """Return the e for which the largest of some entries over 2^e lies in [½, 1)."""
+    whole = count - count % WIDTH
+    lanes = broadcast(0.0)
+    for at in range(first, first + whole, WIDTH):
+        x = load(entries, at)
+        x = select(x < 0.0, 0.0 - x, x)
+        lanes = select(lanes < x, x, lanes)
+    each, largest = np.empty(WIDTH), 0.0
+    store(each, 0, lanes)
+    for lane in range(WIDTH):
+        largest = max(largest, each[lane])
+    for at in range(first + whole, first + count):
+        largest = max(largest, abs(entries[at]))
+    return math.frexp(largest)[1]

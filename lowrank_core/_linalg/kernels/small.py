@@ -99,31 +99,13 @@ def _reflect_rows(
 
 
 @kernel
-def _exponent(entries: Floats, first: int, count: int) -> int:
-    """Return the e for which the largest of some entries over 2^e lies in [½, 1)."""
-    whole = count - count % WIDTH
-    lanes = simd.broadcast(0.0)
-    for at in range(first, first + whole, WIDTH):
-        x = simd.load(entries, at)
-        x = simd.select(x < 0.0, 0.0 - x, x)
-        lanes = simd.select(lanes < x, x, lanes)
-    each, largest = np.empty(WIDTH), 0.0
-    simd.store(each, 0, lanes)
-    for lane in range(WIDTH):
-        largest = max(largest, each[lane])
-    for at in range(first + whole, first + count):
-        largest = max(largest, abs(entries[at]))
-    return math.frexp(largest)[1]
-
-
-@kernel
 def _interleave(
     flat: Floats, starts: Integers, m: int, n: int, A: Floats, scale: Floats, places: Integers, exponents: Integers
 ) -> None:
     """Copy eight matrices, or their transposes where those are taller, to the lanes of A, each over 2^exponent."""
     count = m * n
     for lane in range(WIDTH):
-        exponents[starts[lane] // count] = exponent = _exponent(flat, starts[lane], count)
+        exponents[starts[lane] // count] = exponent = simd.exponent_of(flat, starts[lane], count)
         # In two factors, because 1/2^e alone need not be a float64.
         half = -(exponent // 2)
         scale[lane], scale[WIDTH + lane] = math.ldexp(1.0, half), math.ldexp(1.0, -exponent - half)

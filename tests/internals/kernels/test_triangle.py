@@ -1,0 +1,56 @@
+"""Triangles of tall matrices: their Gram matrices, and values by way of them."""
+
+import numpy as np
+import pytest
+
+from lowrank_core._linalg import tall
+from lowrank_core._linalg.kernels.triangle import triangle
+from lowrank_core._linalg.lapack import lapack_svd_values
+from tests.compiled import plain
+
+EPS = 2.0**-52
+
+
+def square_values(stack, workers):
+    return lapack_svd_values(stack)
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 5), (64, 8), (513, 8), (700, 9), (900, 30), (1000, 96)])
+def test_a_triangle_has_the_gram_matrix_of_the_rows(m, n):
+    matrix = np.random.default_rng(m).standard_normal((m, n)) * np.exp2(-np.arange(n))
+    for factor in (triangle, plain(triangle)) if m * n < 5000 else (triangle,):
+        R = np.full((n, n), np.nan)
+        factor(matrix, R)
+        assert np.array_equal(R, np.triu(R))
+        sizes = np.linalg.norm(matrix, axis=0)
+        # Householder's factors err in each column by a multiple of that column's size alone.
+        assert np.all(np.abs(R.T @ R - matrix.T @ matrix) <= 10 * m * EPS * np.outer(sizes, sizes))
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 300, 1), (2, 1000, 3), (1, 33333, 7), (2, 5000, 4), (1, 9000, 30), (1, 2500, 120)]
+)
+@pytest.mark.parametrize("scale", [1.0, 1e200, 1e-200, 0.0])
+def test_values_of_tall_and_of_wide_matrices_are_lapacks(shape, scale):
+    stack = scale * np.random.default_rng(0).standard_normal(shape)
+    exact = lapack_svd_values(stack).values
+    for given in (stack, stack.swapaxes(-1, -2)):
+        values, norms = tall.tall_svd_values(square_values, given, 2)
+        # Not far from a thousandth of what is promised: 10 · max(m, n) · eps.
+        assert np.all(np.abs(values - exact) <= 100 * EPS * exact[:, :1])
+        assert np.allclose(norms, np.linalg.norm(stack / max(scale, 1e-300), axis=(1, 2)) * scale, rtol=1e-13)
+
+
+@pytest.mark.parametrize("n", [3, 30, 120])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_are_nan_where_an_entry_is_not_finite(n, bad):
+    stack = np.ones((2, 3000, n))
+    stack[1, 2999, n - 1] = bad
+    assert np.all(np.isnan(tall.tall_svd_values(square_values, stack, 1).norms))
+
+
+def test_workers_and_neighbours_change_no_bit():
+    stack = np.random.default_rng(0).standard_normal((3, 20_000, 12))
+    whole = tall.triangles(stack, 3)
+    assert np.array_equal(tall.triangles(stack, 1), whole)
+    assert np.array_equal(tall.triangles(stack[1:2], 2)[0], whole[1])
