@@ -60,6 +60,8 @@ TESTS = {
     f"{KERNELS}krylov": f"{COMPILED} {INTERNALS}/kernels/test_narrow_products.py",
     f"{KERNELS}band": f"{COMPILED} {INTERNALS}/kernels/test_band.py "
     "-k 'function_of or three_diagonals_have or panel or a_pass'",
+    f"{KERNELS}bidiagonal": f"{COMPILED} {INTERNALS}/kernels/test_bidiagonal.py -k 'function_of or came_from'",
+    f"{KERNELS}triangle": f"{COMPILED} {INTERNALS}/kernels/test_triangle.py -k 'function_of or gram_matrix'",
     f"{KERNELS}gram": f"{COMPILED} {INTERNALS}/kernels/test_gram.py {INTERNALS}/kernels/test_dqds.py "
     "-k 'function_of or tridiagonal or gram_matrix and not 33 and not 70'",
     f"{KERNELS}small": f"{COMPILED} {INTERNALS}/kernels/test_small.py {INTERNALS}/kernels/test_dqds.py "

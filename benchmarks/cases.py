@@ -122,6 +122,15 @@ def two_workers(count: int, n: int, dtype: str) -> Case:
     return replace(case, name=f"{case.name}, 2 workers", peers=(one,))
 
 
+def doubles(count: int, m: int, n: int) -> Case:
+    """All singular values of float64 matrices whose entries are drawn, against LAPACK's values."""
+    drawn = inputs.generator(count, m, n).standard_normal((count, m, n))
+    matrices = drawn if count > 1 else drawn[0]
+    peers = (_numpy_values(matrices), Contender("torch", lambda: _torch_values(matrices), needs=("torch",)))
+    name = f"{m:,} × {n}, float64" if count == 1 else f"{count:,} × {m} × {n}, float64"
+    return _values_case(name, matrices, np.linalg.svd(matrices, compute_uv=False), peers)
+
+
 def large(n: int, dtype: str = "float32", kind: str = "even") -> Case:
     """All singular values of one matrix, large as a rule, with a spectrum of a kind."""
     values = inputs.SPECTRA[kind](n, dtype)

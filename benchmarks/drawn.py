@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from benchmarks.repeated import missed_over_tolerance, rotated, stepped_values
 from lowrank_core import LowRankUpdate, spectrum, truncate
+from lowrank_core._linalg.bidiagonal import bidiagonal_svd_values
 from lowrank_core._linalg.gram import kernel_gram_values, lapack_gram_values
 from lowrank_core._linalg.lapack import lapack_svd_values
 from lowrank_core._linalg.small import kernel_svd_values
+from lowrank_core._linalg.tall import tall_svd_values
+from lowrank_core._linalg.two_stage_svd import two_stage_svd_values
 from lowrank_core._validation import as_matrices
 from lowrank_core.testing import FACTOR_KINDS, KINDS, low_rank_updates, updates
 
@@ -161,9 +164,16 @@ def _lengths(method: str) -> Callable[[Any], Floats]:
     return lengths
 
 
+def _by_a_triangle(stack: NDArray[Any]) -> tuple[Floats, Floats]:
+    return tall_svd_values(kernel_svd_values, stack, 1)
+
+
 ROUTES = {
     "direct, eight in lanes": Route(_found_by(lambda one: kernel_svd_values(one, 1)), False, "eps64·σ₁"),
-    "direct, LAPACK": Route(_found_by(lapack_svd_values), False, "eps64·σ₁"),
+    "direct, one column after another": Route(_found_by(lambda one: bidiagonal_svd_values(one, 1)), False, "eps64·σ₁"),
+    "direct, QR first": Route(_found_by(_by_a_triangle), False, "eps64·σ₁"),
+    "direct, two stages": Route(_found_by(lambda one: two_stage_svd_values(one, 1)), False, "eps64·σ₁"),
+    "lapack": Route(_found_by(lapack_svd_values), False, "eps64·σ₁"),
     "gram, three diagonals": Route(_found_by(lambda one: kernel_gram_values(one, 1)), False, "eps32·σ₁"),
     "gram, LAPACK": Route(_found_by(lapack_gram_values), False, "eps32·σ₁"),
     "truncation, direct": Route(_lengths("direct"), False, "eps64·σ₁"),

@@ -18,7 +18,7 @@ from lowrank_core import spectrum
 
 # asv imports every file of this folder beside each commit's own package, which may not have these modules.
 try:
-    from lowrank_core._linalg import blas_threads, gram, lapack, small, thresholds, two_stage
+    from lowrank_core._linalg import bidiagonal, blas_threads, gram, lapack, small, thresholds, two_stage, two_stage_svd
 except ImportError:
     blas_threads = gram = lapack = small = thresholds = two_stage = None  # type: ignore[assignment,misc]
 
@@ -82,6 +82,16 @@ def two_stages() -> None:
         row("alone", n, two, shortest(lambda: gram.lapack_gram_values(matrix)))
 
 
+def two_stages_of_doubles() -> None:
+    """Compare the bidiagonal reduction in two stages and in one pass for each column, for one float64 matrix."""
+    print(f"\nTWO_STAGES_SVD = {thresholds.TWO_STAGES_SVD}: one float64 matrix, milliseconds")
+    print(COLUMNS.format("", "n", "two stages", "one", "ratio"))
+    for n in (512, 768, 1024, 1536):
+        matrix = inputs.generator(n).standard_normal((1, n, n))
+        two = shortest(lambda: two_stage_svd.two_stage_svd_values(matrix, 2))
+        row("alone", n, two, shortest(lambda: bidiagonal.bidiagonal_svd_values(matrix, 2)))
+
+
 def leading_values() -> None:
     """Compare block Krylov and the Gram route where singular values fall as 1/i."""
     print(f"\nKRYLOV_SMALLEST_SIDE = {thresholds.KRYLOV_SMALLEST_SIDE}, ", end="")
@@ -100,6 +110,7 @@ def main() -> None:
     small_matrices()
     large_matrices()
     two_stages()
+    two_stages_of_doubles()
     leading_values()
 
 

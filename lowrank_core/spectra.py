@@ -131,8 +131,9 @@ def spectrum(
         How the values of a dense update are computed, all in float64 but for the products of ``krylov``:
 
         - ``lapack``: LAPACK's SVD, at any size;
-        - ``direct``: a bidiagonal form and its dqds iteration, by a kernel of this package that takes eight matrices
-          at once, up to 4,096 entries (64 × 64); LAPACK's SVD beyond;
+        - ``direct``: a bidiagonal form and its dqds iteration, by kernels of this package: of eight matrices at once up
+          to 4,096 entries (64 × 64), of a triangle where there are many more rows than columns, in two stages where
+          the matrix is large;
         - ``gram``: the eigenvalues of the smaller Gram matrix, which lose what lies below 1e-8·σ₁;
         - ``krylov``: a block Krylov iteration for leading values, with products in float32 for float32 and below;
         - ``auto``: by shape and dtype. ``krylov`` for the leading few values of a large matrix; otherwise ``direct``

@@ -118,6 +118,8 @@ def thresholds_table():
     """Return a table of the sizes at which one route gives way to another."""
     rows = [
         ["direct: a kernel takes eight matrices at once", f"up to {thresholds.SMALL_ENTRIES:,} entries"],
+        ["direct: QR factorisation first", f"{thresholds.TALL} rows or more for each column, or the reverse"],
+        ["direct: reduction in two stages", f"smaller side from {thresholds.TWO_STAGES_SVD:,} on"],
         ["gram: a kernel takes eight matrices at once", f"smaller side up to {thresholds.LARGE:,}"],
         ["a matrix is decomposed alone, on BLAS's own threads", f"smaller side above {thresholds.LARGE:,}"],
         ["gram: reduction in two stages", f"smaller side from {thresholds.TWO_STAGES:,} on"],
@@ -157,7 +159,7 @@ def accuracy():
         "singular values of an n × n update",
         f"direct, eight at once, n = {SMALL}, float64: over n·eps64·σ₁",
         "the same, float32: over n·eps64·σ₁",
-        f"direct (LAPACK at this size), n = {SIZE}, float64: over n·eps64·σ₁",
+        f"direct, one column after another, n = {SIZE}, float64: over n·eps64·σ₁",
         f"gram, n = {SIZE}, float32: over eps32·σ₁",
         f"factors, by Gram matrices, n = {SIZE}, float32: over eps32·σ₁",
     ]
