@@ -75,7 +75,7 @@ def test_an_interrupt_drops_what_has_not_begun_and_puts_blas_back(
     monkeypatch.setattr(np.linalg, "svd", interrupting)
     call = {"spectrum": lc.spectrum, "truncate": lambda stack, **options: lc.truncate(stack, 1, **options)}[function]
     with pytest.raises(KeyboardInterrupt):
-        call(updates, method="direct", workers=workers)
+        call(updates, method="lapack", workers=workers)
     assert blas_now() == blas_before
     # The chunks under way are finished: one for each worker, of a sixteenth of the batch.
     each = 1 if function == "spectrum" else len(updates) // 16
@@ -144,16 +144,16 @@ def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before,
 
     monkeypatch.setattr(np.linalg, "svd", waiting)
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(lc.spectrum, updates[0], method="direct")
+        other = pool.submit(lc.spectrum, updates[0], method="lapack")
         with pytest.raises(KeyboardInterrupt):
-            lc.spectrum(updates[1], method="direct")
+            lc.spectrum(updates[1], method="lapack")
         # Held for the call that goes on, and put back when it is done.
         assert set(blas_now().values()) == {1}
         release.set()
         result = other.result(60)
     monkeypatch.undo()
     assert blas_now() == blas_before
-    assert np.array_equal(result.values, lc.spectrum(updates[0]).values)
+    assert np.array_equal(result.values, lc.spectrum(updates[0], method="lapack").values)
 
 
 def interrupted_at(number):
