@@ -46,10 +46,18 @@ def test_a_later_process_has_the_same_bits_without_numba(tmp_path):
 
 
 @pytest.fixture
-def code():
+def compiled():
+    """A kernel compiled for one kind of arrays."""
     values, norms, ranks = np.array([[4.0, 3.0]]), np.array([5.0]), np.array([1])
-    energies.energies(values, norms, True, ranks, np.empty((1, 1)), np.empty((1, 1)))
-    found = _machine_code(energies.energies)
+    # A dispatcher of its own: for other tests that of the module is compiled for arrays of other kinds, too.
+    function = kernel(energies.energies.py_func)
+    function(values, norms, True, ranks, np.empty((1, 1)), np.empty((1, 1)))
+    return function
+
+
+@pytest.fixture
+def code(compiled):
+    found = _machine_code(compiled)
     assert found is not None
     return found
 
@@ -122,18 +130,18 @@ def test_a_kernel_that_calls_more_than_the_runtime_has_is_left_to_numba():
     assert _machine_code(_call_c) is None
 
 
-def test_no_machine_code_where_numba_is_off_or_has_changed_or_nothing_can_be_written(tmp_path, monkeypatch, code):
+def test_no_machine_code_where_numba_is_off_or_has_changed_or_nothing_can_be_written(tmp_path, monkeypatch, compiled):
     nowhere = tmp_path / "a file"
     nowhere.touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(nowhere))
-    assert write_machine_code(energies.energies, "energies", "energies") is None
+    assert write_machine_code(compiled, "energies", "energies") is None
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert write_machine_code(energies.energies, "energies", "energies") == next((tmp_path / "lowrank_core").iterdir())
+    assert write_machine_code(compiled, "energies", "energies") == next((tmp_path / "lowrank_core").iterdir())
     assert load("energies", "energies") is not None
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
     assert load("energies", "energies") is None
     monkeypatch.setattr(exporting, "_machine_code", lambda function: function.no_longer_there)
-    assert write_machine_code(energies.energies, "energies", "energies") is None
+    assert write_machine_code(compiled, "energies", "energies") is None
 
 
 def test_without_a_chosen_folder_it_is_beside_the_kernels_or_the_users(tmp_path, monkeypatch):

@@ -67,7 +67,9 @@ def main(folder):
     for name in ("one", "two"):
         write_adapter(folder / name, rng)
     square = rng.standard_normal((1000, 1000))
-    models.inspect(folder / "one")  # loads the other libraries that have a BLAS, whose threads begin by waiting
+    # Load the other libraries that have a BLAS, Numba's among them: threads of one begin by waiting.
+    models.inspect(folder / "one")
+    models.inspect(folder / "tuned", folder / "base")
     spent = {}
     for name, call in (verbs_in(folder) | {"a product on all threads": lambda: square @ square}).items():
         before = blas_nanoseconds()
