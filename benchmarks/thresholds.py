@@ -20,7 +20,8 @@ from lowrank_core import spectrum
 try:
     from lowrank_core._linalg import bidiagonal, blas_threads, gram, lapack, small, thresholds, two_stage, two_stage_svd
 except ImportError:
-    blas_threads = gram = lapack = small = thresholds = two_stage = None  # type: ignore[assignment,misc]
+    bidiagonal = blas_threads = gram = lapack = small = None  # type: ignore[assignment,misc]
+    thresholds = two_stage = two_stage_svd = None  # type: ignore[assignment]
 
 COLUMNS = "{:<28} {:>10} {:>12} {:>12} {:>8}"
 

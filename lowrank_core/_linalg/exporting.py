@@ -27,16 +27,16 @@ declare double @ldexp(double, i32)
 
 define i8* @NRT_MemInfo_alloc_aligned(i64 %size, i32 %alignment) {
   %step = zext i32 %alignment to i64
-  %room = add i64 %step, 64
-  %total = add i64 %size, %room
+  %extra = add i64 %step, 64
+  %total = add i64 %size, %extra
   %header = call i8* @malloc(i64 %total)
   %failed = icmp eq i8* %header, null
   br i1 %failed, label %end, label %fill
 fill:
   %address = ptrtoint i8* %header to i64
-  %beyond = add i64 %address, %room
-  %rest = urem i64 %beyond, %step
-  %data = sub i64 %beyond, %rest
+  %after = add i64 %address, %extra
+  %rest = urem i64 %after, %step
+  %data = sub i64 %after, %rest
   %count_at = bitcast i8* %header to i64*
   store i64 1, i64* %count_at
   %data_field = getelementptr i8, i8* %header, i64 24

@@ -83,10 +83,7 @@ def kernel_gram_values(stack: NDArray[Any], workers: int) -> Values:
 
 
 class ProjectedFactors(NamedTuple):
-    """Factors of a matrix 2^exponent · X, or of its transpose (wide), from orthogonal columns X V for a basis V.
-
-    `missed` bounds what the best factors have of the energy beyond them, as a fraction of that energy.
-    """
+    """Factors of a matrix 2^exponent · X, or of its transpose (wide), from orthogonal columns X V for a basis V."""
 
     values: Floats
     norm: float
@@ -94,7 +91,6 @@ class ProjectedFactors(NamedTuple):
     basis: Floats
     exponent: int
     wide: bool
-    missed: float = 0.0
 
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ, for a rank up to the number of columns."""

@@ -55,13 +55,6 @@ class Leading(NamedTuple):
     seed: int
 
 
-class _Subspace(NamedTuple):
-    """An orthonormal basis (columns, rank), and a bound of the energy that the best one has beyond it."""
-
-    basis: Floats
-    missed: float
-
-
 def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> ProjectedFactors | None:
     r"""Decompose the leading part of one matrix; None if the method cannot show that it misses little enough.
 
@@ -72,21 +65,20 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
     with blas_threads(1), Team(workers) as team:
         X, energy = tall_matrix(matrix, team)
-        subspace = _leading_subspace(X, leading, energy)
-        if subspace is None:
+        basis = _leading_basis(X, leading, energy)
+        if basis is None:
             return None
-        product, energy = X.float64_product(subspace.basis)
+        product, energy = X.float64_product(basis)
         values, rotation = _svd_of_tall(product)
-        product, basis = product @ rotation, subspace.basis @ rotation
+        product, basis = product @ rotation, basis @ rotation
     head = float(np.sum(values[::-1] ** 2))
     # What is left is all that can be missed; where that is little, nothing else has bounded it.
-    left, tail = energy - head + DIFFERENCE_ROUNDING * energy, _least_tail(X, head, energy)
-    if leading.tolerance * tail < left < 2 * ENERGY_ROUNDING * X.eps * energy:
+    left = energy - head + DIFFERENCE_ROUNDING * energy
+    if leading.tolerance * _least_tail(X, head, energy) < left < 2 * ENERGY_ROUNDING * X.eps * energy:
         return None
     # Rounding must not make the energy of the leading part larger than that of the whole.
     unscaled, norm = unscaled_values(values, np.sqrt(np.array(max(energy, head))), np.array(X.exponent))
-    missed = min(subspace.missed, max(left, 0.0)) / (tail or 1.0)
-    return ProjectedFactors(unscaled, float(norm), product, basis, X.exponent, X.transposed, missed)
+    return ProjectedFactors(unscaled, float(norm), product, basis, X.exponent, X.transposed)
 
 
 def _least_tail(X: TallMatrix, head: float, energy: float) -> float:
@@ -103,8 +95,8 @@ def _svd_of_tall(product: Floats) -> tuple[Floats, Floats]:
     return values, Wt.T
 
 
-def _leading_subspace(X: TallMatrix, leading: Leading, energy: float) -> _Subspace | None:
-    """Compute the leading right singular subspace; None if that fails.
+def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> Floats | None:
+    """Compute an orthonormal basis (columns, rank) of the leading right singular subspace; None if that fails.
 
     The space grows until a bound of what lies outside shows that its leading Ritz vectors miss little enough.
     """
@@ -123,9 +115,8 @@ def _leading_subspace(X: TallMatrix, leading: Leading, energy: float) -> _Subspa
             continue
         squares = np.maximum(np.linalg.eigvalsh(space.projection)[::-1], 0.0)
         heads.append(float(np.sum(squares[:rank])))
-        left = energy - heads[-1]
-        if space.is_full or left <= ENERGY_ROUNDING * X.eps * energy:
-            return _leading_ritz_vectors(space, rank, lost_to_rounding(space, squares, rank) if space.is_full else left)
+        if space.is_full or energy - heads[-1] <= ENERGY_ROUNDING * X.eps * energy:
+            return _leading_ritz_vectors(space, rank)
         tolerated = leading.tolerance * _least_tail(X, heads[-1], energy)
         if lost_to_rounding(space, squares, rank) > tolerated:
             return None
@@ -141,7 +132,7 @@ def _leading_subspace(X: TallMatrix, leading: Leading, energy: float) -> _Subspa
                 return None
             further = orthonormalised(np.concatenate([further, directions]), space.Q)[0]
         if missed <= tolerated:
-            return _leading_ritz_vectors(space, rank, missed)
+            return _leading_ritz_vectors(space, rank)
         if may_give_up and missed == math.inf and _falls_slowly(space.size, heads, tolerated, leading):
             return None
         blocks_to_go = int(math.log(missed / tolerated, FALL)) if missed < math.inf else 0
@@ -162,8 +153,8 @@ def _falls_slowly(size: int, heads: list[float], tolerated: float, leading: Lead
     return size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
 
 
-def _leading_ritz_vectors(space: SearchSpace, rank: int, missed: float) -> _Subspace:
+def _leading_ritz_vectors(space: SearchSpace, rank: int) -> Floats:
     """Compute the leading Ritz vectors, as orthonormal columns (columns, rank)."""
     _, vectors = np.linalg.eigh(space.projection)
     rows = vectors[:, : -rank - 1 : -1].T @ space.Q
-    return _Subspace(np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T), missed)
+    return np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T)

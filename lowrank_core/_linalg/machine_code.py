@@ -27,9 +27,9 @@ _written: set[tuple[str, str]] = set()
 
 def kernel(module: str, name: str) -> Callable[..., Any]:
     """Return a kernel: that of its module where it is imported, else its machine code, else as Numba compiles it."""
-    imported = getattr(sys.modules.get(f"{KERNELS}.{module}"), name, None)
+    imported: Callable[..., Any] | None = getattr(sys.modules.get(f"{KERNELS}.{module}"), name, None)
     if imported is not None and (module not in _imported_here or (module, name) in _written):
-        return imported  # type: ignore[no-any-return]
+        return imported
     with _lock:
         if (module, name) not in _loaded:
             from lowrank_core._linalg.object_files import load

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Result = TypeVar("Result")
 
@@ -89,4 +89,4 @@ def with_texts(result: Result, convert: Callable[[str], str]) -> Result:
     elif is_dataclass(result) and not isinstance(result, type):
         changes = {field.name: with_texts(getattr(result, field.name), convert) for field in fields(result)}
         converted = replace(result, **changes)
-    return converted  # type: ignore[no-any-return]
+    return cast("Result", converted)

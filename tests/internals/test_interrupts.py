@@ -157,7 +157,7 @@ def test_an_interrupt_of_one_call_leaves_another_alone(monkeypatch, blas_before,
 
 
 def interrupted_at(number):
-    """Hold BLAS, with an interrupt at the n-th place where Python looks for one; None if there are fewer."""
+    """Take BLAS's lock, with an interrupt at the n-th place where Python looks for one; None if there are fewer."""
     places = 0
     struck = None
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS, WIDTH
+from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, TILE_COLUMNS, TILE_ROWS, WIDTH
 
 __all__ = [
     "BAND",
@@ -53,9 +53,6 @@ ROUNDED = 2.0**-96
 
 # Rows of a panel whose products are summed by themselves: a sum of 64 terms, and then of as many sums as there are.
 STRETCH = 64
-
-# Squares below this are negligible: a reflector from them would not be orthogonal.
-NEGLIGIBLE = 1e-280
 
 
 @kernel

@@ -14,12 +14,9 @@ import numpy as np
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
 from lowrank_core._linalg.kernels.dqds import STATE, dqds, write_values
-from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS, WIDTH
+from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, TILE_COLUMNS, TILE_ROWS, WIDTH
 
 __all__ = ["bidiagonal_values", "bidiagonals"]
-
-# Squares below this are negligible, where entries are at most 1: a reflector from them would not be orthogonal.
-NEGLIGIBLE = 1e-280
 
 # Rows that a pass takes at once: their entries and their sums stay in registers.
 ROWS, LANES = TILE_ROWS, TILE_COLUMNS // 2

@@ -31,6 +31,9 @@ from lowrank_core._linalg.kernels.compiling import Floats, kernel
 
 WIDTH = sizes.WIDTH
 
+# Squares below this are negligible, where entries are at most 1: a reflector from them would not be orthogonal.
+NEGLIGIBLE = 1e-280
+
 # The shape of a float64 tile of sums that fills half of the vector registers; the other half is for what is multiplied.
 # AVX-512 has 32 registers of 8 numbers, AVX2 16 of 4, NEON 32 of 2: on AVX2 a tile of 8 × 16 takes up to 2.6 times as
 # long as one that fits. The order of a sum, and so its bits, do not depend on the shape.

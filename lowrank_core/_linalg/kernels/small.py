@@ -14,15 +14,12 @@ import numpy as np
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, Integers, kernel
 from lowrank_core._linalg.kernels.dqds import STATE, dqds, write_values
-from lowrank_core._linalg.kernels.simd import WIDTH
+from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, WIDTH
 
 __all__ = ["small_values"]
 
 # Rows that reflectors are applied to at once, which lanes of eight matrices each leave registers for.
 ROWS = 2
-
-# Squares below this are negligible, where entries are at most 1: a reflector from them would not be orthogonal.
-NEGLIGIBLE = 1e-280
 
 
 @kernel

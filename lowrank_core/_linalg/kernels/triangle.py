@@ -13,7 +13,7 @@ import numpy as np
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.simd import WIDTH
+from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, WIDTH
 
 __all__ = ["triangle"]
 
@@ -24,9 +24,6 @@ MIN_ROWS = 8
 
 # Rows that a pass takes at once: a sum for each, so that an addition need not wait for the one before.
 ROWS = 2
-
-# Squares below this are negligible: a reflector from them would not be orthogonal.
-NEGLIGIBLE = 1e-280
 
 
 @kernel
