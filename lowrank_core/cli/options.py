@@ -77,7 +77,11 @@ class RankChoice:
     """How many components each layer keeps."""
 
     rank: Annotated[
-        int | None, typer.Option(min=1, metavar="R", help="Keep R components of each layer, or all that it has.")
+        str | None,
+        typer.Option(
+            metavar="R[,R,…]",
+            help="Keep R components of each layer, or all that it has; of several ranks, write OUT-rR for each.",
+        ),
     ] = None
     variance: Annotated[
         float | None,
@@ -250,7 +254,7 @@ def _default(option: Field[Any]) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
 
 
-def parse_ranks(text: str) -> tuple[int, ...]:
+def parse_ranks(text: str, option: str = "--ranks") -> tuple[int, ...]:
     """Return ranks separated by commas, in increasing order and each once.
 
     Examples
@@ -261,7 +265,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise ValueError(f"--ranks takes whole numbers separated by commas, such as 2,4,8; got {text!r}.") from None
+        raise ValueError(f"{option} takes whole numbers separated by commas, such as 2,4,8; got {text!r}.") from None
 
 
 def parse_match(pairs: Sequence[str]) -> dict[str, str]:

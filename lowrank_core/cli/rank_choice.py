@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance
-from lowrank_core.cli.options import RankChoice
+from lowrank_core.cli.options import RankChoice, parse_ranks
 from lowrank_core.models import AboveNoise, Budget
+from lowrank_core.models.operations.rank_choice import Rank
 
 _THRESHOLDS: dict[str, Callable[[Spectrum, float], Any]] = {
     "variance": rank_for_variance,
@@ -19,8 +20,8 @@ _THRESHOLDS: dict[str, Callable[[Spectrum, float], Any]] = {
 
 def choose_rank(
     choice: RankChoice, *, above_noise: bool | None = None, sides: int | None = None
-) -> int | Callable[[Spectrum], int] | Budget | AboveNoise | None:
-    """Return the rank that options choose, as the library takes it, or None if no option chooses one.
+) -> Rank | tuple[int, ...] | None:
+    """Return the rank or ranks that options choose, as the library takes them, or None if no option chooses one.
 
     `above_noise` is None for a verb without ``--above-noise``. A function of a spectrum can be pickled.
 
@@ -45,8 +46,10 @@ def choose_rank(
         )
     _check_belongs("objective", choice.objective, "parameters", choice.parameters)
     _check_belongs("sides", sides, "above-noise", above_noise or None)
-    if not given or choice.rank is not None:
-        return choice.rank
+    if not given:
+        return None
+    if choice.rank is not None:
+        return _counted(choice.rank)
     if choice.parameters is not None:
         return Budget(
             parameters=choice.parameters, max_rank=choice.max_rank, objective=choice.objective or Budget.objective
@@ -57,6 +60,22 @@ def choose_rank(
     if not 0 <= value <= 1:
         raise ValueError(f"--{name} is a fraction between 0 and 1; got {value:g}.")
     return partial(_rank_by, name=name, value=value, max_rank=choice.max_rank)
+
+
+def choose_one_rank(choice: RankChoice) -> Rank | None:
+    """Return the rank that options choose, of a verb that writes one adapter."""
+    rank = choose_rank(choice)
+    if isinstance(rank, tuple):
+        given = ",".join(map(str, rank))
+        raise ValueError(f"--rank is one number here; got {given}. lowrank resize takes several.")  # noqa: TRY004
+    return rank
+
+
+def _counted(text: str) -> int | tuple[int, ...]:
+    ranks = parse_ranks(text, "--rank")
+    if ranks[0] < 1:
+        raise ValueError(f"--rank is at least 1, or several such numbers, as 4,8,16; got {text!r}.")
+    return ranks if len(ranks) > 1 else ranks[0]
 
 
 def _check_belongs(name: str, value: object, owner: str, of_owner: object) -> None:

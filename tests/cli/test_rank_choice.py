@@ -7,7 +7,7 @@ import pytest
 
 from lowrank_core import Spectrum, rank_for_error, rank_for_ratio, rank_for_variance, spectrum
 from lowrank_core.cli.options import RankChoice
-from lowrank_core.cli.rank_choice import choose_rank
+from lowrank_core.cli.rank_choice import choose_one_rank, choose_rank
 from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
 
 RULES = {"variance": rank_for_variance, "error": rank_for_error, "ratio": rank_for_ratio}
@@ -20,7 +20,7 @@ def falling() -> Spectrum:
 
 
 def test_a_number_is_itself_and_nothing_is_no_choice() -> None:
-    assert choose_rank(RankChoice(rank=7)) == 7
+    assert choose_rank(RankChoice(rank="7")) == 7
     assert choose_rank(RankChoice()) is None
     assert choose_rank(RankChoice(), above_noise=False) is None
 
@@ -79,3 +79,16 @@ def test_both_ends_of_a_fraction_are_taken(falling: Spectrum) -> None:
 def test_what_contradicts_itself_is_refused(choice: dict[str, float], noise: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_rank(RankChoice(**choice), **noise)
+
+
+def test_several_ranks_are_each_once_and_in_order() -> None:
+    assert choose_rank(RankChoice(rank="16,4,8,4")) == (4, 8, 16)
+    assert choose_one_rank(RankChoice(rank="16")) == 16
+    with pytest.raises(ValueError, match="--rank is one number here; got 4,8"):
+        choose_one_rank(RankChoice(rank="8,4"))
+
+
+@pytest.mark.parametrize(("text", "message"), [("0", "at least 1"), ("-1,4", "at least 1"), ("four", "whole numbers")])
+def test_ranks_that_are_not_ranks_are_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"--rank .*{message}"):
+        choose_rank(RankChoice(rank=text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -24,8 +24,14 @@ def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
     each = full or len(report.layers) <= FEW_LAYERS
     yield _heading(report)
     yield from alignment(report.alignment)
-    yield section("Layers", *_layers(report))
+    yield section("Layers", *layer_table(report))
     yield section("Size" if each else "Size, by kind of layer", *_sizes(report, each=each))
+    yield from beside(report, report.warnings, full=full)
+    yield Text(f"{report.out} was written." if report.written else f"A dry run: {report.out} was not written.")
+
+
+def beside(report: Compression, warnings: Iterable[str], *, full: bool) -> Iterator[RenderableType]:
+    """Yield the sections on what is beside the layers, what failed, and whether the report is complete."""
     for title, entries in (
         ("Without an update, and not in the adapter", dict.fromkeys(report.unchanged, "")),
         ("Not in the adapter", report.skipped),
@@ -35,12 +41,12 @@ def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
             yield section(title, *listed(entries, full=full))
     if report.failures:
         yield section("Failed, and not in the adapter", *listed(report.failures, full=True))
-    if report.warnings:
-        yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
+    lines = [Text(f"- {warning}") for warning in warnings]
+    if lines:
+        yield section("Warnings", *lines)
     yield from completeness(
         complete=report.complete, failures=len(report.failures), compared_fraction=report.compared_fraction
     )
-    yield Text(f"{report.out} was written." if report.written else f"A dry run: {report.out} was not written.")
 
 
 def _heading(report: Compression) -> Text:
@@ -50,7 +56,7 @@ def _heading(report: Compression) -> Text:
     totals = report.totals
     scale = f"α = {alphas} under {RULE_LABELS[report.reader_rule]}"
     return heading(
-        f"{_sources(report)} → {report.out}",
+        f"{sources_text(report)} → {report.out}",
         f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.format})",
         f"{percent(totals.variance_captured)} of the variance in "
         f"{percent(totals.parameters / totals.source_parameters)} of the parameters",
@@ -58,7 +64,8 @@ def _heading(report: Compression) -> Text:
     )
 
 
-def _sources(report: Compression) -> str:
+def sources_text(report: Compression) -> str:
+    """Return what an adapter was made from, as a sum."""
     if report.verb == "extract":
         return " − ".join(reversed(report.sources))
     if report.weights is None or set(report.weights) == {1.0}:
@@ -68,7 +75,8 @@ def _sources(report: Compression) -> str:
     return " ".join(signed).removeprefix("+ ")
 
 
-def _layers(report: Compression) -> Iterator[RenderableType]:
+def layer_table(report: Compression) -> Iterator[RenderableType]:
+    """Yield the table of the layers' ranks and errors, and its notes."""
     padded = any(layer.stored_rank > layer.rank for layer in report.layers)
     headings = ["m × n", "r", *(["stored\nr"] if padded else []), "variance", "error", "best\nerror", "storage\nerror"]
     rows = table("layer", *headings, names=1)
@@ -76,11 +84,11 @@ def _layers(report: Compression) -> Iterator[RenderableType]:
     def cells(layer: LayerCompression) -> list[str]:
         stored = [str(layer.stored_rank)] if padded else []
         mark = _CLAMPED if layer.requested_rank > layer.rank else ""
-        return [shape_text(layer.shape), f"{layer.rank}{mark}", *stored, *_losses(layer)]
+        return [shape_text(layer.shape), f"{layer.rank}{mark}", *stored, *losses(layer)]
 
     add_by_block(rows, report.layers, cells)
     rows.add_section()
-    rows.add_row(_TOGETHER, "", "", *([""] if padded else []), *_losses(report.totals))
+    rows.add_row(_TOGETHER, "", "", *([""] if padded else []), *losses(report.totals))
     yield rows
     yield note(
         "Error: ‖Δ − γBA‖/‖Δ‖ of what is stored; best: the least of any update of rank r; storage: what rounding to "
@@ -93,7 +101,8 @@ def _layers(report: Compression) -> Iterator[RenderableType]:
         yield note("A layer with r = 0 is not in the adapter.")
 
 
-def _losses(kept: LayerCompression | CompressionTotals) -> list[str]:
+def losses(kept: LayerCompression | CompressionTotals) -> list[str]:
+    """Return the cells of the variance and the three errors."""
     return [percent(kept.variance_captured), *map(error_text, (kept.error, kept.best_error, kept.storage_error))]
 
 
@@ -115,10 +124,10 @@ def _sizes(report: Compression, *, each: bool) -> Iterator[RenderableType]:
 def _add_sizes(rows: Table, title: str, layers: Sequence[LayerCompression]) -> None:
     before, after = sum(layer.source_parameters for layer in layers), sum(layer.parameters for layer in layers)
     sizes = sum(layer.source_bytes for layer in layers), sum(layer.bytes for layer in layers)
-    rows.add_row(title, f"{before:,}", f"{after:,}", percent(after / before), *map(_bytes, sizes))
+    rows.add_row(title, f"{before:,}", f"{after:,}", percent(after / before), *map(byte_text, sizes))
 
 
-def _bytes(number: int) -> str:
+def byte_text(number: int) -> str:
     """Return a number of bytes as people say it, in powers of 1000."""
     size, units = float(number), iter(_UNITS)
     unit = next(units)

@@ -10,7 +10,7 @@ import typer
 
 from lowrank_core import models
 from lowrank_core.cli import options
-from lowrank_core.cli.rank_choice import choose_rank
+from lowrank_core.cli.rank_choice import choose_one_rank
 from lowrank_core.cli.written import write_adapter
 
 EXAMPLES = options.examples(
@@ -54,7 +54,7 @@ def merge(
         adapters,
         out,
         weights=None if weights is None else parse_weights(weights),
-        rank=choose_rank(choice),
+        rank=choose_one_rank(choice),
         rule=rule,
         dtype=dtype,
         **vars(modules),

@@ -11,6 +11,7 @@ from lowrank_core.cli.written import write_adapter
 
 EXAMPLES = options.examples(
     "lowrank resize my-adapter/ smaller/ --rank 8",
+    "lowrank resize my-adapter/ smaller --rank 2,4,8   (smaller-r2, -r4 and -r8)",
     "lowrank resize my-adapter/ smaller/ --variance 0.99 --uniform",
     "lowrank resize lora.safetensors lora-8.safetensors --rank 8",
 )
@@ -35,15 +36,16 @@ def resize(
     one, all. The product BA is never formed. What else the adapter contains (modules saved in full, biases) is copied
     unchanged. The exit code is 1 if some layers failed and the others were written, or something is not in the adapter.
     """
+    rank = choose_rank(choice)
     operation = partial(
         models.resize,
         adapter,
         out,
-        rank=choose_rank(choice),
+        rank=rank,
         rule=rule,
         dtype=dtype,
         **vars(modules),
         **vars(conversion),
         **vars(written),
     )
-    return write_adapter(operation, work, reports)
+    return write_adapter(operation, work, reports, several=isinstance(rank, tuple))

@@ -84,7 +84,8 @@ def explaining_full_disk(path: Path, written: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        # Of several outputs at once, the innermost has explained it.
+        if error.errno not in _FULL or isinstance(error.__cause__, OSError):
             raise
         sizes = f"{_size(written):,} bytes of it were written"
         # What is free says nothing of a quota, nor of the largest file of a file system.

@@ -87,7 +87,7 @@ def convert(
     >>> sorted(written), layer.alpha, bool(np.all(written["lora_unet_proj.lora_up.weight"] == up))
     (['lora_unet_proj.alpha', 'lora_unet_proj.lora_down.weight', 'lora_unet_proj.lora_up.weight'], 2.0, True)
     """
-    return rewrite(
+    (report,) = rewrite(
         "convert",
         adapter,
         out,
@@ -107,3 +107,4 @@ def convert(
         executor=executor,
         progress=progress,
     )
+    return report

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack, overload
 
 from lowrank_core._validation import as_tolerance
 from lowrank_core.models.executors import Progress, path_for
@@ -21,6 +21,7 @@ from lowrank_core.models.module_names import check_patterns, is_embedding, match
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding
 from lowrank_core.models.operations.model_config import Orientation, base_settings, orientation_of
+from lowrank_core.models.operations.outputs import ExtractOptions, outputs_at
 from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import no_embeddings
 from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
@@ -32,12 +33,34 @@ _NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedd
 _NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"
 
 
+@overload
 def extract(
     base: str | PathLike[str],
     tuned: str | PathLike[str],
     out: str | PathLike[str],
     *,
     rank: Rank,
+    **options: Unpack[ExtractOptions],
+) -> Compression: ...
+
+
+@overload
+def extract(
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    rank: Sequence[int],
+    **options: Unpack[ExtractOptions],
+) -> list[Compression]: ...
+
+
+def extract(
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    rank: Rank | Sequence[int],
     tolerance: float | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
     include: Sequence[str] = (),
@@ -56,7 +79,7 @@ def extract(
     dry_run: bool = False,
     executor: Executor | None = None,
     progress: Progress | None = None,
-) -> Compression:
+) -> Compression | list[Compression]:
     """Extract a LoRA adapter from the difference of two checkpoints.
 
     Parameters
@@ -66,11 +89,13 @@ def extract(
         updates are then truncated as they are on this base: DoRA, GLoRA, OFT, BOFT and IA3 become LoRA.
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
-    rank : int, callable, mapping, Budget or AboveNoise
+    rank : int, sequence of int, callable, mapping, Budget or AboveNoise
         How many components to keep in each layer, clamped to min(m, n); or a function of the layer's Spectrum, as
         ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
         :class:`~lowrank_core.models.Budget` is divided among the layers, whose spectra are read first; with
-        :class:`~lowrank_core.models.AboveNoise` each keeps what is above the rounding of its weights.
+        :class:`~lowrank_core.models.AboveNoise` each keeps what is above the rounding of its weights. A sequence of
+        numbers writes an adapter for each from one decomposition of each layer, "style-r8.safetensors" for rank 8 of
+        an `out` "style.safetensors"; where only the leading part of a large layer is computed, that of the largest.
     tolerance : float, optional
         How much of the energy beyond a fixed rank the best update of a large layer may miss, as a fraction of it; None
         is 1e-6, and 0 decomposes every layer in full. As in :func:`~lowrank_core.truncate`.
@@ -111,8 +136,8 @@ def extract(
 
     Returns
     -------
-    Compression
-        What was kept and lost, by layer and in total.
+    Compression, or list of Compression
+        What was kept and lost, by layer and in total; of several ranks, a report for each in increasing order.
 
     Raises
     ------
@@ -156,7 +181,7 @@ def extract(
     """
     if is_adapter(path_for(tuned, executor)):
         _check_options_of_adapters(rank, embeddings, transposed, match, names, component)
-        return rewrite(
+        rewritten = rewrite(
             "extract",
             tuned,
             out,
@@ -177,6 +202,7 @@ def extract(
             executor=executor,
             progress=progress,
         )
+        return rewritten if isinstance(rank, Sequence) else rewritten[0]
     tolerance = as_tolerance(tolerance)
     out = Path(out)
     pair = pair_checkpoints(
@@ -184,13 +210,15 @@ def extract(
         match=match,
         names=names,
     )
-    _check_not_an_input(out, pair.base, pair.tuned)
     target = format_of_output(out, name=format)
     if prefix is None and target.names_components:
         prefix = "" if pair.base.components else component
     encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
-    if not dry_run:
-        check_replaceable(out, target.files or None, force=force)
+    outputs = outputs_at(out, rank, target)
+    for path in outputs:
+        _check_not_an_input(path, pair.base, pair.tuned)
+        if not dry_run:
+            check_replaceable(path, target.files or None, force=force)
     layers = {layer.name: layer for layer in pair.layers}
     known = sorted(layers.keys() | pair.unpaired.keys())
     check_patterns("embedding", embeddings, known)
@@ -204,12 +232,12 @@ def extract(
         replace(task, min_rank=int(uniform and is_separate_expert(task.name)), tolerance=tolerance)
         for task in plan.tasks
     ]
-    report = compress(
+    reports = compress(
         "extract",
         (str(base), str(tuned)),
         tasks,
         Destination(
-            out,
+            outputs,
             target,
             encoding,
             dry_run,
@@ -218,22 +246,15 @@ def extract(
                 modules=tuple(f"{prefix}.{module}" if prefix else module for module in modules),
             ),
         ),
-        rank,
         skipped={name: change.description for name, change in plan.skipped.items()},
         failures=plan.failures,
         warnings=(*pair.warnings, *orientation.warnings),
         executor=executor,
         progress=progress,
     )
-    # What the user left out is not missing, and what is skipped is counted as such.
-    elsewhere = {*report.unchanged, *plan.unchanged, *plan.skipped, *(layers.keys() - set(chosen))}
-    beside = [change for name, change in plan.skipped.items() if name not in pair.unpaired]
-    return replace(
-        report,
-        complete=not report.failures and all(change.is_vector for change in plan.skipped.values()),
-        compared_fraction=pair.fraction_in({layer.name for layer in report.layers}, elsewhere, beside),
-        alignment=pair.alignment,
-    )
+    # What the user left out is not missing.
+    reports = [_compared(report, pair, plan, layers.keys() - set(chosen)) for report in reports]
+    return reports if isinstance(rank, Sequence) else reports[0]
 
 
 class _Placed(NamedTuple):
@@ -243,6 +264,19 @@ class _Placed(NamedTuple):
     skipped: dict[str, OtherChange]
     unchanged: list[str]
     failures: dict[str, str]
+
+
+def _compared(report: Compression, pair: CheckpointPair, plan: _Placed, excluded: Collection[str]) -> Compression:
+    """Return a report with the fraction of both checkpoints' differences that is in its layers."""
+    # What is skipped is counted as such.
+    elsewhere = {*report.unchanged, *plan.unchanged, *plan.skipped, *excluded}
+    beside = [change for name, change in plan.skipped.items() if name not in pair.unpaired]
+    return replace(
+        report,
+        complete=not report.failures and all(change.is_vector for change in plan.skipped.values()),
+        compared_fraction=pair.fraction_in({layer.name for layer in report.layers}, elsewhere, beside),
+        alignment=pair.alignment,
+    )
 
 
 def _place(
@@ -325,7 +359,7 @@ def _task(
 
 
 def _check_options_of_adapters(
-    rank: Rank,
+    rank: Rank | Sequence[int],
     embeddings: Collection[str],
     transposed: Collection[str] | None,
     match: Mapping[str, str] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,19 @@ class Factored:
 def factor(
     update: Update, rank: LayerRank, encoding: FactorEncoding, *, min_rank: int = 0, tolerance: float | None = None
 ) -> Factored:
-    r"""Return the best factors of a rank, rounded to their stored dtype, and what is lost; of one decomposition.
+    """Return the best factors of a rank, as :func:`factor_each` does."""
+    return factor_each(update, [rank], encoding, min_rank=min_rank, tolerance=tolerance)[0]
+
+
+def factor_each(
+    update: Update,
+    ranks: Sequence[LayerRank],
+    encoding: FactorEncoding,
+    *,
+    min_rank: int = 0,
+    tolerance: float | None = None,
+) -> list[Factored]:
+    r"""Return the best factors of each rank, rounded to their stored dtype, and what is lost; of one decomposition.
 
     The error of the factors is measured against Δ itself, in float64 and after rounding: in blocks of rows, or for a
     product through the QR factors of :math:`[\gamma' B', -\gamma B]` and :math:`[A'; A]`. Where only the leading
@@ -99,7 +111,17 @@ def factor(
     nothing under about 3e-8 can be distinguished from zero, and the figure may be too large by half of the tolerance,
     relative to itself.
     """
-    best, spectrum, requested = _truncated(update, rank, min_rank, tolerance)
+    best, spectrum, kept = _truncated(update, ranks, min_rank, tolerance)
+    return [
+        _encoded(update, LowRankUpdate(best.B[:, :rank], best.A[:rank]), spectrum, requested, encoding)
+        for requested, rank in kept
+    ]
+
+
+def _encoded(
+    update: Update, best: LowRankUpdate, spectrum: Spectrum, requested: int, encoding: FactorEncoding
+) -> Factored:
+    """Return the best factors of an update as they are stored, and what they lose of it."""
     norm = float(spectrum.norm)
     stored = None
     error, storage_error = (1.0 if norm else 0.0), 0.0
@@ -178,26 +200,30 @@ def _moved(stored: LowRankUpdate, unrounded: LowRankUpdate) -> LowRankUpdate:
 
 
 def _truncated(
-    update: Update, rank: LayerRank, min_rank: int, tolerance: float | None
-) -> tuple[LowRankUpdate, Spectrum, int]:
-    """Return the best update of a rank, the spectrum, and the rank that was requested."""
+    update: Update, ranks: Sequence[LayerRank], min_rank: int, tolerance: float | None
+) -> tuple[LowRankUpdate, Spectrum, list[tuple[int, int]]]:
+    """Return the best update of the largest rank, the spectrum, and for each rank what was requested and is kept."""
     own = min(update.shape)
+    counts = [rank for rank in ranks if not callable(rank)]
 
     # Only float32 and below are ever decomposed in part: for all others the whole spectrum costs nothing more.
-    if isinstance(update, np.ndarray) and not callable(rank) and update.dtype != np.float64:
-        requested, norm = as_count(rank), frobenius_norm(update)
-        best = truncate(update, max(min(requested, own) if norm else 0, min_rank), tolerance=tolerance)
+    if isinstance(update, np.ndarray) and len(counts) == len(ranks) and update.dtype != np.float64:
+        norm = frobenius_norm(update)
+        kept = [(as_count(rank), max(min(as_count(rank), own) if norm else 0, min_rank)) for rank in counts]
+        best = truncate(update, max(rank for _, rank in kept), tolerance=tolerance)
         values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]
         m, n = update.shape
-        return best, Spectrum(values, np.asarray(norm), (m, n), best.rank == own, update.dtype), requested
+        return best, Spectrum(values, np.asarray(norm), (m, n), best.rank == own, update.dtype), kept
 
-    seen: list[tuple[Spectrum, int]] = []
+    seen: list[tuple[Spectrum, list[tuple[int, int]]]] = []
 
     def choose(spectrum: Spectrum) -> int:
-        requested = as_count(rank(spectrum) if callable(rank) else rank)
-        seen.append((spectrum, requested))
         rounding = _rounding_bound(update) if isinstance(update, LowRankUpdate) else 0.0
-        return max(min(requested, own, int(np.count_nonzero(spectrum.values > rounding))), min_rank)
+        largest = min(own, int(np.count_nonzero(spectrum.values > rounding)))
+        requested = [as_count(rank(spectrum) if callable(rank) else rank) for rank in ranks]
+        kept = [(rank, max(min(rank, largest), min_rank)) for rank in requested]
+        seen.append((spectrum, kept))
+        return max(rank for _, rank in kept)
 
     best = truncate(update, choose)
     return best, *seen[0]

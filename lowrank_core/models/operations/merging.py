@@ -190,12 +190,18 @@ def merge(
     }
     settings = _settings(configs, base) | ({"modules_to_save": saved} if saved else {})
     inherited = [f"{name}: {warning}" for name, adapter in named for warning in adapter.inherited_warnings]
-    report = compress(
+    (report,) = compress(
         "merge",
         [name for name, _ in named],
         tasks,
-        Destination(out, target, encoding, dry_run, Kept(settings, metadata, tuple(sums)), tuple(copied)),
-        keep_all if rank is None else rank,
+        Destination(
+            {out: keep_all if rank is None else rank},
+            target,
+            encoding,
+            dry_run,
+            Kept(settings, metadata, tuple(sums)),
+            tuple(copied),
+        ),
         skipped=placed.skipped | others,
         failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},
         warnings=(*_base_warnings(configs), *inherited),

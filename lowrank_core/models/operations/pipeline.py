@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -26,7 +26,15 @@ from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, Kept, StoredScale
 from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
-from lowrank_core.models.operations.factoring import Factored, FactorEncoding, factor, item_size, unchanged, wider_than
+from lowrank_core.models.operations.factoring import (
+    Factored,
+    FactorEncoding,
+    factor,
+    factor_each,
+    item_size,
+    unchanged,
+    wider_than,
+)
 from lowrank_core.models.operations.placing import check_distinct
 from lowrank_core.models.operations.rank_choice import (
     AboveNoise,
@@ -74,10 +82,11 @@ class Task:
 class Destination:
     """What is to be written, and how.
 
-    `kept` is what it takes over from the inputs; `copied` are tensors to copy as they are.
+    `ranks` has a path for each adapter, and its rank; None writes factors as they are. `kept` is what an adapter takes
+    over from the inputs; `copied` are tensors to copy as they are.
     """
 
-    path: Path
+    ranks: Mapping[Path, Rank | None]
     format: Format
     encoding: FactorEncoding
     dry_run: bool
@@ -90,35 +99,61 @@ def compress(
     sources: Sequence[str],
     tasks: Sequence[Task],
     destination: Destination,
-    rank: Rank | None,
     *,
     skipped: Mapping[str, str],
     failures: Mapping[str, str],
     warnings: Sequence[str],
     executor: Executor | None,
     progress: Progress | None,
-) -> Compression:
-    """Truncate each layer, write its factors, and return the report, which names `verb` and `sources`.
+) -> list[Compression]:
+    """Truncate each layer, write its factors, and return a report for each rank, which names `verb` and `sources`.
 
-    Without a rank, factors are written as they are.
+    Each layer is decomposed once, for all ranks.
 
     `skipped`, `failures` and `warnings` are what is known before. The layers are truncated on the executor and written
-    here, in their order; on return, the adapter is in its place.
+    here, in their order; on return, the adapters are in their places.
     """
     places = destination.format.beside(task.placement for task in tasks)
     tasks = [replace(task, placement=places[task.placement]) for task in tasks]
     check_distinct(task.placement for task in tasks)
-    check_rank(rank, [task.name for task in tasks])
-    target, encoding, path = destination.format, destination.encoding, destination.path
-    if isinstance(rank, Budget):
-        rank = _allocated(rank, tasks, encoding, executor, progress)
-    with nullcontext(None) if destination.dry_run else replacing(path, folder=bool(target.files)) as temporary:
-        written = _write_layers(tasks, destination, rank, temporary, executor, progress)
-        failures = written.failures | dict(failures)
-        if not written.scales:
-            raise ValueError(_nothing_kept(sources, len(tasks), failures))
-        if temporary is not None:
-            complete(temporary, target, written.scales, written.headers, written.unpadded)
+    for rank in destination.ranks.values():
+        check_rank(rank, [task.name for task in tasks])
+    target = destination.format
+    ranks = [
+        _allocated(rank, tasks, destination.encoding, executor, progress) if isinstance(rank, Budget) else rank
+        for rank in destination.ranks.values()
+    ]
+    with ExitStack() as stack:
+        temporaries = [
+            None if destination.dry_run else stack.enter_context(replacing(path, folder=bool(target.files)))
+            for path in destination.ranks
+        ]
+        adapters = _write_layers(tasks, destination, ranks, temporaries, executor, progress)
+        for temporary, written in zip(temporaries, adapters, strict=True):
+            if not written.scales:
+                raise ValueError(_nothing_kept(sources, len(tasks), written.failures | dict(failures)))
+            if temporary is not None:
+                complete(temporary, target, written.scales, written.headers, written.unpadded)
+    return [
+        _report(verb, sources, path, rank, destination, written, skipped, failures, warnings)
+        for (path, rank), written in zip(destination.ranks.items(), adapters, strict=True)
+    ]
+
+
+def _report(
+    verb: str,
+    sources: Sequence[str],
+    path: Path,
+    rank: Rank | None,
+    destination: Destination,
+    written: _Written,
+    skipped: Mapping[str, str],
+    failures: Mapping[str, str],
+    warnings: Sequence[str],
+) -> Compression:
+    """Return what became of the layers of one adapter, with what was known of them before."""
+    target, encoding = destination.format, destination.encoding
+    failures = written.failures | dict(failures)
     layers = tuple(
         _layer_report(task, factored, written.scales.get(task.placement), encoding)
         for task, factored in written.layers
@@ -177,48 +212,59 @@ class _Written(NamedTuple):
 def _write_layers(
     tasks: Sequence[Task],
     destination: Destination,
-    rank: LayerRank | Mapping[str, int] | AboveNoise | None,
-    temporary: Path | None,
+    ranks: Sequence[LayerRank | Mapping[str, int] | AboveNoise | None],
+    temporaries: Sequence[Path | None],
     executor: Executor | None,
     progress: Progress | None,
-) -> _Written:
-    """Factor every layer, and write it where there is a file to write."""
+) -> list[_Written]:
+    """Factor every layer at each rank, and write it where there is a file to write."""
     target, encoding = destination.format, destination.encoding
     size = as_dtype(encoding.dtype).itemsize
     copied = sorted(destination.copied, key=lambda other: -item_size(other.tensor))
     keys = [key for task in tasks for key in (*task.placement.keys, *(bias.tensor.key for bias in task.biases))]
     keys += [other.tensor.key for other in copied]
     encodings = _encodings(tasks, encoding)
-    jobs = [_Job(task, rank_of(rank, task.name), encodings[task.placement]) for task in tasks]
-    layers: list[tuple[Task, Factored]] = []
+    jobs = [_Job(task, tuple(rank_of(rank, task.name) for rank in ranks), encodings[task.placement]) for task in tasks]
+    layers: list[list[tuple[Task, Factored]]] = [[] for _ in ranks]
     failures: dict[str, str] = {}
-    path = temporary / target.files[0] if temporary and target.files else temporary
-    with (
-        nullcontext(None) if path is None else target.stream(path, keys, target.metadata(destination.kept)) as stream,
-        closing(map_layers(_factored, jobs, executor, progress)) as results,
-    ):
-        copy_tensors(stream, (other for other in copied if item_size(other.tensor) >= size))
+    metadata = target.metadata(destination.kept)
+    paths = [path / target.files[0] if path and target.files else path for path in temporaries]
+    with ExitStack() as stack:
+        streams = [None if path is None else stack.enter_context(target.stream(path, keys, metadata)) for path in paths]
+        results = stack.enter_context(closing(map_layers(_factored, jobs, executor, progress)))
+        for stream in streams:
+            copy_tensors(stream, (other for other in copied if item_size(other.tensor) >= size))
         # Of experts in the same tensors, all are there before the first is written.
         for _, members in groupby(results, lambda result: result[0].task.placement.keys):
-            factored: list[tuple[_Job, Factored]] = []
+            factored: list[tuple[_Job, list[Factored]]] = []
             for job, result in members:
                 if isinstance(result, str):
                     failures[job.name] = result
                 else:
                     factored.append((job, result))
+            for position, stream in enumerate(streams):
+                if stream is not None:
+                    _add_layers(stream, [(job, results[position]) for job, results in factored])
+                layers[position] += [(job.task, replace(results[position], update=None)) for job, results in factored]
+        for stream in streams:
+            copy_tensors(stream, (other for other in copied if item_size(other.tensor) < size))
+        adapters = [_described(of_rank, failures, destination) for of_rank in layers]
+        for stream, written in zip(streams, adapters, strict=True):
             if stream is not None:
-                _add_layers(stream, factored)
-            layers += [(job.task, replace(result, update=None)) for job, result in factored]
-        copy_tensors(stream, (other for other in copied if item_size(other.tensor) < size))
-        kept = {task.placement: (result.rank, result.scaling) for task, result in layers if result.rank}
-        scales = stored_scales(kept, encoding)
-        headers = unpadded = Headers()
-        if scales:
-            headers = target.headers(scales, encoding.rule, destination.kept)
-            ranks = stored_scales(kept, replace(encoding, uniform=False))
-            unpadded = target.headers(ranks, encoding.rule, destination.kept)
-        if stream is not None:
-            stream.metadata.update(headers.metadata)
+                stream.metadata.update(written.headers.metadata)
+    return adapters
+
+
+def _described(layers: list[tuple[Task, Factored]], failures: dict[str, str], destination: Destination) -> _Written:
+    """Return the layers of one adapter with what its file says of them."""
+    target, encoding = destination.format, destination.encoding
+    kept = {task.placement: (result.rank, result.scaling) for task, result in layers if result.rank}
+    scales = stored_scales(kept, encoding)
+    headers = unpadded = Headers()
+    if scales:
+        headers = target.headers(scales, encoding.rule, destination.kept)
+        ranks = stored_scales(kept, replace(encoding, uniform=False))
+        unpadded = target.headers(ranks, encoding.rule, destination.kept)
     return _Written(layers, failures, scales, headers, unpadded)
 
 
@@ -238,10 +284,10 @@ def _add_layers(stream: Stream, factored: Sequence[tuple[_Job, Factored]]) -> No
 
 
 class _Job(NamedTuple):
-    """One layer, and how it is truncated and stored: all that a worker needs."""
+    """One layer, and how it is truncated and stored, at each rank: all that a worker needs."""
 
     task: Task
-    rank: LayerRank | AboveNoise | None
+    ranks: tuple[LayerRank | AboveNoise | None, ...]
     encoding: FactorEncoding
 
     @property
@@ -250,16 +296,18 @@ class _Job(NamedTuple):
         return self.task.name
 
 
-def _factored(job: _Job) -> Factored:
-    task, rank, encoding = job
-    if rank is None:
-        return unchanged(task.update(), encoding)
+def _factored(job: _Job) -> list[Factored]:
+    task, ranks, encoding = job
+    counted = [rank for rank in ranks if not (rank is None or isinstance(rank, AboveNoise))]
+    if len(counted) == len(ranks):
+        return factor_each(task.update(), counted, encoding, min_rank=task.min_rank, tolerance=task.tolerance)
+    (rank,) = ranks
     if not isinstance(rank, AboveNoise):
-        return factor(task.update(), rank, encoding, min_rank=task.min_rank, tolerance=task.tolerance)
+        return [unchanged(task.update(), encoding)]
     if task.update_and_noise is None:
         raise ValueError("what storing has added is known of the difference of two checkpoints, and not of an adapter")
     update, noise = task.update_and_noise()
-    return replace(factor(update, partial(rank.rank, noise), encoding, min_rank=task.min_rank), noise=noise)
+    return [replace(factor(update, partial(rank.rank, noise), encoding, min_rank=task.min_rank), noise=noise)]
 
 
 def _encodings(tasks: Sequence[Task], encoding: FactorEncoding) -> dict[Placement, FactorEncoding]:

@@ -5,18 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from os import PathLike
+from typing import Unpack, overload
 
 from lowrank_core.models.executors import Progress
 from lowrank_core.models.operations.compression import Compression
+from lowrank_core.models.operations.outputs import ResizeOptions
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
 from lowrank_core.models.operations.rewriting import rewrite
+
+
+@overload
+def resize(
+    adapter: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    rank: Rank | None = None,
+    **options: Unpack[ResizeOptions],
+) -> Compression: ...
+
+
+@overload
+def resize(
+    adapter: str | PathLike[str], out: str | PathLike[str], *, rank: Sequence[int], **options: Unpack[ResizeOptions]
+) -> list[Compression]: ...
 
 
 def resize(
     adapter: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    rank: Rank | None = None,
+    rank: Rank | Sequence[int] | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
     base: str | PathLike[str] | None = None,
     base_restored: bool = False,
@@ -31,7 +49,7 @@ def resize(
     dry_run: bool = False,
     executor: Executor | None = None,
     progress: Progress | None = None,
-) -> Compression:
+) -> Compression | list[Compression]:
     """Write the best adapter of a smaller rank, in its own format or another.
 
     Parameters
@@ -41,10 +59,10 @@ def resize(
     out : path-like
         What to write: in the adapter's own format, if that is what a name with this ending has; else a kohya file where
         it ends in .safetensors, and a PEFT folder where it has no such ending.
-    rank : int, callable, mapping or Budget, optional
+    rank : int, sequence of int, callable, mapping or Budget, optional
         How many components to keep in each layer, clamped to what it has; or a function of the layer's Spectrum; or a
-        number for each layer by its name; or a :class:`~lowrank_core.models.Budget` to be divided among them. None
-        keeps all.
+        number for each layer by its name; or a :class:`~lowrank_core.models.Budget` to be divided among them. A
+        sequence of numbers writes an adapter for each, as in :func:`~lowrank_core.models.extract`. None keeps all.
     format : str, optional
         The name of another format, as "peft", "kohya" or "diffusers".
     base : path-like, optional
@@ -66,8 +84,8 @@ def resize(
 
     Returns
     -------
-    Compression
-        What was kept and lost, by layer and in total.
+    Compression, or list of Compression
+        What was kept and lost, by layer and in total; of several ranks, a report for each in increasing order.
 
     Raises
     ------
@@ -107,7 +125,7 @@ def resize(
     >>> layer.rank, round(layer.variance_captured, 6), round(layer.error, 6)
     (1, 0.64, 0.6)
     """
-    return rewrite(
+    reports = rewrite(
         "resize",
         adapter,
         out,
@@ -127,3 +145,4 @@ def resize(
         executor=executor,
         progress=progress,
     )
+    return reports if isinstance(rank, Sequence) else reports[0]

@@ -15,6 +15,7 @@ from lowrank_core.models.formats.with_base import open_with_base
 from lowrank_core.models.module_names import select
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
+from lowrank_core.models.operations.outputs import outputs_at
 from lowrank_core.models.operations.pipeline import Destination, Task, compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank
@@ -24,7 +25,7 @@ def rewrite(
     verb: str,
     adapter: str | PathLike[str],
     out: str | PathLike[str],
-    rank: Rank | None,
+    rank: Rank | Sequence[int] | None,
     *,
     format: str | None,  # noqa: A002 - the name that users give it
     base: str | PathLike[str] | None,
@@ -41,24 +42,27 @@ def rewrite(
     dry_run: bool,
     executor: Executor | None,
     progress: Progress | None,
-) -> Compression:
-    """Write an adapter again, with resize's options; without a rank, its factors as they are, under their own alpha.
+) -> list[Compression]:
+    """Write an adapter again at each rank, with resize's options; without a rank, its factors as they are.
+
+    Without a rank and an alpha, each layer has its own alpha.
 
     With `on_base`, the updates that depend on the base model are made from its weights.
     """
-    out = Path(out)
-    path = path_for(adapter, executor)
-    opened = open_with_base(path, path_for(base, executor)) if on_base and base is not None else open_adapter(path)
+    source = path_for(adapter, executor)
+    opened = open_with_base(source, path_for(base, executor)) if on_base and base is not None else open_adapter(source)
     if dtype is None:
         dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
-    target = format_of_output(out, opened.format, format)
+    target = format_of_output(Path(out), opened.format, format)
     uniform = uniform or target.one_rank(layer.placement for layer in opened.layers)
     if rule is None:
         # All layers of an adapter have one rule, and factors padded to one rank need none.
         rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
     encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
+    outputs = outputs_at(Path(out), rank, target)
     if not dry_run:
-        check_replaceable(out, target.files or None, force=force)
+        for path in outputs:
+            check_replaceable(path, target.files or None, force=force)
     same_format = target.name == opened.format
     check_base(opened, restored=base_restored)
     if not same_format:
@@ -93,7 +97,7 @@ def rewrite(
     copied = tuple(other for other in others if other.tensor.key not in biases and other.follows not in dropped)
     kept = biases | {other.tensor.key for other in copied}
     destination = Destination(
-        out,
+        outputs,
         target,
         encoding,
         dry_run,
@@ -109,7 +113,6 @@ def rewrite(
         (str(base), str(adapter)) if on_base else (str(adapter),),
         tasks,
         destination,
-        rank,
         skipped=placed.skipped
         | {other.name: other.describe() for other in opened.others if other.tensor.key not in kept},
         failures=placed.failures | {name: reason for name, reason in opened.unsupported.items() if name in chosen},
