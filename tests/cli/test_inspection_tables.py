@@ -28,7 +28,7 @@ def deep(tmp_path: Path) -> Inspection:
 
 
 def test_a_layer_is_reported_in_full(adapter: Path) -> None:
-    report = inspect(adapter, ranks=[1, 2])
+    report = inspect(adapter, ranks=[1, 2], rules=["standard", "rslora"])
     text = printed(report)
     layer = report.layers[0]
     assert layer.name == "model.layers.0.mlp.down_proj"
@@ -53,14 +53,41 @@ def test_totals_are_those_of_the_inspection(adapter: Path) -> None:
         line.split() for line in text.splitlines()
     ]
     for fraction, rank in report.totals.rank_for_variance.items():
-        assert f"{fraction:.0%} takes rank {rank}" in " ".join(text.split())
+        error = report.totals.error_for_variance[fraction]
+        assert f"{fraction:.0%} takes rank {rank} (error {error:.4f})" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("base", "command"), [(False, "resize ADAPTER"), (True, "extract BASE ADAPTER"), (None, "extract BASE TUNED")]
+)
+def test_the_summary_names_the_command_that_tries_ranks(
+    tuning: tuple[Path, Path], adapter: Path, base: bool | None, command: str
+) -> None:
+    """Of the requested ranks, those of which an adapter is smaller than the update: 1 and 2 of 3, and all of 8."""
+    path = tuning[1] if base is None else adapter
+    report = inspect(path, None if base is False else tuning[0], ranks=[0, 1, 2, 3, 8])
+    ranks = "1,2,3" if base is None else "1,2"
+    assert f"lowrank {command} OUT --rank {ranks} writes an adapter of each rank" in " ".join(printed(report).split())
+
+
+def test_an_adapter_of_rank_1_has_no_smaller_one_to_try(tmp_path: Path) -> None:
+    text = printed(inspect(write_adapter(tmp_path / "one", rank=1)))
+    assert "To copy the update" in text
+    assert "--rank" not in text
+
+
+def test_an_adapter_on_its_base_has_its_own_columns(adapter: Path, tuning: tuple[Path, Path]) -> None:
+    alone, beside = (printed(inspect(adapter, base, ranks=[1])) for base in (None, tuning[0]))
+    assert f"{adapter} (peft adapter) on {tuning[0]}" in " ".join(beside.split())
+    tables = [text.partition("\nLayers\n")[2].partition("Best relative")[0] for text in (alone, beside)]
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_many_layers_fit_the_width_and_each_has_one_line(deep: Inspection, width: int) -> None:
     text = printed(deep, width)
     assert max(len(line) for line in text.splitlines()) <= width
-    layers, _, errors = text.partition("Relative error at rank r, median over the layers of a kind")
+    layers, _, errors = text.partition("Best relative error at rank r, median over the layers of a kind")
     for module in ("self_attn.q_proj", "mlp.down_proj"):
         assert sum(module in line for line in layers.splitlines()) == 100
         assert f"{module} (100)" in errors
@@ -69,14 +96,14 @@ def test_many_layers_fit_the_width_and_each_has_one_line(deep: Inspection, width
 
 
 def test_full_prints_the_errors_of_every_layer(deep: Inspection) -> None:
-    text = printed(deep, full=True).partition("Relative error at rank r")[2]
+    text = printed(deep, full=True).partition("Best relative error at rank r")[2]
     assert "median" not in text
-    assert text.count(" best ") >= 200
+    assert sum("self_attn.q_proj" in line or "mlp.down_proj" in line for line in text.splitlines()) == 200
 
 
 def test_median_errors_lie_between_those_of_the_layers(deep: Inspection) -> None:
     line = next(line for line in printed(deep).splitlines() if line.strip().startswith("mlp.down_proj (100)"))
-    shown = float(line.split()[3])
+    shown = float(line.split()[2])
     errors = sorted(layer.best_error[0] for layer in deep.layers if "down_proj" in layer.name)
     assert errors[49] - 5e-5 <= shown <= errors[50] + 5e-5
 
@@ -115,7 +142,7 @@ def test_clamped_ranks_are_noted(adapter: Path) -> None:
 
 def test_checkpoints_have_no_scale_and_their_failures_are_printed(checkpoints: tuple[Path, Path]) -> None:
     base, tuned = checkpoints
-    report = inspect(tuned, base)
+    report = inspect(tuned, base, rules=["standard"])
     text = printed(report)
     assert "γ a" not in text
     assert " r " not in text.partition("Relative error")[0].partition("Layers")[2]

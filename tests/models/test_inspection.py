@@ -12,6 +12,7 @@ from lowrank_core.models.inspection.report import to_rows
 from lowrank_core.models.results import to_json
 
 RANKS = (0, 1, 3, 50)
+RULES = ("standard", "rslora")
 
 
 def write_pair(write_file, rng, dtype=np.float32):
@@ -34,7 +35,7 @@ def dense_error(update, rank, scaling):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 def test_every_figure_of_a_layer_is_that_of_its_dense_update(write_file, rng, dtype):
     paths, updates = write_pair(write_file, rng, dtype)
-    report = inspect(*paths, ranks=RANKS, alpha=4)
+    report = inspect(*paths, ranks=RANKS, rules=RULES, alpha=4)
     assert [layer.name for layer in report.layers] == ["a", "b"]
     for layer in report.layers:
         update = updates[layer.name]
@@ -61,7 +62,7 @@ def test_every_figure_of_a_layer_is_that_of_its_dense_update(write_file, rng, dt
 
 def test_totals_are_those_of_the_block_diagonal_update(write_file, rng):
     paths, updates = write_pair(write_file, rng)
-    totals = inspect(*paths, ranks=RANKS, alpha=4).totals
+    totals = inspect(*paths, ranks=RANKS, rules=RULES, alpha=4).totals
     norm = math.sqrt(sum(np.linalg.norm(update) ** 2 for update in updates.values()))
     assert (totals.layers, totals.failures, totals.parameters, totals.adapter_parameters) == (2, 0, 196, None)
     assert totals.norm == pytest.approx(norm, rel=1e-6)
@@ -81,13 +82,14 @@ def test_totals_are_those_of_the_block_diagonal_update(write_file, rng):
     for fraction, rank in totals.rank_for_variance.items():
         kept = [1 - together(r, lambda _: 1.0) ** 2 for r in (rank - 1, rank)]
         assert kept[0] < fraction <= kept[1]
+        assert totals.error_for_variance[fraction] == pytest.approx(together(rank, lambda _: 1.0), abs=1e-6)
 
 
 def test_the_figures_of_an_adapter_include_its_scale_and_alpha(write_peft, rng):
     A, B = rng.standard_normal((2, 6)).astype(np.float32), rng.standard_normal((4, 2)).astype(np.float32)
     tensors = {"proj.lora_A.weight": A, "proj.lora_B.weight": B, "head.weight": np.ones((2, 2), np.float32)}
     path = write_peft(tensors, use_rslora=True, modules_to_save=["head"])
-    report = inspect(path, ranks=[1, 2])
+    report = inspect(path, ranks=[1, 2], rules=RULES)
     (layer,) = report.layers
     update = 8 / math.sqrt(2) * (B.astype(float) @ A.astype(float))
     assert (report.format, report.base, report.alpha) == ("peft", None, None)
@@ -100,7 +102,7 @@ def test_the_figures_of_an_adapter_include_its_scale_and_alpha(write_peft, rng):
     assert list(report.not_low_rank) == ["head.weight"]
     assert report.warnings
     assert report.totals.adapter_parameters == 20
-    other = inspect(path, ranks=[1, 2], alpha=2.0)
+    other = inspect(path, ranks=[1, 2], rules=RULES, alpha=2.0)
     assert other.alpha == 2.0
     assert other.layers[0].alpha == 8.0
     assert other.layers[0].errors["standard"][1] == pytest.approx(0.0, abs=1e-6)
@@ -127,7 +129,8 @@ def test_a_bad_layer_is_a_failure_beside_the_reports_of_the_others(write_file, w
 
 def test_a_layer_that_did_not_change_has_nothing_to_lose(write_file):
     weights = {"a.weight": np.ones((3, 2), np.float32)}
-    report = inspect(write_file(weights, "t.safetensors"), write_file(weights, "b.safetensors"), ranks=[0, 1])
+    paths = write_file(weights, "t.safetensors"), write_file(weights, "b.safetensors")
+    report = inspect(*paths, ranks=[0, 1], rules=RULES)
     (layer,) = report.layers
     assert (layer.norm, layer.effective_rank, layer.stable_rank, layer.numerical_rank) == (0.0, 0.0, 0.0, 0)
     assert layer.best_error == (0.0, 0.0)
@@ -151,7 +154,7 @@ def test_totals_at_extreme_magnitudes(write_file, rng):
 def test_totals_with_an_alpha_whose_square_overflows(write_peft):
     factors = {"q.lora_A.weight": np.diag([3.0, 0.0]), "q.lora_B.weight": np.eye(2)}
     zero = {"z.lora_A.weight": np.ones((2, 2)), "z.lora_B.weight": np.zeros((2, 2))}
-    report = inspect(write_peft(factors | zero, lora_alpha=1e200), ranks=[1])
+    report = inspect(write_peft(factors | zero, lora_alpha=1e200), ranks=[1], rules=RULES)
     assert report.totals.errors["standard"] == pytest.approx([1e200], rel=1e-12)
     json.dumps(to_json(report), allow_nan=False)
 
@@ -181,6 +184,14 @@ def test_one_layer_is_in_memory_at_a_time(write_file):
     assert peak < 10 * size * size * 4 < 2 * layers * size * size * 4
 
 
+def test_errors_of_scaling_rules_are_given_where_asked_for(write_file, rng):
+    paths, _ = write_pair(write_file, rng)
+    report = inspect(*paths)
+    assert report.rules == ()
+    assert report.totals.errors == report.layers[0].errors == {}
+    assert not {rule for rule in RULES for column in to_rows(report)[0] if column.startswith(rule)}
+
+
 def test_progress_is_called_after_each_layer(write_file, rng):
     paths, _ = write_pair(write_file, rng)
     calls = []
@@ -195,8 +206,9 @@ def test_progress_is_called_after_each_layer(write_file, rng):
         ({"ranks": [1.5]}, "ranks are whole numbers"),
         ({"ranks": 8}, "ranks are whole numbers"),
         ({"rules": ["alpha"]}, "rule"),
-        ({"alpha": 0.0}, "alpha must be finite and positive"),
-        ({"alpha": math.nan}, "alpha must be finite and positive"),
+        ({"rules": RULES, "alpha": 0.0}, "alpha must be finite and positive"),
+        ({"rules": RULES, "alpha": math.nan}, "alpha must be finite and positive"),
+        ({"alpha": 2.0}, "no rule was given"),
     ],
 )
 def test_invalid_ranks_rules_and_alphas_are_refused_before_any_layer_is_read(write_file, rng, arguments, message):
@@ -225,7 +237,8 @@ def test_json_holds_every_figure_in_plain_values(write_peft, write_file, rng):
 def test_rows_have_one_set_of_columns_and_include_failures(write_file):
     base = {"a": np.zeros((3, 2), np.float32), "b": np.zeros((3, 2), np.float32)}
     tuned = {"a": np.eye(3, 2, dtype=np.float32), "b": np.full((3, 2), np.nan, np.float32)}
-    report = inspect(write_file(tuned, "t.safetensors"), write_file(base, "b.safetensors"), ranks=[1, 8])
+    paths = write_file(tuned, "t.safetensors"), write_file(base, "b.safetensors")
+    report = inspect(*paths, ranks=[1, 8], rules=RULES)
     good, bad = to_rows(report)
     assert list(good) == list(bad)
     assert (good["rows"], good["columns"], good["rank_for_90_percent"], good["failure"]) == (3, 2, 2, None)

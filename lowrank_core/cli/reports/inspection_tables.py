@@ -15,6 +15,7 @@ from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, n
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models import Inspection, LayerReport
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
+from lowrank_core.models.pairing.pairs import CheckpointPair
 
 _RANKS_PER_TABLE = 6
 _SOURCES_SHOWN = 6
@@ -28,8 +29,9 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
     yield from alignment(report.alignment)
     if report.layers:
         yield section("Layers", *_layers(report))
+        what = "Relative error" if report.rules else "Best relative error"
         of_kinds = "" if each else ", median over the layers of a kind"
-        yield section(f"Relative error at rank r{of_kinds}", *_errors(report, each=each))
+        yield section(f"{what} at rank r{of_kinds}", *_errors(report, each=each))
         yield section("All layers together", *_totals(report))
     rounded = [layer for layer in report.layers if layer.rounding]
     if rounded:
@@ -45,16 +47,23 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
     )
 
 
+def _is_adapter(report: Inspection) -> bool:
+    return report.format != CheckpointPair.format
+
+
 def _heading(report: Inspection) -> Text:
     totals = report.totals
-    title = f"{report.path} − {report.base}" if report.base is not None else f"{report.path} ({report.format} adapter)"
+    adapter = f"{report.path} ({report.format} adapter)"
+    title = adapter if report.base is None else f"{adapter} on {report.base}"
+    if not _is_adapter(report):
+        title = f"{report.path} − {report.base}"
     stored = f", {totals.adapter_parameters:,} in the factors" if totals.adapter_parameters is not None else ""
     size = f"{count(totals.layers, 'layer')}, {totals.parameters:,} entries{stored}; norm {totals.norm:.4g}"
     return heading(title, size, beginning(report.layers))
 
 
 def _layers(report: Inspection) -> Iterator[RenderableType]:
-    adapter = report.base is None
+    adapter = _is_adapter(report)
     sources = Counter(layer.scaling_source for layer in report.layers)
     marks = {source: chr(ord("a") + place) for place, (source, _) in enumerate(sources.most_common(_SOURCES_SHOWN))}
     several = len(sources) > 1
@@ -100,19 +109,24 @@ def _cells(layer: LayerReport, mark: str) -> list[str]:
 
 
 def _errors(report: Inspection, *, each: bool) -> Iterator[RenderableType]:
+    first = "layer" if each else "kind"
+    # Which rule a row is of needs saying only where there are several.
+    labels = [""] if report.rules else []
     for chosen in _slices(report.ranks):
-        rows = table("layer" if each else "kind", "", *(f"r = {rank}" for rank in report.ranks[chosen]), names=2)
+        columns = [f"r = {rank}" for rank in report.ranks[chosen]]
+        rows = table(first, *labels, *columns, names=1 + len(labels))
         for title, layers in rows_of_layers(report.layers, each=each):
             for rule in ("best", *report.rules):
                 errors = [(layer.best_error if rule == "best" else layer.errors[rule])[chosen] for layer in layers]
                 rows.add_row(
                     title if rule == "best" else "",
-                    RULE_LABELS.get(rule, rule),
+                    *(RULE_LABELS.get(rule, rule) for _ in labels),
                     *(error_text(median(column)) for column in zip(*errors, strict=True)),
                 )
         yield rows
-    whose_alpha = "each layer's own α" if report.alpha is None else f"α = {report.alpha:g}"
-    yield note(f"Under a rule: the best rank-r factors multiplied by γ, with {whose_alpha}. Best: γ = 1.")
+    if report.rules:
+        whose_alpha = "each layer's own α" if report.alpha is None else f"α = {report.alpha:g}"
+        yield note(f"Under a rule: the best rank-r factors multiplied by γ, with {whose_alpha}. Best: γ = 1.")
     if not each:
         yield note("Every layer's own errors: --full, --csv or --json.")
     clamped = [layer for layer in report.layers if layer.ranks != report.ranks]
@@ -132,8 +146,29 @@ def _totals(report: Inspection) -> Iterator[RenderableType]:
         for rule, errors in totals.errors.items():
             rows.add_row(f"error, {RULE_LABELS.get(rule, rule)}", *map(error_text, errors[chosen]))
         yield rows
-    needed = ", ".join(f"{fraction:.0%} takes rank {rank}" for fraction, rank in totals.rank_for_variance.items())
-    yield Text(f"With one rank for all layers, {needed}.")
+    needed = ", ".join(
+        f"{fraction:.0%} takes rank {rank} (error {error_text(totals.error_for_variance[fraction])})"
+        for fraction, rank in totals.rank_for_variance.items()
+    )
+    ranks = ",".join(map(str, _ranks_to_try(report)))
+    smaller = f": lowrank {_command(report)} OUT --rank {ranks} writes an adapter of each rank" if ranks else ""
+    yield Text(
+        f"To copy the update, with one rank for all layers and so much of its variance: {needed}. A task may need "
+        f"less, which only a test on it can tell{smaller}."
+    )
+
+
+def _command(report: Inspection) -> str:
+    """Return what writes an adapter of the update: its verb, and what that is given."""
+    if not _is_adapter(report):
+        return "extract BASE TUNED"
+    return "resize ADAPTER" if report.base is None else "extract BASE ADAPTER"
+
+
+def _ranks_to_try(report: Inspection) -> list[int]:
+    """Return the requested ranks of which an adapter is smaller than the update itself."""
+    largest = max(layer.singular_values.size for layer in report.layers)
+    return [rank for rank in report.ranks if 0 < rank < largest]
 
 
 def _slices(ranks: tuple[int, ...]) -> list[slice]:

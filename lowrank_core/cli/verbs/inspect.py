@@ -14,7 +14,7 @@ from lowrank_core.cli.drawing import draw_inspection
 from lowrank_core.cli.reports import inspection_tables
 from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
-from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS, DEFAULT_RULES
+from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS
 from lowrank_core.models.inspection.report import to_rows
 
 EXAMPLES = options.examples(
@@ -49,7 +49,7 @@ def inspect(
         typer.Option(
             metavar="RULE",
             help="Scaling rule to report errors under: standard (α/r), rslora (α/√r) or unscaled (1). May be repeated.",
-            show_default=" and ".join(DEFAULT_RULES),
+            show_default="the best possible errors alone",
         ),
     ] = None,
     alpha: Annotated[
@@ -97,7 +97,7 @@ def inspect(
     chosen = DEFAULT_RANKS if ranks is None else options.parse_ranks(ranks)
     if recursive:
         return census.run(path, chosen, jsonl, work, reports)
-    rules = DEFAULT_RULES if rule is None else tuple(dict.fromkeys(rule))
+    rules = tuple(dict.fromkeys(rule or ()))
     inspection = over_layers(
         partial(models.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha, **pairing.arguments),
         work,

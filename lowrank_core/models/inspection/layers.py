@@ -35,7 +35,6 @@ from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_c
 from lowrank_core.models.pairing.streamed import decompose_large, is_large
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
-DEFAULT_RULES = ("standard", "rslora")
 DEFAULT_ALPHA = 16.0
 
 
@@ -46,7 +45,7 @@ def inspect(
     match: Mapping[str, str] | None = None,
     component: str | None = None,
     ranks: Sequence[int] = DEFAULT_RANKS,
-    rules: Sequence[str] = DEFAULT_RULES,
+    rules: Sequence[str] = (),
     alpha: float | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
@@ -68,9 +67,9 @@ def inspect(
     ranks : sequence of int
         Ranks to give errors at, each clamped to a layer's own largest.
     rules : sequence of str
-        Scaling rules to give errors for: "standard", "rslora", "unscaled".
+        Scaling rules to give errors for, beside the best possible ones: "standard", "rslora", "unscaled".
     alpha : float, optional
-        The alpha of these errors. None: each adapter layer's own, 16 for checkpoints.
+        The alpha of the errors under these rules. None: each adapter layer's own, 16 for checkpoints.
     executor : concurrent.futures.Executor, optional
         Where the layers are read, each a task of its own: threads, processes, or a Dask cluster's
         ``Client.get_executor()``. Its workers have to see the files under the same absolute paths; as many layers are
@@ -173,6 +172,11 @@ def layer_reports(
 ) -> tuple[list[LayerReport], dict[str, str]]:
     """Report the layers one after the other, and say of each that fails why, as :func:`inspect` does."""
     requested = check_ranks(ranks)
+    if alpha is not None and not rules:
+        raise ValueError(
+            f"an alpha of {alpha!r} is that of errors under a scaling rule, and no rule was given: give one too, as "
+            "rules=['standard'] (--rule standard)"
+        )
     for rule in rules:
         scaling_rule(rule)(DEFAULT_ALPHA if alpha is None else alpha, 1)
     report = partial(_report, ranks=requested, rules=tuple(rules), alpha=alpha)

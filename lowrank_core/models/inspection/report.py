@@ -103,6 +103,9 @@ class Totals:
         √ΣN² over the layers.
     rank_for_variance : dict of float to int
         The least rank that, given to every layer alike, captures 90, 95 and 99 % of the variance: Σ heads ≥ t·Σ N².
+        It is what a copy of the update takes; a task may need a lower one.
+    error_for_variance : dict of float to float
+        The best possible relative error at each of these ranks.
     variance_captured, best_error : tuple of float
         Σ heads / Σ N² and √(Σ tails / Σ N²) at each requested rank; every layer is taken at its own largest rank where
         that is less.
@@ -116,6 +119,7 @@ class Totals:
     adapter_parameters: int | None
     norm: float
     rank_for_variance: dict[float, int]
+    error_for_variance: dict[float, float]
     variance_captured: tuple[float, ...]
     best_error: tuple[float, ...]
     errors: dict[str, tuple[float, ...]]
@@ -205,6 +209,7 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
     whole = math.fsum((layer.norm / scale) ** 2 for layer in layers)
     combined = Spectrum(np.sqrt(energy), np.array(math.sqrt(whole)), (largest, largest), complete=True)
     clamped = np.minimum(np.asarray(ranks, dtype=np.int64), largest)
+    needed = ranks_for_variance(combined)
     weights = np.array([layer.norm / scale / math.sqrt(whole) if whole else 0.0 for layer in layers])
     adapter_parameters = [layer.adapter_parameters for layer in layers if layer.adapter_parameters is not None]
     return Totals(
@@ -213,7 +218,8 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
         parameters=sum(layer.parameters for layer in layers),
         adapter_parameters=sum(adapter_parameters) if adapter_parameters else None,
         norm=scale * math.sqrt(whole),
-        rank_for_variance=ranks_for_variance(combined),
+        rank_for_variance=needed,
+        error_for_variance={part: float(reconstruction_error(combined, rank)) for part, rank in needed.items()},
         variance_captured=to_floats(variance_captured(combined, clamped)),
         best_error=to_floats(reconstruction_error(combined, clamped)),
         errors={rule: _combined_error([layer.errors[rule] for layer in layers], weights, len(ranks)) for rule in rules},
