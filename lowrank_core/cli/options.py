@@ -39,7 +39,8 @@ Objective = Annotated[
     str | None,
     typer.Option(
         metavar="WHAT",
-        help="Variance of a budget: relative (every layer counts alike) or absolute (large updates count more).",
+        help="Variance of a budget: relative (every layer counts alike), absolute (large updates count more) or base "
+        "(those large beside their weights, ‖Δ‖²/‖W‖²).",
         show_default="relative",
     ),
 ]
@@ -95,6 +96,10 @@ class RankChoice:
         typer.Option(metavar="ρ", help="Keep those with σᵢ ≥ ρσ₁, a fraction of the largest, as 0.05."),
     ] = None
     parameters: Parameters = None
+    megabytes: Annotated[
+        float | None,
+        typer.Option(metavar="MB", help="Write a file of at most so many 10⁶ bytes, spent as those of --parameters."),
+    ] = None
     objective: Objective = None
     max_rank: MaxRank = None
 

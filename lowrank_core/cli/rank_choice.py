@@ -33,7 +33,7 @@ def choose_rank(
     >>> rule(spectrum(np.diag([4.0, 3.0, 2.0, 0.1]))), rule(spectrum(np.diag([4.0, 0.1])))
     (2, 1)
     """
-    bounded = {name: getattr(choice, name) for name in (*_THRESHOLDS, "parameters")}
+    bounded = {name: getattr(choice, name) for name in (*_THRESHOLDS, "parameters", "megabytes")}
     if above_noise is not None:
         bounded["above-noise"] = above_noise or None
     given = {name: value for name, value in {"rank": choice.rank, **bounded}.items() if value is not None}
@@ -44,15 +44,18 @@ def choose_rank(
             f"--max-rank bounds what {_listed(bounded, 'or')} chooses, and none of them is given: for a fixed rank, "
             "give --rank alone."
         )
-    _check_belongs("objective", choice.objective, "parameters", choice.parameters)
+    _check_belongs("objective", choice.objective, "parameters or --megabytes", choice.parameters or choice.megabytes)
     _check_belongs("sides", sides, "above-noise", above_noise or None)
     if not given:
         return None
     if choice.rank is not None:
         return _counted(choice.rank)
-    if choice.parameters is not None:
+    if choice.parameters is not None or choice.megabytes is not None:
         return Budget(
-            parameters=choice.parameters, max_rank=choice.max_rank, objective=choice.objective or Budget.objective
+            parameters=choice.parameters,
+            megabytes=choice.megabytes,
+            max_rank=choice.max_rank,
+            objective=choice.objective or Budget.objective,
         )
     if above_noise:
         return AboveNoise(sides=sides or AboveNoise.sides, max_rank=choice.max_rank)

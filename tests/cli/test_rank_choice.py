@@ -39,6 +39,8 @@ def test_budgets_and_noise_are_plain_values() -> None:
     assert choose_rank(RankChoice(parameters=100)) == Budget(parameters=100)
     choice = RankChoice(parameters=100, objective="absolute", max_rank=3)
     assert choose_rank(choice) == Budget(parameters=100, max_rank=3, objective="absolute")
+    choice = RankChoice(megabytes=2.5, objective="base")
+    assert choose_rank(choice) == Budget(megabytes=2.5, objective="base")
     assert choose_rank(RankChoice(), above_noise=True) == AboveNoise()
     assert choose_rank(RankChoice(max_rank=5), above_noise=True, sides=2) == AboveNoise(2, 5)
 
@@ -61,11 +63,12 @@ def test_both_ends_of_a_fraction_are_taken(falling: Spectrum) -> None:
         ({"variance": 0.9, "error": 0.1, "ratio": 0.1}, {}, "--variance, --error and --ratio exclude each other"),
         ({"error": 0.0, "ratio": 0.0}, {}, "--error and --ratio exclude each other"),
         ({"rank": 4, "max_rank": 8}, {}, "for a fixed rank, give --rank alone"),
-        ({"max_rank": 8}, {}, "--ratio or --parameters chooses, and none of them is given"),
-        ({"max_rank": 8}, {"above_noise": False}, "--parameters or --above-noise chooses, and none of them is given"),
+        ({"max_rank": 8}, {}, "--parameters or --megabytes chooses, and none of them is given"),
+        ({"max_rank": 8}, {"above_noise": False}, "--megabytes or --above-noise chooses, and none of them is given"),
         ({"rank": 4, "parameters": 100}, {}, "--rank and --parameters exclude each other"),
+        ({"parameters": 100, "megabytes": 1.0}, {}, "--parameters and --megabytes exclude each other"),
         ({"parameters": 100}, {"above_noise": True}, "--parameters and --above-noise exclude each other"),
-        ({"objective": "absolute"}, {}, "--objective belongs to --parameters, which is not given"),
+        ({"objective": "absolute"}, {}, "--objective belongs to --parameters or --megabytes, which is not given"),
         (
             {"variance": 0.9},
             {"above_noise": False, "sides": 2},

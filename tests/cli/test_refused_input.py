@@ -23,7 +23,10 @@ def run(*arguments: object) -> int:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["extract", "BASE", "TUNED", "OUT"], "Give one of --rank, --variance, --error, --ratio, --parameters and"),
+        (
+            ["extract", "BASE", "TUNED", "OUT"],
+            "Give one of --rank, --variance, --error, --ratio, --parameters, --megabytes and",
+        ),
         (["extract", "BASE", "TUNED", "OUT", "--rank", 2, "--error", 0.1], "--rank and --error exclude each other"),
         (["extract", "BASE", "TUNED", "OUT", "--variance", 90], "between 0 and 1; got 90"),
         (["extract", "BASE", "TUNED", "OUT", "--rank", 0], "--rank"),

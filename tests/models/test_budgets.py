@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from lowrank_core import allocate_ranks, spectrum
 from lowrank_core.models.operations.extraction import extract
@@ -86,3 +87,70 @@ def test_nothing_to_plan(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, size=0.0)
     with pytest.raises(ValueError, match="there is nothing to plan"):
         plan(paths[1], paths[0], budget=Budget(parameters=100))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("out", ["adapter", "kohya.safetensors"])
+def test_a_file_within_megabytes_is_no_larger_and_one_more_rank_would_be(tmp_path, rng, dtype, out):
+    paths, _ = checkpoint_pair(tmp_path, rng)
+
+    def size_of(folder, rank):
+        (tmp_path / folder).mkdir()
+        report = extract(*paths, tmp_path / folder / out, rank=rank, dtype=dtype)
+        file = tmp_path / folder / out
+        return report, (file / "adapter_model.safetensors" if file.is_dir() else file).stat().st_size
+
+    _, full = size_of("full", 8)
+    report, size = size_of("within", Budget(megabytes=(full - 300) / 1e6))
+    assert size <= full - 300
+    cheapest = min(sum(layer.shape) for layer in report.layers) * (4 if dtype == "float32" else 2)
+    # Eight bytes are set aside for the alpha of each of nine keys at most.
+    assert size + cheapest + 8 * 9 > full - 300
+    smaller = resize(tmp_path / "within" / out, tmp_path / f"small-{out}", rank=Budget(megabytes=(full - 600) / 1e6))
+    assert 0 < smaller.totals.parameters < report.totals.parameters
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (Budget(megabytes=1e-3), "too small for any rank: what the file has beside factors takes up to"),
+        (Budget(megabytes=-1.0), "positive number of megabytes"),
+        (Budget(megabytes=1.0, parameters=3), "one of parameters, variance and a positive number of megabytes"),
+    ],
+)
+def test_megabytes_that_no_file_can_have_are_refused(tmp_path, rng, budget, message):
+    paths, _ = checkpoint_pair(tmp_path, rng)
+    with pytest.raises(ValueError, match=message):
+        extract(*paths, tmp_path / "out", rank=budget)
+
+
+def test_the_objective_base_weighs_energies_by_those_of_the_weights(tmp_path, rng):
+    large, change = (rng.standard_normal((14, 8)).astype(np.float32) for _ in range(2))
+    paths, updates = checkpoint_pair(tmp_path, rng, others=[("large.weight", 100 * large, 100 * large + change)])
+    weights, tuned = map(load_file, paths)
+    updates |= {"large": tuned["large.weight"].astype(np.float64) - weights["large.weight"]}
+    spectra = {
+        name: spectrum(update / np.linalg.norm(weights[f"{name}.weight"].astype(np.float64)))
+        for name, update in updates.items()
+    }
+    expected = allocate_ranks(spectra, parameters=150, objective="absolute").ranks
+    budget = Budget(parameters=150, objective="base")
+    report = extract(*paths, tmp_path / "out", rank=budget)
+    assert {layer.name: layer.rank for layer in report.layers} == expected
+    planned = plan(paths[1], paths[0], budget=budget)
+    assert {layer.name: layer.rank for layer in planned.layers} == expected
+    absolute = allocate_ranks(
+        {name: spectrum(update) for name, update in updates.items()}, parameters=150, objective="absolute"
+    )
+    assert expected != absolute.ranks
+    for layer in planned.layers:
+        assert layer.norm == pytest.approx(np.linalg.norm(updates[layer.name]), rel=1e-6)
+    with pytest.raises(ValueError, match=r"the objective 'base' needs .* a layer of an adapter"):
+        resize(tmp_path / "out", tmp_path / "small", rank=budget)
+
+
+def test_the_objective_base_names_a_weight_of_zeros(tmp_path, rng):
+    zeros = np.zeros((6, 5), dtype=np.float32)
+    paths, _ = checkpoint_pair(tmp_path, rng, others=[("new.weight", zeros, zeros + 1)])
+    with pytest.raises(ValueError, match="'new': its weight in the base is zero"):
+        extract(*paths, tmp_path / "out", rank=Budget(parameters=150, objective="base"))

@@ -92,15 +92,16 @@ def extract(
 ) -> int:
     """Extract a LoRA adapter from two checkpoints: of each layer the best update of its rank.
 
-    One of --rank, --variance, --error, --ratio, --parameters and --above-noise chooses how many components of
-    TUNED − BASE each layer keeps. What an adapter cannot contain (biases, norms, embeddings unless --embedding
-    names them) is listed with the norm of its change. The exit code is 1 if what was written is not all: a layer
-    failed, or a matrix differs that is in no layer and was not excluded.
+    One of --rank, --variance, --error, --ratio, --parameters, --megabytes and --above-noise chooses how many
+    components of TUNED − BASE each layer keeps. What an adapter cannot contain (biases, norms, embeddings unless
+    --embedding names them) is listed with the norm of its change. The exit code is 1 if what was written is not all: a
+    layer failed, or a matrix differs that is in no layer and was not excluded.
     """
     rank = choose_rank(choice, above_noise=above_noise, sides=sides)
     if rank is None:
         raise ValueError(
-            "how much to keep? Give one of --rank, --variance, --error, --ratio, --parameters and --above-noise."
+            "how much to keep? Give one of --rank, --variance, --error, --ratio, --parameters, --megabytes and "
+            "--above-noise."
         )
     operation = partial(
         models.extract,

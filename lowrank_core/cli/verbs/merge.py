@@ -45,9 +45,9 @@ def merge(
 ) -> int:
     """Write the weighted sum of several adapters as one, whatever their formats, ranks and scaling rules.
 
-    Weights multiply updates, so that 0.5 halves one. One of --rank, --variance, --error, --ratio and --parameters
-    chooses how many components of the sum each layer keeps; without one, all, and the sum is exact. The exit code is 1
-    if some layers failed and the others were written, or something of the adapters is not in the sum.
+    Weights multiply updates, so that 0.5 halves one. One of --rank, --variance, --error, --ratio, --parameters and
+    --megabytes chooses how many components of the sum each layer keeps; without one, all, and the sum is exact. The
+    exit code is 1 if some layers failed and the others were written, or something of the adapters is not in the sum.
     """
     operation = partial(
         models.merge,

@@ -32,9 +32,10 @@ def resize(
 ) -> int:
     """Write the best smaller adapter of the same update, in its own format or another.
 
-    One of --rank, --variance, --error, --ratio and --parameters chooses how many components each layer keeps; without
-    one, all. The product BA is never formed. What else the adapter contains (modules saved in full, biases) is copied
-    unchanged. The exit code is 1 if some layers failed and the others were written, or something is not in the adapter.
+    One of --rank, --variance, --error, --ratio, --parameters and --megabytes chooses how many components each layer
+    keeps; without one, all. The product BA is never formed. What else the adapter contains (modules
+    saved in full, biases) is copied unchanged. The exit code is 1 if some layers failed and the others were written, or
+    something is not in the adapter.
     """
     rank = choose_rank(choice)
     operation = partial(

@@ -42,9 +42,7 @@ class TensorStream:
         self._size = 0
         self._file = file
         self._entries: dict[str, dict[str, Any]] = {}
-        reserved = sum(len(json.dumps(key)) + _ENTRY_BYTES for key in keys)
-        reserved += len(json.dumps(self.metadata)) + _METADATA_SLACK
-        self._reserved = reserved + -reserved % _LENGTH_BYTES
+        self._reserved = header_size(keys, metadata) - _LENGTH_BYTES
         file.write(b" " * (_LENGTH_BYTES + self._reserved))
 
     def add(self, key: str, tensor: NDArray[Any]) -> None:
@@ -73,6 +71,13 @@ class TensorStream:
         self._file.write(self._reserved.to_bytes(_LENGTH_BYTES, "little") + header)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def header_size(keys: Iterable[str], metadata: Mapping[str, str]) -> int:
+    """Return the bytes that a file has before its tensors of these names: the header and its length."""
+    reserved = sum(len(json.dumps(key)) + _ENTRY_BYTES for key in keys)
+    reserved += len(json.dumps(dict(metadata))) + _METADATA_SLACK
+    return _LENGTH_BYTES + reserved + -reserved % _LENGTH_BYTES
 
 
 @contextmanager

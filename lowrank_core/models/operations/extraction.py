@@ -22,10 +22,11 @@ from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding
 from lowrank_core.models.operations.model_config import Orientation, base_settings, orientation_of
 from lowrank_core.models.operations.outputs import ExtractOptions, outputs_at
-from lowrank_core.models.operations.pipeline import Destination, Task, compress
+from lowrank_core.models.operations.pipeline import compress
 from lowrank_core.models.operations.placing import no_embeddings
 from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
 from lowrank_core.models.operations.rewriting import rewrite
+from lowrank_core.models.operations.tasks import Destination, Task
 from lowrank_core.models.pairing.changes import OtherChange, change_of
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
 
@@ -355,6 +356,7 @@ def _task(
         update=layer.update,
         transposed=is_transposed,
         update_and_noise=layer.update_and_noise,
+        base_norm=layer.base_norm,
     )
 
 

@@ -29,9 +29,10 @@ from lowrank_core.models.module_names import select
 from lowrank_core.models.norms import Update, weighted_sum
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
-from lowrank_core.models.operations.pipeline import Destination, Task, compress
+from lowrank_core.models.operations.pipeline import compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
+from lowrank_core.models.operations.tasks import Destination, Task
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lowrank_core.models.files.checkpoints import Checkpoint
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.formats.peft_experts import TRANSPOSED_EXPERTS, experts_settings
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d, matches
-from lowrank_core.models.operations.pipeline import Task
+from lowrank_core.models.operations.tasks import Task
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
 
 _CONFIG = "config.json"

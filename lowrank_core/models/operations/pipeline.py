@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.executors import Progress, map_layers
 from lowrank_core.models.files.atomic import replacing
 from lowrank_core.models.files.streams import Stream
-from lowrank_core.models.files.tensors import Weight
-from lowrank_core.models.formats import Format, OtherTensor, Placement, format_named
+from lowrank_core.models.formats import Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
-from lowrank_core.models.formats.format import Headers, Kept, StoredScale
-from lowrank_core.models.norms import Update
+from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.factoring import (
     Factored,
@@ -43,55 +40,18 @@ from lowrank_core.models.operations.rank_choice import (
     Rank,
     check_rank,
     layer_spectra,
+    over_base,
     rank_of,
 )
-from lowrank_core.models.operations.storing import add_factors, complete, copy_tensors, stored_scales
+from lowrank_core.models.operations.storing import (
+    add_factors,
+    bytes_beside_factors,
+    complete,
+    copy_tensors,
+    stored_scales,
+)
+from lowrank_core.models.operations.tasks import Destination, Task
 from lowrank_core.models.rounding import rounded
-from lowrank_core.rounding_noise import RoundingNoise
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One layer to be compressed; picklable, because it may run in another process.
-
-    `shape`, `dtype` and `tensors` describe what is compressed. `update` reads it, as the
-    transpose of its module's map where `transposed`; `update_and_noise` reads it with its rounding noise, where there
-    are two stored weights. `biases` are multiplied with the layer's scale by readers, and are divided by it here.
-    `alpha` is the layer's own, where not all have the same. `tolerance` is that of a truncation to a rank.
-    """
-
-    placement: Placement
-    shape: tuple[int, int]
-    dtype: str
-    tensors: tuple[Weight, ...]
-    update: Callable[[], Update]
-    transposed: bool = False
-    biases: tuple[OtherTensor, ...] = ()
-    min_rank: int = 0
-    tolerance: float | None = None
-    alpha: float | None = None
-    update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
-
-    @property
-    def name(self) -> str:
-        """The layer's name in reports."""
-        return self.placement.name
-
-
-@dataclass(frozen=True)
-class Destination:
-    """What is to be written, and how.
-
-    `ranks` has a path for each adapter, and its rank; None writes factors as they are. `kept` is what an adapter takes
-    over from the inputs; `copied` are tensors to copy as they are.
-    """
-
-    ranks: Mapping[Path, Rank | None]
-    format: Format
-    encoding: FactorEncoding
-    dry_run: bool
-    kept: Kept
-    copied: tuple[OtherTensor, ...] = ()
 
 
 def compress(
@@ -120,7 +80,7 @@ def compress(
         check_rank(rank, [task.name for task in tasks])
     target = destination.format
     ranks = [
-        _allocated(rank, tasks, destination.encoding, executor, progress) if isinstance(rank, Budget) else rank
+        _allocated(rank, tasks, destination, executor, progress) if isinstance(rank, Budget) else rank
         for rank in destination.ranks.values()
     ]
     with ExitStack() as stack:
@@ -184,14 +144,20 @@ def _report(
 def _allocated(
     budget: Budget,
     tasks: Sequence[Task],
-    encoding: FactorEncoding,
+    destination: Destination,
     executor: Executor | None,
     progress: Progress | None,
 ) -> dict[str, int]:
     """Read every layer's spectrum and return each layer's rank; a layer that cannot be read fails when factored."""
-    if encoding.uniform:
+    if destination.encoding.uniform:
         raise ValueError("uniform pads every layer to the largest rank of all, which no budget provides for: give one")
+    beside = [other.tensor for other in (*destination.copied, *(bias for task in tasks for bias in task.biases))]
+    metadata = destination.format.metadata(destination.kept)
+    other_bytes = bytes_beside_factors(_keys(tasks, destination), metadata, beside)
+    budget = budget.in_parameters(as_dtype(destination.encoding.dtype).itemsize, other_bytes)
     spectra, failures = layer_spectra(tasks, executor=executor, progress=progress)
+    if budget.objective == "base":
+        spectra = over_base(spectra, tasks, executor)
     ranks = budget.allocate(spectra).ranks if spectra else {}
     return ranks | dict.fromkeys(failures, 0)
 
@@ -221,8 +187,7 @@ def _write_layers(
     target, encoding = destination.format, destination.encoding
     size = as_dtype(encoding.dtype).itemsize
     copied = sorted(destination.copied, key=lambda other: -item_size(other.tensor))
-    keys = [key for task in tasks for key in (*task.placement.keys, *(bias.tensor.key for bias in task.biases))]
-    keys += [other.tensor.key for other in copied]
+    keys = _keys(tasks, destination)
     encodings = _encodings(tasks, encoding)
     jobs = [_Job(task, tuple(rank_of(rank, task.name) for rank in ranks), encodings[task.placement]) for task in tasks]
     layers: list[list[tuple[Task, Factored]]] = [[] for _ in ranks]
@@ -253,6 +218,12 @@ def _write_layers(
             if stream is not None:
                 stream.metadata.update(written.headers.metadata)
     return adapters
+
+
+def _keys(tasks: Sequence[Task], destination: Destination) -> list[str]:
+    """Return the names of all tensors that may be written."""
+    keys = [key for task in tasks for key in (*task.placement.keys, *(bias.tensor.key for bias in task.biases))]
+    return keys + [other.tensor.key for other in destination.copied]
 
 
 def _described(layers: list[tuple[Task, Factored]], failures: dict[str, str], destination: Destination) -> _Written:

@@ -18,7 +18,7 @@ from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
 from lowrank_core.models.operations.extraction import skip_reason
-from lowrank_core.models.operations.rank_choice import Budget, layer_spectra
+from lowrank_core.models.operations.rank_choice import Budget, layer_spectra, over_base
 from lowrank_core.models.pairing.changes import change_of
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
 
@@ -214,14 +214,17 @@ def plan(
     if not spectra:
         name, reason = next(iter(failures.items()), ("none at all", "there is no layer"))
         raise ValueError(f"no layer of {str(path)!r} could be read; the first of {len(failures)}, {name}: {reason}")
-    allocation = budget.allocate(spectra)
+    weighted = spectra
+    if budget.objective == "base":
+        weighted = over_base(spectra, [layer for layer in planned if isinstance(layer, WeightPair)], executor)
+    allocation = budget.allocate(weighted)
     ranked = tuple(
         _planned(name, spectrum, allocation.ranks[name], scales[name], rule) for name, spectrum in spectra.items()
     )
     kept = [layer for layer in ranked if layer.rank]
     if not kept:
         raise ValueError(f"there is nothing to plan: no layer of {str(path)!r} has an update, or none has to keep any")
-    same_parameters, same_variance = _uniform_ranks(spectra, budget, allocation.parameters, allocation.variance)
+    same_parameters, same_variance = _uniform_ranks(weighted, budget, allocation.parameters, allocation.variance)
     parameters = {layer.name: parameter for layer in planned if (parameter := _parameter_of(layer, source))}
     # PEFT has one rank and one alpha for all experts of a parameter: the largest.
     entries = {parameters.get(layer.name, layer.name): layer for layer in sorted(kept, key=lambda layer: layer.rank)}
@@ -293,7 +296,7 @@ def _uniform_ranks(
     nonzero = [spectrum for spectrum in spectra.values() if spectrum.norm > 0]
     ranks = np.arange(max(len(spectrum.values) for spectrum in nonzero) + 1)
     norms = np.array([spectrum.norm for spectrum in nonzero])
-    weights = np.square(norms / norms.max()) if budget.objective == "absolute" else np.ones(len(nonzero))
+    weights = np.square(norms / norms.max()) if budget.objective != "relative" else np.ones(len(nonzero))
     costs, kept = np.zeros(len(ranks), dtype=np.int64), np.zeros(len(ranks))
     for spectrum, weight in zip(nonzero, weights / weights.sum(), strict=True):
         clamped = np.minimum(ranks, len(spectrum.values))

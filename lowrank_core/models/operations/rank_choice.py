@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -31,6 +32,9 @@ class Budget:
         The largest rank of any layer.
     objective : str
         "relative": the fraction of every layer's own variance counts alike. "absolute": large updates count more.
+        "base": those that are large beside the weight that they are added to, as ‖Δ‖²/‖W‖²; for two checkpoints.
+    megabytes : float or None
+        Instead of `parameters`: the largest size of the adapter's file, in 10⁶ bytes; not for a plan.
 
     See Also
     --------
@@ -47,10 +51,31 @@ class Budget:
     variance: float | None = None
     max_rank: int | None = None
     objective: str = "relative"
+    megabytes: float | None = None
 
     def allocate(self, spectra: Mapping[str, Spectrum]) -> RankAllocation:
-        """Return the rank of each layer, as :func:`lowrank_core.allocate_ranks` allocates it."""
-        return allocate_ranks(spectra, **asdict(self))
+        """Return the rank of each layer, as :func:`lowrank_core.allocate_ranks` allocates it.
+
+        For the objective "base", the spectra are those over the norms of the base's weights.
+        """
+        objective = "absolute" if self.objective == "base" else self.objective
+        return allocate_ranks(
+            spectra, parameters=self.parameters, variance=self.variance, max_rank=self.max_rank, objective=objective
+        )
+
+    def in_parameters(self, item_size: int, other_bytes: int) -> Budget:
+        """Return the same budget in parameters of so many bytes, in a file that has other bytes beside them."""
+        if self.megabytes is None:
+            return self
+        if not (self.parameters is None and self.variance is None and 0 < self.megabytes < math.inf):
+            raise ValueError(f"a budget has one of parameters, variance and a positive number of megabytes; got {self}")
+        parameters = (int(self.megabytes * 1e6) - other_bytes) // item_size
+        if parameters < 1:
+            raise ValueError(
+                f"{self.megabytes:g} megabytes are too small for any rank: what the file has beside factors takes up "
+                f"to {other_bytes:,} bytes"
+            )
+        return replace(self, parameters=parameters, megabytes=None)
 
 
 @dataclass(frozen=True)
@@ -148,3 +173,31 @@ def layer_spectra(
 
 def _spectrum(layer: Readable) -> Spectrum:
     return spectrum(layer.update())
+
+
+class HasBase(Named, Protocol):
+    """What has a name and a weight before training, as a layer of two checkpoints does; picklable as a layer is."""
+
+    def base_norm(self) -> float:
+        """Read the weight, and return its Frobenius norm."""
+
+
+def over_base(
+    spectra: Mapping[str, Spectrum], layers: Sequence[HasBase], executor: Executor | None
+) -> dict[str, Spectrum]:
+    """Return spectra of layers, each over the norm of the layer's weight before training."""
+    read = [layer for layer in layers if layer.name in spectra]
+    norms, failures = collect_layers(_base_norm, read, executor)
+    for name, reason in failures.items():
+        raise ValueError(f"the objective 'base' needs the norm of the base's weight, and {name!r}: {reason}")
+    return {
+        name: replace(spectra[name], values=spectra[name].values / norm, norm=spectra[name].norm / norm)
+        for name, norm in norms
+    }
+
+
+def _base_norm(layer: HasBase) -> float:
+    norm = layer.base_norm()
+    if norm == 0:
+        raise ValueError("its weight in the base is zero: exclude it, or take another objective")
+    return norm

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lowrank_core import LowRankUpdate, scaling_rule
-from lowrank_core.models.files.streams import Stream
-from lowrank_core.models.files.tensors import open_file
+from lowrank_core.models.files.streams import Stream, header_size
+from lowrank_core.models.files.tensors import Weight, open_file
 from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, format_named, open_adapter
 from lowrank_core.models.formats.experts import stacked
 from lowrank_core.models.formats.format import Headers, StoredScale
@@ -51,6 +51,11 @@ def add_factors(stream: Stream, updates: Mapping[Placement, LowRankUpdate], alph
     arranged = format_named(placement.format).arrange(update, placement, alpha)
     for key, tensor in zip(placement.keys, arranged, strict=True):
         stream.add(key, tensor)
+
+
+def bytes_beside_factors(keys: Sequence[str], metadata: Mapping[str, str], others: Iterable[Weight]) -> int:
+    """Return a bound on what a file has beside the entries of factors: its header, an alpha a tensor, and others."""
+    return header_size(keys, metadata) + 8 * len(keys) + sum(8 * other.size for other in others)
 
 
 def copy_tensors(stream: Stream | None, others: Iterable[OtherTensor]) -> None:

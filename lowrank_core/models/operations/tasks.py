@@ -1,0 +1,68 @@
+"""What is to be done: a layer to be compressed, and what is to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lowrank_core.models.files.tensors import Weight
+from lowrank_core.models.formats import Format, OtherTensor, Placement
+from lowrank_core.models.formats.format import Kept
+from lowrank_core.models.norms import Update
+from lowrank_core.models.operations.factoring import FactorEncoding
+from lowrank_core.models.operations.rank_choice import Rank
+from lowrank_core.rounding_noise import RoundingNoise
+
+
+def _no_base_norm() -> float:
+    raise ValueError("it is a layer of an adapter: take another objective, or extract from two checkpoints")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One layer to be compressed; picklable, because it may run in another process.
+
+    `shape`, `dtype` and `tensors` describe what is compressed. `update` reads it, as the
+    transpose of its module's map where `transposed`; `update_and_noise` reads it with its rounding noise, where there
+    are two stored weights; `base_norm` reads the norm of the one before training. `biases` are multiplied with the
+    layer's scale by readers, and are divided by it here.
+    `alpha` is the layer's own, where not all have the same. `tolerance` is that of a truncation to a rank.
+    """
+
+    placement: Placement
+    shape: tuple[int, int]
+    dtype: str
+    tensors: tuple[Weight, ...]
+    update: Callable[[], Update]
+    transposed: bool = False
+    biases: tuple[OtherTensor, ...] = ()
+    min_rank: int = 0
+    tolerance: float | None = None
+    alpha: float | None = None
+    update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
+    base_norm: Callable[[], float] = _no_base_norm
+
+    @property
+    def name(self) -> str:
+        """The layer's name in reports."""
+        return self.placement.name
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What is to be written, and how.
+
+    `ranks` has a path for each adapter, and its rank; None writes factors as they are. `kept` is what an adapter takes
+    over from the inputs; `copied` are tensors to copy as they are.
+    """
+
+    ranks: Mapping[Path, Rank | None]
+    format: Format
+    encoding: FactorEncoding
+    dry_run: bool
+    kept: Kept
+    copied: tuple[OtherTensor, ...] = ()
