@@ -1,6 +1,7 @@
 """Numerical core for low-rank weight updates: spectra, truncations, errors, scaling rules, learning, ranks."""
 
-from lowrank_core._version import __version__
+import typing as _typing
+
 from lowrank_core.allocation import RankAllocation, allocate_ranks
 from lowrank_core.learning import LearningSweep, learning_sweep
 from lowrank_core.ranks import (
@@ -64,3 +65,15 @@ __all__ = [
     "update_with_spectrum",
     "variance_captured",
 ]
+
+if _typing.TYPE_CHECKING:
+    __version__: str
+else:  # a function that type checkers saw would make every name of the package a known one
+
+    def __getattr__(name):
+        """Return the version: at its first use, because reading the metadata takes a tenth of the package's import."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("lowrank_core")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 
@@ -134,5 +135,5 @@ def test_values_equal_only_themselves():
         assert value in {value: 1}
 
 
-def test_the_version_is_one_string():
-    assert lowrank_core.__version__ == importlib.import_module("lowrank_core._version").__version__
+def test_the_version_is_that_of_the_installed_package():
+    assert lowrank_core.__version__ == importlib.metadata.version("lowrank_core")
