@@ -2,11 +2,11 @@
 
     python .ci/fuzz.py [MINUTES]
 
-atheris (`pip install -e '.[fuzz]'`) guides the bytes by the branches of lowrank_core.models that they reach; half of
-its changes are to entries of the JSON within, which remains valid. Any outcome but an answer, a ValueError, a
-FileNotFoundError or the ImportError of a container's own package is a fault, and so is a warning, or an answer that
-cannot be written as JSON: its bytes are kept, and `python .ci/fuzz.py FILE` runs them again. How many inputs were
-tried is written to docs/numbers/fuzz.json.
+atheris (`pip install -e '.[models]' --group fuzz`) guides the bytes by the branches of lowrank_core.models that they
+reach; half of its changes are to entries of the JSON within, which remains valid. Any outcome but an answer, a
+ValueError, a FileNotFoundError or the ImportError of a container's own package is a fault, and so is a warning, or an
+answer that cannot be written as JSON: its bytes are kept, and `python .ci/fuzz.py FILE` runs them again. How many
+inputs were tried is written to docs/numbers/fuzz.json.
 """
 
 from __future__ import annotations

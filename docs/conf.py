@@ -1,4 +1,4 @@
-"""Configure the site: `sphinx-build -W -n -b html docs docs/_build/html`, with `pip install -e '.[docs]'`."""
+"""Configure the site: `pip install -e '.[all]' --group docs && sphinx-build -W -n -b html docs docs/_build/html`."""
 
 import sys
 from pathlib import Path

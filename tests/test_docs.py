@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ SHELL_LINES = {
     ". .venv/bin/activate",
     # The README's install lines, with other extras or none, which the next test looks up in pyproject.toml.
     "python3 -m venv .venv && .venv/bin/pip install -q .",
-    "pip install -q -e '.[dev]'",
+    "pip install -q -e '.[all]' --group dev",
 }
 
 
@@ -142,11 +143,13 @@ def is_pytest_line(line):
     return program == "pytest" and all((ROOT / path).exists() for path in paths)
 
 
-def test_extras_that_the_pages_install_exist():
-    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE))
+def test_extras_and_groups_that_the_pages_install_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras, groups = project["project"]["optional-dependencies"], project["dependency-groups"]
     for page, text in PAGES.items():
         for named in re.findall(r"pip install [^\n`]*\.\[([\w,]+)\]", text):
-            assert set(named.split(",")) <= extras, page
+            assert set(named.split(",")) <= set(extras), page
+        assert set(re.findall(r"--group ([\w-]+)", text)) <= set(groups), page
 
 
 @pytest.mark.parametrize("module", MODULES)

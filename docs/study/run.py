@@ -1,6 +1,6 @@
 """Run the study: train all models, and write their measures, one line per run, to results/runs.jsonl.
 
-    pip install -e '.[test]'
+    pip install -e '.[all]' --group test
     python docs/study/run.py                # two processes, well under an hour on two cores
     python docs/study/run.py --quick OUT    # the same code at a very small size, in seconds
 
