@@ -27,7 +27,6 @@ import records
 
 PYTHONS = tuple(f"python3.{minor}" for minor in range(11, 16))
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
-EXTRAS = ("cli", "dask", "testing")
 SHOWN = ("numpy", "numba", "threadpoolctl", "ml_dtypes", "safetensors", "hypothesis")
 # These need the command line's own dependencies, or those of the documentation.
 IGNORED = ("tests/cli", "tests/test_docs.py", "tests/test_study.py")
@@ -99,12 +98,11 @@ def run_tests(python: str, resolution: str, folder: Path) -> dict[str, str | int
 def install(python: str, clone: Path, resolution: str) -> bool:
     """Return whether the dependencies have wheels for an interpreter; with them, the tests' own and the package."""
     uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python]
-    extras = [argument for extra in EXTRAS for argument in ("--extra", extra)]
+    project = str(clone / "pyproject.toml")
+    wanted = ["-r", project, "--extra", "all", "--group", f"{project}:test-core"]
     # None is built from source: what users install is wheels.
-    chosen = ["--only-binary", ":all:", "--resolution", resolution, "-r", str(clone / "pyproject.toml"), *extras]
-    if subprocess.run([*uv, *chosen], check=False).returncode:
+    if subprocess.run([*uv, "--only-binary", ":all:", "--resolution", resolution, *wanted], check=False).returncode:
         return False
-    subprocess.run([*uv, "--group", f"{clone / 'pyproject.toml'}:test-core"], check=True)
     subprocess.run([*uv, "--no-deps", str(clone)], check=True)
     return True
 
