@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Protocol, TypeVar
 
-_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+from lowrank_core.models.module_names import kind
+
 _BLOCK = re.compile(r"(?P<block>.*?(?<![A-Za-z0-9])\d+)[._](?P<rest>.+)")
 
 
@@ -43,17 +44,6 @@ def by_short_name(layers: Sequence[Layer]) -> tuple[str, dict[str, Layer]]:
     """Return what all names begin with, and the layers by the rest of their names."""
     prefix = common_prefix([layer.name for layer in layers])
     return prefix, {layer.name.removeprefix(prefix): layer for layer in layers}
-
-
-def kind(name: str) -> str:
-    """Return the kind of a layer: its name with stars for numbers.
-
-    Examples
-    --------
-    >>> kind("model.layers.11.self_attn.q_proj")
-    'model.layers.*.self_attn.q_proj'
-    """
-    return _NUMBER.sub("*", name)
 
 
 def by_kind(layers: Iterable[Layer]) -> dict[str, list[Layer]]:

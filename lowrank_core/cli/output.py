@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STDOUT = Path("-")
 _INCOMPLETE = 1
+_CONDITION_MET = 3
 _PIPED_WIDTH = 100
 _FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 
@@ -173,6 +174,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def exit_code(*, complete: bool) -> int:
-    """Return the exit code of a run whose report is, or is not, of all that it was asked about."""
+def exit_code(*, complete: bool, is_met: bool = False) -> int:
+    """Return the exit code of a run: of a condition of failure that is met, else of whether the report is complete."""
+    if is_met:
+        return _CONDITION_MET
     return 0 if complete else _INCOMPLETE

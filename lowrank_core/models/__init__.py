@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lowrank_core.models.inspection.census import census
     from lowrank_core.models.inspection.census_rows import AdapterRow, read_census
     from lowrank_core.models.inspection.layers import inspect
-    from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals
+    from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals, Verdict
     from lowrank_core.models.operations.applying import Application, AppliedLayer, apply
     from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
     from lowrank_core.models.operations.conversion import convert
@@ -51,6 +51,7 @@ __all__ = [
     "RoundingLoss",
     "Totals",
     "UniformRank",
+    "Verdict",
     "Verification",
     "VerifiedLayer",
     "WeightPair",
@@ -79,7 +80,7 @@ _MODULES = {
     "inspection.census": "census",
     "inspection.census_rows": "AdapterRow read_census",
     "inspection.layers": "inspect",
-    "inspection.report": "Inspection LayerReport Totals",
+    "inspection.report": "Inspection LayerReport Totals Verdict",
     "operations.applying": "Application AppliedLayer apply",
     "operations.conversion": "convert",
     "operations.compression": "Compression CompressionTotals LayerCompression",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,18 @@ EMBEDDINGS = frozenset(
 # Model types whose weights of these names are transformers' Conv1D: stored as (in, out).
 CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 CONV1D_MODULES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+
+
+def kind(name: str) -> str:
+    """Return the kind of a layer: its name with stars for numbers.
+
+    Examples
+    --------
+    >>> kind("model.layers.11.self_attn.q_proj")
+    'model.layers.*.self_attn.q_proj'
+    """
+    return _NUMBER.sub("*", name)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

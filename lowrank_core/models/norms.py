@@ -18,6 +18,9 @@ from lowrank_core._validation import as_workers
 Update = LowRankUpdate | KroneckerUpdate | NDArray[Any]
 """What the update of a layer is: factors, a Kronecker product, or a dense array."""
 
+NOT_FINITE = "contains NaN or infinity"
+"""What is said of a tensor that is not finite, in every message."""
+
 _SINGLE_PRECISION = tuple(name for name in FLOATS if name != "float64")
 # As float64 a megabyte, which fits a core's own cache.
 _BLOCK_ENTRIES = 1 << 17
@@ -177,6 +180,6 @@ def _why_not_finite(base: NDArray[Any], tuned: NDArray[Any]) -> str:
     for name, array in (("base", base), ("tuned", tuned)):
         bad = array.size - np.count_nonzero(np.isfinite(array))
         if bad:
-            return f"the {name} checkpoint contains NaN or infinity in {bad} of its {array.size} entries"
+            return f"the {name} checkpoint {NOT_FINITE} in {bad} of its {array.size} entries"
     single = {base.dtype.name, tuned.dtype.name} <= set(_SINGLE_PRECISION)
     return f"the difference does not fit {'float32' if single else 'float64'}"

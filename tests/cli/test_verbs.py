@@ -170,5 +170,47 @@ def test_an_adapter_that_cannot_be_understood_is_one_line(
     assert message in captured.err
 
 
+def test_inspect_fails_on_the_verdicts_it_is_asked_to(
+    tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factors = load_file(adapter / "adapter_model.safetensors")
+    zero = {key: tensor * ("lora_A" in key or "q_proj" in key) for key, tensor in factors.items()}
+    path = write_adapter(tmp_path / "zero")
+    save_file(zero, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    for conditions, code in (([], 0), (["spike"], 0), (["zero"], 3), (["not-finite", "zero"], 3)):
+        options = [option for condition in conditions for option in ("--fail-on", condition)]
+        assert main(["inspect", str(path), *options]) == code
+        assert "The update is zero (norm 0) in 2 of 4 layers" in capsys.readouterr().out
+    assert main(["inspect", str(adapter), "--fail-on", "zero"]) == 0
+    assert "Verdicts" not in capsys.readouterr().out
+
+
+def test_an_adapter_of_nan_alone_is_reported_where_that_is_the_condition(
+    checkpoints: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, tuned = checkpoints
+    command = ["inspect", str(tuned), "--base", str(tuned)]
+    only = {"h.1.proj.weight": load_file(tuned)["h.1.proj.weight"]}
+    save_file(only, tuned)
+    assert main(command) == 2
+    assert main([*command, "--fail-on", "not-finite"]) == 3
+    assert "1 of 1 layers has no finite update: h.1.proj" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fail-on", "zeros"], "'zeros' is not a condition: conditions are zero, not-finite"),
+        (["--fail-on", "zero", "--recursive"], "--fail-on is of one adapter, and --recursive of many"),
+        (["--alpha", "2"], "no rule was given"),
+    ],
+)
+def test_inspect_refuses_options_that_say_nothing(
+    adapter: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(adapter), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_ranks_are_sorted_and_each_taken_once() -> None:
     assert parse_ranks("8, 2,4,4") == (2, 4, 8)

@@ -42,6 +42,8 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
         yield section("Failed", *listed(report.failures, full=True))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
+    if report.verdicts:
+        yield section("Verdicts", Text(" ".join(verdict.sentence for verdict in report.verdicts)))
     yield from completeness(
         complete=report.complete, failures=len(report.failures), compared_fraction=report.compared_fraction
     )
@@ -146,6 +148,8 @@ def _totals(report: Inspection) -> Iterator[RenderableType]:
         for rule, errors in totals.errors.items():
             rows.add_row(f"error, {RULE_LABELS.get(rule, rule)}", *map(error_text, errors[chosen]))
         yield rows
+    if not totals.norm:
+        return
     needed = ", ".join(
         f"{fraction:.0%} takes rank {rank} (error {error_text(totals.error_for_variance[fraction])})"
         for fraction, rank in totals.rank_for_variance.items()

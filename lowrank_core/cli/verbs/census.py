@@ -21,7 +21,9 @@ def check_options(*, recursive: bool, jsonl: Path | None, **of_one: object) -> N
     if recursive:
         given = next((name for name, value in of_one.items() if value), None)
         if given is not None:
-            raise ValueError(f"--{given} is of one adapter, and --recursive of many: leave one of the two out.")
+            raise ValueError(
+                f"--{given.replace('_', '-')} is of one adapter, and --recursive of many: leave one of the two out."
+            )
     elif jsonl is not None:
         raise ValueError("--jsonl has a row for each of many adapters: it goes with --recursive.")
 

@@ -16,11 +16,13 @@ from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
 from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS
 from lowrank_core.models.inspection.report import to_rows
+from lowrank_core.models.inspection.verdicts import CONDITIONS, check_conditions
 
 EXAMPLES = options.examples(
     "lowrank inspect my-adapter/",
     "lowrank inspect tuned/ --base base/ --ranks 4,16,64",
     "lowrank inspect my-adapter/ --csv layers.csv --figure layers.pdf",
+    "lowrank inspect my-adapter/ --fail-on zero --fail-on not-finite",
     "lowrank inspect adapters/ --recursive --jsonl census.jsonl --workers 8",
 )
 
@@ -60,6 +62,13 @@ def inspect(
             show_default=f"each adapter layer's own; {DEFAULT_ALPHA:g} for checkpoints",
         ),
     ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help=f"End with exit code 3 on this verdict: {', '.join(CONDITIONS)}. May be repeated.",
+        ),
+    ] = None,
     reports: options.Reports,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Report every adapter under the folder PATH, in one row each.")
@@ -88,9 +97,13 @@ def inspect(
     PATH is an adapter, or with --base a checkpoint, whose update is its difference from BASE. Some updates of adapters
     (DoRA, GLoRA, OFT, IA3) depend on the weights of the base, and without --base they count as not read. The exit code
     is 1 if the report is not complete: a layer could not be read, a matrix differs that is in no layer, or an adapter
-    has more than low-rank updates, as biases and modules saved in full. All are named, and not in the totals.
+    has more than low-rank updates, as biases and modules saved in full. All are named, and not in the totals. It is 3
+    where a condition of --fail-on is met.
     """
-    census.check_options(recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, figure=reports.figure)
+    census.check_options(
+        recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, fail_on=fail_on, figure=reports.figure
+    )
+    check_conditions(fail_on or ())
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
     # A layer's factors take a millisecond, most of it in Python, where threads wait for each other.
     work = options.Work(1 if workers is None and base is None else workers, dask)
@@ -102,7 +115,8 @@ def inspect(
         partial(models.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha, **pairing.arguments),
         work,
     )
-    if inspection.failures and not inspection.layers:
+    is_met = any(verdict.kind in (fail_on or ()) for verdict in inspection.verdicts)
+    if inspection.failures and not inspection.layers and not is_met:
         name, reason = next(iter(inspection.failures.items()))
         raise ValueError(
             f"no layer of {str(path)!r} could be read; the first of {len(inspection.failures)}, {name}: {reason}"
@@ -114,4 +128,4 @@ def inspect(
         (reports.csv, lambda inspection: output.csv_text(to_rows(inspection))),
         (reports.figure, draw_inspection),
     )
-    return output.exit_code(complete=inspection.complete)
+    return output.exit_code(complete=inspection.complete, is_met=is_met)

@@ -20,7 +20,7 @@ from lowrank_core.models.files.tensors import (
     describe_shape,
     read_tensors,
 )
-from lowrank_core.models.norms import Update, one_blas_thread
+from lowrank_core.models.norms import NOT_FINITE, Update, one_blas_thread
 from lowrank_core.models.pairing.changes import OtherChange
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
@@ -176,7 +176,7 @@ class AdapterLayer:
         for tensor, array in zip(tensors, arrays, strict=True):
             bad = array.size - int(np.count_nonzero(np.isfinite(array)))
             if bad:
-                raise ValueError(f"{tensor.key!r} contains NaN or infinity in {bad} of its {array.size} entries")
+                raise ValueError(f"{tensor.key!r} {NOT_FINITE} in {bad} of its {array.size} entries")
         if self.base is not None and self.transposed:
             arrays[0] = arrays[0].T
         with one_blas_thread():

@@ -31,6 +31,7 @@ from lowrank_core.models.inspection.report import (
     to_floats,
     total,
 )
+from lowrank_core.models.inspection.verdicts import find_verdicts
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
 from lowrank_core.models.pairing.streamed import decompose_large, is_large
 
@@ -123,7 +124,7 @@ def inspect(
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, executor=executor, progress=progress
     )
-    failures |= source.incomplete
+    failures = dict(sorted((failures | source.incomplete).items()))
     others = dict(source.other_changes())
     pair = source if isinstance(source, CheckpointPair) else None
     changed, unchanged = ({layer.name for layer in layers if bool(layer.norm) is differs} for differs in (True, False))
@@ -136,12 +137,13 @@ def inspect(
         alpha=DEFAULT_ALPHA if alpha is None and pair else alpha,
         totals=total(layers, len(failures), ranks, rules),
         layers=tuple(layers),
-        failures=dict(sorted(failures.items())),
+        failures=failures,
         not_low_rank={name: other.description for name, other in others.items()},
         complete=not failures and all(other.is_vector for other in others.values()),
         compared_fraction=pair.fraction_in(changed, unchanged, others.values()) if pair else None,
         alignment=pair.alignment if pair else (),
         warnings=source.warnings,
+        verdicts=find_verdicts(layers, failures, of_checkpoints=pair is not None),
     )
 
 

@@ -125,6 +125,28 @@ class Totals:
     errors: dict[str, tuple[float, ...]]
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the figures of an inspection say is wrong with the update.
+
+    Attributes
+    ----------
+    kind : str
+        "zero", "not-finite" or "spike".
+    layers : tuple of str
+        The layers that it is on.
+    number : float
+        What it rests on: how many layers are zero, or not finite; the largest σ₁²/N².
+    sentence : str
+        The verdict in words, with that number.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    number: float
+    sentence: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What is in an adapter, or in the difference of two checkpoints.
@@ -155,6 +177,8 @@ class Inspection:
         How the names of two checkpoints differ, where they do.
     warnings : tuple of str
         What a user of it should know.
+    verdicts : tuple of Verdict
+        What is wrong with the update, by its figures; empty where nothing is.
     """
 
     path: str
@@ -171,6 +195,7 @@ class Inspection:
     compared_fraction: float | None = None
     alignment: tuple[AlignedNames, ...] = ()
     warnings: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
 
 
 def layer_noise(noise: RoundingNoise, spectrum: Spectrum) -> LayerNoise:
