@@ -10,6 +10,7 @@ import pytest
 import threadpoolctl
 from hypothesis import HealthCheck, settings
 
+from lowrank_core._processors import usable_processors
 from tests.blas import blas_now
 
 # No deadline, since a first call compiles; no check for slow data, which a busy machine would fail.
@@ -19,6 +20,23 @@ settings.register_profile("ci", max_examples=100, derandomize=True, **common)
 settings.register_profile("few", max_examples=5, derandomize=True, **common)
 settings.register_profile("long", max_examples=10_000, **common)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Return the number of workers for ``-n auto``: xdist itself disregards the quota of a container."""
+    return usable_processors()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread():
+    """NumPy's BLAS on one thread, but where a test sets another count.
+
+    Matrices here are small: two threads take five times the processor time, most of it to wait for each other, and more
+    where other processes run.
+    """
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(params=[1, 2])

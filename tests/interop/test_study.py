@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,17 @@ import training  # noqa: E402
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    run_quick(folder)
-    return folder
-
-
-def run_quick(folder):
     command = [sys.executable, STUDY / "run.py", "--quick", folder]
     environment = os.environ | {"PYTHONPATH": str(STUDY.parents[1])}
     subprocess.run(command, check=True, capture_output=True, env=environment)
+    return folder
 
 
 def lines_of(folder):
     return [json.loads(line) for line in (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_script_does_every_run_once_and_goes_on_where_it_was(quick):
+def test_the_script_does_every_run_once_and_goes_on_where_it_was(quick, monkeypatch):
     path = quick / "runs.jsonl"
     sizes, lines = plan.QUICK, lines_of(quick)
     study = analysis.load(path, sizes)
@@ -46,7 +43,13 @@ def test_the_script_does_every_run_once_and_goes_on_where_it_was(quick):
     wanted |= {run for seed in fresh for run in plan.fresh_runs_of(sizes, seed, study.rate)}
     assert len(lines) == len(wanted) + sizes.seeds + sizes.fresh_seeds
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:-2]), encoding="utf-8")
-    run_quick(quick)
+    # In this process, which has imported PyTorch and PEFT: a new one takes longer over that than over both runs.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(variable, "1")
+    import run
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", ThreadPoolExecutor)
+    run.study(sizes, path, workers=1)
     again = lines_of(quick)
     assert set(analysis.load(path, sizes).runs) == wanted
     assert len(again) == len(lines)

@@ -75,9 +75,10 @@ def test_a_spectrum_in_a_batch_on_several_threads_is_that_of_its_matrix(seed, dt
 
 @given(st.integers(0, 2**32 - 1), workers)
 def test_a_generator_is_one_seed_for_the_whole_stack(seed, count):
-    stack = np.random.default_rng(1).standard_normal((24, 60, 40))
+    # More matrices than workers.
+    stack = np.random.default_rng(1).standard_normal((6, 60, 40))
     whole = spectrum(stack, rank=3, method="krylov", workers=count, rng=np.random.default_rng(seed))
-    for i in (0, 11, 23):
+    for i in (0, 3, 5):
         single = spectrum(stack[i], rank=3, method="krylov", rng=np.random.default_rng(seed))
         assert_identical(whole.values[i], single.values)
 

@@ -110,6 +110,7 @@ for locator in caching.CacheImpl._locator_classes:
 print(lc.__file__, lc.error_sweep(lc.Spectrum([4.0, 3.0], 5.0, (2, 2), True), [1]).optimal[0])
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path), "HOME": str(nowhere), "PYTHONDONTWRITEBYTECODE": "1"}
+    env |= {"NUMBA_OPT": "1"}  # where the code is kept does not depend on how far LLVM optimises
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tmp_path
     )
