@@ -27,7 +27,8 @@ def main(names: list[str]) -> int:
     results = {name: result for name, result in records.read("long").items() if name in files}
     failed = False
     for name in names or files:
-        command = ["-m", "pytest", "-q", "--hypothesis-profile=long", "--hypothesis-show-statistics", str(files[name])]
+        options = ["-q", "-n0", "--hypothesis-profile=long", "--hypothesis-show-statistics"]
+        command = ["-m", "pytest", *options, str(files[name])]
         run = subprocess.run([sys.executable, *command], cwd=records.ROOT, capture_output=True, text=True, check=False)
         if run.returncode:
             failed = True

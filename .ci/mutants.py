@@ -89,7 +89,7 @@ def run_tests(tests: list[str], usual: dict[str, float] | None) -> str:
         sys.path.insert(0, str(Path.cwd()))
         clock = Clock(usual)
         clock.limit(2 + 5 * sum((usual or {}).values()))
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
+        options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
         code = pytest.main([*options, *tests], [clock])
         if usual is None:
             SECONDS.write_text(json.dumps(clock.seconds), encoding="utf-8")
