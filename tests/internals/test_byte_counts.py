@@ -2,7 +2,7 @@
 
 import pytest
 
-from lowrank_core.cli.reports.written_tables import _bytes
+from lowrank_core.cli.reports.written_tables import byte_text
 
 
 @pytest.mark.parametrize(
@@ -13,4 +13,4 @@ from lowrank_core.cli.reports.written_tables import _bytes
     ],
 )
 def test_bytes_are_written_in_powers_of_a_thousand(number, text):
-    assert _bytes(number) == text
+    assert byte_text(number) == text
