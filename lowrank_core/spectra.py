@@ -40,11 +40,16 @@ class Spectrum:
         r is complete with r values.
     dtype : dtype-like
         What the update was stored in; its name, such as ``"bfloat16"``, in the attribute.
+    missed : array_like, shape (...)
+        A bound of what leading values may lack: with k of them, :math:`H_k` is less than that of the k largest by at
+        most this fraction of the energy :math:`T_k` beyond. It is 0 where the decomposition was full, and otherwise at
+        most the tolerance of :func:`spectrum`, as certified by a block Krylov iteration.
 
     Raises
     ------
     ValueError
-        If values are negative, ascending, not finite or too many, or the norm does not fit them.
+        If values are negative, ascending, not finite or too many, the norm does not fit them, or what is missed is not
+        a fraction of each update.
 
     See Also
     --------
@@ -62,11 +67,13 @@ class Spectrum:
     shape: tuple[int, int]
     complete: bool
     dtype: Any = "float64"
+    missed: Any = 0.0
 
     def __post_init__(self) -> None:
         # C order whatever was given, so that sums along a row do not depend on the rows beside it.
         values = np.array(self.values, dtype=np.float64, order="C")
         norm = np.array(self.norm, dtype=np.float64, order="C")
+        missed = np.array(self.missed, dtype=np.float64, order="C")
         shape = (int(self.shape[0]), int(self.shape[1]))
         if values.ndim == 0 or values.shape[-1] > min(shape) or norm.shape != values.shape[:-1]:
             raise ValueError(
@@ -75,12 +82,18 @@ class Spectrum:
             )
         if not ((values >= 0) & (values < np.inf)).all() or not (values[..., 1:] <= values[..., :-1]).all():
             raise ValueError("values must be finite, not negative, and descending along the last axis.")
+        if missed.shape not in {(), norm.shape} or not ((missed >= 0) & (missed <= 1)).all():
+            raise ValueError(
+                f"missed is a fraction from 0 to 1 for every update, of the shape {norm.shape} of norm; given were "
+                f"{missed!r}."
+            )
+        missed = np.array(np.broadcast_to(missed, norm.shape))
         _check_norm(values, norm, complete=bool(self.complete))
         if self.complete:
             # Values that all rounded to 0 leave at most a few steps of float64's grid: nothing to divide by.
             norm[largest_of(values) == 0.0] = 0.0
-        values.flags.writeable = norm.flags.writeable = False
-        fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete)}
+        values.flags.writeable = norm.flags.writeable = missed.flags.writeable = False
+        fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete), "missed": missed}
         for name, value in (fields | {"dtype": as_dtype_name(self.dtype)}).items():
             object.__setattr__(self, name, value)
 
@@ -145,7 +158,7 @@ def spectrum(
     tolerance : float, optional
         For ``krylov``, how much of the leading energy H_k may be missed, as a fraction t of the energy T_k beyond it,
         from 0 to 1; 0 makes ``auto`` take a full decomposition. None is 1e-6, or 1e-12 for float64. A tail of less
-        than 1e-6·N² (1e-12·N² for float64) counts for that.
+        than 1e-6·N² (1e-12·N² for float64) counts for that. What was achieved is in the result, as ``missed``.
     workers : int, optional
         Threads over the batch, or over one large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator
@@ -186,18 +199,20 @@ def spectrum(
     >>> spectrum(np.diag([3.0, 4.0])).values
     array([4., 3.])
     """
-    count, missed = as_workers(workers), as_tolerance(tolerance)
+    count, may_miss = as_workers(workers), as_tolerance(tolerance)
     if isinstance(update, LowRankUpdate | KroneckerUpdate):
         shape = (update.shape[-2], update.shape[-1])
         wanted = None if rank is None else as_rank(rank, min(shape))
-        values, norm = _structured_values(update, method, count)
+        values, norm, _ = _structured_values(update, method, count)
         kept = values if wanted is None else values[..., :wanted]
         return Spectrum(kept, norm, shape, kept.shape == values.shape, update.dtype)
     matrices, dtype = as_matrices(update)
     shape = (matrices.shape[-2], matrices.shape[-1])
     wanted = None if rank is None else as_rank(rank, min(shape))
-    values, norm = singular_values(matrices, dtype, wanted, method=method, tolerance=missed, workers=count, rng=rng)
-    return Spectrum(values, norm, shape, values.shape[-1] == min(shape), dtype)
+    values, norm, missed = singular_values(
+        matrices, dtype, wanted, method=method, tolerance=may_miss, workers=count, rng=rng
+    )
+    return Spectrum(values, norm, shape, values.shape[-1] == min(shape), dtype, missed)
 
 
 def _structured_values(update: LowRankUpdate | KroneckerUpdate, method: str, workers: int) -> Values:

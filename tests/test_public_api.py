@@ -49,7 +49,7 @@ PUBLIC = [
 ]
 SIGNATURES = {
     "spectrum": "(update, *, rank=None, method='auto', tolerance=None, workers=None, rng=0)",
-    "Spectrum": "(values, norm, shape, complete, dtype='float64')",
+    "Spectrum": "(values, norm, shape, complete, dtype='float64', missed=0.0)",
     "truncate": "(update, rank, *, method='auto', tolerance=None, workers=None, rng=0)",
     "LowRankUpdate": "(B, A, scaling=1.0)",
     "KroneckerUpdate": "(left, right, scaling=1.0)",

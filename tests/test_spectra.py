@@ -78,6 +78,15 @@ def test_a_norm_that_fits_is_accepted_at_any_size(size):
     assert Spectrum([], 0.0, (3, 3), complete=True).norm == 0
 
 
+@pytest.mark.parametrize("missed", [-1e-9, 1.1, np.nan, [0.1, 0.1, 0.1]])
+def test_what_is_missed_is_a_fraction_for_each_update(missed):
+    with pytest.raises(ValueError, match=r"missed is a fraction from 0 to 1.*of the shape \(2,\) of norm"):
+        Spectrum([[1.0], [2.0]], [2.0, 3.0], (2, 2), complete=False, missed=missed)
+    accepted = Spectrum([[1.0], [2.0]], [2.0, 3.0], (2, 2), complete=False, missed=[0.0, 1e-7])
+    assert accepted.missed.tolist() == [0.0, 1e-7]
+    assert Spectrum([[1.0], [2.0]], [2.0, 3.0], (2, 2), complete=False).missed.tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("dtype", ["int32", "float8_e3m4", "complex64", np.int8])
 def test_an_unsupported_dtype_is_refused(dtype):
     with pytest.raises(ValueError, match=r"dtype.*float64, float32, float16, bfloat16"):

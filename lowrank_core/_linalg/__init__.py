@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_core._linalg.decompositions import (
     best_factors,
+    best_factors_and_values,
     best_product_factors,
     product_singular_values,
     singular_values,
@@ -30,6 +31,7 @@ __all__ = [
     "Scaled",
     "Values",
     "best_factors",
+    "best_factors_and_values",
     "best_kronecker_factors",
     "best_product_factors",
     "blas_threads",

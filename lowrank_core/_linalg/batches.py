@@ -62,7 +62,8 @@ def values_in_chunks(
     values, norms = np.empty((count, min(m, n))), np.empty(count)
 
     def fill(chunk: slice) -> None:
-        values[chunk], norms[chunk] = function(stack[chunk])
+        found = function(stack[chunk])
+        values[chunk], norms[chunk] = found.values, found.norms
 
     map_batch(fill, count, (m, n), workers, batching)
     return Values(values, norms)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.batches import MIN_THREADED_WORK, Batching, map_batch
+from lowrank_core._linalg.gram import ProjectedFactors
 from lowrank_core._linalg.products import product_factors
 from lowrank_core._linalg.routes import Problem, choose_product_route, choose_route
 from lowrank_core._linalg.values import Factors, Floats, Values, norms_of, unscaled_values
@@ -19,6 +20,7 @@ __all__ = [
     "Rank",
     "Stack",
     "best_factors",
+    "best_factors_and_values",
     "best_product_factors",
     "dense_stack",
     "product_singular_values",
@@ -51,12 +53,16 @@ def singular_values(
         batching = Batching(route.batching.one_at_a_time, takes_blas_lock=True)
         if not all(map_batch(lambda chunk: all_finite(flat[chunk]), len(flat), (m, n), workers, batching)):
             check_finite(matrices)
-    values, norms = route.values(flat, workers)
+    values, norms, missed = route.values(flat, workers)
     if not np.isfinite(norms).all():
         check_finite(matrices)
     if rank is not None:
         values = np.ascontiguousarray(values[:, :rank])
-    return Values(values.reshape(*batch, values.shape[-1]), norms.reshape(batch))
+    return Values(
+        values.reshape(*batch, values.shape[-1]),
+        norms.reshape(batch),
+        np.broadcast_to(missed, norms.shape).reshape(batch),
+    )
 
 
 def product_singular_values(
@@ -98,6 +104,18 @@ def best_factors(
     stack = dense_stack(matrices, problem, method=method, workers=workers)
     check_finite(matrices)
     return stack.best_factors(rank)
+
+
+def best_factors_and_values(
+    matrix: NDArray[Any], dtype: str, rank: int, *, tolerance: float | None, workers: int
+) -> tuple[Floats, Floats, Values]:
+    """Compute B = U_r Σ_r (m, r) and A = V_rᵀ (r, n) of one matrix (m, n), and the values that this takes."""
+    problem = Problem(dtype, (matrix.shape[0], matrix.shape[1]), rank, tolerance)
+    stack = dense_stack(matrix, problem, method="auto", workers=workers)
+    check_finite(matrix)
+    (factors,) = stack.map(stack.decompose)
+    missed = factors.missed if isinstance(factors, ProjectedFactors) else 0.0
+    return *factors.at(rank), Values(factors.values, np.asarray(factors.norm), missed)
 
 
 def best_product_factors(

@@ -83,7 +83,10 @@ def kernel_gram_values(stack: NDArray[Any], workers: int) -> Values:
 
 
 class ProjectedFactors(NamedTuple):
-    """Factors of a matrix 2^exponent · X, or of its transpose (wide), from orthogonal columns X V for a basis V."""
+    """Factors of a matrix 2^exponent · X, or of its transpose (wide), from orthogonal columns X V for a basis V.
+
+    `missed` bounds the energy that they may lack, as a fraction of the energy beyond them.
+    """
 
     values: Floats
     norm: float
@@ -91,6 +94,7 @@ class ProjectedFactors(NamedTuple):
     basis: Floats
     exponent: int
     wide: bool
+    missed: float = 0.0
 
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ, for a rank up to the number of columns."""
@@ -129,7 +133,7 @@ def gram_factors(matrix: NDArray[Any], workers: int) -> GramFactors:  # noqa: AR
     scaled, exponent = scaled_to_squares(matrix)
     gram = gram_matrix(scaled, of_rows=wide)
     squares, vectors = np.linalg.eigh(gram)
-    values, norm = unscaled_values(np.sqrt(np.maximum(squares, 0.0))[::-1], np.sqrt(np.trace(gram)), exponent)
+    values, norm, _ = unscaled_values(np.sqrt(np.maximum(squares, 0.0))[::-1], np.sqrt(np.trace(gram)), exponent)
     return GramFactors(values, float(norm), scaled, vectors[:, ::-1], int(exponent), wide)
 
 

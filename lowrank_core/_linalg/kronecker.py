@@ -169,7 +169,7 @@ class _KroneckerFactors(NamedTuple):
 
 
 def _paired_factors(left: Factors, right: Factors, scaling: float, exponent: int) -> _KroneckerFactors:
-    values, norm = _paired_values(left.values, right.values, scaling, np.asarray(exponent))
+    values, norm, _ = _paired_values(left.values, right.values, scaling, np.asarray(exponent))
     order = np.argsort(-_products(left.values, right.values), kind="stable")
     return _KroneckerFactors(values, float(norm), left, right, order, scaling, exponent)
 

@@ -55,6 +55,13 @@ class Leading(NamedTuple):
     seed: int
 
 
+class LeadingBasis(NamedTuple):
+    """Orthonormal columns that span a leading right singular subspace, and a bound of the energy that they miss."""
+
+    vectors: Floats
+    missed: float
+
+
 def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> ProjectedFactors | None:
     r"""Decompose the leading part of one matrix; None if the method cannot show that it misses little enough.
 
@@ -65,20 +72,21 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
     with blas_threads(1), Team(workers) as team:
         X, energy = tall_matrix(matrix, team)
-        basis = _leading_basis(X, leading, energy)
-        if basis is None:
+        found = _leading_basis(X, leading, energy)
+        if found is None:
             return None
-        product, energy = X.float64_product(basis)
+        product, energy = X.float64_product(found.vectors)
         values, rotation = _svd_of_tall(product)
-        product, basis = product @ rotation, basis @ rotation
+        product, basis = product @ rotation, found.vectors @ rotation
     head = float(np.sum(values[::-1] ** 2))
-    # What is left is all that can be missed; where that is little, nothing else has bounded it.
+    # What is left is all that can be missed. A bound of less than the rounding of float64 may come out below 0.
     left = energy - head + DIFFERENCE_ROUNDING * energy
-    if leading.tolerance * _least_tail(X, head, energy) < left < 2 * ENERGY_ROUNDING * X.eps * energy:
+    missed = max(0.0, min(found.missed, left)) / (_least_tail(X, head, energy) or 1.0)
+    if missed > leading.tolerance:
         return None
     # Rounding must not make the energy of the leading part larger than that of the whole.
-    unscaled, norm = unscaled_values(values, np.sqrt(np.array(max(energy, head))), np.array(X.exponent))
-    return ProjectedFactors(unscaled, float(norm), product, basis, X.exponent, X.transposed)
+    unscaled, norm, _ = unscaled_values(values, np.sqrt(np.array(max(energy, head))), np.array(X.exponent))
+    return ProjectedFactors(unscaled, float(norm), product, basis, X.exponent, X.transposed, missed)
 
 
 def _least_tail(X: TallMatrix, head: float, energy: float) -> float:
@@ -95,7 +103,7 @@ def _svd_of_tall(product: Floats) -> tuple[Floats, Floats]:
     return values, Wt.T
 
 
-def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> Floats | None:
+def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBasis | None:
     """Compute an orthonormal basis (columns, rank) of the leading right singular subspace; None if that fails.
 
     The space grows until a bound of what lies outside shows that its leading Ritz vectors miss little enough.
@@ -115,10 +123,12 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> Floats | N
             continue
         squares = np.maximum(np.linalg.eigvalsh(space.projection)[::-1], 0.0)
         heads.append(float(np.sum(squares[:rank])))
+        lost = lost_to_rounding(space, squares, rank)
         if space.is_full or energy - heads[-1] <= ENERGY_ROUNDING * X.eps * energy:
-            return _leading_ritz_vectors(space, rank)
+            # What is left is too little to be bounded here: it is known after a product in float64.
+            return LeadingBasis(_leading_ritz_vectors(space, rank), lost if space.is_full else math.inf)
         tolerated = leading.tolerance * _least_tail(X, heads[-1], energy)
-        if lost_to_rounding(space, squares, rank) > tolerated:
+        if lost > tolerated:
             return None
         expected = EXPECTED_OUTSIDE * float(squares[space.size // 2])
         missed = missed_energy(space, squares, rank, min(outside, expected))
@@ -132,7 +142,7 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> Floats | N
                 return None
             further = orthonormalised(np.concatenate([further, directions]), space.Q)[0]
         if missed <= tolerated:
-            return _leading_ritz_vectors(space, rank)
+            return LeadingBasis(_leading_ritz_vectors(space, rank), missed)
         if may_give_up and missed == math.inf and _falls_slowly(space.size, heads, tolerated, leading):
             return None
         blocks_to_go = int(math.log(missed / tolerated, FALL)) if missed < math.inf else 0

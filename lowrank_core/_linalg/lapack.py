@@ -40,5 +40,5 @@ def lapack_svd_factors(matrix: NDArray[Any], workers: int) -> SvdFactors:  # noq
     """Decompose one matrix."""
     scaled, exponent = scaled_to_unit(matrix)
     U, values, Vt = np.linalg.svd(scaled, full_matrices=False)
-    unscaled, norm = unscaled_values(values, norms_of(values), exponent)
+    unscaled, norm, _ = unscaled_values(values, norms_of(values), exponent)
     return SvdFactors(unscaled, float(norm), U, values, Vt, int(exponent))

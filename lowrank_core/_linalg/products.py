@@ -177,7 +177,7 @@ def product_factors(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Product
     exponent = B_exponent + A_exponent + core_exponent + scale_exponent
     U, values, Vt = np.linalg.svd(core * scale, full_matrices=False)
     values = _without_rounding(values, L_B.T * scale, L_A.T, core_exponent, max(len(B), *A.shape))
-    unscaled, norm = unscaled_values(values, norms_of(values), exponent)
+    unscaled, norm, _ = unscaled_values(values, norms_of(values), exponent)
     return ProductFactors(unscaled, float(norm), Q_B, U, values, Vt, Q_A, int(exponent))
 
 

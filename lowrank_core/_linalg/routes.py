@@ -201,15 +201,15 @@ def _leading(name: str, problem: Problem, rank: int, max_vectors: int, expected_
 
 
 def _leading_values(leading: Leading, full: Route, stack: NDArray[Any], workers: int) -> Values:
-    values, norms = np.empty((len(stack), leading.rank)), np.empty(len(stack))
+    values, norms, missed = np.empty((len(stack), leading.rank)), np.empty(len(stack)), np.zeros(len(stack))
     for i, matrix in enumerate(stack):
         factors = krylov_factors(matrix, leading, workers)
         if factors is None:
             whole = full.values(stack[i : i + 1], workers)
             values[i], norms[i] = whole.values[0, : leading.rank], whole.norms[0]
         else:
-            values[i], norms[i] = factors.values[: leading.rank], factors.norm
-    return Values(values, norms)
+            values[i], norms[i], missed[i] = factors.values[: leading.rank], factors.norm, factors.missed
+    return Values(values, norms, missed)
 
 
 def _leading_factors(leading: Leading, full: Route, matrix: NDArray[Any], workers: int) -> Factors:

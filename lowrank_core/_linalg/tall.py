@@ -37,7 +37,7 @@ def tall_svd_values(square_values: Callable[[NDArray[Any], int], Values], stack:
             return Values(np.full(R.shape[:2], np.nan), np.full(len(R), np.nan))
         scaled, exponents[i] = scaled_to_unit(tall[i])
         R[i] = triangles(scaled[np.newaxis], workers)[0]
-    values, norms = square_values(R, workers)
+    values, norms, _ = square_values(R, workers)
     return unscaled_values(values, norms, exponents)
 
 

@@ -35,7 +35,8 @@ def two_stage_gram_values(stack: NDArray[Any], workers: int) -> Values:
     for i, matrix in enumerate(stack):
         scaled, exponent = scaled_to_squares(matrix)
         eigenvalues, trace, gram_exponent = gram_eigenvalues(scaled, workers, of_rows=m < n)
-        values[i], norms[i] = unscaled_values(np.sqrt(eigenvalues[::-1]), np.sqrt(trace), exponent + gram_exponent)
+        unscaled = unscaled_values(np.sqrt(eigenvalues[::-1]), np.sqrt(trace), exponent + gram_exponent)
+        values[i], norms[i] = unscaled.values, unscaled.norms
     return Values(values, norms)
 
 

@@ -15,10 +15,15 @@ Floats = NDArray[np.float64]
 
 
 class Values(NamedTuple):
-    """Singular values (..., p), descending, and Frobenius norms (...) of whole matrices."""
+    """Singular values (..., p), descending, and Frobenius norms (...) of whole matrices.
+
+    `missed` (...) bounds the energy that leading values may lack, as a fraction of the energy beyond them; 0 where the
+    decomposition was full.
+    """
 
     values: Floats
     norms: Floats
+    missed: Floats | float = 0.0
 
 
 class Factors(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import ROUND_CEILING, Decimal, localcontext
 
 from lowrank_core.cli.names import Named, by_short_name
 
@@ -28,6 +29,12 @@ def percent(fraction: float) -> str:
 def error_text(value: float) -> str:
     """Return a relative error as text: very small and very large ones with an exponent."""
     return f"{value:.4f}" if value == 0 or 1e-4 <= value < 1e4 else f"{value:.1e}"
+
+
+def bound_text(value: float) -> str:
+    """Return an upper bound as text, rounded up."""
+    with localcontext(rounding=ROUND_CEILING):
+        return f"{Decimal(value):.1e}" if value else "0"
 
 
 def span(values: Iterable[float], form: str = ".5g", to: str = " to ") -> str:

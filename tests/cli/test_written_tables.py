@@ -52,6 +52,17 @@ def test_a_layer_is_reported_in_full(report: Compression) -> None:
     assert ["0.mlp.down_proj", "84", "56", "66.67", "%", "336", "B", "112", "B"] in rows(text.partition("\nSize\n")[2])
 
 
+def test_what_layers_miss_is_shown_and_rounded_up(report: Compression) -> None:
+    assert "Missed" not in printed(report)
+    layers = (dataclasses.replace(report.layers[0], missed=1.2345e-8), *report.layers[1:])
+    totals = dataclasses.replace(report.totals, missed=1.2345e-8)
+    text = printed(dataclasses.replace(report, layers=layers, totals=totals))
+    shown = [(row[0], row[-1]) for row in rows(text.partition("\nSize\n")[0]) if len(row) > 7]
+    assert [last for first, last in shown if first == "mlp.down_proj"] == ["1.3e-8", "0"]
+    assert ("all", "1.3e-8") in shown
+    assert "0 where the layer was decomposed in full" in " ".join(text.split())
+
+
 def test_totals_are_those_of_the_report(report: Compression) -> None:
     totals = dataclasses.replace(report.totals, error=0.3, best_error=0.25, storage_error=0.125)
     layers, _, sizes = printed(dataclasses.replace(report, totals=totals)).partition("\nSize\n")

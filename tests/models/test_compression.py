@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -46,6 +47,8 @@ def test_totals_add_up_in_squares(report):
         assert getattr(totals, name) == pytest.approx(mean, rel=1e-12)
     captured = np.average([layer.variance_captured for layer in report.layers], weights=weights)
     assert totals.variance_captured == pytest.approx(captured, rel=1e-12)
+    partial = [dataclasses.replace(layer, missed=10.0**-i) for i, layer in enumerate(report.layers, 7)]
+    assert (totals.missed, totals_of(partial, 0).missed) == (0.0, 1e-7)
 
 
 def test_totals_of_nothing():

@@ -41,6 +41,18 @@ def test_figures_are_those_of_numpy(rng, encoding, rank, kind):
     assert found.update.B.dtype == found.update.A.dtype == np.dtype(encoding.dtype)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+def test_what_a_large_layer_misses_is_reported(dtype, tolerance):
+    update = update_with_spectrum(0.9 ** np.arange(100.0), (1024, 1024), rng=0).astype(dtype)
+    found = factor(update, 4, FactorEncoding("float64"))
+    assert 0 < found.missed <= tolerance
+    assert found.singular_values.size == 4
+    full = factor(update, 4, FactorEncoding("float64"), tolerance=0.0)
+    assert full.missed == 0
+    # The squared error is at most 1 + missed times the least.
+    assert found.error**2 <= (1 + found.missed) * full.error**2 * (1 + 1e-13)
+
+
 def test_a_large_float32_layer_is_decomposed_in_part(rng):
     values = 0.5 ** np.arange(40.0)
     update = update_with_spectrum(values, (1024, 1024), rng=0).astype(np.float32)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lowrank_core.cli.reports.completeness import alignment, completeness
 from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
-from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text, span
+from lowrank_core.cli.texts import RULE_LABELS, beginning, bound_text, count, error_text, percent, shape_text, span
 from lowrank_core.models import Compression, CompressionTotals, LayerCompression
 
 _CLAMPED = "*"
@@ -78,22 +78,29 @@ def sources_text(report: Compression) -> str:
 def layer_table(report: Compression) -> Iterator[RenderableType]:
     """Yield the table of the layers' ranks and errors, and its notes."""
     padded = any(layer.stored_rank > layer.rank for layer in report.layers)
+    partial = any(layer.missed for layer in report.layers)
     headings = ["m × n", "r", *(["stored\nr"] if padded else []), "variance", "error", "best\nerror", "storage\nerror"]
+    headings += ["missed\n≤"] if partial else []
     rows = table("layer", *headings, names=1)
 
     def cells(layer: LayerCompression) -> list[str]:
         stored = [str(layer.stored_rank)] if padded else []
         mark = _CLAMPED if layer.requested_rank > layer.rank else ""
-        return [shape_text(layer.shape), f"{layer.rank}{mark}", *stored, *losses(layer)]
+        return [shape_text(layer.shape), f"{layer.rank}{mark}", *stored, *losses(layer, partial=partial)]
 
     add_by_block(rows, report.layers, cells)
     rows.add_section()
-    rows.add_row(_TOGETHER, "", "", *([""] if padded else []), *losses(report.totals))
+    rows.add_row(_TOGETHER, "", "", *([""] if padded else []), *losses(report.totals, partial=partial))
     yield rows
     yield note(
         "Error: ‖Δ − γBA‖/‖Δ‖ of what is stored; best: the least of any update of rank r; storage: what rounding to "
         f"{report.dtype} changed."
     )
+    if partial:
+        yield note(
+            "Missed: the energy that the best update of rank r has beyond the one found, at most, over all energy "
+            "beyond r (the bound fails with a probability of 1e-9); 0 where the layer was decomposed in full."
+        )
     clamped = [layer.requested_rank for layer in report.layers if layer.requested_rank > layer.rank]
     if clamped:
         yield note(f"{_CLAMPED} all that the layer has, where rank {span(clamped)} was requested.")
@@ -101,9 +108,10 @@ def layer_table(report: Compression) -> Iterator[RenderableType]:
         yield note("A layer with r = 0 is not in the adapter.")
 
 
-def losses(kept: LayerCompression | CompressionTotals) -> list[str]:
-    """Return the cells of the variance and the three errors."""
-    return [percent(kept.variance_captured), *map(error_text, (kept.error, kept.best_error, kept.storage_error))]
+def losses(kept: LayerCompression | CompressionTotals, *, partial: bool = False) -> list[str]:
+    """Return the cells of the variance and the three errors, and of what is missed where layers are partial."""
+    errors = map(error_text, (kept.error, kept.best_error, kept.storage_error))
+    return [percent(kept.variance_captured), *errors, *([bound_text(kept.missed)] if partial else [])]
 
 
 def _sizes(report: Compression, *, each: bool) -> Iterator[RenderableType]:

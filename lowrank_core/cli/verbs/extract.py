@@ -51,7 +51,7 @@ def extract(
             max=1,
             metavar="T",
             help="With --rank, the fraction of the energy beyond it that may be missed; 0 decomposes in full.",
-            show_default="1e-6",
+            show_default="1e-6; 1e-12 for float64",
         ),
     ] = None,
     modules: options.Modules,

@@ -41,6 +41,10 @@ class LayerCompression:
         Relative error of what was written, measured after rounding to the stored dtype.
     storage_error : float
         What that rounding moved, relative to the update's norm.
+    missed : float
+        A bound of what the best update of this rank has more than the one found before rounding, as a fraction of the
+        energy beyond it: certified where a large layer was decomposed in part, 0 where it was decomposed in full. As in
+        :class:`~lowrank_core.Spectrum`.
     source_parameters, source_bytes : int
         Number of entries before, and what they take: of the tuned weight, or of the adapters' factors.
     parameters, bytes : int
@@ -61,6 +65,7 @@ class LayerCompression:
     best_error: float
     error: float
     storage_error: float
+    missed: float
     source_parameters: int
     source_bytes: int
     parameters: int
@@ -79,6 +84,8 @@ class CompressionTotals:
         √ΣN² over the layers.
     variance_captured, best_error, error, storage_error : float
         As of one layer, weighted by N².
+    missed : float
+        The largest of any layer, which bounds that of all together.
     source_parameters, source_bytes, parameters, bytes : int
         Sums over the layers.
     """
@@ -90,6 +97,7 @@ class CompressionTotals:
     best_error: float
     error: float
     storage_error: float
+    missed: float
     source_parameters: int
     source_bytes: int
     parameters: int
@@ -188,6 +196,7 @@ def totals_of(layers: Sequence[LayerCompression], failures: int) -> CompressionT
         best_error=together(layer.best_error for layer in layers),
         error=together(layer.error for layer in layers),
         storage_error=together(layer.storage_error for layer in layers),
+        missed=max((layer.missed for layer in layers), default=0.0),
         source_parameters=sum(layer.source_parameters for layer in layers),
         source_bytes=sum(layer.source_bytes for layer in layers),
         parameters=sum(layer.parameters for layer in layers),

@@ -99,7 +99,8 @@ def extract(
         an `out` "style.safetensors"; where only the leading part of a large layer is computed, that of the largest.
     tolerance : float, optional
         How much of the energy beyond a fixed rank the best update of a large layer may miss, as a fraction of it; None
-        is 1e-6, and 0 decomposes every layer in full. As in :func:`~lowrank_core.truncate`.
+        is 1e-6, or 1e-12 for differences in float64, and 0 decomposes every layer in full. As in
+        :func:`~lowrank_core.truncate`.
     format : str, optional
         The name of a format, where that is not what `out` asks for, as "diffusers".
     include, exclude : sequence of str

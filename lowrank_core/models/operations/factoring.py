@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from lowrank_core import LowRankUpdate, Spectrum, reconstruction_error, scaling_rule, spectrum, truncate
 from lowrank_core import variance_captured as captured_at
 from lowrank_core._dtypes import FLOATS, WRITTEN_FLOATS, as_dtype
+from lowrank_core._linalg import best_factors_and_values
+from lowrank_core._validation import as_workers
 from lowrank_core.models.files.tensors import Weight
 from lowrank_core.models.formats.format import StoredScale, scale_by_rule
-from lowrank_core.models.norms import Update, frobenius_norm, product_norm, residual_norm
+from lowrank_core.models.norms import Update, product_norm, residual_norm
 from lowrank_core.models.operations.rank_choice import LayerRank, as_count, keep_all
 from lowrank_core.models.rounding import rounded
 from lowrank_core.rounding_noise import RoundingNoise
@@ -72,7 +74,8 @@ class Factored:
 
     `update` is None at rank 0. `requested_rank` is not clamped to the layer's own. `error` is that of the stored
     factors, ‖Δ − γBA‖ / ‖Δ‖, and `storage_error` what their rounding moved, ‖γBA − Δ_r‖ / ‖Δ‖, with Δ_r the best
-    update of this rank. `noise` is that of the stored weights, where the rank was chosen by it.
+    update of this rank. `missed` bounds the energy that Δ_r lacks, as in a Spectrum. `noise` is that of the stored
+    weights, where the rank was chosen by it.
     """
 
     update: LowRankUpdate | None
@@ -85,6 +88,7 @@ class Factored:
     best_error: float
     error: float
     storage_error: float
+    missed: float = 0.0
     noise: RoundingNoise | None = None
 
 
@@ -107,9 +111,9 @@ def factor_each(
 
     The error of the factors is measured against Δ itself, in float64 and after rounding: in blocks of rows, or for a
     product through the QR factors of :math:`[\gamma' B', -\gamma B]` and :math:`[A'; A]`. Where only the leading
-    singular values are known (large float32 layers at a fixed small rank) the best error is :math:`\sqrt{N^2 - H_r}/N`:
-    nothing under about 3e-8 can be distinguished from zero, and the figure may be too large by half of the tolerance,
-    relative to itself.
+    singular values are known (large layers at a fixed small rank, and all in float32) the best error is
+    :math:`\sqrt{N^2 - H_r}/N`: nothing under about 3e-8 can be distinguished from zero, and the figure may be too large
+    by half of what is missed, relative to itself.
     """
     best, spectrum, kept = _truncated(update, ranks, min_rank, tolerance)
     return [
@@ -141,6 +145,7 @@ def _encoded(
         best_error=float(reconstruction_error(spectrum, best.rank)),
         error=error,
         storage_error=storage_error,
+        missed=float(spectrum.missed),
     )
 
 
@@ -206,14 +211,11 @@ def _truncated(
     own = min(update.shape)
     counts = [rank for rank in ranks if not callable(rank)]
 
-    # Only float32 and below are ever decomposed in part: for all others the whole spectrum costs nothing more.
-    if isinstance(update, np.ndarray) and len(counts) == len(ranks) and update.dtype != np.float64:
-        norm = frobenius_norm(update)
-        kept = [(as_count(rank), max(min(as_count(rank), own) if norm else 0, min_rank)) for rank in counts]
-        best = truncate(update, max(rank for _, rank in kept), tolerance=tolerance)
-        values = np.sort(np.linalg.norm(best.B, axis=0))[::-1]
-        m, n = update.shape
-        return best, Spectrum(values, np.asarray(norm), (m, n), best.rank == own, update.dtype), kept
+    if isinstance(update, np.ndarray) and len(counts) == len(ranks):
+        requested = [as_count(rank) for rank in counts]
+        best, leading = _leading_part(update, max(min(max(requested), own), min_rank), tolerance)
+        largest = min(best.rank, int(np.count_nonzero(leading.values)))
+        return best, leading, [(rank, max(min(rank, largest), min_rank)) for rank in requested]
 
     seen: list[tuple[Spectrum, list[tuple[int, int]]]] = []
 
@@ -227,6 +229,16 @@ def _truncated(
 
     best = truncate(update, choose)
     return best, *seen[0]
+
+
+def _leading_part(update: NDArray[Any], rank: int, tolerance: float | None) -> tuple[LowRankUpdate, Spectrum]:
+    """Return the best update of a rank, from 0 to min(m, n), and what its decomposition shows of the spectrum."""
+    m, n = update.shape
+    dtype = update.dtype.name
+    B, A, found = best_factors_and_values(update, dtype, rank, tolerance=tolerance, workers=as_workers(None))
+    # By a Gram matrix the smallest values are rounding, of which no tail can be summed: the norms of columns are not.
+    values = found.values if dtype == "float64" else np.sort(np.linalg.norm(B, axis=0))[::-1]
+    return LowRankUpdate(B, A), Spectrum(values, found.norms, (m, n), len(values) == min(m, n), dtype, found.missed)
 
 
 def _rounding_bound(update: LowRankUpdate) -> float:

@@ -313,6 +313,7 @@ def _layer_report(
         best_error=factored.best_error,
         error=factored.error,
         storage_error=factored.storage_error,
+        missed=factored.missed,
         source_parameters=sum(tensor.size for tensor in task.tensors),
         source_bytes=sum(tensor.size * item_size(tensor) for tensor in task.tensors),
         parameters=parameters,
