@@ -3,6 +3,7 @@
 import typing as _typing
 
 from lowrank_core.allocation import RankAllocation, allocate_ranks
+from lowrank_core.comparison import Comparison, SpaceOverlap, compare
 from lowrank_core.learning import LearningSweep, learning_sweep
 from lowrank_core.ranks import (
     effective_rank,
@@ -30,14 +31,17 @@ from lowrank_core.truncation import truncate
 from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
 
 __all__ = [
+    "Comparison",
     "ErrorSweep",
     "KroneckerUpdate",
     "LearningSweep",
     "LowRankUpdate",
     "RankAllocation",
+    "SpaceOverlap",
     "Spectrum",
     "__version__",
     "allocate_ranks",
+    "compare",
     "effective_rank",
     "equivalent_alpha",
     "error_sweep",

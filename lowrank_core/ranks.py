@@ -13,6 +13,7 @@ from lowrank_core.noise import marchenko_pastur_median, optimal_threshold
 from lowrank_core.spectra import Spectrum, check_complete, energy_fractions, known_ranks, largest_of
 
 __all__ = [
+    "above_rounding",
     "count_passing",
     "effective_rank",
     "numerical_rank",
@@ -221,13 +222,17 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     >>> numerical_rank(spectrum(np.ones((5, 4))))
     np.int64(1)
     """
-    values, norm = _unit_values(spectrum)
-    relative = max(spectrum.shape) * FLOATS["float64"].eps
-    if spectrum.dtype != "float64":
-        relative = max(relative, 10 * FLOATS["float32"].eps)
-    threshold = np.maximum(relative * largest_of(values), FLOATS[spectrum.dtype].eps / 2 * norm)
-    count = count_passing(spectrum, values >= threshold[..., np.newaxis], "the rounding threshold")
+    count = count_passing(spectrum, above_rounding(spectrum), "the rounding threshold")
     return np.where(spectrum.norm == 0, 0, np.maximum(count, 1))[()]
+
+
+def above_rounding(spectrum: Spectrum) -> NDArray[np.bool_]:
+    """Return which values (..., p) are above the threshold of :func:`numerical_rank`."""
+    values, norm = _unit_values(spectrum)
+    single = 0.0 if spectrum.dtype == "float64" else 10 * FLOATS["float32"].eps
+    relative = max(max(spectrum.shape) * FLOATS["float64"].eps, single)
+    threshold = np.maximum(relative * largest_of(values), FLOATS[spectrum.dtype].eps / 2 * norm)
+    return np.asarray(values >= threshold[..., np.newaxis])
 
 
 def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:

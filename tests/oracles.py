@@ -185,3 +185,36 @@ def noise_edge(variances):
         else:
             low = z
     return high
+
+
+def comparison(first, second):
+    """Two dense updates by NumPy's SVD of each in float64, and angles whose sines and cosines are both computed."""
+    spaces, norms = {"columns": [], "rows": []}, [np.linalg.norm(matrix) for matrix in (first, second)]
+    for matrix in (first, second):
+        U, values, Vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+        rank = int(np.sum(values > 1e-6 * values[0])) if values[0] else 0
+        spaces["columns"].append(U[:, :rank])
+        spaces["rows"].append(Vt[:rank].T)
+    inner = float(np.vdot(first, second))
+    sides = {
+        "columns": _spaces(*spaces["columns"], first, second),
+        "rows": _spaces(*spaces["rows"], first.T, second.T),
+    }
+    return {"cosine": inner / (norms[0] * norms[1] or 1.0), "sum_norm": np.linalg.norm(first + second), **sides}
+
+
+def _spaces(U, V, first, second):
+    """Angles and overlaps of two bases, and the energy of each update in the leading vectors of the other."""
+    overlap = np.zeros((U.shape[1], V.shape[1]))
+    for i, j in np.ndindex(*overlap.shape):
+        overlap[i, j] = np.linalg.norm(U[:, : i + 1].T @ V[:, : j + 1]) ** 2 / (min(i, j) + 1)
+    larger, smaller = (U, V) if U.shape[1] >= V.shape[1] else (V, U)
+    cosines = np.linalg.svd(larger.T @ smaller, compute_uv=False)
+    sines = np.linalg.svd(smaller - larger @ larger.T @ smaller, compute_uv=False)[::-1]
+    energies = [np.linalg.norm(matrix) ** 2 or 1.0 for matrix in (first, second)]
+    return {
+        "angles": np.arctan2(sines, cosines),
+        "overlap": overlap,
+        "first_captured": np.cumsum(np.sum((V.T @ first) ** 2, axis=1)) / energies[0],
+        "second_captured": np.cumsum(np.sum((U.T @ second) ** 2, axis=1)) / energies[1],
+    }

@@ -12,14 +12,17 @@ import pytest
 import lowrank_core
 
 PUBLIC = [
+    "Comparison",
     "ErrorSweep",
     "KroneckerUpdate",
     "LearningSweep",
     "LowRankUpdate",
     "RankAllocation",
+    "SpaceOverlap",
     "Spectrum",
     "__version__",
     "allocate_ranks",
+    "compare",
     "effective_rank",
     "equivalent_alpha",
     "error_sweep",
@@ -56,6 +59,7 @@ SIGNATURES = {
     "low_rank_hadamard": "(first, second)",
     "low_rank_sum": "(updates, weights=None)",
     "low_rank_tucker": "(up, mid, down, scaling=1.0)",
+    "compare": "(first, second, *, rank=None, workers=None)",
     "standard": "(alpha, rank)",
     "rslora": "(alpha, rank)",
     "unscaled": "(alpha, rank)",

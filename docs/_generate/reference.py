@@ -17,6 +17,7 @@ CORE = (
     "spectra",
     "updates",
     "structured",
+    "comparison",
     "truncation",
     "sweeps",
     "ranks",

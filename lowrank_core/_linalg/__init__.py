@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lowrank_core._linalg.crossings import Crossing, Operand, cross
 from lowrank_core._linalg.decompositions import (
     best_factors,
     best_factors_and_values,
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from lowrank_core._linalg.kernels.learning import learn
 
 __all__ = [
+    "Crossing",
     "Dense",
+    "Operand",
     "Product",
     "Scaled",
     "Values",
@@ -36,6 +39,7 @@ __all__ = [
     "best_product_factors",
     "blas_threads",
     "code_folder",
+    "cross",
     "energies",
     "error_sweep",
     "in_threads",

@@ -16,7 +16,7 @@ from lowrank_core._linalg.threads import in_threads
 from lowrank_core._linalg.values import Floats, norms_of, unscaled_values
 from lowrank_core._validation import all_finite
 
-__all__ = ["CoreValues", "ProductFactors", "gram_core_values", "product_factors", "qr_core_values"]
+__all__ = ["CoreValues", "ProductFactors", "gram_core_values", "kernel_gram", "product_factors", "qr_core_values"]
 
 # Factors are made orthonormal by Cholesky QR where their rows are this long, and where after the first time no entry of
 # the Gram matrix is further than this from orthonormal: it leaves about eps·κ², which bounds κ by about twenty, and the
@@ -89,7 +89,7 @@ def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int, kernel_rank: 
     def gram_of(of_rows: bool) -> Scaled | None:
         factor = A if of_rows else B
         if rank <= kernel_rank and factor.dtype != np.float64:
-            gram = _kernel_gram(factor, of_rows=of_rows)
+            gram = kernel_gram(factor, of_rows=of_rows)
             # Finite where every entry of the factor is, and much smaller to look through.
             return Scaled(gram, np.zeros(len(factor), dtype=np.int64)) if np.isfinite(gram).all() else None
         if not all_finite(factor):
@@ -101,7 +101,7 @@ def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int, kernel_rank: 
     return grams if len(grams) == 2 else None
 
 
-def _kernel_gram(factors: NDArray[Any], *, of_rows: bool) -> Floats:
+def kernel_gram(factors: NDArray[Any], *, of_rows: bool) -> Floats:
     """Compute the Gram matrices of narrow factors by a kernel, which makes no float64 copy of them."""
     singles = np.ascontiguousarray(factors, dtype=np.float32).view()
     # Numba would compile the kernel once for writeable arrays and once for read-only ones.
@@ -166,12 +166,14 @@ class ProductFactors(NamedTuple):
         return np.ldexp(B, self.exponent), self.Vt[:rank] @ self.Q_A
 
 
-def product_factors(B: NDArray[Any], A: NDArray[Any], scaling: float) -> ProductFactors:
+def product_factors(
+    B: NDArray[Any], A: NDArray[Any], scaling: float, cholesky_tol: float = CHOLESKY_QR_TOL
+) -> ProductFactors:
     """Decompose one γBA through QR of both factors and an SVD of the core."""
     B_scaled, B_exponent = scaled_to_unit(B)
     A_scaled, A_exponent = scaled_to_unit(A)
-    L_B, Q_B = _lq(np.ascontiguousarray(B_scaled.T))
-    L_A, Q_A = _lq(A_scaled)
+    L_B, Q_B = _lq(np.ascontiguousarray(B_scaled.T), cholesky_tol)
+    L_A, Q_A = _lq(A_scaled, cholesky_tol)
     core, core_exponent = scaled_to_unit(L_B.T @ L_A)
     scale, scale_exponent = np.frexp(scaling)
     exponent = B_exponent + A_exponent + core_exponent + scale_exponent
@@ -181,5 +183,5 @@ def product_factors(B: NDArray[Any], A: NDArray[Any], scaling: float) -> Product
     return ProductFactors(unscaled, float(norm), Q_B, U, values, Vt, Q_A, int(exponent))
 
 
-def _lq(block: Floats) -> tuple[Floats, Floats]:
-    return lq(block, CHOLESKY_QR_TOL if block.shape[1] >= LONG_ROWS else 0.0)
+def _lq(block: Floats, cholesky_tol: float) -> tuple[Floats, Floats]:
+    return lq(block, cholesky_tol if block.shape[1] >= LONG_ROWS else 0.0)

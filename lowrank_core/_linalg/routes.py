@@ -30,10 +30,12 @@ from lowrank_core._validation import check_choice
 __all__ = [
     "METHODS",
     "PRODUCT_METHODS",
+    "CrossingRoute",
     "Problem",
     "ProductRoute",
     "Route",
     "check_structured_method",
+    "choose_crossing_route",
     "choose_product_route",
     "choose_route",
 ]
@@ -88,6 +90,13 @@ class ProductRoute(NamedTuple):
     batching: Batching
 
 
+class CrossingRoute(NamedTuple):
+    """How two products are crossed: whether a kernel computes the Gram matrices of factors beside each other."""
+
+    by_kernel: bool
+    batching: Batching
+
+
 def choose_route(method: str, problem: Problem) -> Route:
     """Return the route for dense matrices by a method; a ValueError if there is no such method, or not for this."""
     check_choice(method, "method", METHODS)
@@ -99,6 +108,13 @@ def choose_product_route(method: str, dtype: str, shape: tuple[int, int], rank: 
     check_structured_method(method, "a LowRankUpdate")
     batching = Batching(one_at_a_time=min(sum(shape), rank) > thresholds.LARGE)
     return ProductRoute(PRODUCT_METHODS[method](dtype, shape, rank), batching)
+
+
+def choose_crossing_route(shape: tuple[int, int], rank: int) -> CrossingRoute:
+    """Return the route for two products whose ranks have this sum."""
+    return CrossingRoute(
+        rank <= thresholds.NARROW_FACTOR, Batching(one_at_a_time=min(sum(shape), rank) > thresholds.LARGE)
+    )
 
 
 def check_structured_method(method: str, update: str) -> None:

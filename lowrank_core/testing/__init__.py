@@ -29,6 +29,7 @@ from lowrank_core.testing.strategies import (
     stacks_of_updates,
     updates,
 )
+from lowrank_core.testing.two_updates import PAIR_KINDS, pairs_of_updates
 from lowrank_core.testing.verifiers import assert_eckart_young, assert_same_update, assert_spectrum
 
 __all__ = [
@@ -36,11 +37,13 @@ __all__ = [
     "FACTOR_KINDS",
     "KINDS",
     "LAYOUTS",
+    "PAIR_KINDS",
     "assert_eckart_young",
     "assert_same_update",
     "assert_spectrum",
     "kronecker_updates",
     "low_rank_updates",
+    "pairs_of_updates",
     "ranks_for",
     "spectra",
     "stacks_of_updates",

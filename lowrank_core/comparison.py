@@ -1,0 +1,394 @@
+"""Two updates of one shape: the cosine between them, the angles of their spaces, and what each holds of the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank_core._linalg import Crossing, Operand, cross, scaled_to_unit
+from lowrank_core._validation import as_matrices, as_rank, as_stack, as_workers, broadcast_batches, check_finite
+from lowrank_core.ranks import above_rounding
+from lowrank_core.spectra import Spectrum, spectrum
+from lowrank_core.structured import low_rank_sum
+from lowrank_core.truncation import truncate
+from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
+
+__all__ = ["Comparison", "SpaceOverlap", "compare"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SpaceOverlap:
+    r"""The column spaces, or the row spaces, of two updates: spans of their leading singular vectors.
+
+    An index i, j beyond an update's rank ρ stands for ρ, that is for the whole space.
+
+    Attributes
+    ----------
+    side : int
+        Dimension d of the space that both are in: m for columns, n for rows.
+    first_rank, second_rank : ndarray of int64, shape (...)
+        Dimensions ρ₁ and ρ₂ of the two spaces; 0 for a zero update.
+    angles : ndarray, shape (..., min(k₁, k₂))
+        Principal angles in radians, ascending; NaN beyond min(ρ₁, ρ₂).
+    overlap : ndarray, shape (..., k₁, k₂)
+        :math:`\varphi(i, j) = \lVert U_i^T V_j \rVert_F^2 / \min(i, j)` of the leading i vectors of the first and j of
+        the second, i = 1 … k₁ and j = 1 … k₂ [1]_: 1 where one contains the other, 0 where they are orthogonal or an
+        update is zero.
+    first_captured : ndarray, shape (..., k₂)
+        Fraction of the energy of the first update within the leading j vectors of the second.
+    second_captured : ndarray, shape (..., k₁)
+        Fraction of the energy of the second update within the leading i vectors of the first.
+
+    See Also
+    --------
+    compare : Compute it.
+
+    Notes
+    -----
+    For a random subspace of dimension j the projection on it is :math:`\mathbb{E} P = (j/d) I`, since it commutes with
+    every rotation and has trace j. So :math:`\mathbb{E} \lVert U_i^T V_j \rVert_F^2 = ij/d`; by chance φ is
+    max(i, j)/d, and what is captured is j/d.
+
+    References
+    ----------
+    .. [1] Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, equation 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core import compare
+    >>> columns = compare(np.diag([3.0, 2.0, 0.0]), np.diag([0.0, 2.0, 1.0])).columns
+    >>> columns.overlap[:2, :2]
+    array([[0. , 0. ],
+           [1. , 0.5]])
+    >>> np.degrees(columns.angles[:2]).round(6)
+    array([ 0., 90.])
+    """
+
+    side: int
+    first_rank: NDArray[np.int64]
+    second_rank: NDArray[np.int64]
+    angles: Floats
+    overlap: Floats
+    first_captured: Floats
+    second_captured: Floats
+
+    @property
+    def cosines(self) -> Floats:
+        """Cosines of the principal angles, descending."""
+        return np.asarray(np.cos(self.angles))
+
+    @property
+    def overlap_by_chance(self) -> Floats:
+        """Expectation max(i, j)/d of φ(i, j) for two random spaces, shape (..., k₁, k₂)."""
+        i, j = self._dimensions()
+        return np.where((i > 0) & (j > 0), np.maximum(i, j) / self.side, 0.0)
+
+    @property
+    def overlap_deviation(self) -> Floats:
+        r"""Standard deviation of φ(i, j) for two random spaces, shape (..., k₁, k₂).
+
+        That of :math:`\lVert U_i^T V_j \rVert_F^2` is
+        :math:`\sqrt{2\, i (d-i)\, j (d-j) / (d^2 (d-1) (d+2))}`: for i = 1 it is that of a Beta distribution.
+        """
+        i, j = self._dimensions()
+        d = self.side
+        variance = 2.0 * i * (d - i) * j * (d - j) / (d**2 * max(d - 1, 1) * (d + 2.0))
+        return np.asarray(np.sqrt(variance) / np.maximum(np.minimum(i, j), 1))
+
+    @property
+    def first_captured_by_chance(self) -> Floats:
+        """Expectation j/d of `first_captured` for a random space, shape (..., k₂)."""
+        return np.asarray(self._dimensions()[1][..., 0, :] / self.side)
+
+    @property
+    def second_captured_by_chance(self) -> Floats:
+        """Expectation i/d of `second_captured` for a random space, shape (..., k₁)."""
+        return np.asarray(self._dimensions()[0][..., :, 0] / self.side)
+
+    def _dimensions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        kept = self.second_captured.shape[-1], self.first_captured.shape[-1]
+        return _dimensions((self.first_rank, self.second_rank), kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    r"""How two updates of one shape lie to each other.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Shape (m, n) of one matrix.
+    first_norm, second_norm : ndarray, shape (...)
+        Frobenius norms :math:`\lVert\Delta_1\rVert` and :math:`\lVert\Delta_2\rVert`.
+    cosine : ndarray, shape (...)
+        :math:`\langle\Delta_1, \Delta_2\rangle / (\lVert\Delta_1\rVert \lVert\Delta_2\rVert)`; 0 for a zero update.
+    sum_norm : ndarray, shape (...)
+        :math:`\lVert\Delta_1 + \Delta_2\rVert`, also where the sum cancels.
+    columns, rows : SpaceOverlap
+        The column spaces (left singular vectors) and the row spaces (right singular vectors).
+
+    See Also
+    --------
+    compare : Compute it.
+
+    Notes
+    -----
+    Overlap is geometry and no promise: two updates that are orthogonal may change the same outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core import compare
+    >>> comparison = compare(np.diag([3.0, 4.0]), np.diag([0.0, 4.0]))
+    >>> comparison.cosine, comparison.sum_norm.round(3), comparison.orthogonal_norm.round(3)
+    (array(0.8), np.float64(8.544), np.float64(6.403))
+    """
+
+    shape: tuple[int, int]
+    first_norm: Floats
+    second_norm: Floats
+    cosine: Floats
+    sum_norm: Floats
+    columns: SpaceOverlap
+    rows: SpaceOverlap
+
+    @property
+    def orthogonal_norm(self) -> Floats:
+        r"""Norm :math:`\sqrt{\lVert\Delta_1\rVert^2 + \lVert\Delta_2\rVert^2}` of the sum if both were orthogonal."""
+        return np.hypot(self.first_norm, self.second_norm)
+
+    @property
+    def cosine_deviation(self) -> float:
+        r"""Standard deviation :math:`1/\sqrt{mn}` of the cosine of updates with random singular vectors.
+
+        Its mean is 0: :math:`\mathbb{E}(u_i^T u_j)^2 (v_i^T v_j)^2 = 1/(mn)`, and different pairs are uncorrelated.
+        """
+        return 1.0 / float(np.sqrt(float(self.shape[0]) * self.shape[1]))
+
+
+def compare(first: Any, second: Any, *, rank: int | None = None, workers: int | None = None) -> Comparison:
+    r"""Compare two updates of one shape: norms, cosine, principal angles and overlaps of their leading spaces.
+
+    Parameters
+    ----------
+    first, second : array_like, torch.Tensor, LowRankUpdate or KroneckerUpdate, shape (..., m, n)
+        Their batch axes broadcast. Nothing of the size of a LowRankUpdate is formed. A KroneckerUpdate is taken by the
+        singular vectors of its sides, a dense update by its own.
+    rank : int, optional
+        How many leading singular vectors of each are compared, from 0 to min(m, n), or as many as it has. None for all,
+        which decomposes a dense update fully. Norms, the cosine and what is captured are those of whole updates
+        whatever the rank.
+    workers : int, optional
+        Threads over the batch, or over one large matrix; None for every core this process may use.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or the batch axes do not broadcast; as :func:`spectrum` for each update; if the norm of the
+        sum does not fit float64.
+
+    See Also
+    --------
+    low_rank_sum : The sum itself.
+    spectrum : The singular values of one update.
+
+    Notes
+    -----
+    Singular vectors are counted up to the numerical rank (:func:`numerical_rank`), so that a zero update has none: its
+    cosine and overlaps are 0, and there are no angles. Two updates with factors from one initialisation share their row
+    space, whatever they have learnt.
+
+    Results are those of dense arithmetic within 1e-10 where the leading spaces are well defined: for equal singular
+    values the vectors are not, and neither are overlaps that separate them. Angles below 45° are taken from their
+    sines, so that small ones keep their digits.
+
+    References
+    ----------
+    Björck and Golub, "Numerical Methods for Computing Angles Between Linear Subspaces", Math. Comp. 27 (1973) 579;
+    Knyazev and Argentati, SIAM J. Sci. Comput. 23 (2002) 2008, algorithm 3.1, for sines and cosines together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core import LowRankUpdate, compare
+    >>> rng = np.random.default_rng(0)
+    >>> one, other = (LowRankUpdate(rng.normal(size=(400, 4)), rng.normal(size=(4, 300))) for _ in "12")
+    >>> comparison = compare(one, other)
+    >>> bool(abs(comparison.cosine) < 4 * comparison.cosine_deviation)
+    True
+    >>> comparison.columns.overlap_by_chance[3, 3]
+    np.float64(0.01)
+    >>> compare(one, one).columns.overlap[3, 3].round(12)
+    np.float64(1.0)
+    """
+    count = as_workers(workers)
+    one, other = _sided(first, "first", rank, count), _sided(second, "second", rank, count)
+    shape = (one.factors.shape[-2], one.factors.shape[-1])
+    if shape != other.factors.shape[-2:]:
+        raise ValueError(
+            f"first has shape {one.factors.shape} and second {other.factors.shape}; two updates of one shape (m, n) "
+            "are needed, as two adapters have for one module. Pass the transpose of one that is stored transposed."
+        )
+    batch = broadcast_batches({"first": one.factors.shape[:-2], "second": other.factors.shape[:-2]})
+    crossings = cross(_operand(one, batch), _operand(other, batch), count)
+    if len(crossings) < math.prod(batch):
+        for factors, name in ((one.factors, "first"), (other.factors, "second")):
+            check_finite(factors.B, f"B of {name}")
+            check_finite(factors.A, f"A of {name}")
+    norms = [np.array([crossing.norms[i] for crossing in crossings]).reshape(batch) for i in (0, 1)]
+    cosine = np.array([crossing.cosine for crossing in crossings]).reshape(batch)
+    kept = (one.kept, other.kept)
+    return Comparison(
+        shape,
+        norms[0],
+        norms[1],
+        cosine,
+        _sum_norm(one, other, norms[0], norms[1], cosine),
+        _space_overlap(shape[0], crossings, "left", batch, kept, count),
+        _space_overlap(shape[1], crossings, "right", batch, kept, count),
+    )
+
+
+class _Sided(NamedTuple):
+    """An update as factors, all of it or the leading part of dense `matrices`, and how many vectors are compared."""
+
+    factors: LowRankUpdate
+    matrices: NDArray[Any] | None
+    dtype: str
+    kept: int
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the factors are a leading part."""
+        return self.matrices is not None and self.kept < min(self.matrices.shape[-2:])
+
+    def count_above_rounding(self, values: Floats, norm: float) -> int:
+        """Return the numerical rank, or the number of leading values if it is more; `values` are over the norm."""
+        if norm == 0.0 or not values.size:
+            return 0
+        m, n = self.factors.shape[-2:]
+        unit = Spectrum(values, np.array(1.0), (m, n), not self.is_partial, self.dtype)
+        return max(1, int(np.sum(above_rounding(unit))))
+
+
+def _sided(update: Any, name: str, rank: int | None, workers: int) -> _Sided:
+    if not isinstance(update, LowRankUpdate | KroneckerUpdate):
+        matrices, dtype = as_matrices(update, name)
+        p = min(matrices.shape[-2:])
+        kept = p if rank is None else as_rank(rank, p)
+        check_finite(matrices, name)
+        return _Sided(truncate(matrices, kept, workers=workers), matrices, dtype, kept)
+    p = min(update.shape[-2:])
+    wanted = p if rank is None else as_rank(rank, p)
+    factors = truncate(update, update.rank, workers=workers) if isinstance(update, KroneckerUpdate) else update
+    return _Sided(factors, None, update.dtype, min(wanted, factors.rank))
+
+
+def _operand(sided: _Sided, batch: tuple[int, ...]) -> Operand:
+    factors = sided.factors
+    return Operand(
+        _stack(factors.B, batch),
+        _stack(factors.A, batch),
+        factors.scaling,
+        sided.kept,
+        sided.count_above_rounding,
+        _stack(sided.matrices, batch) if sided.matrices is not None and sided.is_partial else None,
+    )
+
+
+def _stack(matrices: NDArray[Any], batch: tuple[int, ...]) -> NDArray[Any]:
+    return as_stack(_broadcast(matrices, batch), 2)
+
+
+def _broadcast(matrices: NDArray[Any], batch: tuple[int, ...]) -> NDArray[Any]:
+    return np.broadcast_to(matrices, (*batch, *matrices.shape[-2:]))
+
+
+def _sum_norm(one: _Sided, other: _Sided, first: Floats, second: Floats, cosine: Floats) -> Floats:
+    """Compute the norm of the sum: by the cosine, or from the sum itself where it cancels."""
+    exponents = np.frexp(np.maximum(first, second))[1]
+    a, b = np.ldexp(first, -exponents), np.ldexp(second, -exponents)
+    squares = a**2 + b**2
+    sums = squares + 2.0 * cosine * a * b
+    with np.errstate(over="ignore"):
+        norms = np.array(np.ldexp(np.sqrt(np.maximum(sums, 0.0)), exponents))
+    cancels = np.asarray(sums < squares / 2)
+    batch = norms.shape
+    for index in np.ndindex(batch):
+        if cancels[index]:
+            norms[index] = _exact_sum_norm(_item(one, batch, index), _item(other, batch, index))
+    if not np.isfinite(norms).all():
+        raise ValueError("the norm of the sum does not fit float64 (beyond 1.8e308); divide both updates by 2 first.")
+    return norms
+
+
+def _item(sided: _Sided, batch: tuple[int, ...], index: tuple[Any, ...]) -> LowRankUpdate | NDArray[Any]:
+    """Return one update of a broadcast stack."""
+    if sided.matrices is not None:
+        matrix: NDArray[Any] = _broadcast(sided.matrices, batch)[index]
+        return matrix
+    B, A = (_broadcast(factor, batch)[index] for factor in (sided.factors.B, sided.factors.A))
+    return LowRankUpdate(B, A, sided.factors.scaling)
+
+
+def _exact_sum_norm(one: LowRankUpdate | NDArray[Any], other: LowRankUpdate | NDArray[Any]) -> Any:
+    """Compute the norm of the sum of two updates from its factors, or from all entries where one is dense."""
+    if isinstance(one, LowRankUpdate) and isinstance(other, LowRankUpdate):
+        return spectrum(low_rank_sum([one, other]), workers=1).norm
+    halves = [
+        np.ldexp(term.to_dense() if isinstance(term, LowRankUpdate) else term.astype(np.float64), -1)
+        for term in (one, other)
+    ]
+    total, exponent = scaled_to_unit(halves[0] + halves[1])
+    with np.errstate(over="ignore"):
+        return np.ldexp(np.linalg.norm(total), exponent + 1)
+
+
+def _space_overlap(
+    side: int, crossings: list[Crossing], which: str, batch: tuple[int, ...], kept: tuple[int, int], workers: int
+) -> SpaceOverlap:
+    """Return the overlap of the left, or of the right, spaces of all pairs of a stack."""
+    sides = [getattr(crossing, which) for crossing in crossings]
+    ranks = [np.array([crossing.ranks[i] for crossing in crossings], np.int64).reshape(batch) for i in (0, 1)]
+    products = np.array([each.products for each in sides]).reshape(*batch, *kept)
+    sines = np.array([each.sines for each in sides]).reshape(*batch, min(kept))
+    captured = [
+        np.minimum(np.cumsum(np.array(energies).reshape(*batch, size), axis=-1), 1.0)
+        for energies, size in (
+            ([each.of_first for each in sides], kept[1]),
+            ([each.of_second for each in sides], kept[0]),
+        )
+    ]
+    common = np.cumsum(np.cumsum(np.square(products), axis=-2), axis=-1)
+    i, j = _dimensions((ranks[0], ranks[1]), kept)
+    overlap = np.minimum(common / np.maximum(np.minimum(i, j), 1), 1.0)
+    angles = _angles(products, sines, np.minimum(*ranks), workers)
+    return SpaceOverlap(side, ranks[0], ranks[1], angles, overlap, captured[0], captured[1])
+
+
+def _dimensions(
+    ranks: tuple[NDArray[np.int64], NDArray[np.int64]], kept: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the dimensions i (..., k₁, 1) and j (..., 1, k₂) of leading spaces, each up to its rank."""
+    i, j = (np.minimum(np.arange(1, k + 1), rank[..., np.newaxis]) for rank, k in zip(ranks, kept, strict=True))
+    return i[..., :, np.newaxis], j[..., np.newaxis, :]
+
+
+def _angles(products: Floats, sines: Floats, counts: NDArray[np.int64], workers: int) -> Floats:
+    """Return principal angles, ascending: of the cosines, or of the sines where these are the smaller."""
+    if not sines.size:
+        return sines
+    cosines = np.minimum(spectrum(products, workers=workers).values, 1.0)
+    angles = np.where(cosines**2 > 0.5, np.arcsin(np.minimum(sines, 1.0)), np.arccos(cosines))
+    return np.where(np.arange(sines.shape[-1]) < counts[..., np.newaxis], angles, np.nan)

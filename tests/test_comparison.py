@@ -1,0 +1,83 @@
+"""Comparisons on sizes that take the routes of large factors, chance, and what is refused."""
+
+import numpy as np
+import pytest
+
+from lowrank_core import LowRankUpdate, compare
+from tests import oracles
+
+ONES = LowRankUpdate(np.ones((4, 1)), np.ones((1, 3)))
+
+
+def with_condition(rng, shape, condition):
+    """Gaussian columns mixed so that their condition number is about this."""
+    mix = np.linalg.qr(rng.standard_normal((shape[1],) * 2))[0] * np.geomspace(1.0, 1.0 / condition, shape[1])
+    return rng.standard_normal(shape) @ mix @ np.linalg.qr(rng.standard_normal((shape[1],) * 2))[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("condition", [1.0, 30.0, 1e3, 2e4])
+def test_long_factors_are_compared_as_dense_matrices_are(dtype, condition):
+    rng = np.random.default_rng(0)
+    B, A = with_condition(rng, (520, 6), condition), with_condition(rng, (30, 6), 2.0).T
+    first = LowRankUpdate(B.astype(dtype), A.astype(dtype))
+    second = LowRankUpdate((B + 1e-5 * rng.standard_normal(B.shape)).astype(dtype), A.astype(dtype), -0.5)
+    exact = oracles.comparison(first.to_dense(), second.to_dense())
+    comparison = compare(first, second)
+    # The vectors of values near rounding are known no better than rounding over those values.
+    bound = max(1e-10, 1e-15 * condition)
+    assert abs(comparison.cosine - exact["cosine"]) <= 1e-13
+    assert abs(comparison.sum_norm - exact["sum_norm"]) <= 1e-13 * comparison.orthogonal_norm
+    for side in ("columns", "rows"):
+        for name, expected in exact[side].items():
+            kept = tuple(slice(size) for size in expected.shape)
+            assert np.allclose(getattr(getattr(comparison, side), name)[kept], expected, rtol=0, atol=bound), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_spaces_have_the_level_and_the_deviation_of_chance(seed):
+    count, m, n = 300, 24, 30
+    rng = np.random.default_rng(seed)
+    one, other = (LowRankUpdate(rng.standard_normal((count, m, r)), rng.standard_normal((count, r, n))) for r in (3, 5))
+    comparison = compare(one, other)
+    # Five and a half standard errors, of a hundred figures.
+    assert abs(comparison.cosine.mean()) <= 5.5 * comparison.cosine_deviation / np.sqrt(count)
+    assert abs(comparison.cosine.std() / comparison.cosine_deviation - 1) <= 0.3
+    for space in (comparison.columns, comparison.rows):
+        expected, deviation = space.overlap_by_chance[0], space.overlap_deviation[0]
+        assert np.all(np.abs(space.overlap.mean(axis=0) - expected) <= 5.5 * deviation / np.sqrt(count))
+        assert np.all(np.abs(space.overlap.std(axis=0) / deviation - 1) <= 0.5)
+        assert np.allclose(space.first_captured.mean(axis=0), space.first_captured_by_chance[0], atol=0.05)
+        assert np.allclose(space.second_captured.mean(axis=0), space.second_captured_by_chance[0], atol=0.05)
+
+
+def test_a_rank_keeps_so_many_vectors_and_the_energies_of_whole_updates():
+    rng = np.random.default_rng(0)
+    one, other = (LowRankUpdate(rng.standard_normal((9, 4)), rng.standard_normal((4, 7))) for _ in "12")
+    whole, leading = compare(one, other), compare(one, other, rank=2)
+    assert leading.cosine == whole.cosine
+    assert np.allclose(leading.rows.overlap, whole.rows.overlap[:2, :2], rtol=0, atol=1e-14)
+    assert np.allclose(leading.rows.first_captured, whole.rows.first_captured[:2], rtol=0, atol=1e-14)
+    assert leading.rows.angles.shape == (2,)
+    assert compare(one, other, rank=0).columns.overlap.shape == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((ONES, np.ones((3, 4))), r"first has shape \(4, 3\) and second \(3, 4\); two updates of one shape"),
+        ((np.ones((2, 4, 3)), np.ones((3, 4, 3))), r"batch axes of first \(2,\) and second \(3,\) do not broadcast"),
+        ((np.full((4, 3), np.nan), ONES), "first contains nan at row 0, column 0"),
+        ((ONES, LowRankUpdate(np.full((4, 1), np.inf), np.ones((1, 3)))), "B of second contains inf"),
+        ((ONES, LowRankUpdate(np.ones((4, 1), "f4"), np.full((1, 3), np.nan, "f4"))), "A of second contains nan"),
+        ((np.full((2, 2), 8e307), np.full((2, 2), 8e307)), "the norm of the sum does not fit float64"),
+    ],
+)
+def test_what_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        compare(*arguments)
+
+
+def test_a_rank_beyond_both_sides_is_refused():
+    with pytest.raises(ValueError, match="rank 4 is beyond"):
+        compare(ONES, ONES, rank=4)
