@@ -14,6 +14,7 @@ pyproject.toml. uv, of the `dev` group, chooses the releases.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -71,14 +72,25 @@ def run_tests(python: str, resolution: str, folder: Path) -> dict[str, str | int
     clone, environment = folder / "clone", folder / "environment"
     subprocess.run(["git", "clone", "--quiet", str(records.ROOT), str(clone)], check=True)
     subprocess.run([python, "-m", "venv", str(environment)], check=True)
-    own = str(environment / "bin" / "python")
+    own = str(environment / ("Scripts" if os.name == "nt" else "bin") / "python")
     if not install(own, clone, resolution):
         return {"python": version(own), "outcome": "these have no wheels for it"}
     # The installed package is what is tried, not the checkout.
     shutil.rmtree(clone / "lowrank_core")
     ignored = [argument for path in IGNORED for argument in ("--ignore", path)]
     run = subprocess.run(
-        [own, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not interop", *ignored],
+        [
+            own,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--hypothesis-profile=few",
+            "-m",
+            "not interop",
+            *ignored,
+        ],
         cwd=clone,
         capture_output=True,
         text=True,

@@ -64,6 +64,20 @@ def test_a_full_disk_is_one_line_that_names_the_file(capsys: pytest.CaptureFixtu
     assert "No space left on device, for '/dev/full': 0 bytes of it were written" in captured.err
 
 
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "lowrank_core", "--version"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"lowrank {__version__}\n"
+
+
+def test_the_package_as_a_module_says_what_to_install():
+    code = "import runpy, sys; sys.modules['typer'] = None; runpy.run_module('lowrank_core', run_name='__main__')"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.count("\n") == 1
+    assert 'pip install "lowrank_core[cli]"' in ran.stderr
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lowrank {__version__}\n"
