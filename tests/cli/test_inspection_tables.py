@@ -3,15 +3,17 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from lowrank_core.cli.reports.inspection_tables import inspection
 from lowrank_core.cli.tables import FEW_LAYERS
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.inspection.report import Inspection
 
-from .conftest import write_adapter
+from .conftest import MODULES, write_adapter
 
 
 def printed(report: Inspection, width: int = 80, *, full: bool = False) -> str:
@@ -155,3 +157,39 @@ def test_many_ranks_make_several_tables(adapter: Path) -> None:
     text = printed(inspect(adapter, ranks=range(9)))
     assert max(len(line) for line in text.splitlines()) <= 80
     assert all(f"r = {rank}" in text for rank in range(9))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_figures_beside_the_base_are_printed(adapter: Path, tmp_path: Path, width: int) -> None:
+    rng = np.random.default_rng(3)
+    shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(2) for name, shape in MODULES.items()}
+    shapes.pop("model.layers.1.mlp.down_proj.weight")
+    base = tmp_path / "base.safetensors"
+    save_file({name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}, base)
+    report = inspect(adapter, base, ranks=[1], intruders=2)
+    text = printed(report, width).partition("\nBeside the base\n")[2]
+    assert max(len(line) for line in text.splitlines()) <= width
+    for layer in report.layers:
+        line = next(line for line in text.splitlines() if layer.name.removeprefix("model.layers.") in line).split()
+        figures = layer.base
+        assert line[1:] == (
+            ["–"] * 5
+            if figures is None
+            else [
+                *(f"{figures.relative_norm:.3g}", f"{figures.relative_spectral_norm:.3g}"),
+                *(f"{figures.merge_error:.3g}", f"{figures.merge_unchanged:.1%}", str(figures.intruders)),
+            ]
+        )
+    assert sum(layer.base is None for layer in report.layers) == 1
+    text = " ".join(text.split())
+    assert "The base has no weight of the name and shape of 1 layer." in text
+    totals = report.totals
+    assert f"‖Δ‖ is {100 * totals.relative_norm:.2f} % of ‖W‖; intruders: {totals.intruders}." in text
+
+
+def test_checkpoints_have_no_columns_of_a_merge(tuning: tuple[Path, Path]) -> None:
+    base, tuned = tuning
+    text = printed(inspect(tuned, base, ranks=[1])).partition("\nBeside the base\n")[2]
+    assert "σ₁(Δ)/σ₁(W)" in text
+    assert "merge" not in text
+    assert "intruders" not in text

@@ -203,6 +203,8 @@ def test_an_adapter_of_nan_alone_is_reported_where_that_is_the_condition(
         (["--fail-on", "zeros"], "'zeros' is not a condition: conditions are zero, not-finite"),
         (["--fail-on", "zero", "--recursive"], "--fail-on is of one adapter, and --recursive of many"),
         (["--alpha", "2"], "no rule was given"),
+        (["--intruders"], "give the base too (--base)"),
+        (["--fail-on", "under-rounding"], "it needs the adapter, and its base (--base)"),
     ],
 )
 def test_inspect_refuses_options_that_say_nothing(
@@ -210,6 +212,24 @@ def test_inspect_refuses_options_that_say_nothing(
 ) -> None:
     assert main(["inspect", str(adapter), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_inspect_counts_intruders_beside_the_base(
+    tuning: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, tuned = tuning
+    for options, leading in (([], None), (["--intruders"], 10), (["--intruders", "--leading", "1"], 1)):
+        main(["inspect", str(tuned), "--base", str(base), "--json", "-", *options])
+        counts = [layer["base"]["intruders"] for layer in json.loads(capsys.readouterr().out)["layers"]]
+        assert all(count is None if leading is None else 0 <= count <= leading for count in counts)
+
+
+def test_a_condition_on_a_merge_is_refused_for_two_checkpoints(
+    tuning: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, tuned = tuning
+    assert main(["inspect", str(tuned), "--base", str(base), "--fail-on", "under-rounding"]) == 2
+    assert "it needs the adapter, and its base" in capsys.readouterr().err
 
 
 def test_ranks_are_sorted_and_each_taken_once() -> None:

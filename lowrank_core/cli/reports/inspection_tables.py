@@ -9,7 +9,7 @@ from statistics import median
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core.cli.reports import rounding_tables
+from lowrank_core.cli.reports import base_tables, rounding_tables
 from lowrank_core.cli.reports.completeness import alignment, completeness
 from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
@@ -33,6 +33,9 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
         of_kinds = "" if each else ", median over the layers of a kind"
         yield section(f"{what} at rank r{of_kinds}", *_errors(report, each=each))
         yield section("All layers together", *_totals(report))
+    if any(layer.base for layer in report.layers):
+        of_kinds = "" if each else ", median over the layers of a kind"
+        yield section(f"Beside the base{of_kinds}", *base_tables.beside_base(report.layers, report.totals, each=each))
     rounded = [layer for layer in report.layers if layer.rounding]
     if rounded:
         yield section("Rounding of the stored weights", *rounding_tables.rounding(rounded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +15,10 @@ from lowrank_core.cli.drawing import draw_inspection
 from lowrank_core.cli.reports import inspection_tables
 from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
-from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS
+from lowrank_core.models.formats import is_adapter
+from lowrank_core.models.inspection.layers import DEFAULT_ALPHA, DEFAULT_RANKS, LEADING
 from lowrank_core.models.inspection.report import to_rows
-from lowrank_core.models.inspection.verdicts import CONDITIONS, check_conditions
+from lowrank_core.models.inspection.verdicts import CONDITIONS, UNDER_ROUNDING, check_conditions
 
 EXAMPLES = options.examples(
     "lowrank inspect my-adapter/",
@@ -62,6 +64,16 @@ def inspect(
             show_default=f"each adapter layer's own; {DEFAULT_ALPHA:g} for checkpoints",
         ),
     ] = None,
+    intruders: Annotated[
+        bool,
+        typer.Option(
+            "--intruders",
+            help="With --base, count intruder dimensions: leading left vectors of W + Δ near none of W's.",
+        ),
+    ] = False,
+    leading: Annotated[
+        int, typer.Option(min=1, metavar="K", help="How many leading vectors --intruders examines.")
+    ] = LEADING,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,9 +113,16 @@ def inspect(
     where a condition of --fail-on is met.
     """
     census.check_options(
-        recursive=recursive, jsonl=jsonl, base=base, rule=rule, alpha=alpha, fail_on=fail_on, figure=reports.figure
+        recursive=recursive,
+        jsonl=jsonl,
+        base=base,
+        rule=rule,
+        alpha=alpha,
+        fail_on=fail_on,
+        intruders=intruders,
+        figure=reports.figure,
     )
-    check_conditions(fail_on or ())
+    _check_base(path, base, fail_on or (), intruders=intruders)
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
     # A layer's factors take a millisecond, most of it in Python, where threads wait for each other.
     work = options.Work(1 if workers is None and base is None else workers, dask)
@@ -112,7 +131,16 @@ def inspect(
         return census.run(path, chosen, jsonl, work, reports)
     rules = tuple(dict.fromkeys(rule or ()))
     inspection = over_layers(
-        partial(models.inspect, path, base, ranks=chosen, rules=rules, alpha=alpha, **pairing.arguments),
+        partial(
+            models.inspect,
+            path,
+            base,
+            ranks=chosen,
+            rules=rules,
+            alpha=alpha,
+            intruders=leading if intruders else 0,
+            **pairing.arguments,
+        ),
         work,
     )
     is_met = any(verdict.kind in (fail_on or ()) for verdict in inspection.verdicts)
@@ -129,3 +157,15 @@ def inspect(
         (reports.figure, draw_inspection),
     )
     return output.exit_code(complete=inspection.complete, is_met=is_met)
+
+
+def _check_base(path: Path, base: Path | None, conditions: Sequence[str], *, intruders: bool) -> None:
+    """Check that the base is given where a condition or an option needs it."""
+    check_conditions(conditions)
+    if intruders and base is None:
+        raise ValueError("--intruders compares W + Δ with the base's weights W: give the base too (--base).")
+    if UNDER_ROUNDING in conditions and (base is None or not is_adapter(path)):
+        raise ValueError(
+            f"{UNDER_ROUNDING!r} is whether a merge would lose an adapter's update: it needs the adapter, and its base "
+            "(--base)."
+        )

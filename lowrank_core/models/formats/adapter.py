@@ -130,6 +130,9 @@ class AdapterLayer:
     base : StoredTensor or None
         The base model's weight, which `build` takes first as a map, (out, in[, kh, kw]); None where the update does not
         depend on it.
+    weight : StoredTensor or None
+        The base model's weight that the update is added to, where an adapter was opened beside its base, and that has
+        one of the layer's name.
     """
 
     placement: Placement
@@ -143,6 +146,7 @@ class AdapterLayer:
     transposed: bool = False
     fixed: str = ""
     base: StoredTensor | None = None
+    weight: StoredTensor | None = None
 
     @property
     def name(self) -> str:

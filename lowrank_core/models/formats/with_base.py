@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -17,6 +17,7 @@ from lowrank_core.models.formats.base_updates import WithMagnitudes
 from lowrank_core.models.formats.format import LossyNames
 
 _DORA = "use_dora"
+_ATTENTION_WEIGHT = ".in_proj_weight"
 # Of the configuration of an adapter in the metadata of its file.
 _DORA_FLAG = re.compile(r'(?<=use_dora": )true')
 
@@ -61,7 +62,7 @@ def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
     layers = [_with_kernel(layer, weights.get(modules.get(name, ""))) for name, layer in others.items()]
     return replace(
         adapter,
-        layers=tuple(sorted([*layers, *dense.values()], key=lambda layer: layer.name)),
+        layers=_with_weights(sorted([*layers, *dense.values()], key=lambda layer: layer.name), base),
         unsupported={name: why for name, why in adapter.unsupported.items() if name not in waiting} | failures,
         base_updates=(),
         others=tuple(other for other in adapter.others if not (other.magnitudes and other.follows in waiting)),
@@ -69,6 +70,34 @@ def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
         settings=_without_dora(adapter.settings),
         metadata={name: _DORA_FLAG.sub("false", text) for name, text in adapter.metadata.items()},
     )
+
+
+def matrices_of(base: Checkpoint) -> dict[str, str]:
+    """Return the names of a checkpoint's matrices and stacks of them, by those of the modules that an adapter names.
+
+    PEFT's LoRA of a torch.nn.MultiheadAttention is of its parameter in_proj_weight.
+    """
+    return {
+        module_name(key).removesuffix(_ATTENTION_WEIGHT): key
+        for key, tensor in base.tensors.items()
+        if len(tensor.shape) > 1
+    }
+
+
+def _with_weights(layers: Sequence[AdapterLayer], base: Checkpoint) -> tuple[AdapterLayer, ...]:
+    """Return layers with the weights that their updates are added to, where the base has them."""
+    matrices = matrices_of(base)
+    modules = modules_in_base(layers, matrices)
+    tensors = {name: base.tensors[matrices[module]] for name, module in modules.items()}
+    return tuple(replace(layer, weight=_weight_of(layer, tensors.get(layer.name))) for layer in layers)
+
+
+def _weight_of(layer: AdapterLayer, tensor: StoredTensor | None) -> StoredTensor | None:
+    """Return a layer's own part of a tensor, which may be a stack of experts; None where it is not one."""
+    placement = layer.placement
+    if tensor is None or not placement.experts:
+        return tensor
+    return tensor.at(placement.expert) if tensor.shape[0] == placement.experts else None
 
 
 def _without_dora(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.formats import is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.with_base import open_with_base
+from lowrank_core.models.inspection.beside_base import base_figures
 from lowrank_core.models.inspection.report import (
     Inspection,
     LayerReport,
@@ -32,11 +33,14 @@ from lowrank_core.models.inspection.report import (
     total,
 )
 from lowrank_core.models.inspection.verdicts import find_verdicts
+from lowrank_core.models.norms import Update
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
 from lowrank_core.models.pairing.streamed import decompose_large, is_large
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
 DEFAULT_ALPHA = 16.0
+LEADING = 10
+"""How many leading left vectors are usually examined for intruders, as in the paper that defines them."""
 
 
 def inspect(
@@ -48,6 +52,7 @@ def inspect(
     ranks: Sequence[int] = DEFAULT_RANKS,
     rules: Sequence[str] = (),
     alpha: float | None = None,
+    intruders: int = 0,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
@@ -71,6 +76,9 @@ def inspect(
         Scaling rules to give errors for, beside the best possible ones: "standard", "rslora", "unscaled".
     alpha : float, optional
         The alpha of the errors under these rules. None: each adapter layer's own, 16 for checkpoints.
+    intruders : int
+        How many leading left singular vectors of W + Δ to examine, with `base`: ten are usual, and 0 is none. An
+        intruder dimension is one whose \|cosine\| with every left vector of the base's weight W is below ½.
     executor : concurrent.futures.Executor, optional
         Where the layers are read, each a task of its own: threads, processes, or a Dask cluster's
         ``Client.get_executor()``. Its workers have to see the files under the same absolute paths; as many layers are
@@ -119,10 +127,12 @@ def inspect(
     >>> layer.norm, layer.best_error, layer.rank_for_variance[0.9]
     (5.0, (0.6, 0.0), 2)
     """
+    if intruders and base is None:
+        raise ValueError("intruders are beside the base's weights: give the base too (--base)")
     paths = path_for(path, executor), None if base is None else path_for(base, executor)
     source = open_updates(*paths, match=match, component=component)
     layers, failures = layer_reports(
-        source, ranks=ranks, rules=rules, alpha=alpha, executor=executor, progress=progress
+        source, ranks=ranks, rules=rules, alpha=alpha, intruders=intruders, executor=executor, progress=progress
     )
     failures = dict(sorted((failures | source.incomplete).items()))
     others = dict(source.other_changes())
@@ -169,11 +179,14 @@ def layer_reports(
     ranks: Sequence[int],
     rules: Sequence[str],
     alpha: float | None = None,
+    intruders: int = 0,
     executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[LayerReport], dict[str, str]]:
     """Report the layers one after the other, and say of each that fails why, as :func:`inspect` does."""
     requested = check_ranks(ranks)
+    if intruders < 0:
+        raise ValueError(f"intruders is how many leading vectors to examine, 0 or more; got {intruders!r}")
     if alpha is not None and not rules:
         raise ValueError(
             f"an alpha of {alpha!r} is that of errors under a scaling rule, and no rule was given: give one too, as "
@@ -181,7 +194,7 @@ def layer_reports(
         )
     for rule in rules:
         scaling_rule(rule)(DEFAULT_ALPHA if alpha is None else alpha, 1)
-    report = partial(_report, ranks=requested, rules=tuple(rules), alpha=alpha)
+    report = partial(_report, ranks=requested, rules=tuple(rules), alpha=alpha, intruders=intruders)
     reports, failures = collect_layers(report, source.layers, executor, progress)
     return [report for _, report in reports], failures
 
@@ -195,8 +208,13 @@ def check_ranks(ranks: Sequence[int]) -> tuple[int, ...]:
 
 
 def _report(
-    layer: AdapterLayer | WeightPair, ranks: tuple[int, ...], rules: tuple[str, ...], alpha: float | None
+    layer: AdapterLayer | WeightPair,
+    ranks: tuple[int, ...],
+    rules: tuple[str, ...],
+    alpha: float | None,
+    intruders: int,
 ) -> LayerReport:
+    update: Update | None = None
     rounding = None
     if isinstance(layer, WeightPair) and is_large(layer):
         decomposed, noise = decompose_large(layer)
@@ -206,7 +224,8 @@ def _report(
         decomposed = spectrum(update)
         rounding = layer_noise(noise, decomposed)
     else:
-        decomposed = spectrum(layer.update())
+        update = layer.update()
+        decomposed = spectrum(update)
     m, n = layer.shape
     clamped = tuple(min(rank, m, n) for rank in ranks)
     if alpha is None:
@@ -232,5 +251,6 @@ def _report(
         best_error=to_floats(reconstruction_error(decomposed, clamped)),
         errors={rule: to_floats(row) for rule, row in zip(rules, errors, strict=True)},
         rounding=rounding,
+        base=base_figures(layer, update, decomposed, intruders),
         singular_values=decomposed.values,
     )

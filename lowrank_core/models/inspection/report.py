@@ -16,6 +16,8 @@ from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.results import to_json
 from lowrank_core.rounding_noise import RoundingNoise
 
+# The figures of a base's weight alone.
+_OF_WEIGHT = ("norm", "spectral_norm")
 VARIANCE_FRACTIONS = (0.90, 0.95, 0.99)
 
 
@@ -30,6 +32,32 @@ class LayerNoise:
     noise: RoundingNoise
     rank_above: tuple[int, int]
     variance_below: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseFigures:
+    """The figures of an update Δ beside the base's weight W that it is added to.
+
+    Attributes
+    ----------
+    norm, spectral_norm : float, float or None
+        ‖W‖ and σ₁(W); the second is None where two weights are too large to be in memory as a whole.
+    relative_norm, relative_spectral_norm : float, float or None
+        ‖Δ‖/‖W‖ and σ₁(Δ)/σ₁(W).
+    merge_error, merge_unchanged : float or None
+        Of an adapter: ‖round(W + Δ) − (W + Δ)‖/‖Δ‖, with the sum rounded to the dtype of W, and the fraction of the
+        entries of W that it leaves as they are. None for two checkpoints, whose difference is of rounded weights.
+    intruders : int or None
+        How many of the examined leading left singular vectors of W + Δ are near none of W; None if none was examined.
+    """
+
+    norm: float
+    relative_norm: float
+    spectral_norm: float | None = None
+    relative_spectral_norm: float | None = None
+    merge_error: float | None = None
+    merge_unchanged: float | None = None
+    intruders: int | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,6 +92,8 @@ class LayerReport:
     rounding : LayerNoise or None
         What of the update cannot be told from the rounding of two checkpoints of which one is stored in float16,
         bfloat16, or 8 or 4 bits.
+    base : BaseFigures or None
+        The update beside the base's weight; None where no base was given, or it has no such weight.
     singular_values : ndarray
         Those that can differ from zero, descending: as many as the adapter's rank, or min(m, n).
     """
@@ -86,6 +116,7 @@ class LayerReport:
     best_error: tuple[float, ...]
     errors: dict[str, tuple[float, ...]]
     rounding: LayerNoise | None = None
+    base: BaseFigures | None = None
     singular_values: NDArray[np.float64]
 
 
@@ -101,6 +132,10 @@ class Totals:
         Number of entries of all dense updates, and of all stored factors; None for checkpoints.
     norm : float
         √ΣN² over the layers.
+    relative_norm : float or None
+        √ΣN² / √Σ‖W‖² over the layers that the base has a weight for; None where there are none.
+    intruders : int or None
+        Number of intruder dimensions of all layers.
     rank_for_variance : dict of float to int
         The least rank that, given to every layer alike, captures 90, 95 and 99 % of the variance: Σ heads ≥ t·Σ N².
         It is what a copy of the update takes; a task may need a lower one.
@@ -118,6 +153,8 @@ class Totals:
     parameters: int
     adapter_parameters: int | None
     norm: float
+    relative_norm: float | None
+    intruders: int | None
     rank_for_variance: dict[float, int]
     error_for_variance: dict[float, float]
     variance_captured: tuple[float, ...]
@@ -132,11 +169,12 @@ class Verdict:
     Attributes
     ----------
     kind : str
-        "zero", "not-finite" or "spike".
+        "zero", "not-finite", "under-rounding" or "spike".
     layers : tuple of str
         The layers that it is on.
     number : float
-        What it rests on: how many layers are zero, or not finite; the largest σ₁²/N².
+        What it rests on: how many layers are zero, or not finite; the largest fraction of N² that rounding loses; the
+        largest σ₁²/N².
     sentence : str
         The verdict in words, with that number.
     """
@@ -243,12 +281,24 @@ def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], ru
         parameters=sum(layer.parameters for layer in layers),
         adapter_parameters=sum(adapter_parameters) if adapter_parameters else None,
         norm=scale * math.sqrt(whole),
+        **_beside_base(layers),
         rank_for_variance=needed,
         error_for_variance={part: float(reconstruction_error(combined, rank)) for part, rank in needed.items()},
         variance_captured=to_floats(variance_captured(combined, clamped)),
         best_error=to_floats(reconstruction_error(combined, clamped)),
         errors={rule: _combined_error([layer.errors[rule] for layer in layers], weights, len(ranks)) for rule in rules},
     )
+
+
+def _beside_base(layers: Sequence[LayerReport]) -> dict[str, Any]:
+    """Return the totals of the figures beside the base."""
+    norms = [(layer.norm, layer.base.norm) for layer in layers if layer.base is not None]
+    whole = math.hypot(*(norm for _, norm in norms))
+    intruders = [layer.base.intruders for layer in layers if layer.base and layer.base.intruders is not None]
+    return {
+        "relative_norm": math.hypot(*(norm for norm, _ in norms)) / whole if whole else None,
+        "intruders": sum(intruders) if intruders else None,
+    }
 
 
 def ranks_for_variance(spectrum: Spectrum) -> dict[float, int]:
@@ -270,6 +320,7 @@ def to_rows(inspection: Inspection) -> list[dict[str, Any]]:
             *("scaling_source", "norm", "effective_rank", "stable_rank", "numerical_rank", *variance_columns({})),
             *(f"{rule}_{rank}" for rank in inspection.ranks for rule in ("best_error", *inspection.rules)),
             *(name for layer in inspection.layers if layer.rounding for name in noise_columns(layer.rounding)),
+            *(name for layer in inspection.layers if layer.base for name in _base_columns(layer.base)),
             "failure",
         )
     )
@@ -298,4 +349,10 @@ def _layer_row(layer: LayerReport, ranks: tuple[int, ...]) -> dict[str, Any]:
     row |= {"rows": layer.shape[0], "columns": layer.shape[1]} | variance_columns(layer.rank_for_variance)
     for name, errors in {"best_error": layer.best_error, **layer.errors}.items():
         row |= rank_columns(name, ranks, errors)
-    return row | (noise_columns(layer.rounding) if layer.rounding else {})
+    row |= noise_columns(layer.rounding) if layer.rounding else {}
+    return row | (_base_columns(layer.base) if layer.base else {})
+
+
+def _base_columns(figures: BaseFigures) -> dict[str, Any]:
+    """Return the figures by the names of their columns: of the weight itself, with "base_" before them."""
+    return {f"base_{name}" if name in _OF_WEIGHT else name: figure for name, figure in vars(figures).items()}

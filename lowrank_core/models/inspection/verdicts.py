@@ -11,10 +11,13 @@ from lowrank_core.models.inspection.report import LayerReport, Verdict
 from lowrank_core.models.module_names import kind
 from lowrank_core.models.norms import NOT_FINITE
 
-CONDITIONS = ("zero", "not-finite", "spike")
+UNDER_ROUNDING = "under-rounding"
+CONDITIONS = ("zero", "not-finite", UNDER_ROUNDING, "spike")
 """The kinds of verdicts."""
 
 _NAMES_SHOWN = 3
+# An update that varies by a quarter of a step from entry to entry loses so much, one of half a step a third.
+_MOST_LOST = 0.9
 # The median absolute deviation of few values is that of one or two of them, and says nothing of their spread.
 _FEWEST_OF_A_KIND = 8
 # Of normally distributed numbers one in 10⁹ is six standard deviations above the mean. Those of trained layers have
@@ -34,7 +37,12 @@ def find_verdicts(
     layers: Sequence[LayerReport], failures: Mapping[str, str], *, of_checkpoints: bool
 ) -> tuple[Verdict, ...]:
     """Return the verdicts on an adapter or a pair of checkpoints, in the order of :data:`CONDITIONS`."""
-    found = zero(layers, of_checkpoints=of_checkpoints), not_finite(failures, len(layers)), spikes(layers)
+    found = (
+        zero(layers, of_checkpoints=of_checkpoints),
+        not_finite(failures, len(layers)),
+        under_rounding(layers),
+        spikes(layers),
+    )
     return tuple(verdict for verdict in found if verdict is not None)
 
 
@@ -70,6 +78,26 @@ def not_finite(failures: Mapping[str, str], reported: int) -> Verdict | None:
         f"{_listed(names)}; of the first, {failures[names[0]]}."
     )
     return Verdict("not-finite", tuple(names), float(len(names)), sentence)
+
+
+def under_rounding(layers: Sequence[LayerReport]) -> Verdict | None:
+    """Return the verdict on layers that a merge into the base's dtype would lose: at least 90 % of the squared norm.
+
+    An entry below half a step (ulp) of the weight that it is added to is rounded away. Layers for which no base was
+    given have no figures of a merge, and no verdict.
+    """
+    lost = {layer.name: layer.base.merge_error**2 for layer in layers if layer.base and layer.base.merge_error}
+    names = [name for name, fraction in lost.items() if fraction >= _MOST_LOST]
+    if not names:
+        return None
+    worst = max(names, key=lambda name: lost[name])
+    unchanged = {layer.name: layer.base.merge_unchanged for layer in layers if layer.base}[worst]
+    sentence = (
+        f"In {len(names)} of {len(layers)} layers the update is under the rounding of the base's weights: "
+        f"{_listed(names)}. A merge loses {lost[worst]:.1%} of its squared norm in {worst}, where {unchanged:.1%} of "
+        "the weights stay as they are."
+    )
+    return Verdict(UNDER_ROUNDING, tuple(names), lost[worst], sentence)
 
 
 def spikes(layers: Sequence[LayerReport]) -> Verdict | None:

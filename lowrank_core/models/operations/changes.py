@@ -15,14 +15,12 @@ from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_matrix, describe_shape, read_blocks
 from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor
-from lowrank_core.models.formats.with_base import modules_in_base, name_in_base
+from lowrank_core.models.formats.with_base import matrices_of, modules_in_base, name_in_base
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d
 from lowrank_core.models.norms import Update
 from lowrank_core.models.rounding import rounded
 
 _CONFIG = "config.json"
-# PEFT's LoRA of a torch.nn.MultiheadAttention is of this parameter of it.
-_ATTENTION_WEIGHT = ".in_proj_weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +96,7 @@ class Changes:
 
 def changes_of(adapter: Adapter, base: Checkpoint) -> Changes:
     """Return what an adapter, opened beside its base, changes there, as PEFT's merge_and_unload does."""
-    modules = {
-        module_name(key).removesuffix(_ATTENTION_WEIGHT): key
-        for key, tensor in base.tensors.items()
-        if len(tensor.shape) > 1
-    }
+    modules = matrices_of(base)
     named = modules_in_base(adapter.layers, modules)
     changes = Changes({}, failures=dict(adapter.unsupported))
     for other in adapter.others:
