@@ -113,9 +113,15 @@ def best_factors_and_values(
     problem = Problem(dtype, (matrix.shape[0], matrix.shape[1]), rank, tolerance)
     stack = dense_stack(matrix, problem, method="auto", workers=workers)
     check_finite(matrix)
-    (factors,) = stack.map(stack.decompose)
+
+    def decompose(i: int) -> tuple[Factors, tuple[Floats, Floats]]:
+        factors = stack.decompose(i)
+        return factors, factors.at(rank)
+
+    # Both in the map, under its BLAS lock: the factors may be a product, too.
+    ((factors, (B, A)),) = stack.map(decompose)
     missed = factors.missed if isinstance(factors, ProjectedFactors) else 0.0
-    return *factors.at(rank), Values(factors.values, np.asarray(factors.norm), missed)
+    return B, A, Values(factors.values, np.asarray(factors.norm), missed)
 
 
 def best_product_factors(
