@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 from lowrank_core._processors import usable_processors
 from tests.blas import blas_now
 
+# Printed tables are as wide as this says: a shell may export it, and workers inherit it from readline.
+os.environ.pop("COLUMNS", None)
+
 # No deadline, since a first call compiles; no check for slow data, which a busy machine would fail.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("dev", max_examples=40, **common)
