@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lowrank_core.models.inspection.layers import inspect
     from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals, Verdict
     from lowrank_core.models.operations.applying import Application, AppliedLayer, apply
+    from lowrank_core.models.operations.compared import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
+    from lowrank_core.models.operations.comparison import compare
     from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
     from lowrank_core.models.operations.conversion import convert
     from lowrank_core.models.operations.extraction import extract
@@ -40,23 +42,28 @@ __all__ = [
     "Budget",
     "Checkpoint",
     "CheckpointPair",
+    "ComparedLayer",
+    "ComparedPair",
     "Compression",
     "CompressionTotals",
     "Inspection",
     "LayerCompression",
     "LayerReport",
     "OtherTensor",
+    "PairTotals",
     "Plan",
     "PlannedLayer",
     "RoundingLoss",
     "Totals",
     "UniformRank",
+    "UpdateComparison",
     "Verdict",
     "Verification",
     "VerifiedLayer",
     "WeightPair",
     "apply",
     "census",
+    "compare",
     "convert",
     "dask_cluster",
     "extract",
@@ -83,6 +90,8 @@ _MODULES = {
     "inspection.report": "Inspection LayerReport Totals Verdict",
     "operations.applying": "Application AppliedLayer apply",
     "operations.conversion": "convert",
+    "operations.compared": "ComparedLayer ComparedPair PairTotals UpdateComparison",
+    "operations.comparison": "compare",
     "operations.compression": "Compression CompressionTotals LayerCompression",
     "operations.extraction": "extract",
     "operations.merging": "merge",

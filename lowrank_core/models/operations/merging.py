@@ -18,11 +18,10 @@ from lowrank_core.models.formats import (
     AdapterLayer,
     Format,
     OtherTensor,
-    Placement,
-    format_named,
     format_of_output,
     open_adapter,
 )
+from lowrank_core.models.formats.base_names import base_names, is_lossy
 from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.formats.peft_config import as_names
 from lowrank_core.models.module_names import select
@@ -229,11 +228,11 @@ def _by_module(
     Modules that one of the adapters changes in a way that cannot be added up are returned apart, with the reason: the
     others' sum alone would be wrong.
     """
-    known = [layer.name for adapter in opened for layer in adapter.layers if not _is_lossy(layer.placement)]
+    known = [layer.name for adapter in opened for layer in adapter.layers if not is_lossy(layer.placement)]
     gathered: dict[str, list[tuple[float, AdapterLayer]]] = {}
     incomplete: dict[str, str] = {}
     for adapter, weight in zip(opened, weights, strict=True):
-        names = _base_names(adapter, known)
+        names = base_names(adapter, known)
         for layer in adapter.layers:
             gathered.setdefault(names[layer.name], []).append((weight, layer))
         for name, reason in adapter.unsupported.items():
@@ -241,7 +240,7 @@ def _by_module(
 
     def distance(term: tuple[float, AdapterLayer]) -> tuple[bool, bool]:
         placement = term[1].placement
-        return placement.format != target.name, _is_lossy(placement)
+        return placement.format != target.name, is_lossy(placement)
 
     # First a term whose names and shapes are those of the output, or else of the base model.
     sums = {
@@ -250,21 +249,6 @@ def _by_module(
         if name not in incomplete
     }
     return sums, incomplete
-
-
-def _base_names(adapter: Adapter, known: Collection[str]) -> dict[str, str]:
-    """Return the base model's name for each layer of an adapter, or the layer's own where `known` does not have it."""
-    names = {name: name for name in (*(layer.name for layer in adapter.layers), *adapter.unsupported)}
-    for source in {layer.placement.format for layer in adapter.layers} | {adapter.format}:
-        rule = format_named(source).lossy_names
-        if rule is not None:
-            exact = {layer.name for layer in adapter.layers if not _is_lossy(layer.placement)}
-            names |= rule.modules(names.keys() - exact, known)
-    return names
-
-
-def _is_lossy(placement: Placement) -> bool:
-    return format_named(placement.format).is_lossy(placement)
 
 
 def _describe_kind(layer: AdapterLayer) -> str:
