@@ -185,7 +185,8 @@ def private_names_imported(tree):
 def test_private_code_is_tested_apart_from_theorems():
     tests = trees(path for path in (ROOT / "tests").rglob("*.py") if "internals" not in path.parts)
     private = {(path.name, name) for path, tree in tests.items() for name in private_names_imported(tree)}
-    assert private == set()
+    # For as many workers as there are processors: used there, and tested in internals.
+    assert private == {("conftest.py", "lowrank_core._processors.usable_processors")}
 
 
 def test_peers_are_imported_where_tests_are_marked_for_them():
