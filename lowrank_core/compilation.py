@@ -11,6 +11,7 @@ from lowrank_core._linalg import code_folder, kernels_in_use, residual_energy
 from lowrank_core.learning import learning_sweep
 from lowrank_core.spectra import spectrum
 from lowrank_core.sweeps import error_sweep, reconstruction_error
+from lowrank_core.truncation import truncate
 from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["Compilation", "compile_kernels"]
@@ -82,6 +83,7 @@ def compile_kernels() -> Compilation:
     double = single.astype(np.float64)
     for of_every_route in (double[:, :16], double[:100, :100], double):
         spectrum(of_every_route)
+    truncate(double[:8, :8], 1)
     for matrix in (single, double):
         spectrum(matrix, rank=4, method="krylov")
     residual_energy(single, factor.astype(np.float64), factor.T.astype(np.float64), 1)

@@ -34,9 +34,11 @@ def truncate(
         The rank, from 0 to min(m, n); or a function that returns it for the update's Spectrum, so that nothing is
         decomposed twice. One rank per call.
     method : {"auto", "lapack", "direct", "gram", "krylov"}
-        How factors of a dense update are computed: by LAPACK's SVD (``lapack`` and ``direct``), by the eigenvectors of
-        the smaller Gram matrix (``gram``), or by a block Krylov iteration (``krylov``). ``auto`` is ``krylov`` for a
-        small rank of a large matrix, otherwise ``direct`` for float64 and ``gram`` for the others. A function of
+        How factors of a dense update are computed: by LAPACK's SVD (``lapack``), by a kernel up to a smaller side of
+        512 and by LAPACK beyond (``direct``), by the eigenvectors of the smaller Gram matrix (``gram``), or by a block
+        Krylov iteration (``krylov``). ``auto`` is ``krylov`` for a small rank of a large matrix, otherwise ``direct``
+        for float64, and for the others ``direct`` up to a smaller side of 512 unless one side is at least four times
+        the other, and ``gram`` elsewhere. A function of
         the spectrum needs all of it, which ``krylov`` does not compute and ``auto`` therefore does not choose. Factors
         of a LowRankUpdate are computed by QR of both factors and LAPACK's SVD of the core, whatever the method; the
         sides of a KroneckerUpdate by the method each, ``krylov`` apart.

@@ -118,6 +118,11 @@ def thresholds_table():
     """Return a table of the sizes at which one route gives way to another."""
     rows = [
         ["direct: a kernel takes eight matrices at once", f"up to {thresholds.SMALL_ENTRIES:,} entries"],
+        ["direct: factors by a kernel", f"smaller side up to {thresholds.LARGE:,}"],
+        [
+            "auto, float32 and below: factors by gram up to that side",
+            f"one side at least {thresholds.GRAM_FACTORS} times the other",
+        ],
         ["direct: QR factorisation first", f"{thresholds.TALL} rows or more for each column, or the reverse"],
         ["direct: reduction in two stages", f"smaller side from {thresholds.TWO_STAGES_SVD:,} on"],
         ["gram: a kernel takes eight matrices at once", f"smaller side up to {thresholds.LARGE:,}"],

@@ -229,13 +229,13 @@ def _by_vectors(first: Operand, second: Operand) -> _Products:
 def _vectors(operand: Operand) -> _Vectors:
     """Compute the singular vectors of one update, by QR of its factors unless these have them."""
     if operand.whole is None:
-        factors = product_factors(operand.B, operand.A, operand.scaling, CHOLESKY_QR_TOL)
-        values = factors.scaled_values
+        factors = product_factors(operand.B[np.newaxis], operand.A[np.newaxis], operand.scaling, CHOLESKY_QR_TOL)
+        values = factors.scaled_values[0]
         return _Vectors(
             values / (float(norms_of(values)) or 1.0),
-            factors.norm,
-            factors.Q_B.T @ factors.U,
-            factors.Q_A.T @ factors.Vt.T,
+            float(factors.norms[0]),
+            factors.Q_B[0].T @ factors.U[0],
+            factors.Q_A[0].T @ factors.Vt[0].T,
         )
     matrix, exponent = scaled_to_unit(operand.whole)
     norm = float(np.linalg.norm(matrix))

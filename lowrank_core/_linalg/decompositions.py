@@ -114,14 +114,14 @@ def best_factors_and_values(
     stack = dense_stack(matrix, problem, method="auto", workers=workers)
     check_finite(matrix)
 
-    def decompose(i: int) -> tuple[Factors, tuple[Floats, Floats]]:
-        factors = stack.decompose(i)
+    def decompose(chunk: slice) -> tuple[Factors, tuple[Floats, Floats]]:
+        factors = stack.decompose(chunk, rank)
         return factors, factors.at(rank)
 
     # Both in the map, under its BLAS lock: the factors may be a product, too.
     ((factors, (B, A)),) = stack.map(decompose)
     missed = factors.missed if isinstance(factors, ProjectedFactors) else 0.0
-    return B, A, Values(factors.values, np.asarray(factors.norm), missed)
+    return B[0], A[0], Values(factors.values[0], factors.norms[0], missed)
 
 
 def best_product_factors(
@@ -135,48 +135,59 @@ def best_product_factors(
 
 
 class Stack(NamedTuple):
-    """A stack to be decomposed item by item: how, its batch axes, the shape of an item and of its cost, and workers."""
+    """A stack to be decomposed: a slice of it up to a rank, its batch axes, the shape of a matrix and of its cost."""
 
-    decompose: Callable[[int], Factors]
+    decompose: Callable[[slice, int | None], Factors]
     batch: tuple[int, ...]
     shape: tuple[int, int]
     cost: tuple[int, int]
     batching: Batching
     workers: int
 
-    def map(self, function: Callable[[int], Item]) -> list[Item]:
-        """Return a function of the index of every item, on the workers."""
-        chunks = map_batch(
-            lambda chunk: [function(i) for i in range(chunk.start, chunk.stop)],
-            math.prod(self.batch),
-            self.cost,
-            self.workers,
-            self.batching,
-        )
-        return [item for chunk in chunks for item in chunk]
-
     def best_factors(self, rank: Rank) -> tuple[Floats, Floats]:
-        """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of every item."""
-        if callable(rank):
-            decomposed = self.map(self.decompose)
-            # Outside the map, where the BLAS lock is free: the function may well call this library.
-            kept = rank(_values_of(decomposed, self.batch))
-            factors = self.map(lambda i: decomposed[i].at(kept))
-        else:
-            kept = rank
-            factors = self.map(lambda i: self.decompose(i).at(kept))
-        (m, n), width = self.shape, factors[0][0].shape[-1] if factors else kept
-        B = np.array([B for B, _ in factors]).reshape(*self.batch, m, width)
-        A = np.array([A for _, A in factors]).reshape(*self.batch, width, n)
-        return B, A
+        """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n)."""
+        if not callable(rank):
+            return self._joined(self.map(lambda chunk: self.decompose(chunk, rank).at(rank)), rank)
+        values, decomposed = self._decomposed()
+        # Outside the map, where the BLAS lock is free: the function may well call this library.
+        kept = rank(values)
+        return self._joined(self.map(lambda chunk: decomposed[chunk.start].at(kept)), kept)
+
+    def whole_factors(self) -> tuple[Floats, Floats, Floats]:
+        """Compute the singular values (..., p), with B = U Σ (..., m, p) and A = Vᵀ (..., p, n) of full rank."""
+        values, decomposed = self._decomposed()
+        p = values.values.shape[-1]
+        return values.values, *self._joined(self.map(lambda chunk: decomposed[chunk.start].at(p)), p)
+
+    def _decomposed(self) -> tuple[Values, dict[int, Factors]]:
+        """Return the values, and the factors of each slice by its start."""
+        parts = self.map(lambda chunk: (chunk.start, self.decompose(chunk, None)))
+        values = [factors.values for _, factors in parts] or [np.empty((0, 0))]
+        norms = [factors.norms for _, factors in parts] or [np.empty(0)]
+        whole = np.concatenate(values)
+        p = whole.shape[-1]
+        return Values(whole.reshape(*self.batch, p), np.concatenate(norms).reshape(self.batch)), dict(parts)
+
+    def map(self, function: Callable[[slice], Item]) -> list[Item]:
+        """Return a function of every slice, on the workers."""
+        return map_batch(function, math.prod(self.batch), self.cost, self.workers, self.batching)
+
+    def _joined(self, parts: list[tuple[Floats, Floats]], rank: int) -> tuple[Floats, Floats]:
+        """Join the factors of all slices; of products they may have fewer columns than the rank asked for."""
+        (m, n), width = self.shape, parts[0][0].shape[-1] if parts else rank
+        B, A = zip(*parts, strict=True) if parts else ([np.empty((0, m, width))], [np.empty((0, width, n))])
+        return (
+            np.concatenate(B).reshape(*self.batch, m, width),
+            np.concatenate(A).reshape(*self.batch, width, n),
+        )
 
 
 def dense_stack(matrices: NDArray[Any], problem: Problem, *, method: str, workers: int) -> Stack:
-    """Return matrices (..., m, n) as a stack whose items a route decomposes."""
+    """Return matrices (..., m, n) as a stack that a route decomposes."""
     route = choose_route(method, problem)
     flat = as_stack(matrices, 2)
     return Stack(
-        lambda i: route.factors(flat[i], workers),
+        lambda chunk, rank: route.factors(flat[chunk], rank, workers),
         matrices.shape[:-2],
         problem.shape,
         problem.shape,
@@ -191,19 +202,13 @@ def product_stack(B: NDArray[Any], A: NDArray[Any], scaling: float, dtype: str, 
     route = choose_product_route(method, dtype, (m, n), inner)
     batch, B_stack, A_stack = _broadcast_stacks(B, A)
     return Stack(
-        lambda i: product_factors(B_stack[i], A_stack[i], scaling),
+        lambda chunk, _: product_factors(B_stack[chunk], A_stack[chunk], scaling),
         batch,
         (m, n),
         (m + n, max(inner, 1)),
         route.batching,
         workers,
     )
-
-
-def _values_of(decomposed: list[Factors], batch: tuple[int, ...]) -> Values:
-    p = len(decomposed[0].values) if decomposed else 0
-    values = np.array([factors.values for factors in decomposed]).reshape(*batch, p)
-    return Values(values, np.array([factors.norm for factors in decomposed]).reshape(batch))
 
 
 def _broadcast_stacks(B: NDArray[Any], A: NDArray[Any]) -> tuple[tuple[int, ...], NDArray[Any], NDArray[Any]]:

@@ -83,68 +83,71 @@ def kernel_gram_values(stack: NDArray[Any], workers: int) -> Values:
 
 
 class ProjectedFactors(NamedTuple):
-    """Factors of a matrix 2^exponent · X, or of its transpose (wide), from orthogonal columns X V for a basis V.
+    """Factors of matrices 2^exponent · X, or of their transposes (wide), from orthogonal columns X V for bases V.
 
     `missed` bounds the energy that they may lack, as a fraction of the energy beyond them.
     """
 
     values: Floats
-    norm: float
-    product: Floats
-    basis: Floats
-    exponent: int
+    norms: Floats
+    products: Floats
+    bases: Floats
+    exponents: NDArray[np.int64]
     wide: bool
     missed: float = 0.0
 
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ, for a rank up to the number of columns."""
-        product, basis = self.product[:, :rank], self.basis[:, :rank]
+        products, bases = self.products[..., :rank], self.bases[..., :rank]
+        exponents = self.exponents[:, np.newaxis, np.newaxis]
         if not self.wide:
-            return np.ldexp(product, self.exponent), basis.T.copy()
-        sizes = np.linalg.norm(product, axis=0)
-        directions = np.divide(product, sizes, out=np.zeros_like(product), where=sizes > 0)
-        return np.ldexp(basis * sizes, self.exponent), directions.T.copy()
+            return np.ldexp(products, exponents), bases.swapaxes(-1, -2)
+        sizes = np.linalg.norm(products, axis=-2, keepdims=True)
+        directions = np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0)
+        return np.ldexp(bases * sizes, exponents), directions.swapaxes(-1, -2)
 
 
 class GramFactors(NamedTuple):
-    """Factors of a matrix 2^exponent · X, or of its transpose (wide), from the eigenvectors of Xᵀ X."""
+    """Factors of matrices 2^exponent · X, or of their transposes (wide), from the eigenvectors of Xᵀ X."""
 
     values: Floats
-    norm: float
-    matrix: NDArray[Any]
+    norms: Floats
+    matrices: NDArray[Any]
     vectors: Floats
-    exponent: int
+    exponents: NDArray[np.int64]
     wide: bool
 
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ."""
-        return self.projected(rank).at(rank)
-
-    def projected(self, rank: int) -> ProjectedFactors:
-        """Multiply by the leading eigenvectors, so that factors up to this rank need no further product."""
-        basis = np.ascontiguousarray(self.vectors[:, :rank])
-        product = _product(self.matrix, basis, wide=self.wide)
-        return ProjectedFactors(self.values, self.norm, product, basis, self.exponent, self.wide)
+        bases = np.ascontiguousarray(self.vectors[..., :rank])
+        products = _products(self.matrices, bases, wide=self.wide)
+        return ProjectedFactors(self.values, self.norms, products, bases, self.exponents, self.wide).at(rank)
 
 
-def gram_factors(matrix: NDArray[Any], workers: int) -> GramFactors:  # noqa: ARG001 - the signature of every route
-    """Decompose one matrix by the eigenvectors of its Gram matrix."""
-    wide = matrix.shape[0] < matrix.shape[1]
-    scaled, exponent = scaled_to_squares(matrix)
-    gram = gram_matrix(scaled, of_rows=wide)
-    squares, vectors = np.linalg.eigh(gram)
-    values, norm, _ = unscaled_values(np.sqrt(np.maximum(squares, 0.0))[::-1], np.sqrt(np.trace(gram)), exponent)
-    return GramFactors(values, float(norm), scaled, vectors[:, ::-1], int(exponent), wide)
+def gram_factors(
+    stack: NDArray[Any],
+    rank: int | None,  # noqa: ARG001 - the signature of every route
+    workers: int,  # noqa: ARG001
+) -> GramFactors:
+    """Decompose the matrices of a stack by the eigenvectors of their Gram matrices."""
+    wide = stack.shape[-2] < stack.shape[-1]
+    scaled, exponents = scaled_to_squares(stack)
+    grams = gram_matrix(scaled, of_rows=wide)
+    squares, vectors = np.linalg.eigh(grams)
+    values, norms = np.sqrt(np.maximum(squares, 0.0))[..., ::-1], np.sqrt(np.trace(grams, axis1=-2, axis2=-1))
+    return GramFactors(*unscaled_values(values, norms, exponents)[:2], scaled, vectors[..., ::-1], exponents, wide)
 
 
-def _product(matrix: NDArray[Any], basis: Floats, *, wide: bool) -> Floats:
-    """Compute X @ basis, or Xᵀ @ basis (wide), in float64, converting X in blocks along its longer side."""
-    length = matrix.shape[1] if wide else matrix.shape[0]
-    step = max(1, CACHED_ENTRIES * length // matrix.size)
-    product = np.empty((length, basis.shape[1]))
+def _products(matrices: NDArray[Any], bases: Floats, *, wide: bool) -> Floats:
+    """Compute X @ basis, or Xᵀ @ basis (wide), in float64, converting each X in blocks along its longer side."""
+    count, rows, columns = matrices.shape
+    length = columns if wide else rows
+    step = max(1, CACHED_ENTRIES * length // (rows * columns))
+    products = np.empty((count, length, bases.shape[-1]))
     for start in range(0, length, step):
-        chosen = matrix[:, start : start + step] if wide else matrix[start : start + step]
+        stop = start + step
+        chosen = matrices[..., start:stop] if wide else matrices[:, start:stop]
         # In C order whatever was given, as in gram_matrix.
         block = np.ascontiguousarray(chosen, dtype=np.float64)
-        np.matmul(block.T if wide else block, basis, out=product[start : start + step])
-    return product
+        products[:, start:stop] = (block.swapaxes(-1, -2) if wide else block) @ bases
+    return products

@@ -18,7 +18,7 @@ from lowrank_core._linalg.decompositions import (
 )
 from lowrank_core._linalg.powers_of_two import scaled_to_squares
 from lowrank_core._linalg.routes import Problem, check_structured_method
-from lowrank_core._linalg.values import Factors, Floats, Values, norms_of, unscaled_values
+from lowrank_core._linalg.values import Floats, Values, norms_of, unscaled_values
 from lowrank_core._validation import as_stack, check_finite
 
 __all__ = ["Dense", "Product", "best_kronecker_factors", "kronecker_singular_values"]
@@ -126,55 +126,26 @@ def best_kronecker_factors(
     """Compute B = U_r Σ_r (..., m, r) and A = V_rᵀ (..., r, n) of γ·(L ⊗ R), for r up to its number of values."""
     check_structured_method(method, "a KroneckerUpdate")
     (L, L_exponents), (R, R_exponents) = left.scaled("left"), right.scaled("right")
-    L_stack, R_stack = L.stack(method, workers), R.stack(method, workers)
-    batch = np.broadcast_shapes(L_stack.batch, R_stack.batch)
     # Each side is decomposed once, whatever its batch axes are broadcast to.
-    L_factors, R_factors = (stack.map(stack.decompose) for stack in (L_stack, R_stack))
-    L_index, R_index = _indices(L_stack.batch, batch), _indices(R_stack.batch, batch)
-    exponents = np.broadcast_to(L_exponents + R_exponents, batch).ravel()
-
-    def paired(i: int) -> _KroneckerFactors:
-        return _paired_factors(L_factors[L_index[i]], R_factors[R_index[i]], scaling, int(exponents[i]))
-
-    (m, n), (p, q) = L_stack.shape, R_stack.shape
-    shape = (m * p, n * q)
-    return Stack(paired, batch, shape, shape, L_stack.batching, workers).best_factors(rank)
-
-
-def _indices(batch: tuple[int, ...], broadcast: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return for each item of broadcast batch axes its index among the items of the batch axes."""
-    return np.broadcast_to(np.arange(math.prod(batch)).reshape(batch), broadcast).ravel()
+    L_values, L_B, L_A = L.stack(method, workers).whole_factors()
+    R_values, R_B, R_A = R.stack(method, workers).whole_factors()
+    exponents = L_exponents + R_exponents
+    values = _paired_values(L_values, R_values, scaling, exponents)
+    kept = rank(values) if callable(rank) else rank
+    order = np.argsort(-_products(L_values, R_values), axis=-1, kind="stable")[..., :kept]
+    pairs = np.divmod(order, max(1, R_values.shape[-1]))
+    scale, scale_exponent = math.frexp(scaling)
+    B = _column_products(L_B, R_B, pairs) * scale
+    A = _column_products(L_A.swapaxes(-1, -2), R_A.swapaxes(-1, -2), pairs).swapaxes(-1, -2)
+    return np.ldexp(B, exponents[..., np.newaxis, np.newaxis] + scale_exponent), A
 
 
-class _KroneckerFactors(NamedTuple):
-    """Factors of one γ·2^exponent·(L ⊗ R): decompositions of both sides, and their pairs of values in an order."""
-
-    values: Floats
-    norm: float
-    left: Factors
-    right: Factors
-    order: NDArray[np.int64]
-    scaling: float
-    exponent: int
-
-    def at(self, rank: int) -> tuple[Floats, Floats]:
-        """Return B = U_r Σ_r and A = V_rᵀ: Kronecker products of columns, and of rows, of the factors of both sides."""
-        left, right = np.divmod(self.order[:rank], max(1, len(self.right.values)))
-        left_B, left_A = self.left.at(int(left.max(initial=-1)) + 1)
-        right_B, right_A = self.right.at(int(right.max(initial=-1)) + 1)
-        B = _column_products(left_B[:, left], right_B[:, right])
-        A = _column_products(left_A[left].T, right_A[right].T).T
-        scale, scale_exponent = math.frexp(self.scaling)
-        return np.ldexp(B * scale, self.exponent + scale_exponent), A
-
-
-def _paired_factors(left: Factors, right: Factors, scaling: float, exponent: int) -> _KroneckerFactors:
-    values, norm, _ = _paired_values(left.values, right.values, scaling, np.asarray(exponent))
-    order = np.argsort(-_products(left.values, right.values), kind="stable")
-    return _KroneckerFactors(values, float(norm), left, right, order, scaling, exponent)
-
-
-def _column_products(left: Floats, right: Floats) -> Floats:
-    """Return the Kronecker products of the columns of (m, r) with those of (p, r): the Khatri–Rao product (m·p, r)."""
-    products = left[:, np.newaxis, :] * right[np.newaxis, :, :]
-    return products.reshape(len(left) * len(right), left.shape[-1])
+def _column_products(left: Floats, right: Floats, pairs: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Floats:
+    """Return the Kronecker products (..., m·p, r) of pairs of columns of (..., m, k) and (..., p, l)."""
+    batch, r = pairs[0].shape[:-1], pairs[0].shape[-1]
+    left_columns, right_columns = (
+        np.take_along_axis(np.broadcast_to(factor, (*batch, *factor.shape[-2:])), index[..., np.newaxis, :], axis=-1)
+        for factor, index in zip((left, right), pairs, strict=True)
+    )
+    products = left_columns[..., :, np.newaxis, :] * right_columns[..., np.newaxis, :, :]
+    return products.reshape(*batch, left.shape[-2] * right.shape[-2], r)

@@ -67,7 +67,8 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
 
     The Krylov space of XᵀX from a Gaussian block is spanned with products in float32 (float64 for float64 input) and
     an orthonormal basis in float64 (Musco and Musco, arXiv:1504.05477, algorithm 2). The answer is X V in float64 for
-    the leading Ritz vectors V: each value is attained by a factorisation in hand, so none is overstated.
+    the leading Ritz vectors V: each value is attained by a factorisation in hand, so none is overstated. The factors
+    are those of a stack of one matrix.
     """
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
     with blas_threads(1), Team(workers) as team:
@@ -85,8 +86,9 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     if missed > leading.tolerance:
         return None
     # Rounding must not make the energy of the leading part larger than that of the whole.
-    unscaled, norm, _ = unscaled_values(values, np.sqrt(np.array(max(energy, head))), np.array(X.exponent))
-    return ProjectedFactors(unscaled, float(norm), product, basis, X.exponent, X.transposed, missed)
+    exponents = np.array([X.exponent])
+    unscaled = unscaled_values(values[np.newaxis], np.sqrt(np.array([max(energy, head)])), exponents)[:2]
+    return ProjectedFactors(*unscaled, product[np.newaxis], basis[np.newaxis], exponents, X.transposed, missed)
 
 
 def _least_tail(X: TallMatrix, head: float, energy: float) -> float:

@@ -14,19 +14,19 @@ __all__ = ["SvdFactors", "lapack_svd_factors", "lapack_svd_values"]
 
 
 class SvdFactors(NamedTuple):
-    """Factors of a matrix 2^exponent · U Σ Vᵀ."""
+    """Factors of the matrices 2^exponent · U Σ Vᵀ of a stack."""
 
     values: Floats
-    norm: float
+    norms: Floats
     U: Floats
     scaled_values: Floats
     Vt: Floats
-    exponent: int
+    exponents: NDArray[np.int64]
 
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ."""
-        B = np.ldexp(self.U[:, :rank] * self.scaled_values[:rank], self.exponent)
-        return B, self.Vt[:rank].copy()
+        B = self.U[..., :rank] * self.scaled_values[..., np.newaxis, :rank]
+        return np.ldexp(B, self.exponents[:, np.newaxis, np.newaxis]), self.Vt[..., :rank, :]
 
 
 def lapack_svd_values(matrices: NDArray[Any]) -> Values:
@@ -36,9 +36,12 @@ def lapack_svd_values(matrices: NDArray[Any]) -> Values:
     return unscaled_values(values, norms_of(values), exponents)
 
 
-def lapack_svd_factors(matrix: NDArray[Any], workers: int) -> SvdFactors:  # noqa: ARG001 - the signature of every route
-    """Decompose one matrix."""
-    scaled, exponent = scaled_to_unit(matrix)
+def lapack_svd_factors(
+    stack: NDArray[Any],
+    rank: int | None,  # noqa: ARG001 - the signature of every route
+    workers: int,  # noqa: ARG001
+) -> SvdFactors:
+    """Decompose the matrices of a stack."""
+    scaled, exponents = scaled_to_unit(stack)
     U, values, Vt = np.linalg.svd(scaled, full_matrices=False)
-    unscaled, norm, _ = unscaled_values(values, norms_of(values), exponent)
-    return SvdFactors(unscaled, float(norm), U, values, Vt, int(exponent))
+    return SvdFactors(*unscaled_values(values, norms_of(values), exponents)[:2], U, values, Vt, exponents)

@@ -10,23 +10,35 @@ __all__ = ["lq"]
 
 
 def lq(block: Floats, cholesky_tol: float) -> tuple[Floats, Floats]:
-    """Return a lower triangular L and orthonormal rows Q with block = L Q, by Cholesky QR twice or by Householder QR.
+    """Return lower triangular L and orthonormal rows Q with block = L Q, by Cholesky QR twice or by Householder QR.
 
     Cholesky QR squares the condition number, and a second time repairs that (Yamamoto et al., ETNA 44 (2015) 306) where
     after the first no entry of the Gram matrix is further than `cholesky_tol` from orthonormal. Rows are first scaled
     to about one size by powers of two. Matrix products make it several times as fast as Householder QR.
     """
     if cholesky_tol > 0.0:
-        sizes = np.frexp(np.linalg.norm(block, axis=1))[1][:, np.newaxis]
-        rows = np.ldexp(block, -sizes)
-        try:
-            first = np.linalg.cholesky(rows @ rows.T)
-            rows = np.linalg.inv(first) @ rows
-            gram = rows @ rows.T
-            if np.all(np.abs(gram - np.eye(len(gram))) < cholesky_tol):
-                second = np.linalg.cholesky(gram)
-                return np.ldexp(first @ second, sizes), np.linalg.inv(second) @ rows
-        except np.linalg.LinAlgError:
-            pass
-    Q, R = np.linalg.qr(block.T)
-    return np.ascontiguousarray(R.T), np.ascontiguousarray(Q.T)
+        by_cholesky = _cholesky_lq(block, cholesky_tol)
+        if by_cholesky is not None:
+            return by_cholesky
+        if block.ndim > 2 and len(block) > 1:
+            # One by one, so that a batch changes nothing.
+            parts = [lq(block[i : i + 1], cholesky_tol) for i in range(len(block))]
+            return np.concatenate([L for L, _ in parts]), np.concatenate([Q for _, Q in parts])
+    Q, R = np.linalg.qr(block.swapaxes(-1, -2))
+    return np.ascontiguousarray(R.swapaxes(-1, -2)), np.ascontiguousarray(Q.swapaxes(-1, -2))
+
+
+def _cholesky_lq(block: Floats, tol: float) -> tuple[Floats, Floats] | None:
+    """Return L and Q of all blocks by Cholesky QR, or None if one of them is not well conditioned."""
+    sizes = np.frexp(np.linalg.norm(block, axis=-1, keepdims=True))[1]
+    rows = np.ldexp(block, -sizes)
+    try:
+        first = np.linalg.cholesky(rows @ rows.swapaxes(-1, -2))
+        rows = np.linalg.inv(first) @ rows
+        gram = rows @ rows.swapaxes(-1, -2)
+        if np.all(np.abs(gram - np.eye(gram.shape[-1])) < tol):
+            second = np.linalg.cholesky(gram)
+            return np.ldexp(first @ second, sizes), np.linalg.inv(second) @ rows
+    except np.linalg.LinAlgError:
+        pass
+    return None

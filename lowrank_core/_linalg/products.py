@@ -149,39 +149,40 @@ def _square_root(grams: Floats) -> Floats:
 
 
 class ProductFactors(NamedTuple):
-    """Factors of a product 2^exponent · Q_Bᵀ (U Σ Vᵀ) Q_A, with orthonormal rows Q_B and Q_A."""
+    """Factors of the products 2^exponent · Q_Bᵀ (U Σ Vᵀ) Q_A of a stack, with orthonormal rows Q_B and Q_A."""
 
     values: Floats
-    norm: float
+    norms: Floats
     Q_B: Floats
     U: Floats
     scaled_values: Floats
     Vt: Floats
     Q_A: Floats
-    exponent: int
+    exponents: NDArray[np.int64]
 
     def at(self, rank: int) -> tuple[Floats, Floats]:
-        """Return B = U_r Σ_r and A = V_rᵀ of the product."""
-        B = self.Q_B.T @ (self.U[:, :rank] * self.scaled_values[:rank])
-        return np.ldexp(B, self.exponent), self.Vt[:rank] @ self.Q_A
+        """Return B = U_r Σ_r and A = V_rᵀ of the products."""
+        B = self.Q_B.swapaxes(-1, -2) @ (self.U[..., :rank] * self.scaled_values[..., np.newaxis, :rank])
+        return np.ldexp(B, self.exponents[:, np.newaxis, np.newaxis]), self.Vt[..., :rank, :] @ self.Q_A
 
 
 def product_factors(
     B: NDArray[Any], A: NDArray[Any], scaling: float, cholesky_tol: float = CHOLESKY_QR_TOL
 ) -> ProductFactors:
-    """Decompose one γBA through QR of both factors and an SVD of the core."""
-    B_scaled, B_exponent = scaled_to_unit(B)
-    A_scaled, A_exponent = scaled_to_unit(A)
-    L_B, Q_B = _lq(np.ascontiguousarray(B_scaled.T), cholesky_tol)
+    """Decompose products γBA of stacks of factors through QR of both factors and an SVD of the core."""
+    B_scaled, B_exponents = scaled_to_unit(B)
+    A_scaled, A_exponents = scaled_to_unit(A)
+    L_B, Q_B = _lq(np.ascontiguousarray(B_scaled.swapaxes(-1, -2)), cholesky_tol)
     L_A, Q_A = _lq(A_scaled, cholesky_tol)
-    core, core_exponent = scaled_to_unit(L_B.T @ L_A)
+    core, core_exponents = scaled_to_unit(L_B.swapaxes(-1, -2) @ L_A)
     scale, scale_exponent = np.frexp(scaling)
-    exponent = B_exponent + A_exponent + core_exponent + scale_exponent
+    exponents = B_exponents + A_exponents + core_exponents + scale_exponent
     U, values, Vt = np.linalg.svd(core * scale, full_matrices=False)
-    values = _without_rounding(values, L_B.T * scale, L_A.T, core_exponent, max(len(B), *A.shape))
-    unscaled, norm, _ = unscaled_values(values, norms_of(values), exponent)
-    return ProductFactors(unscaled, float(norm), Q_B, U, values, Vt, Q_A, int(exponent))
+    size = max(B.shape[-2], *A.shape[-2:])
+    values = _without_rounding(values, L_B.swapaxes(-1, -2) * scale, L_A.swapaxes(-1, -2), core_exponents, size)
+    unscaled = unscaled_values(values, norms_of(values), exponents)[:2]
+    return ProductFactors(*unscaled, Q_B, U, values, Vt, Q_A, exponents)
 
 
 def _lq(block: Floats, cholesky_tol: float) -> tuple[Floats, Floats]:
-    return lq(block, cholesky_tol if block.shape[1] >= LONG_ROWS else 0.0)
+    return lq(block, cholesky_tol if block.shape[-1] >= LONG_ROWS else 0.0)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.batches import Batching, values_in_chunks
-from lowrank_core._linalg.bidiagonal import bidiagonal_svd_values
-from lowrank_core._linalg.gram import GramFactors, gram_factors, kernel_gram_values, lapack_gram_values
+from lowrank_core._linalg.bidiagonal import bidiagonal_svd_factors, bidiagonal_svd_values
+from lowrank_core._linalg.gram import gram_factors, kernel_gram_values, lapack_gram_values
 from lowrank_core._linalg.krylov import Leading, krylov_factors
 from lowrank_core._linalg.lapack import lapack_svd_factors, lapack_svd_values
 from lowrank_core._linalg.products import CoreValues, gram_core_values, qr_core_values
@@ -24,7 +24,7 @@ from lowrank_core._linalg.small import kernel_svd_values
 from lowrank_core._linalg.tall import tall_svd_values
 from lowrank_core._linalg.two_stage import two_stage_gram_values
 from lowrank_core._linalg.two_stage_svd import two_stage_svd_values
-from lowrank_core._linalg.values import Factors, Values
+from lowrank_core._linalg.values import Factors, LeadingFactors, Values
 from lowrank_core._validation import check_choice
 
 __all__ = [
@@ -70,15 +70,16 @@ class Problem(NamedTuple):
 
 
 class Route(NamedTuple):
-    """One way to decompose matrices: the values of a stack (count, m, n), and the factors of one matrix, on workers.
+    """One way to decompose matrices of a stack (count, m, n), on workers: their values, or their factors up to a rank.
 
-    `batching` says how a stack is divided for its factors; `name` is what the documentation calls the route. A route
-    that does not need finite entries returns NaN for matrices with others.
+    `batching` says how a stack is divided for its factors, of which a part at a time is given, and no rank (None) means
+    all; `name` is what the documentation calls the route. A route that does not need finite entries returns NaN for
+    matrices with others.
     """
 
     name: str
     values: Callable[[NDArray[Any], int], Values]
-    factors: Callable[[NDArray[Any], int], Factors]
+    factors: Callable[[NDArray[Any], int | None, int], Factors]
     batching: Batching
     needs_finite: bool = True
 
@@ -140,7 +141,8 @@ def _direct(problem: Problem) -> Route:
 
 
 def _direct_by(problem: Problem, values: Callable[[NDArray[Any], int], Values]) -> Route:
-    return Route("direct", values, lapack_svd_factors, problem.batching)
+    by_kernel = problem.smaller_side <= thresholds.LARGE
+    return Route("direct", values, bidiagonal_svd_factors if by_kernel else lapack_svd_factors, problem.batching)
 
 
 def _gram(problem: Problem) -> Route:
@@ -172,9 +174,11 @@ def _auto(problem: Problem) -> Route:
         # A Gram matrix squares the condition number: values under 1e-8·σ₁ are lost, which float32 data had lost before.
         return _direct(problem)
     if _is_small(problem):
-        # The kernel has no vectors; by the eigenvectors of a Gram matrix they take half of an SVD's time.
-        return Route("direct", kernel_svd_values, gram_factors, problem.batching)
-    return _gram(problem)
+        return _direct(problem)
+    gram = _gram(problem)
+    if problem.smaller_side <= thresholds.LARGE and max(problem.shape) < thresholds.GRAM_FACTORS * problem.smaller_side:
+        return gram._replace(factors=_direct(problem).factors)
+    return gram
 
 
 # In the order in which messages list them.
@@ -224,17 +228,24 @@ def _leading_values(leading: Leading, full: Route, stack: NDArray[Any], workers:
             whole = full.values(stack[i : i + 1], workers)
             values[i], norms[i] = whole.values[0, : leading.rank], whole.norms[0]
         else:
-            values[i], norms[i], missed[i] = factors.values[: leading.rank], factors.norm, factors.missed
+            values[i], norms[i], missed[i] = factors.values[0, : leading.rank], factors.norms[0], factors.missed
     return Values(values, norms, missed)
 
 
-def _leading_factors(leading: Leading, full: Route, matrix: NDArray[Any], workers: int) -> Factors:
+def _leading_factors(
+    leading: Leading,
+    full: Route,
+    stack: NDArray[Any],
+    rank: int | None,  # noqa: ARG001 - the signature of every route
+    workers: int,
+) -> Factors:
+    (matrix,) = stack
     factors = krylov_factors(matrix, leading, workers)
     if factors is not None:
         return factors
     with full.batching.blas_lock():
-        decomposed = full.factors(matrix, workers)
-        return decomposed.projected(leading.rank) if isinstance(decomposed, GramFactors) else decomposed
+        decomposed = full.factors(stack, leading.rank, workers)
+        return LeadingFactors(decomposed.values, decomposed.norms, *decomposed.at(leading.rank))
 
 
 def _qr_core(dtype: str, shape: tuple[int, int], rank: int) -> CoreValues:  # noqa: ARG001 - as every entry

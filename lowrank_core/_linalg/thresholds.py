@@ -15,6 +15,10 @@ LARGE = 512
 # From so many rows for each column on, or columns for each row, a QR factorisation first is less work.
 TALL = 2
 
+# From so many times the smaller side on, the eigenvectors of a Gram matrix are less work than right singular vectors by
+# bidiagonal form.
+GRAM_FACTORS = 4
+
 # From this smaller side on the bidiagonal reduction of a matrix in one pass for each column waits for memory, and has
 # no work for a second thread: two stages overtake it.
 TWO_STAGES_SVD = 1024

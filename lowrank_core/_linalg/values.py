@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.powers_of_two import unscaled_by
 
-__all__ = ["Factors", "Floats", "Values", "norms_of", "unscaled_values"]
+__all__ = ["Factors", "Floats", "LeadingFactors", "Values", "norms_of", "unscaled_values"]
 
 Floats = NDArray[np.float64]
 
@@ -27,18 +27,31 @@ class Values(NamedTuple):
 
 
 class Factors(Protocol):
-    """One decomposed matrix: its singular values, its norm, and its best approximation of each rank."""
+    """Decomposed matrices of a stack: their singular values, their norms, and their best approximations of a rank."""
 
     @property
     def values(self) -> Floats:
-        """Singular values, descending."""
+        """Singular values (count, p), descending."""
 
     @property
-    def norm(self) -> float:
-        """Frobenius norm of the whole matrix."""
+    def norms(self) -> Floats:
+        """Frobenius norms (count,) of the whole matrices."""
+
+    def at(self, rank: int) -> tuple[Floats, Floats]:
+        """Return B = U_r Σ_r (count, m, r) and A = V_rᵀ (count, r, n)."""
+
+
+class LeadingFactors(NamedTuple):
+    """Best approximations of one rank, from which lower ranks are cut."""
+
+    values: Floats
+    norms: Floats
+    B: Floats
+    A: Floats
 
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ."""
+        return self.B[..., :rank], self.A[..., :rank, :]
 
 
 def norms_of(values: NDArray[Any]) -> Floats:

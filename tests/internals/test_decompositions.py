@@ -1,6 +1,7 @@
-"""A matrix is decomposed once, whatever is asked of it."""
+"""A matrix is decomposed once, whatever is asked of it, and its factors come from the least work."""
 
 import numpy as np
+import pytest
 
 from lowrank_core import (
     LowRankUpdate,
@@ -11,14 +12,15 @@ from lowrank_core import (
     truncate,
     update_with_spectrum,
 )
-from lowrank_core._linalg.kernels import gram, small
+from lowrank_core._linalg.kernels import gram, small, vectors
+from lowrank_core._linalg.routes import Problem, choose_route
 
 UPDATE = update_with_spectrum([4.0, 3.0, 2.0, 1.0], (6, 5), rng=0)
 
 
 def test_nothing_is_decomposed_twice(monkeypatch):
     calls = []
-    for module, name in ((small, "small_values"), (gram, "tridiagonals")):
+    for module, name in ((small, "small_values"), (gram, "tridiagonals"), (vectors, "leading_vectors")):
         compiled = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _f=compiled, _n=name: calls.append((_n, a[0].shape)) or _f(*a))
     for name in ("svd", "eigh", "eigvalsh", "eigvals", "svdvals", "qr"):
@@ -41,3 +43,21 @@ def test_nothing_is_decomposed_twice(monkeypatch):
     assert count(learning_sweep, stack, [1, 2, 3], steps=2) == 3
     assert count(learning_sweep, s, [1, 2, 3], steps=2) == 0
     assert count(error_sweep, s, None) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "name"),
+    [
+        ("float32", (8, 8), "direct"),
+        ("float32", (512, 512), "direct"),
+        ("float32", (100, 399), "direct"),
+        ("float32", (100, 400), "gram"),
+        ("float32", (400, 100), "gram"),
+        ("float32", (513, 513), "gram"),
+        ("float64", (100, 400), "direct"),
+        ("float64", (513, 513), "lapack"),
+    ],
+)
+def test_factors_come_from_a_kernel_where_no_gram_matrix_is_less_work(dtype, shape, name):
+    expected = choose_route(name, Problem("float64", shape)).factors
+    assert choose_route("auto", Problem(dtype, shape)).factors is expected
