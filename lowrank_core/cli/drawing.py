@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lowrank_core.cli.demo.experiments import Experiments
-    from lowrank_core.models import Compression, Inspection
+    from lowrank_core.models import Compression, Inspection, UpdateComparison
 
 
 def draw_demo(results: Experiments) -> Figure:
@@ -25,6 +25,13 @@ def draw_inspection(inspection: Inspection) -> Figure:
     from lowrank_core.cli.reports import inspection_figure
 
     return inspection_figure.draw(with_texts(with_printable_texts(inspection), in_figure))
+
+
+def draw_comparison(comparison: UpdateComparison) -> Figure:
+    """Draw a comparison."""
+    from lowrank_core.cli.reports import comparison_figure
+
+    return comparison_figure.draw(with_texts(with_printable_texts(comparison), in_figure))
 
 
 def draw_written(adapter: Compression) -> Figure:

@@ -15,6 +15,7 @@ _EXAMPLES = examples(
     "lowrank demo                               the question, on a small simulation",
     "lowrank inspect ADAPTER                    a LoRA adapter, layer by layer",
     "lowrank inspect TUNED --base BASE          a fine-tune: two checkpoints",
+    "lowrank compare ADAPTER ADAPTER            whether two share directions",
     "lowrank extract BASE TUNED OUT --rank 32   an adapter of it",
     "lowrank resize ADAPTER OUT --rank 8        a smaller adapter",
     "lowrank apply BASE ADAPTER OUT             the model with its updates added",
@@ -26,6 +27,7 @@ _EXAMPLES = examples(
 VERBS = {
     "demo": "The question, on a small simulation.",
     "inspect": "An adapter or a fine-tune, layer by layer.",
+    "compare": "Whether adapters, or fine-tunes, share directions.",
     "extract": "An adapter from two checkpoints.",
     "resize": "A smaller adapter from an adapter.",
     "convert": "The same adapter in another format, dtype or rule.",

@@ -1,0 +1,110 @@
+"""A comparison for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from statistics import median
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from lowrank_core import SpaceOverlap
+from lowrank_core.cli.reports.completeness import completeness
+from lowrank_core.cli.tables import FEW_LAYERS, heading, listed, note, rows_of_layers, section, table
+from lowrank_core.cli.texts import beginning, count
+from lowrank_core.models import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
+from lowrank_core.models.operations.compared import NOTABLE, whole_overlap
+
+
+def comparison(report: UpdateComparison, *, full: bool) -> Iterator[RenderableType]:
+    """Yield the sections of a comparison; in full, a row for every layer, however many there are."""
+    on_base = "" if report.base is None else f", tuned from {report.base}"
+    sources = (f"{number}: {path}" for number, path in enumerate(report.paths, 1))
+    yield heading(
+        f"{count(len(report.paths), 'update')} compared{on_base}", *sources, beginning(report.pairs[0].layers)
+    )
+    if len(report.paths) > 2:
+        yield section("Cosines over all layers", _matrix(report))
+    numbers = combinations(range(1, len(report.paths) + 1), 2)
+    for (first, second), pair in zip(numbers, report.pairs, strict=True):
+        yield section(f"{first} and {second}", *_pair(pair, full=full))
+    yield section(
+        "What the figures say",
+        note(
+            "cosine: ⟨Δ₁, Δ₂⟩ / (‖Δ₁‖‖Δ₂‖), beside its standard deviation for random updates. sum: ‖Δ₁ + Δ₂‖ over "
+            "√(‖Δ₁‖² + ‖Δ₂‖²), which is 1 for orthogonal updates. φ of the outputs (columns) and of the inputs (rows): "
+            f"how far the spaces of the {report.rank} leading directions overlap, from 0 to 1, with the level of "
+            "random spaces in brackets. Overlap is geometry and no promise: updates that share nothing may change the "
+            "same outputs."
+        ),
+    )
+    if report.not_low_rank:
+        yield section("Not low-rank, and not in the numbers above", *listed(report.not_low_rank, full=full))
+    if report.failures:
+        yield section("Failed", *listed(report.failures, full=True))
+    if report.warnings:
+        yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
+    failures = len(report.failures) + sum(len(pair.failures) for pair in report.pairs)
+    yield from completeness(complete=report.complete, failures=failures, compared_fraction=None)
+
+
+def _matrix(report: UpdateComparison) -> RenderableType:
+    rows = table("", *(str(number) for number in range(1, len(report.paths) + 1)), names=1)
+    for number, cosines in enumerate(report.cosines, 1):
+        rows.add_row(str(number), *(f"{cosine:.4f}" for cosine in cosines))
+    return rows
+
+
+def _pair(pair: ComparedPair, *, full: bool) -> Iterator[RenderableType]:
+    each = full or len(pair.layers) <= FEW_LAYERS
+    rows = table(
+        "layer" if each else "kind (median)",
+        *("‖Δ₁‖", "‖Δ₂‖", "cosine", "random\n±", "sum", "φ of outputs\n(random)", "φ of inputs\n(random)"),
+        names=1,
+    )
+    for title, layers in rows_of_layers(pair.layers, each=each):
+        rows.add_row(title, *_cells(layers))
+    if pair.layers:
+        yield rows
+        yield Text(_totals_text(pair.totals))
+    for what, names in (("Reinforced", pair.totals.reinforcing), ("Cancelled", pair.totals.cancelling)):
+        if names:
+            yield Text(f"{what} by more than {NOTABLE:.0%} of the norm of the sum: {_some(names)}.")
+    for path, names in ((pair.first, pair.only_in_first), (pair.second, pair.only_in_second)):
+        if names:
+            yield Text(f"Only in {path}, and not in the numbers above: {_some(names)}.")
+    if pair.failures:
+        yield Text(f"Failed: {count(len(pair.failures), 'layer')}.")
+        yield from listed(pair.failures, full=True)
+
+
+def _cells(layers: Sequence[ComparedLayer]) -> list[str]:
+    return [
+        f"{median(layer.first_norm for layer in layers):.3g}",
+        f"{median(layer.second_norm for layer in layers):.3g}",
+        f"{median(layer.cosine for layer in layers):.4f}",
+        f"{median(layer.cosine_deviation for layer in layers):.4f}",
+        f"{median(layer.growth for layer in layers):.3f}",
+        _overlap_text([layer.columns for layer in layers]),
+        _overlap_text([layer.rows for layer in layers]),
+    ]
+
+
+def _overlap_text(spaces: Sequence[SpaceOverlap]) -> str:
+    overlap, chance = (median(numbers) for numbers in zip(*map(whole_overlap, spaces), strict=True))
+    return f"{overlap:.3f} ({chance:.3f})"
+
+
+def _totals_text(totals: PairTotals) -> str:
+    growth = totals.sum_norm / totals.orthogonal_norm if totals.orthogonal_norm else 1.0
+    return (
+        f"All layers: norms {totals.first_norm:.4g} and {totals.second_norm:.4g}, cosine {totals.cosine:.4f} (random "
+        f"updates: 0 ± {totals.cosine_deviation:.4f}), norm of the sum {totals.sum_norm:.4g}, {growth:.3f} of that of "
+        "orthogonal updates."
+    )
+
+
+def _some(names: Sequence[str], shown: int = 6) -> str:
+    rest = f" and {len(names) - shown:,} more (--json)" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
