@@ -48,12 +48,12 @@ def test_each_layer_is_decomposed_once(tmp_path, rng, monkeypatch, dtype):
     paths, updates = checkpoint_pair(tmp_path, rng, dtype=dtype)
     decomposed = []
 
-    def counted(update, rank, **options):
-        decomposed.append(rank)
-        return truncate(update, rank, **options)
+    def counted(update, *arguments, **options):
+        decomposed.append(update)
+        return decompose(update, *arguments, **options)
 
-    truncate = factoring.truncate
-    monkeypatch.setattr(factoring, "truncate", counted)
+    decompose = factoring.best_factors_and_values
+    monkeypatch.setattr(factoring, "best_factors_and_values", counted)
     extract(*paths, tmp_path / "out", rank=[1, 2, 3, 4])
     assert len(decomposed) == len(updates)
 
