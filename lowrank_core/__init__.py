@@ -4,6 +4,7 @@ import typing as _typing
 
 from lowrank_core.allocation import RankAllocation, allocate_ranks
 from lowrank_core.comparison import Comparison, SpaceOverlap, compare
+from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.learning import LearningSweep, learning_sweep
 from lowrank_core.ranks import (
     effective_rank,
@@ -24,11 +25,11 @@ from lowrank_core.scaling import (
     unscaled,
 )
 from lowrank_core.spectra import Spectrum, spectrum
-from lowrank_core.structured import low_rank_hadamard, low_rank_sum, low_rank_tucker
+from lowrank_core.structured import low_rank_hadamard, low_rank_tucker
 from lowrank_core.sweeps import ErrorSweep, error_sweep, reconstruction_error, variance_captured
 from lowrank_core.synthetic import facts_update, style_update, update_with_spectrum
 from lowrank_core.truncation import truncate
-from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
+from lowrank_core.updates import LowRankUpdate, low_rank_sum
 
 __all__ = [
     "Comparison",

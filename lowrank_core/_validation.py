@@ -13,6 +13,7 @@ from lowrank_core._dtypes import FLOATS, coarsest
 from lowrank_core._processors import usable_processors
 
 __all__ = [
+    "REAL_NUMBERS",
     "all_finite",
     "as_alpha",
     "as_dtype_name",
@@ -39,6 +40,15 @@ __all__ = [
     "check_one_axis",
     "check_scalar",
 ]
+
+# What multiplies an update as a number.
+REAL_NUMBERS = (int, float, np.integer, np.floating)
+
+# By the kind of a dtype that is refused.
+_ADVICE = {
+    "c": "Pass its .real or its .imag",
+    "V": "Pass one of its fields, or numpy.lib.recfunctions.structured_to_unstructured(...) of them",
+}
 
 _NOT_OF_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 _ACCEPTED = f"accepted are {', '.join(FLOATS)}, integers and booleans"
@@ -132,7 +142,7 @@ def _as_real(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
     if array.dtype.kind in "iub":
         return array.astype(np.float64), "float64"
     if dtype not in FLOATS:
-        advice = "Pass its .real or its .imag" if array.dtype.kind == "c" else "Convert it with .astype('float64')"
+        advice = _ADVICE.get(array.dtype.kind, "Convert it with .astype('float64')")
         raise ValueError(f"{name} has unsupported dtype {dtype}; {_ACCEPTED}. {advice}.")
     return array, dtype
 
@@ -144,9 +154,13 @@ def _as_array(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
     if hasattr(numbers, "nnz"):
         raise ValueError(f"{name} is a sparse array; dense ones are accepted. Convert it, for example with .toarray().")
     if not (hasattr(numbers, "detach") and hasattr(numbers, "device")):
+        if hasattr(numbers, "to_dense"):
+            raise ValueError(f"{name} is {numbers!r}; an array is accepted here. Pass {name}.to_dense().")
         array = np.asarray(numbers)
         return array, array.dtype.name
     tensor = numbers.detach()
+    if tensor.device.type == "meta":
+        raise ValueError(f"{name} is a tensor on meta, which has a shape and no numbers; load its weights first.")
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} is a tensor on {tensor.device}; only CPU tensors are accepted. Pass {name}.cpu().")
     dtype = str(tensor.dtype).removeprefix("torch.")

@@ -8,13 +8,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core._plots import draw_ranks
+from lowrank_core._results import html_table
 from lowrank_core._validation import as_fraction, as_whole_numbers, check_choice, check_scalar
-from lowrank_core.spectra import Spectrum, energy_fractions
+from lowrank_core.spectra import Spectrum, check_spectrum, energy_fractions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["RankAllocation", "allocate_ranks"]
 
@@ -52,6 +57,29 @@ class RankAllocation:
     parameters: int
     variance: float
     upper_bound: float
+
+    def _repr_html_(self) -> str:
+        title = f"{self.parameters:,} parameters, {self.variance:.1%} of the variance"
+        return html_table(title, ["layer", "rank"], [list(item) for item in self.ranks.items()])
+
+    def plot(self, ax: Any = None) -> Axes:
+        """Draw the rank of each layer.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            What to draw in; None for those of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        return draw_ranks(list(self.ranks), list(self.ranks.values()), ax)
 
 
 def allocate_ranks(
@@ -195,6 +223,7 @@ def _items(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] | 
     if not spectra:
         raise ValueError("spectra is empty; at least one layer is needed.")
     for name, spectrum in spectra.items():
+        check_spectrum(spectrum, f"layer {name!r}")
         if spectrum.values.ndim != 1:
             raise ValueError(
                 f"layer {name!r} has a batch of spectra, of shape {spectrum.values.shape}; give each a name of its own."

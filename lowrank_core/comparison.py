@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg import Crossing, Operand, cross, scaled_to_unit
 from lowrank_core._validation import as_matrices, as_rank, as_stack, as_workers, broadcast_batches, check_finite
+from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.ranks import above_rounding
 from lowrank_core.spectra import Spectrum, spectrum
 from lowrank_core.structured import low_rank_sum
 from lowrank_core.truncation import truncate
-from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["Comparison", "SpaceOverlap", "compare"]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core._linalg import in_threads, scaled_to_unit
+from lowrank_core._plots import draw_errors
+from lowrank_core._results import EqualByContent, html_table
 from lowrank_core._validation import (
     as_alpha,
     as_matrices,
@@ -22,11 +24,15 @@ from lowrank_core._validation import (
     check_one_axis,
     check_scalar,
 )
+from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, check_complete, known_ranks
 from lowrank_core.spectra import spectrum as spectrum_of
-from lowrank_core.sweeps import reconstruction_error
-from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
+from lowrank_core.sweeps import error_rows, reconstruction_error, sweep_text
+from lowrank_core.updates import LowRankUpdate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["LearningSweep", "learning_sweep"]
 
@@ -37,8 +43,8 @@ EPSILON = 1e-8
 TASK_WORK = 2**29
 
 
-@dataclass(frozen=True, eq=False)
-class LearningSweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class LearningSweep(EqualByContent):
     """Relative errors while learning an update, for every rule and rank, as :func:`learning_sweep` computes them.
 
     Attributes
@@ -71,6 +77,38 @@ class LearningSweep:
     ranks: NDArray[np.int64]
     rules: tuple[str, ...]
     alpha: Any
+
+    def __repr__(self) -> str:
+        text = sweep_text(self.rules, self.ranks, self.alpha, self.optimal.shape[:-1])
+        return f"<LearningSweep {text}, {self.gradient_norms.shape[-1]} steps>"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), *error_rows(self.rules, self.ranks, *self._medians()))
+
+    def plot(self, ax: Any = None) -> Axes:
+        """Draw the errors after the last step against the rank, beside the least possible; medians of a stack.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            What to draw in; None for those of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        best, errors = self._medians()
+        return draw_errors(self.ranks, best, dict(zip(self.rules, errors, strict=True)), "Learned", ax)
+
+    def _medians(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the least errors (ranks,) and the errors (rules, ranks), medians over the batch."""
+        errors = self.errors.reshape(-1, len(self.rules), self.ranks.size)
+        return np.median(self.optimal.reshape(-1, self.ranks.size), axis=0), np.median(errors, axis=0)
 
 
 def learning_sweep(

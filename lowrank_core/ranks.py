@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from lowrank_core._dtypes import FLOATS
 from lowrank_core._validation import as_fraction, as_noise
 from lowrank_core.noise import marchenko_pastur_median, optimal_threshold
-from lowrank_core.spectra import Spectrum, check_complete, energy_fractions, known_ranks, largest_of
+from lowrank_core.spectra import Spectrum, check_complete, check_spectrum, energy_fractions, known_ranks, largest_of
 
 __all__ = [
     "above_rounding",
@@ -170,6 +170,7 @@ def rank_for_ratio(spectrum: Spectrum, ratio: ArrayLike) -> Any:
 
 def _unit_values(spectrum: Spectrum) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return values and norm over a power of two near the norm, so that no square and no threshold overflows."""
+    check_spectrum(spectrum)
     if spectrum.values.shape[-1] == 0 and not spectrum.complete:
         raise ValueError("this spectrum has no values; ask for them with spectrum(update, rank=1) or more.")
     exponents = np.frexp(spectrum.norm)[1]
@@ -288,6 +289,7 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
     >>> rank_above_noise(s), rank_above_noise(s, noise=0.1), rank_above_noise(s, noise=1.0)
     (np.int64(3), np.int64(3), np.int64(0))
     """
+    check_spectrum(spectrum)
     beta = min(spectrum.shape) / max(spectrum.shape)
     if noise is None:
         check_complete(spectrum, "an estimate of unknown noise", ", or give the noise")

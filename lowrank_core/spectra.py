@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg import Values, kronecker_singular_values, product_singular_values, singular_values
+from lowrank_core._plots import draw_spectra
+from lowrank_core._results import EqualByContent, few_ranks, html_table, shape_text, span
 from lowrank_core._validation import (
     as_dtype_name,
     as_matrices,
@@ -18,13 +20,17 @@ from lowrank_core._validation import (
     as_tolerance,
     as_workers,
 )
-from lowrank_core.updates import KroneckerUpdate, LowRankUpdate, sides
+from lowrank_core.kronecker_updates import KroneckerUpdate, sides
+from lowrank_core.updates import LowRankUpdate
 
-__all__ = ["Spectrum", "check_complete", "energy_fractions", "known_ranks", "largest_of", "spectrum"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Spectrum", "check_complete", "check_spectrum", "energy_fractions", "known_ranks", "largest_of", "spectrum"]
 
 
-@dataclass(frozen=True, eq=False)
-class Spectrum:
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum(EqualByContent):
     r"""Singular values of an update, with what else its questions need.
 
     Parameters
@@ -96,6 +102,44 @@ class Spectrum:
         fields = {"values": values, "norm": norm, "shape": shape, "complete": bool(self.complete), "missed": missed}
         for name, value in (fields | {"dtype": as_dtype_name(self.dtype)}).items():
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        whole = (*self.norm.shape, *self.shape)
+        known = "" if self.complete else "leading "
+        values = f"{self.values.shape[-1]} {known}values"
+        if self.norm.ndim:
+            return f"<Spectrum {shape_text(whole)}: {values}, {self.dtype}>"
+        return f"<Spectrum {shape_text(whole)}: {values}, {span(self.values)}, norm {self.norm:.4g}, {self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        if self.norm.ndim:
+            largest = largest_of(self.values).ravel()
+            matrices = list(np.ndindex(self.norm.shape))
+            rows = [list(row) for row in zip(matrices, self.norm.ravel(), largest, strict=True)]
+            return html_table(repr(self), ["matrix", "norm", "σ₁"], rows)
+        ranks = few_ranks(self.values.shape[-1])
+        heads, tails = energy_fractions(self, ranks)
+        rows = [list(row) for row in zip(ranks, self.values[ranks - 1], heads, np.sqrt(tails), strict=True)]
+        return html_table(repr(self), ["rank r", "σᵣ", "variance captured", "least error"], rows)
+
+    def plot(self, ax: Any = None) -> Axes:
+        """Draw the singular values on logarithmic axes, each matrix relative to its largest, and the median of a stack.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            What to draw in; None for those of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        return draw_spectra(as_stack(self.values, 1), ax)
 
 
 def _check_norm(values: NDArray[np.float64], norm: NDArray[np.float64], *, complete: bool) -> None:
@@ -221,8 +265,18 @@ def _structured_values(update: LowRankUpdate | KroneckerUpdate, method: str, wor
     return product_singular_values(update.B, update.A, update.scaling, update.dtype, method=method, workers=workers)
 
 
+def check_spectrum(spectrum: Any, name: str = "spectrum") -> None:
+    """Check that an argument is a Spectrum, and say what makes one of an update."""
+    if not isinstance(spectrum, Spectrum):
+        raise ValueError(  # noqa: TRY004 - bad input is a ValueError throughout
+            f"{name} is a {type(spectrum).__name__}; a Spectrum is needed. Pass spectrum(update), which is computed "
+            "once for all questions."
+        )
+
+
 def known_ranks(spectrum: Spectrum, ranks: Any) -> NDArray[np.int64]:
     """Return ranks that the spectrum has values for; None means 0 … p."""
+    check_spectrum(spectrum)
     p = spectrum.values.shape[-1]
     if ranks is None:
         return np.arange(p + 1)
@@ -231,6 +285,7 @@ def known_ranks(spectrum: Spectrum, ranks: Any) -> NDArray[np.int64]:
 
 def check_complete(spectrum: Spectrum, use: str, alternative: str = "") -> None:
     """Check that a spectrum has every singular value, which `use` needs."""
+    check_spectrum(spectrum)
     if not spectrum.complete:
         raise ValueError(
             f"{use} needs every singular value, and this spectrum has the leading {spectrum.values.shape[-1]}; "

@@ -1,76 +1,17 @@
-"""Sums and Hadamard products of low-rank updates, and Tucker factors, as low-rank updates; none is made dense."""
+"""Hadamard products of low-rank updates, and Tucker factors, as low-rank updates; none is made dense."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core._linalg import scaled_to_unit
-from lowrank_core._validation import as_finite, as_matrices, as_real, broadcast_batches, check_finite
-from lowrank_core.updates import Components, LowRankUpdate, unit_components
+from lowrank_core._validation import as_matrices, as_real, broadcast_batches, check_finite
+from lowrank_core.updates import Components, LowRankUpdate, assembled, check_terms, unit_components, with_factors
 
-__all__ = ["low_rank_hadamard", "low_rank_sum", "low_rank_tucker"]
-
-# Beyond 2^±500 a factor has no square in float64.
-_LARGEST_EXPONENT = 500
-
-
-def low_rank_sum(updates: Sequence[LowRankUpdate], weights: ArrayLike | None = None) -> LowRankUpdate:
-    r"""Return a weighted sum of updates in factored form, exactly: their factors, stacked.
-
-    .. math:: \sum_k w_k \gamma_k B_k A_k = [w_1 \gamma_1 B_1, w_2 \gamma_2 B_2, \ldots]\,[A_1; A_2; \ldots]
-
-    Parameters
-    ----------
-    updates : sequence of LowRankUpdate, each of shape (..., m, n)
-        At least one, of one shape; batch axes broadcast.
-    weights : array_like, shape (len(updates),), optional
-        Finite numbers of either sign; None for 1 each.
-
-    Returns
-    -------
-    LowRankUpdate
-        Of rank Σ r_k, with factors in float64 and scaling 1. Weights and scales are in B; where a factor would leave
-        the range of float64, a power of two of its components moves to the other.
-
-    Raises
-    ------
-    ValueError
-        If an update is not a LowRankUpdate, has another shape or an entry that is not finite; if there is not one
-        finite weight for each; if the sum does not fit float64.
-
-    See Also
-    --------
-    truncate : The sum at a smaller rank.
-    low_rank_hadamard : The entry-by-entry product.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lowrank_core import LowRankUpdate, low_rank_sum, truncate
-    >>> first = LowRankUpdate(np.ones((3, 1)), np.ones((1, 4)))
-    >>> second = LowRankUpdate(np.eye(3, 2), np.eye(2, 4), scaling=2.0)
-    >>> merged = low_rank_sum([first, second], [0.5, 0.25])
-    >>> merged.rank
-    3
-    >>> merged.to_dense()
-    array([[1. , 0.5, 0.5, 0.5],
-           [0.5, 1. , 0.5, 0.5],
-           [0.5, 0.5, 0.5, 0.5]])
-    """
-    terms = {f"updates[{i}]": update for i, update in enumerate(updates)}
-    if not terms:
-        raise ValueError("updates is empty; at least one LowRankUpdate is needed.")
-    _check_terms(terms)
-    factors = as_finite(np.ones(len(terms)) if weights is None else weights, "weights")
-    if factors.shape != (len(terms),):
-        raise ValueError(f"weights have shape {factors.shape}; one for each of the {len(terms)} updates is needed.")
-    scaled = [_scaled(unit_components(term), w, term.scaling) for term, w in zip(terms.values(), factors, strict=True)]
-    joined = (_joined([components[k] for components in scaled], core) for k, core in enumerate((3, 3, 1, 1)))
-    return _assembled(Components(*joined), "the weighted sum", "take smaller weights")
+__all__ = ["low_rank_hadamard", "low_rank_tucker"]
 
 
 def low_rank_hadamard(first: LowRankUpdate, second: LowRankUpdate) -> LowRankUpdate:
@@ -120,7 +61,7 @@ def low_rank_hadamard(first: LowRankUpdate, second: LowRankUpdate) -> LowRankUpd
            [1. , 2. , 3. ]])
     """
     terms = {"first": first, "second": second}
-    _check_terms(terms)
+    check_terms(terms)
     one, other = (unit_components(term) for term in terms.values())
     pairs = Components(
         _all_pairs(np.multiply, one.B, other.B, 3),
@@ -128,8 +69,8 @@ def low_rank_hadamard(first: LowRankUpdate, second: LowRankUpdate) -> LowRankUpd
         _all_pairs(np.add, one.B_exponents, other.B_exponents, 1),
         _all_pairs(np.add, one.A_exponents, other.A_exponents, 1),
     )
-    scaled = _scaled(pairs, first.scaling, second.scaling)
-    return _assembled(scaled, "the Hadamard product", "divide an update by a power of two first")
+    scaled = with_factors(pairs, first.scaling, second.scaling)
+    return assembled(scaled, "the Hadamard product", "divide an update by a power of two first")
 
 
 def low_rank_tucker(up: ArrayLike, mid: ArrayLike, down: ArrayLike, scaling: float = 1.0) -> LowRankUpdate:
@@ -202,42 +143,8 @@ def low_rank_tucker(up: ArrayLike, mid: ArrayLike, down: ArrayLike, scaling: flo
     update = LowRankUpdate(U, A, scaling)
     components = unit_components(update)
     exponents = components.A_exponents + (core_exponents + V_exponents)[..., np.newaxis]
-    scaled = _scaled(components._replace(A_exponents=exponents), update.scaling, 1.0)
-    return _assembled(scaled, "the product", "divide a factor by a power of two first")
-
-
-def _check_terms(terms: dict[str, Any]) -> None:
-    """Check that updates are in factored form, finite, and of one shape."""
-    for name, update in terms.items():
-        if not isinstance(update, LowRankUpdate):
-            raise ValueError(  # noqa: TRY004 - bad input is a ValueError throughout
-                f"{name} is a {type(update).__name__}; a LowRankUpdate is accepted. Give its two factors, or its best "
-                "update of a rank, truncate(update, rank)."
-            )
-    shapes = {name: update.shape for name, update in terms.items()}
-    if len({shape[-2:] for shape in shapes.values()}) > 1:
-        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"the shapes disagree: {described}; updates of one shape (m, n) are needed.")
-    broadcast_batches({name: shape[:-2] for name, shape in shapes.items()})
-    for name, update in terms.items():
-        check_finite(update.B, f"B of {name}")
-        check_finite(update.A, f"A of {name}")
-
-
-def _scaled(components: Components, *factors: float) -> Components:
-    """Multiply the components of B by numbers whose product may be beyond float64."""
-    mantissas, exponents = np.frexp(np.array(factors))
-    return components._replace(
-        B=components.B * np.prod(mantissas), B_exponents=components.B_exponents + int(np.sum(exponents))
-    )
-
-
-def _joined(parts: list[NDArray[Any]], core: int) -> NDArray[Any]:
-    """Concatenate parts (..., r, ...) along the first of their last `core` axes; batch axes broadcast."""
-    batch = np.broadcast_shapes(*(part.shape[: part.ndim - core] for part in parts))
-    return np.concatenate(
-        [np.broadcast_to(part, (*batch, *part.shape[part.ndim - core :])) for part in parts], axis=len(batch)
-    )
+    scaled = with_factors(components._replace(A_exponents=exponents), update.scaling, 1.0)
+    return assembled(scaled, "the product", "divide a factor by a power of two first")
 
 
 def _all_pairs(combine: np.ufunc, first: NDArray[Any], second: NDArray[Any], core: int) -> NDArray[Any]:
@@ -247,22 +154,3 @@ def _all_pairs(combine: np.ufunc, first: NDArray[Any], second: NDArray[Any], cor
     split = pairs.ndim - core - 1
     count = pairs.shape[split] * pairs.shape[split + 1]
     return np.asarray(pairs.reshape(*pairs.shape[:split], count, *pairs.shape[split + 2 :]))
-
-
-def _assembled(components: Components, what: str, advice: str) -> LowRankUpdate:
-    """Return the product of components, their powers of two where they are as far as float64 has the range."""
-    B, A, B_exponents, A_exponents = components
-    largest = max(np.max(np.abs(exponents), initial=0) for exponents in (B_exponents, A_exponents))
-    if largest > _LARGEST_EXPONENT:
-        # A component that is zero in one factor is zero whatever the other is.
-        is_zero = ~(B.any(axis=(-2, -1)) & A.any(axis=(-2, -1)))
-        exponents = np.where(is_zero, 0, B_exponents + A_exponents)
-        is_far = is_zero | (np.abs(B_exponents) > _LARGEST_EXPONENT) | (np.abs(A_exponents) > _LARGEST_EXPONENT)
-        B_exponents = np.where(is_far, exponents // 2, B_exponents)
-        A_exponents = np.where(is_far, exponents - exponents // 2, A_exponents)
-    with np.errstate(over="ignore", under="ignore"):
-        columns = np.ldexp(B, B_exponents[..., np.newaxis, np.newaxis])[..., 0]
-        rows = np.ldexp(A, A_exponents[..., np.newaxis, np.newaxis])[..., 0]
-    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
-        raise ValueError(f"{what} does not fit float64 (beyond 1.8e308); {advice}.")
-    return LowRankUpdate(np.ascontiguousarray(np.swapaxes(columns, -1, -2)), rows)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core._linalg import in_threads
+from lowrank_core._plots import draw_errors
+from lowrank_core._results import EqualByContent, html_table, span
 from lowrank_core._validation import as_alpha, as_finite, as_stack, as_workers, check_one_axis
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 
-__all__ = ["ErrorSweep", "error_sweep", "reconstruction_error", "variance_captured"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ErrorSweep", "error_rows", "error_sweep", "reconstruction_error", "sweep_text", "variance_captured"]
 
 # Values and errors of a task: a tenth of a millisecond's work at least, which is about what a thread costs to start.
 TASK_SIZE = 2**18
@@ -112,8 +117,8 @@ def reconstruction_error(spectrum: Spectrum, ranks: ArrayLike | None = None, sca
     return np.hypot((1.0 - factor) * np.sqrt(heads), np.sqrt(tails))[()]
 
 
-@dataclass(frozen=True, eq=False)
-class ErrorSweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class ErrorSweep(EqualByContent):
     """Relative errors of every truncation under every scaling rule, as :func:`error_sweep` computes them.
 
     Attributes
@@ -138,6 +143,52 @@ class ErrorSweep:
     ranks: NDArray[np.int64]
     rules: tuple[str, ...]
     alpha: Any
+
+    def __repr__(self) -> str:
+        return f"<ErrorSweep {sweep_text(self.rules, self.ranks, self.alpha, self.optimal.shape[:-1])}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), *error_rows(self.rules, self.ranks, *self._medians()))
+
+    def plot(self, ax: Any = None) -> Axes:
+        """Draw the errors against the rank under each rule, beside the least possible; of a stack or alphas, medians.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            What to draw in; None for those of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        best, errors = self._medians()
+        return draw_errors(self.ranks, best, dict(zip(self.rules, errors, strict=True)), "Truncated and scaled", ax)
+
+    def _medians(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the least errors (ranks,) and the errors (rules, ranks), medians over the batch and the alphas."""
+        rules_axis = self.optimal.ndim - 1
+        errors = np.moveaxis(self.errors, rules_axis, 0).reshape(len(self.rules), -1, self.ranks.size)
+        return np.median(self.optimal.reshape(-1, self.ranks.size), axis=0), np.median(errors, axis=1)
+
+
+def sweep_text(rules: Sequence[str], ranks: NDArray[np.int64], alpha: Any, batch: tuple[int, ...]) -> str:
+    """Return what a sweep is over, in words."""
+    stack = f", stack of {' × '.join(map(str, batch))}" if batch else ""
+    return f"{', '.join(rules)}: ranks {span(ranks, 'd')}, α = {span(alpha)}{stack}"
+
+
+def error_rows(
+    rules: Sequence[str], ranks: NDArray[np.int64], best: NDArray[np.float64], errors: NDArray[np.float64]
+) -> tuple[list[str], list[list[object]]]:
+    """Return the headings and rows of a table of errors, a row for each rank."""
+    headings = ["rank r", "best", *rules]
+    return headings, [list(row) for row in zip(ranks, best, *errors, strict=True)]
 
 
 def error_sweep(

@@ -7,8 +7,9 @@ from typing import Any
 
 from lowrank_core._linalg import Values, best_factors, best_kronecker_factors, best_product_factors
 from lowrank_core._validation import as_matrices, as_rank, as_tolerance, as_workers
+from lowrank_core.kronecker_updates import KroneckerUpdate, sides
 from lowrank_core.spectra import Spectrum
-from lowrank_core.updates import KroneckerUpdate, LowRankUpdate, sides
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["truncate"]
 

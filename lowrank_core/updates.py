@@ -1,25 +1,47 @@
-"""Updates in structured form: two factors, scaling · B @ A, and Kronecker products, scaling · (L ⊗ R)."""
+"""Updates in factored form, scaling · B @ A, and their weighted sums."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._dtypes import coarsest
-from lowrank_core._linalg import Dense, Product, scaled_to_unit
-from lowrank_core._validation import as_factors, as_finite, as_matrices, as_real, broadcast_batches, check_scalar
+from lowrank_core._linalg import scaled_to_unit
+from lowrank_core._results import EqualByContent, html_table, shape_text
+from lowrank_core._validation import (
+    REAL_NUMBERS,
+    as_factors,
+    as_finite,
+    as_real,
+    broadcast_batches,
+    check_finite,
+    check_scalar,
+)
 
-__all__ = ["Components", "KroneckerUpdate", "LowRankUpdate", "sides", "unit_components"]
+__all__ = [
+    "Components",
+    "LowRankUpdate",
+    "assembled",
+    "check_terms",
+    "low_rank_sum",
+    "not_dense",
+    "unit_components",
+    "with_factors",
+]
 
 Floats = NDArray[np.float64]
 
+# Beyond 2^±500 a factor has no square in float64.
+_LARGEST_EXPONENT = 500
+# Up to this rank the norm of an update is computed for its one line of text.
+_LARGEST_SHOWN = 256
 
-@dataclass(frozen=True, eq=False)
-class LowRankUpdate:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LowRankUpdate(EqualByContent):
     r"""Low-rank update in factored form: :math:`\Delta = \gamma B A`.
 
     Parameters
@@ -75,6 +97,67 @@ class LowRankUpdate:
         check_scalar(scaling, "scaling is one number for all updates of the stack", self.scaling)
         for name, value in (("B", B), ("A", A), ("scaling", float(scaling)), ("shape", shape), ("dtype", dtype)):
             object.__setattr__(self, name, value)
+
+    # Operators between arrays and updates are those of the update, and NumPy's functions refuse it.
+    __array_ufunc__: ClassVar[None] = None
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        raise not_dense(self)
+
+    def __repr__(self) -> str:
+        norm = "" if self.B.ndim + self.A.ndim > 4 or self.rank > _LARGEST_SHOWN else f", norm {_norm(self):.4g}"
+        scale = f"γ = {self.scaling:.4g}"
+        return f"<LowRankUpdate {shape_text(self.shape)}: rank {self.rank}, {scale}{norm}, {self.dtype}>"
+
+    def _repr_html_(self) -> str:
+        factors = [[name, shape_text(factor.shape), factor.dtype] for name, factor in (("B", self.B), ("A", self.A))]
+        return html_table(repr(self), ["factor", "shape", "dtype"], factors)
+
+    def __add__(self, other: Any) -> LowRankUpdate:
+        """Return the sum in factored form, exactly, as :func:`low_rank_sum`."""
+        if isinstance(other, LowRankUpdate):
+            return low_rank_sum([self, other])
+        if isinstance(other, np.ndarray):
+            raise not_dense(self)
+        return NotImplemented
+
+    def __radd__(self, other: Any) -> LowRankUpdate:
+        """Return the update itself for the 0 that ``sum`` begins with."""
+        return self if isinstance(other, int) and other == 0 else self.__add__(other)
+
+    def __sub__(self, other: Any) -> LowRankUpdate:
+        return low_rank_sum([self, other], [1.0, -1.0]) if isinstance(other, LowRankUpdate) else NotImplemented
+
+    def __mul__(self, factor: Any) -> LowRankUpdate:
+        """Return the update under a scale multiplied by a number; its factors are shared."""
+        return (
+            replace(self, scaling=float(self.scaling * factor)) if isinstance(factor, REAL_NUMBERS) else NotImplemented
+        )
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> LowRankUpdate:
+        return (
+            replace(self, scaling=float(self.scaling / divisor))
+            if isinstance(divisor, REAL_NUMBERS)
+            else NotImplemented
+        )
+
+    def __neg__(self) -> LowRankUpdate:
+        return replace(self, scaling=-self.scaling)
+
+    def __matmul__(self, other: Any) -> Any:
+        """Compute Δ · X in float64 without forming Δ; the product with a LowRankUpdate is one, of this update's B."""
+        B, A = self.B.astype(np.float64), self.A.astype(np.float64)
+        if isinstance(other, LowRankUpdate):
+            core = A @ other.B.astype(np.float64)
+            return LowRankUpdate(B @ core, other.A, self.scaling * other.scaling)
+        return self.scaling * (B @ (A @ as_real(other, "the right side of @")))
+
+    def __rmatmul__(self, other: Any) -> NDArray[np.float64]:
+        """Compute X · Δ in float64 without forming Δ."""
+        B, A = self.B.astype(np.float64), self.A.astype(np.float64)
+        return self.scaling * ((as_real(other, "the left side of @") @ B) @ A)
 
     @property
     def rank(self) -> int:
@@ -140,142 +223,22 @@ class LowRankUpdate:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class KroneckerUpdate:
-    r"""Update that is a Kronecker product: :math:`\Delta = \gamma\,(L \otimes R)`.
-
-    Its singular values are all products :math:`\lvert\gamma\rvert\,\sigma_i(L)\,\sigma_j(R)` [1]_, so that
-    :func:`spectrum` and :func:`truncate` decompose the two sides, and nothing of the size of Δ is formed.
-
-    Parameters
-    ----------
-    left : array_like or LowRankUpdate, shape (..., m, n)
-        L, LyCORIS' ``lokr_w1``, or the product of its ``lokr_w1_a`` and ``lokr_w1_b``; not copied.
-    right : array_like or LowRankUpdate, shape (..., p, q)
-        R, as ``lokr_w2``; its batch axes broadcast against those of `left`.
-    scaling : float
-        Effective scale γ, finite, of either sign.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape (..., m·p, n·q) of the dense update.
-    dtype : str
-        Coarser of the two dtypes in which the sides are stored.
-
-    Raises
-    ------
-    ValueError
-        If a side is not a real matrix or stack, the batch axes disagree, or the scaling is not finite.
-
-    See Also
-    --------
-    spectrum : All singular values, from those of both sides.
-    truncate : The best LowRankUpdate of a rank.
-
-    Notes
-    -----
-    A convolution's update of LyCORIS is ``kron(w1, w2)`` over the first two axes of w2 (p, q, kh, kw). Flattened to
-    (m·p, n·q·kh·kw), it is the Kronecker product of w1 and ``w2.reshape(p, -1)``.
-
-    References
-    ----------
-    .. [1] Horn and Johnson, "Topics in Matrix Analysis", theorem 4.2.15.
-    .. [2] Yeh et al., "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",
-       arXiv:2309.14859, for LoKr.
-
-    Examples
-    --------
-    >>> from lowrank_core import KroneckerUpdate, spectrum
-    >>> update = KroneckerUpdate([[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [1.0, 0.0]], scaling=0.5)
-    >>> update.shape, update.rank
-    ((4, 4), 4)
-    >>> spectrum(update).values
-    array([3. , 1.5, 1. , 0.5])
-    """
-
-    left: Any
-    right: Any
-    scaling: float = 1.0
-    shape: tuple[int, ...] = field(init=False, repr=False)
-    dtype: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        (left, left_dtype), (right, right_dtype) = _as_side(self.left, "left"), _as_side(self.right, "right")
-        batch = broadcast_batches({"left": left.shape[:-2], "right": right.shape[:-2]})
-        shape = (*batch, left.shape[-2] * right.shape[-2], left.shape[-1] * right.shape[-1])
-        scaling = as_finite(self.scaling, "scaling")
-        check_scalar(scaling, "scaling is one number for all updates of the stack", self.scaling)
-        fields = {"left": left, "right": right, "scaling": float(scaling), "shape": shape}
-        for name, value in (fields | {"dtype": coarsest(left_dtype, right_dtype)}).items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def rank(self) -> int:
-        """Product of the ranks that both sides can have, an upper bound on the rank of the update."""
-        return math.prod(
-            min(*side.shape[-2:], *((side.rank,) if isinstance(side, LowRankUpdate) else ()))
-            for side in (self.left, self.right)
-        )
-
-    def to_dense(self) -> NDArray[np.float64]:
-        """Return scaling · (L ⊗ R), shape (..., m·p, n·q), in float64."""
-        left, right = _dense(self.left), _dense(self.right)
-        blocks = left[..., :, np.newaxis, :, np.newaxis] * right[..., np.newaxis, :, np.newaxis, :]
-        return self.scaling * blocks.reshape(self.shape)
-
-    def apply(self, x: ArrayLike) -> NDArray[np.float64]:
-        """Compute x · Δᵀ, as ``torch.nn.Linear`` applies a weight: L X Rᵀ for each vector, as a matrix X (n, q).
-
-        Parameters
-        ----------
-        x : array_like, shape (..., n·q)
-            Vectors; their leading axes broadcast against the batch axes of the update.
-
-        Returns
-        -------
-        ndarray, shape (..., m·p)
-
-        Raises
-        ------
-        ValueError
-            If the last axis of `x` is not n·q, or `x` is not real.
-        """
-        vectors = as_real(x, "x")
-        n, q = self.left.shape[-1], self.right.shape[-1]
-        if vectors.ndim == 0 or vectors.shape[-1] != n * q:
-            raise ValueError(f"x has shape {vectors.shape}; its last axis must be n·q = {n * q}.")
-        rows = _times(self.left, vectors.reshape(*vectors.shape[:-1], n, q))
-        applied = np.swapaxes(_times(self.right, np.swapaxes(rows, -1, -2)), -1, -2)
-        return self.scaling * applied.reshape(*applied.shape[:-2], self.shape[-2])
-
-
-def _as_side(side: Any, name: str) -> tuple[Any, str]:
-    """Return one side of a Kronecker product, a LowRankUpdate or an array (..., m, n), and its stored dtype."""
-    return (side, side.dtype) if isinstance(side, LowRankUpdate) else as_matrices(side, name)
-
-
-def _dense(side: Any) -> Floats:
-    return side.to_dense() if isinstance(side, LowRankUpdate) else side.astype(np.float64)
-
-
-def _times(side: Any, columns: Floats) -> Floats:
-    """Compute the product of one side with columns (..., n, k)."""
-    if isinstance(side, LowRankUpdate):
-        product: Floats = side.scaling * (side.B.astype(np.float64) @ (side.A.astype(np.float64) @ columns))
-        return product
-    return np.asarray(side.astype(np.float64) @ columns)
-
-
-def sides(update: KroneckerUpdate) -> tuple[Dense | Product, Dense | Product]:
-    """Return both sides as the engine decomposes them."""
-    left, right = (
-        Product(side.B, side.A, side.scaling, side.dtype)
-        if isinstance(side, LowRankUpdate)
-        else Dense(side, side.dtype.name)
-        for side in (update.left, update.right)
+def not_dense(update: Any) -> TypeError:
+    """Return the error that a dense array is asked for implicitly."""
+    return TypeError(
+        f"{update!r} is not made dense implicitly: call .to_dense() for an array of {shape_text(update.shape)}, or "
+        "pass it to a function of this package, which takes it as it is"
     )
-    return left, right
+
+
+def _norm(update: LowRankUpdate) -> float:
+    """Return ‖γBA‖ for one line of text, of a core of triangles; NaN where an entry is, infinity beyond float64."""
+    with np.errstate(all="ignore"):
+        try:
+            R_B, R_A = (np.linalg.qr(factor.astype(np.float64), mode="r") for factor in (update.B, update.A.T))
+            return float(np.linalg.norm(np.asarray(R_B) @ np.asarray(R_A).T) * abs(update.scaling))
+        except np.linalg.LinAlgError:
+            return float("nan")
 
 
 class Components(NamedTuple):
@@ -293,3 +256,113 @@ def unit_components(update: LowRankUpdate) -> Components:
     B, B_exponents = scaled_to_unit(np.swapaxes(update.B, -1, -2)[..., np.newaxis])
     A, A_exponents = scaled_to_unit(update.A[..., np.newaxis])
     return Components(B, A, B_exponents, A_exponents)
+
+
+def low_rank_sum(updates: Sequence[LowRankUpdate], weights: ArrayLike | None = None) -> LowRankUpdate:
+    r"""Return a weighted sum of updates in factored form, exactly: their factors, stacked.
+
+    .. math:: \sum_k w_k \gamma_k B_k A_k = [w_1 \gamma_1 B_1, w_2 \gamma_2 B_2, \ldots]\,[A_1; A_2; \ldots]
+
+    Parameters
+    ----------
+    updates : sequence of LowRankUpdate, each of shape (..., m, n)
+        At least one, of one shape; batch axes broadcast.
+    weights : array_like, shape (len(updates),), optional
+        Finite numbers of either sign; None for 1 each.
+
+    Returns
+    -------
+    LowRankUpdate
+        Of rank Σ r_k, with factors in float64 and scaling 1. Weights and scales are in B; where a factor would leave
+        the range of float64, a power of two of its components moves to the other.
+
+    Raises
+    ------
+    ValueError
+        If an update is not a LowRankUpdate, has another shape or an entry that is not finite; if there is not one
+        finite weight for each; if the sum does not fit float64.
+
+    See Also
+    --------
+    truncate : The sum at a smaller rank.
+    low_rank_hadamard : The entry-by-entry product.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_core import LowRankUpdate, low_rank_sum, truncate
+    >>> first = LowRankUpdate(np.ones((3, 1)), np.ones((1, 4)))
+    >>> second = LowRankUpdate(np.eye(3, 2), np.eye(2, 4), scaling=2.0)
+    >>> merged = low_rank_sum([first, second], [0.5, 0.25])
+    >>> merged.rank
+    3
+    >>> merged.to_dense()
+    array([[1. , 0.5, 0.5, 0.5],
+           [0.5, 1. , 0.5, 0.5],
+           [0.5, 0.5, 0.5, 0.5]])
+    """
+    terms = {f"updates[{i}]": update for i, update in enumerate(updates)}
+    if not terms:
+        raise ValueError("updates is empty; at least one LowRankUpdate is needed.")
+    check_terms(terms)
+    factors = as_finite(np.ones(len(terms)) if weights is None else weights, "weights")
+    if factors.shape != (len(terms),):
+        raise ValueError(f"weights have shape {factors.shape}; one for each of the {len(terms)} updates is needed.")
+    scaled = [
+        with_factors(unit_components(term), w, term.scaling) for term, w in zip(terms.values(), factors, strict=True)
+    ]
+    joined = (_joined([components[k] for components in scaled], core) for k, core in enumerate((3, 3, 1, 1)))
+    return assembled(Components(*joined), "the weighted sum", "take smaller weights")
+
+
+def check_terms(terms: dict[str, Any]) -> None:
+    """Check that updates are in factored form, finite, and of one shape."""
+    for name, update in terms.items():
+        if not isinstance(update, LowRankUpdate):
+            raise ValueError(  # noqa: TRY004 - bad input is a ValueError throughout
+                f"{name} is a {type(update).__name__}; a LowRankUpdate is accepted. Give its two factors, or its best "
+                "update of a rank, truncate(update, rank)."
+            )
+    shapes = {name: update.shape for name, update in terms.items()}
+    if len({shape[-2:] for shape in shapes.values()}) > 1:
+        described = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"the shapes disagree: {described}; updates of one shape (m, n) are needed.")
+    broadcast_batches({name: shape[:-2] for name, shape in shapes.items()})
+    for name, update in terms.items():
+        check_finite(update.B, f"B of {name}")
+        check_finite(update.A, f"A of {name}")
+
+
+def with_factors(components: Components, *factors: float) -> Components:
+    """Multiply the components of B by numbers whose product may be beyond float64."""
+    mantissas, exponents = np.frexp(np.array(factors))
+    return components._replace(
+        B=components.B * np.prod(mantissas), B_exponents=components.B_exponents + int(np.sum(exponents))
+    )
+
+
+def _joined(parts: list[NDArray[Any]], core: int) -> NDArray[Any]:
+    """Concatenate parts (..., r, ...) along the first of their last `core` axes; batch axes broadcast."""
+    batch = np.broadcast_shapes(*(part.shape[: part.ndim - core] for part in parts))
+    return np.concatenate(
+        [np.broadcast_to(part, (*batch, *part.shape[part.ndim - core :])) for part in parts], axis=len(batch)
+    )
+
+
+def assembled(components: Components, what: str, advice: str) -> LowRankUpdate:
+    """Return the product of components, their powers of two where they are as far as float64 has the range."""
+    B, A, B_exponents, A_exponents = components
+    largest = max(np.max(np.abs(exponents), initial=0) for exponents in (B_exponents, A_exponents))
+    if largest > _LARGEST_EXPONENT:
+        # A component that is zero in one factor is zero whatever the other is.
+        is_zero = ~(B.any(axis=(-2, -1)) & A.any(axis=(-2, -1)))
+        exponents = np.where(is_zero, 0, B_exponents + A_exponents)
+        is_far = is_zero | (np.abs(B_exponents) > _LARGEST_EXPONENT) | (np.abs(A_exponents) > _LARGEST_EXPONENT)
+        B_exponents = np.where(is_far, exponents // 2, B_exponents)
+        A_exponents = np.where(is_far, exponents - exponents // 2, A_exponents)
+    with np.errstate(over="ignore", under="ignore"):
+        columns = np.ldexp(B, B_exponents[..., np.newaxis, np.newaxis])[..., 0]
+        rows = np.ldexp(A, A_exponents[..., np.newaxis, np.newaxis])[..., 0]
+    if not (np.isfinite(columns).all() and np.isfinite(rows).all()):
+        raise ValueError(f"{what} does not fit float64 (beyond 1.8e308); {advice}.")
+    return LowRankUpdate(np.ascontiguousarray(np.swapaxes(columns, -1, -2)), rows)

@@ -68,7 +68,10 @@ MESSAGES = {
         ["scaling is one number", "[1.0, 2.0]"], lambda: LowRankUpdate(np.ones((2, 1)), np.ones((1, 2)), [1.0, 2.0]),
     ),
     "axes of a side": (["left", "(3,)", "(..., m, n)", "one row"], lambda: KroneckerUpdate(np.ones(3), np.eye(2))),
-    "nested sides": (["right", "unsupported dtype object"], lambda: KroneckerUpdate(np.eye(2), KRONECKER)),
+    "nested sides": (
+        ["right is <KroneckerUpdate", "an array is accepted", "right.to_dense()"],
+        lambda: KroneckerUpdate(np.eye(2), KRONECKER),
+    ),
     "batch axes of sides": (
         ["left (2,)", "right (3,)", "do not broadcast"],
         lambda: KroneckerUpdate(np.ones((2, 3, 4)), np.ones((3, 3, 4))),

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from lowrank_core import reconstruction_error, rslora, spectrum, standard
+from lowrank_core._figures import LOOKS, style
 from lowrank_core.cli.demo.experiments import Settings
 from lowrank_core.cli.demo.experiments import run as run_article
-from lowrank_core.cli.figures import LOOKS, style
 from lowrank_core.models import inspect
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "examples")]

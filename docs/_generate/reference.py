@@ -16,6 +16,7 @@ import lowrank_core
 CORE = (
     "spectra",
     "updates",
+    "kronecker_updates",
     "structured",
     "comparison",
     "truncation",

@@ -12,7 +12,7 @@ import numpy as np
 from figures import THEMES, canvas, theme_parameters
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from lowrank_core.cli.figures import GREY, LOOKS, ORANGE, Look, rank_ticks, style
+from lowrank_core._figures import GREY, LOOKS, ORANGE, Look, rank_ticks, style
 
 sys.path.append(str(Path(__file__).parents[1] / "study"))
 

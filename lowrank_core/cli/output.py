@@ -96,7 +96,7 @@ def check_outputs(figure: Path | None, *texts: Path | None) -> None:
                 f"--figure {str(figure)!r}: its ending says the format; take {', '.join(_FIGURE_ENDINGS)}."
             )
         # Imported now, so that a missing matplotlib is reported before the work and not after it.
-        importlib.import_module("lowrank_core.cli.figures")
+        importlib.import_module("lowrank_core._figures")
 
 
 def write_report(
@@ -124,7 +124,7 @@ def _write(path: Path, content: str | Figure) -> None:
         if isinstance(content, str):
             destination.write_text(content, encoding="utf-8", newline="")
         else:
-            from lowrank_core.cli.figures import save
+            from lowrank_core._figures import save
 
             save(content, destination, path.suffix)
 

@@ -17,8 +17,9 @@ except ImportError as error:
     raise ImportError('lowrank_core.testing needs Hypothesis: pip install "lowrank_core[testing]"') from error
 
 from lowrank_core._dtypes import FLOATS, WRITTEN_FLOATS, as_dtype
+from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.spectra import Spectrum
-from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = [
     "DTYPES",

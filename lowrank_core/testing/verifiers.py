@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from lowrank_core._dtypes import FLOATS
 from lowrank_core._linalg import Scaled, scaled_to_unit
 from lowrank_core._validation import as_matrices
+from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.spectra import Spectrum
-from lowrank_core.updates import KroneckerUpdate, LowRankUpdate
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["assert_eckart_young", "assert_same_update", "assert_spectrum"]
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lowrank_core.cli.figures import _apart, _spread
+from lowrank_core._figures import _apart, _spread
 
 
 @given(st.lists(st.floats(0, 100), max_size=8).map(sorted))

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
+from lowrank_core._figures import LOOKS, index_ticks, mark_one, place_labels, plain_decades, plot, rank_ticks, style
 from lowrank_core.cli.demo.experiments import RULES, Experiments, Learning, Reconstruction
 from lowrank_core.cli.demo.verdicts import rate_of
-from lowrank_core.cli.figures import LOOKS, index_ticks, mark_one, place_labels, plain_decades, plot, rank_ticks, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lowrank_core import Spectrum, reconstruction_error
-from lowrank_core.cli.figures import (
+from lowrank_core._figures import (
     BLACK,
     BLUE,
     GREEN,

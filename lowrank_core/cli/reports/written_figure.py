@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from lowrank_core.cli.figures import BLUE, GREY, ORANGE, VERMILION, depth_rows, plain_decades, style
+from lowrank_core._figures import BLUE, GREY, ORANGE, VERMILION, depth_rows, plain_decades, style
 from lowrank_core.cli.names import by_kind
 
 if TYPE_CHECKING:
