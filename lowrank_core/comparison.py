@@ -14,9 +14,8 @@ from lowrank_core._validation import as_matrices, as_rank, as_stack, as_workers,
 from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.ranks import above_rounding
 from lowrank_core.spectra import Spectrum, spectrum
-from lowrank_core.structured import low_rank_sum
 from lowrank_core.truncation import truncate
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import LowRankUpdate, low_rank_sum
 
 __all__ = ["Comparison", "SpaceOverlap", "compare"]
 

@@ -289,11 +289,11 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
     >>> rank_above_noise(s), rank_above_noise(s, noise=0.1), rank_above_noise(s, noise=1.0)
     (np.int64(3), np.int64(3), np.int64(0))
     """
-    check_spectrum(spectrum)
-    beta = min(spectrum.shape) / max(spectrum.shape)
     if noise is None:
         check_complete(spectrum, "an estimate of unknown noise", ", or give the noise")
-        values, norm = _unit_values(spectrum)
+    values, norm = _unit_values(spectrum)
+    beta = min(spectrum.shape) / max(spectrum.shape)
+    if noise is None:
         median = _median(values, min(spectrum.shape))
         if np.any((median == 0) & (norm > 0)):
             raise ValueError(
@@ -303,7 +303,6 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
         threshold = optimal_threshold(beta) / np.sqrt(marchenko_pastur_median(beta)) * median
     else:
         std = as_noise(noise)
-        values, _ = _unit_values(spectrum)
         # Divided by the same power of two as the values; a threshold that overflows is above all of them.
         with np.errstate(over="ignore", under="ignore"):
             unit_std = np.ldexp(std, -np.frexp(spectrum.norm)[1])
@@ -314,11 +313,9 @@ def rank_above_noise(spectrum: Spectrum, noise: ArrayLike | None = None) -> Any:
 
 def _median(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Return the median of `count` descending values, of which those that are left out are zero."""
-    lower, upper = (
-        values[..., i] if i < values.shape[-1] else np.zeros(values.shape[:-1]) for i in ((count - 1) // 2, count // 2)
-    )
-    median: NDArray[np.float64] = (lower + upper) / 2
-    return median
+    middle = ((count - 1) // 2, count // 2)
+    lower, upper = (values[..., i] if i < values.shape[-1] else np.zeros(values.shape[:-1]) for i in middle)
+    return np.asarray((lower + upper) / 2)
 
 
 def stable_rank(spectrum: Spectrum) -> Any:
