@@ -1,5 +1,5 @@
-"""Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time), ``long`` (for a night), and
-``few``, for runs in which kernels are Python.
+"""Workers, BLAS's threads, and Hypothesis profiles: ``dev`` (short, random), ``ci`` (the same examples every time),
+``long`` (for a night), and ``few``, for runs in which kernels are Python.
 
 ``--hypothesis-profile=long`` chooses one; without it, ``ci`` where CI is set and ``dev`` elsewhere.
 """
