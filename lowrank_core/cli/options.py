@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -29,10 +30,32 @@ Workers = Annotated[
 Dask = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="Work on the Dask cluster of this scheduler instead.")
 ]
+
+
+def parse_count(text: str) -> int:
+    """Return a whole number as people write large ones: with k, M, G or B for thousands, millions and billions.
+
+    Examples
+    --------
+    >>> parse_count("8k"), parse_count("2.5M"), parse_count("1_000")
+    (8000, 2500000, 1000)
+    """
+    factor = {"k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}.get(text[-1:], 1)
+    try:
+        number = Decimal(text if factor == 1 else text[:-1]) * factor
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or number != number.to_integral_value():
+        raise typer.BadParameter(f"{text!r} is not a whole number, as 8000, 8k, 2.5M or 1G.")
+    return int(number)
+
+
 Parameters = Annotated[
     int | None,
     typer.Option(
-        metavar="N", help="Spend at most N parameters on all layers together, where they keep the most variance."
+        metavar="N",
+        parser=parse_count,
+        help="Spend at most N parameters (as 2M) on all layers together, where they keep the most variance.",
     ),
 ]
 Objective = Annotated[
@@ -49,13 +72,14 @@ MaxRank = Annotated[
 ]
 Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder or file, in any format.")]
 Base = Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint that the adapter was trained from.")]
-Out = Annotated[
-    Path,
-    typer.Argument(
-        metavar="OUT",
-        help="What to write, in the adapter's own format if it is named so; else a kohya file if its name ends in "
-        ".safetensors, or a PEFT folder.",
-    ),
+_OUT_HELP = (
+    "What to write, in the adapter's own format if it is named so; else a kohya file if its name ends in "
+    ".safetensors, or a PEFT folder."
+)
+Out = Annotated[Path, typer.Argument(metavar="OUT", help=_OUT_HELP)]
+OutUnlessDryRun = Annotated[
+    Path | None,
+    typer.Argument(metavar="OUT", help=f"{_OUT_HELP} Not needed with --dry-run.", show_default=False),
 ]
 RULE_HELP = "Scaling rule of the new adapter: standard (α/r) or rslora (α/√r)."
 OwnRule = Annotated[str | None, typer.Option(metavar="RULE", help=RULE_HELP, show_default="that of ADAPTER")]
@@ -257,6 +281,13 @@ def _options(group: type) -> list[inspect.Parameter]:
 
 def _default(option: Field[Any]) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
+
+
+def out_unless(out: Path | None, name: Path, *, dry_run: bool) -> Path:
+    """Return where to write; where nothing is written, a name may stand for it."""
+    if out is None and not dry_run:
+        raise ValueError("where to write? Give OUT, or --dry-run to report without writing.")
+    return name if out is None else out
 
 
 def parse_ranks(text: str, option: str = "--ranks") -> tuple[int, ...]:

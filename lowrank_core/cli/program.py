@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated
@@ -40,34 +41,50 @@ VERBS = {
 }
 
 
+_SETTINGS = {"help_option_names": ["-h", "--help"]}
+# What a shell sets when it asks the program for completions.
+_COMPLETING = "_LOWRANK_COMPLETE"
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the verb that arguments name and return the exit code: 0, or 1 where some layers failed."""
-    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    verb = next((argument for argument in (*arguments, *_words_to_complete()) if not argument.startswith("-")), "")
     try:
         # Without its own error handling, because typer reports bad usage in several lines.
         code = _program(verb)(args=list(arguments), prog_name="lowrank", standalone_mode=False)
     except SystemExit as error:
-        # Typer itself exits for one reason alone, whatever its mode: a reader that closed standard output.
+        if not error.code:  # a shell asked for completions, and has them
+            return 0
+        # Typer itself exits for no other reason, whatever its mode: a reader closed standard output.
         raise BrokenPipeError from error
     except Exception as error:
         # typer's usage errors come from click, or from a copy of click inside typer, by version: their shape is one.
         if not hasattr(error, "format_message"):
             raise
-        raise ValueError(error.format_message()) from error
+        message = error.format_message()
+        if verb == "inspect" and "unexpected extra argument" in message:
+            message += ". Did you mean --base? One PATH is inspected, and the checkpoint it was tuned from is an option"
+        raise ValueError(message) from error
     return code if isinstance(code, int) else 0
 
 
 def _program(chosen: str) -> typer.Typer:
     """Return the program with one verb that can run; the others are only listed, because importing them takes time."""
-    program = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    program = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=_SETTINGS)
     program.callback(invoke_without_command=True, epilog=_EXAMPLES)(_without_verb)
     for name, summary in VERBS.items():
         if name == chosen:
             module = import_module(f"lowrank_core.cli.verbs.{name}")
-            program.command(name, epilog=module.EXAMPLES)(ungrouped(getattr(module, name)))
+            program.command(name, epilog=module.EXAMPLES, context_settings=_SETTINGS)(ungrouped(getattr(module, name)))
         else:
             program.command(name, short_help=summary)(_listed)
     return program
+
+
+def _words_to_complete() -> list[str]:
+    """Return the words after the program's name on a line that a shell asks to complete; none in other runs."""
+    line = os.environ.get("_TYPER_COMPLETE_ARGS", os.environ.get("COMP_WORDS", ""))
+    return line.split()[1:] if _COMPLETING in os.environ else []
 
 
 def _listed() -> None:

@@ -86,3 +86,32 @@ def test_a_group_of_options_becomes_one_argument() -> None:
     for arguments in (["a"], ["a", "--size", "5", "--names", "x", "--names", "y", "--full"]):
         app(args=arguments, standalone_mode=False)
     assert received == [("a", Group(3, []), False), ("a", Group(5, ["x", "y"]), True)]
+
+
+@pytest.mark.parametrize("arguments", [[], ["inspect"], ["compile"]])
+def test_help_has_a_short_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--help"]) == 0
+    long = capsys.readouterr().out
+    assert main([*arguments, "-h"]) == 0
+    assert capsys.readouterr().out == long
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"), [("lowrank insp", ["inspect"]), ("lowrank inspect --recurs", ["--recursive"])]
+)
+def test_a_shell_completes_verbs_and_their_options(
+    line: str, completed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "_LOWRANK_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert main([]) == 0
+    assert capsys.readouterr().out.split() == completed
+
+
+def test_the_words_of_a_line_matter_only_where_a_shell_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_WORDS", "lowrank nothing")
+    assert main([]) == 0

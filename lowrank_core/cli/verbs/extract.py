@@ -28,7 +28,7 @@ def extract(
     tuned: Annotated[
         Path, typer.Argument(metavar="TUNED", help="The checkpoint after training, or an adapter of BASE.")
     ],
-    out: options.Out,
+    out: options.OutUnlessDryRun = None,
     *,
     choice: options.RankChoice,
     above_noise: Annotated[
@@ -107,7 +107,7 @@ def extract(
         models.extract,
         base,
         tuned,
-        out,
+        options.out_unless(out, Path("adapter"), dry_run=written.dry_run),
         rank=rank,
         tolerance=tolerance,
         embeddings=embedding or (),

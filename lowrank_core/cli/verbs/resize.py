@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from lowrank_core import models
 from lowrank_core.cli import options
@@ -19,7 +20,7 @@ EXAMPLES = options.examples(
 
 def resize(
     adapter: options.Adapter,
-    out: options.Out,
+    out: options.OutUnlessDryRun = None,
     *,
     choice: options.RankChoice,
     modules: options.Modules,
@@ -41,7 +42,7 @@ def resize(
     operation = partial(
         models.resize,
         adapter,
-        out,
+        options.out_unless(out, Path(f"smaller-{adapter.name}"), dry_run=written.dry_run),
         rank=rank,
         rule=rule,
         dtype=dtype,
