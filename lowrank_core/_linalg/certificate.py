@@ -25,10 +25,16 @@ ENERGY_ROUNDING = 4.0
 
 
 class Outside(NamedTuple):
-    """What lies outside a space: a bound of ‖X v‖² for its unit vectors v, and those found with the largest ‖X v‖."""
+    """What lies outside a space: a bound of ‖X v‖² for its unit vectors v, and combinations of a basis."""
 
     bound: float
-    leading: Floats
+    combinations: Floats
+    basis: Floats
+
+    @property
+    def leading(self) -> Floats:
+        """Return the unit vectors found with the largest ‖X v‖."""
+        return self.combinations @ self.basis
 
 
 def bound_outside(space: SearchSpace, energy: float, rng: np.random.Generator, failure: float) -> Outside:
@@ -48,8 +54,8 @@ def bound_outside(space: SearchSpace, energy: float, rng: np.random.Generator, f
     squares, vectors = np.linalg.eigh(rows @ rows.T)
     largest = (math.sqrt(max(float(squares[-1]), 0.0)) + PRODUCT_ROUNDING * X.eps * math.sqrt(energy)) ** 2
     rest = max(energy - float(np.trace(space.projection)), 0.0) + ENERGY_ROUNDING * X.eps * energy
-    leading = vectors[:, : -DIRECTIONS - 1 : -1].T @ np.concatenate(basis)
-    return Outside(outside_bound(largest, rest, DIRECTIONS, BLOCKS, failure), leading)
+    bound = outside_bound(largest, rest, DIRECTIONS, BLOCKS, failure)
+    return Outside(bound, vectors[:, : -DIRECTIONS - 1 : -1].T, np.concatenate(basis))
 
 
 def outside_bound(largest: float, trace: float, directions: int, blocks: int, failure: float) -> float:

@@ -111,15 +111,18 @@ def best_factors_and_values(
 ) -> tuple[Floats, Floats, Values]:
     """Compute B = U_r Σ_r (m, r) and A = V_rᵀ (r, n) of one matrix (m, n), and the values that this takes."""
     problem = Problem(dtype, (matrix.shape[0], matrix.shape[1]), rank, tolerance)
-    stack = dense_stack(matrix, problem, method="auto", workers=workers)
-    check_finite(matrix)
+    route = choose_route("auto", problem)
+    if route.factors_need_finite:
+        check_finite(matrix)
 
-    def decompose(chunk: slice) -> tuple[Factors, tuple[Floats, Floats]]:
-        factors = stack.decompose(chunk, rank)
+    def decompose(_: slice) -> tuple[Factors, tuple[Floats, Floats]]:
+        factors = route.factors(matrix[np.newaxis], rank, workers)
         return factors, factors.at(rank)
 
     # Both in the map, under its BLAS lock: the factors may be a product, too.
-    ((factors, (B, A)),) = stack.map(decompose)
+    ((factors, (B, A)),) = map_batch(decompose, 1, problem.shape, workers, route.batching)
+    if not np.isfinite(factors.norms[0]):
+        check_finite(matrix)
     missed = factors.missed if isinstance(factors, ProjectedFactors) else 0.0
     return B[0], A[0], Values(factors.values[0], factors.norms[0], missed)
 

@@ -73,6 +73,8 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
     with blas_threads(1), Team(workers) as team:
         X, energy = tall_matrix(matrix, team)
+        if not math.isfinite(energy):
+            return _not_finite(X, leading.rank)
         found = _leading_basis(X, leading, energy)
         if found is None:
             return None
@@ -89,6 +91,12 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     exponents = np.array([X.exponent])
     unscaled = unscaled_values(values[np.newaxis], np.sqrt(np.array([max(energy, head)])), exponents)[:2]
     return ProjectedFactors(*unscaled, product[np.newaxis], basis[np.newaxis], exponents, X.transposed, missed)
+
+
+def _not_finite(X: TallMatrix, rank: int) -> ProjectedFactors:
+    """Return factors of NaN: the energy has shown already that an entry is not finite."""
+    products, bases = np.full((1, X.rows, rank), np.nan), np.full((1, X.columns, rank), np.nan)
+    return ProjectedFactors(products[:, 0], products[:, 0, 0], products, bases, np.zeros(1, np.int64), X.transposed)
 
 
 def _least_tail(X: TallMatrix, head: float, energy: float) -> float:
@@ -136,13 +144,14 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBas
         missed = missed_energy(space, squares, rank, min(outside, expected))
         if missed <= tolerated and expected < outside:
             failure /= 2
-            bound, directions = bound_outside(space, energy, rng, failure)
-            outside = min(outside, bound)
+            found = bound_outside(space, energy, rng, failure)
+            outside = min(outside, found.bound)
             missed = missed_energy(space, squares, rank, outside)
             if may_give_up and missed == math.inf:
                 # Outside are values as large as those wanted: copies, of which each certificate would find a block.
                 return None
-            further = orthonormalised(np.concatenate([further, directions]), space.Q)[0]
+            if missed > tolerated:
+                further = orthonormalised(np.concatenate([further, found.leading]), space.Q)[0]
         if missed <= tolerated:
             return LeadingBasis(_leading_ritz_vectors(space, rank), missed)
         if may_give_up and missed == math.inf and _falls_slowly(space.size, heads, tolerated, leading):

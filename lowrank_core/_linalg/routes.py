@@ -73,8 +73,8 @@ class Route(NamedTuple):
     """One way to decompose matrices of a stack (count, m, n), on workers: their values, or their factors up to a rank.
 
     `batching` says how a stack is divided for its factors, of which a part at a time is given, and no rank (None) means
-    all; `name` is what the documentation calls the route. A route that does not need finite entries returns NaN for
-    matrices with others.
+    all; `name` is what the documentation calls the route. A route that does not need finite entries, for its values or
+    for its factors, returns NaN for matrices with others.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Route(NamedTuple):
     factors: Callable[[NDArray[Any], int | None, int], Factors]
     batching: Batching
     needs_finite: bool = True
+    factors_need_finite: bool = True
 
 
 class ProductRoute(NamedTuple):
@@ -217,7 +218,8 @@ def _leading(name: str, problem: Problem, rank: int, max_vectors: int, expected_
     full = _direct(problem) if problem.dtype == "float64" else _gram(problem)
     # An iteration divides its products among the workers itself.
     batching = Batching(one_at_a_time=True, takes_blas_lock=True)
-    return Route(name, partial(_leading_values, leading, full), partial(_leading_factors, leading, full), batching)
+    values, factors = partial(_leading_values, leading, full), partial(_leading_factors, leading, full)
+    return Route(name, values, factors, batching, needs_finite=False, factors_need_finite=False)
 
 
 def _leading_values(leading: Leading, full: Route, stack: NDArray[Any], workers: int) -> Values:

@@ -59,9 +59,10 @@ def test_the_bound_of_what_lies_outside_is_not_below_it(values, seed):
         X, energy = narrow_products.tall_matrix(matrix, team)
         space = SearchSpace(X, X.columns)
         space.extend(orthonormalised(X.apply_gram(rng.standard_normal((krylov.BLOCK, X.columns)))[1], space.Q)[0])
-        bound, directions = certificate.bound_outside(space, energy, rng, 1e-9)
+        found = certificate.bound_outside(space, energy, rng, 1e-9)
     tall = np.ldexp(matrix, -X.exponent)
-    assert bound >= largest_energy(tall - (tall @ space.Q.T) @ space.Q) * (1 - 1e-12)
+    directions = found.leading
+    assert found.bound >= largest_energy(tall - (tall @ space.Q.T) @ space.Q) * (1 - 1e-12)
     assert np.allclose(directions @ directions.T, np.eye(len(directions)), rtol=0, atol=1e-10)
     assert np.allclose(directions @ space.Q.T, 0, rtol=0, atol=1e-10)
 
