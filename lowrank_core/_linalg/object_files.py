@@ -91,7 +91,8 @@ def _digest(content: bytes) -> str:
 
 def load(module: str, name: str) -> Callable[..., Any] | None:
     """Return a kernel as machine code from disk, or None where there is none for this source, processor or system."""
-    if sys.platform == "win32" or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+    # Elsewhere they are Mach-O or COFF, and LLVM ends the process at one that it cannot link.
+    if sys.platform != "linux" or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return None
     try:
         return next((_linked(code) for code in _stored(file_name(module, name))), None)

@@ -166,3 +166,14 @@ def test_a_code_that_takes_a_number_gets_a_number():
     assert (found.arguments, found.result) == (("float64[1]", "float64", "bool"), "float64")
     assert _linked(found)(np.array([5.0]), 3.0, True) == 30.0
     assert _linked(found)(np.array([5.0]), 3.0, False) == 15.0
+
+
+def test_no_machine_code_is_loaded_but_on_linux(monkeypatch):
+    monkeypatch.delenv("NUMBA_DISABLE_JIT", raising=False)
+    monkeypatch.setattr(object_files, "_stored", lambda file: [file])
+    monkeypatch.setattr(object_files, "_linked", lambda code: code)
+    loaded = {}
+    for system in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", system)
+        loaded[system] = load("energies", "sums") is not None
+    assert loaded == {"linux": True, "darwin": False, "win32": False}
