@@ -164,7 +164,7 @@ def test_the_same_update_is_not_under_the_rounding_of_a_finer_base(write_adapter
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
-@pytest.mark.parametrize("small", [0, 512])
+@pytest.mark.parametrize("small", [0, 1024])
 def test_intruders_are_counted_as_defined(rng, monkeypatch, shape, small):
     """From none to all of eight, by the Lanczos steps with what they leave open, and by all left vectors of W."""
     monkeypatch.setattr(intruders, "_SMALL", small)

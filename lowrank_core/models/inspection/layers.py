@@ -63,9 +63,10 @@ def inspect(
     path : path-like
         An adapter's folder or file; with `base`, a checkpoint or an adapter.
     base : path-like, optional
-        The checkpoint that `path` was tuned from. Of an adapter, the updates that depend on its weights (DoRA, GLoRA,
-        OFT, BOFT, IA3) are then reported as they are; without it, they are named among the failures, and the figures of
-        a DoRA layer are those of γBA.
+        The checkpoint that `path` was tuned from. Every update is then compared with the weight that it is added to: in
+        norm, in σ₁, and, of an adapter, in what rounding their sum loses. Of an adapter, the updates that depend on the
+        base's weights (DoRA, GLoRA, OFT, BOFT, IA3) are then reported as they are; without it, they are named among the
+        failures, and the figures of a DoRA layer are those of γBA.
     match : mapping of str to str, optional
         Beginnings of names of `base`, with those that stand for them in `path`, where names alone leave that open.
     component : str, optional
