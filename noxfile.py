@@ -19,16 +19,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 EVERYTHING = ("-e", ".[all]")
 # Tests that need PyTorch or the documentation's packages.
-WITHOUT_PEERS = (
-    "-m",
-    "not interop",
-    "--ignore",
-    "tests/cli",
-    "--ignore",
-    "tests/test_docs.py",
-    "--ignore",
-    "tests/test_study.py",
-)
+WITHOUT_PEERS = ("-m", "not interop", *(f"--ignore=tests/{path}" for path in ("cli", "test_docs.py", "test_study.py")))
 
 
 @nox.session
