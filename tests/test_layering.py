@@ -23,6 +23,7 @@ EXTRAS = {
     "safetensors",
     "scipy",
     "torch",
+    "transformers",
     "typer",
 }
 

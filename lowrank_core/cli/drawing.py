@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lowrank_core.cli.demo.experiments import Experiments
-    from lowrank_core.models import Compression, Inspection, UpdateComparison
+    from lowrank_core.models import Compression, Inspection, RunHistory, UpdateComparison
 
 
 def draw_demo(results: Experiments) -> Figure:
@@ -32,6 +32,13 @@ def draw_comparison(comparison: UpdateComparison) -> Figure:
     from lowrank_core.cli.reports import comparison_figure
 
     return comparison_figure.draw(with_texts(with_printable_texts(comparison), in_figure))
+
+
+def draw_history(history: RunHistory) -> Figure:
+    """Draw the history of a run."""
+    from lowrank_core.cli.reports import history_figure
+
+    return history_figure.draw(with_texts(with_printable_texts(history), in_figure))
 
 
 def draw_written(adapter: Compression) -> Figure:

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from lowrank_core.models.operations.compression import Compression, CompressionTotals, LayerCompression
     from lowrank_core.models.operations.conversion import convert
     from lowrank_core.models.operations.extraction import extract
+    from lowrank_core.models.operations.history import RunHistory, history
+    from lowrank_core.models.operations.history_rows import HistoryRow
     from lowrank_core.models.operations.merging import merge
     from lowrank_core.models.operations.planning import Plan, PlannedLayer, UniformRank, plan
     from lowrank_core.models.operations.rank_choice import AboveNoise, Budget
     from lowrank_core.models.operations.resizing import resize
+    from lowrank_core.models.operations.training import history_callback
     from lowrank_core.models.operations.verification import Verification, verify
     from lowrank_core.models.operations.weight_checks import VerifiedLayer
     from lowrank_core.models.operations.weight_merging import RoundingLoss
@@ -46,6 +49,7 @@ __all__ = [
     "ComparedPair",
     "Compression",
     "CompressionTotals",
+    "HistoryRow",
     "Inspection",
     "LayerCompression",
     "LayerReport",
@@ -54,6 +58,7 @@ __all__ = [
     "Plan",
     "PlannedLayer",
     "RoundingLoss",
+    "RunHistory",
     "Totals",
     "UniformRank",
     "UpdateComparison",
@@ -67,6 +72,8 @@ __all__ = [
     "convert",
     "dask_cluster",
     "extract",
+    "history",
+    "history_callback",
     "inspect",
     "local_processes",
     "merge",
@@ -94,10 +101,13 @@ _MODULES = {
     "operations.comparison": "compare",
     "operations.compression": "Compression CompressionTotals LayerCompression",
     "operations.extraction": "extract",
+    "operations.history": "RunHistory history",
+    "operations.history_rows": "HistoryRow",
     "operations.merging": "merge",
     "operations.planning": "Plan PlannedLayer UniformRank plan",
     "operations.rank_choice": "AboveNoise Budget",
     "operations.resizing": "resize",
+    "operations.training": "history_callback",
     "operations.verification": "Verification verify",
     "operations.weight_checks": "VerifiedLayer",
     "operations.weight_merging": "RoundingLoss",

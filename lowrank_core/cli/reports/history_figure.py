@@ -1,0 +1,42 @@
+"""The figure of a run's history: norm, variance in one direction, effective rank and turning, against the step."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lowrank_core.cli.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
+from lowrank_core.cli.reports.history_tables import steps_by_kind
+
+if TYPE_CHECKING:
+    from lowrank_core.models import RunHistory
+
+_PANELS = (
+    ("norm", "Norm", "‖Δ‖"),
+    ("leading_variance", "Variance in one direction", "σ₁² / N²"),
+    ("effective_rank", "Effective rank", "exp of the entropy of σ/Σσ"),
+    ("column_angle", "Turned since the step before", "degrees"),
+)
+_COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, BLACK, SKY, GREY)
+_MARKERS = "os^vDPXp"
+
+
+def draw(report: RunHistory) -> Figure:
+    """Draw the median of each kind of layer against the step, in a panel for each figure."""
+    kinds = steps_by_kind(report.rows)
+    if not kinds:
+        raise ValueError("there is no figure to draw: no layer could be read.")
+    with style():
+        figure = Figure(figsize=(18, 4.6), layout="constrained")
+        for axes, (name, title, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+            for nth, (kind, steps) in enumerate(kinds.items()):
+                values = [median(getattr(row, name) for row in steps[step]) for step in report.steps]
+                marker, color = _MARKERS[nth % len(_MARKERS)], _COLORS[nth % len(_COLORS)]
+                axes.plot(report.steps, np.array(values), color=color, marker=marker, label=kind)
+            axes.set(title=title, xlabel="step", ylabel=label)
+            axes.set_ylim(bottom=0)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    return figure

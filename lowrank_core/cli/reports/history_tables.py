@@ -1,0 +1,70 @@
+"""The history of a run for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from rich.console import RenderableType
+
+from lowrank_core.cli.names import by_kind
+from lowrank_core.cli.reports.completeness import completeness
+from lowrank_core.cli.tables import heading, listed, note, section, table
+from lowrank_core.cli.texts import count, percent
+from lowrank_core.models import HistoryRow, RunHistory
+
+
+def history(report: RunHistory, *, full: bool) -> Iterator[RenderableType]:
+    """Yield the sections of a history: a table for each kind of layer, with a row for each step."""
+    layers = count(len({row.name for row in report.rows}), "layer")
+    yield heading(
+        f"{count(len(report.paths), 'checkpoint')} of one run", f"{layers}; {report.paths[0]} to {report.paths[-1]}"
+    )
+    for kind, steps in steps_by_kind(report.rows).items():
+        members = len(next(iter(steps.values())))
+        title = f"{kind}{f', median of {members} layers' if members > 1 else ''}"
+        yield section(title, _table(steps))
+    yield note(
+        "σ₁: the largest singular value; in σ₁: its part of the variance, σ₁²/N². Turned: the largest angle between "
+        f"the {report.leading} leading directions of outputs and of inputs, and those at the step before."
+    )
+    if report.failures:
+        yield section("Failed", *listed(report.failures, full=full))
+    yield from completeness(complete=report.complete, failures=len(report.failures), compared_fraction=None)
+
+
+def steps_by_kind(rows: Sequence[HistoryRow]) -> dict[str, dict[int, list[HistoryRow]]]:
+    """Return rows by the kind of their layers, and by step."""
+    layers = {row.name: row for row in rows}
+    kinds: dict[str, dict[int, list[HistoryRow]]] = {}
+    for kind, members in by_kind(layers.values()).items():
+        names = {member.name for member in members}
+        steps = kinds.setdefault(kind, {})
+        for row in rows:
+            if row.name in names:
+                steps.setdefault(row.step, []).append(row)
+    return kinds
+
+
+def _table(steps: dict[int, list[HistoryRow]]) -> RenderableType:
+    rows = table("step", "norm", "growth", "σ₁", "in σ₁", "eff.\nrank", "outputs\nturned", "inputs\nturned", names=1)
+    before = 0.0
+    for step, layers in sorted(steps.items()):
+        norm = median(layer.norm for layer in layers)
+        rows.add_row(
+            str(step),
+            f"{norm:.3g}",
+            f"× {norm / before:.2f}" if before else "",
+            f"{median(layer.largest_value for layer in layers):.3g}",
+            percent(median(layer.leading_variance for layer in layers)),
+            f"{median(layer.effective_rank for layer in layers):.1f}",
+            _angle([layer.column_angle for layer in layers]),
+            _angle([layer.row_angle for layer in layers]),
+        )
+        before = norm
+    return rows
+
+
+def _angle(angles: Sequence[float]) -> str:
+    known = [angle for angle in angles if angle == angle]  # noqa: PLR0124 - NaN is not itself
+    return f"{median(known):.1f}°" if known else ""
