@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lowrank_core.models.inspection.census import census
     from lowrank_core.models.inspection.census_rows import AdapterRow, read_census
     from lowrank_core.models.inspection.layers import inspect
-    from lowrank_core.models.inspection.report import Inspection, LayerReport, Totals, Verdict
+    from lowrank_core.models.inspection.report import BaseFigures, Inspection, LayerReport, Totals, Verdict
     from lowrank_core.models.operations.applying import Application, AppliedLayer, apply
     from lowrank_core.models.operations.compared import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
     from lowrank_core.models.operations.comparison import compare
@@ -42,6 +42,7 @@ __all__ = [
     "AdapterRow",
     "Application",
     "AppliedLayer",
+    "BaseFigures",
     "Budget",
     "Checkpoint",
     "CheckpointPair",
@@ -94,7 +95,7 @@ _MODULES = {
     "inspection.census": "census",
     "inspection.census_rows": "AdapterRow read_census",
     "inspection.layers": "inspect",
-    "inspection.report": "Inspection LayerReport Totals Verdict",
+    "inspection.report": "BaseFigures Inspection LayerReport Totals Verdict",
     "operations.applying": "Application AppliedLayer apply",
     "operations.conversion": "convert",
     "operations.compared": "ComparedLayer ComparedPair PairTotals UpdateComparison",

@@ -203,6 +203,7 @@ def test_an_adapter_of_nan_alone_is_reported_where_that_is_the_condition(
         (["--fail-on", "zeros"], "'zeros' is not a condition: conditions are zero, not-finite"),
         (["--fail-on", "zero", "--recursive"], "--fail-on is of one adapter, and --recursive of many"),
         (["--alpha", "2"], "no rule was given"),
+        (["--leading", "3"], "give that too"),
         (["--intruders"], "give the base too (--base)"),
         (["--fail-on", "under-rounding"], "it needs the adapter, and its base (--base)"),
     ],

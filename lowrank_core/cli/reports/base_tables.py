@@ -11,8 +11,7 @@ from rich.text import Text
 
 from lowrank_core.cli.tables import note, rows_of_layers, table
 from lowrank_core.cli.texts import count, percent
-from lowrank_core.models import LayerReport, Totals
-from lowrank_core.models.inspection.report import BaseFigures
+from lowrank_core.models import BaseFigures, LayerReport, Totals
 
 
 class _Column(NamedTuple):

@@ -72,8 +72,11 @@ def inspect(
         ),
     ] = False,
     leading: Annotated[
-        int, typer.Option(min=1, metavar="K", help="How many leading vectors --intruders examines.")
-    ] = LEADING,
+        int | None,
+        typer.Option(
+            min=1, metavar="K", help="How many leading vectors --intruders examines.", show_default=f"{LEADING}"
+        ),
+    ] = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +125,8 @@ def inspect(
         intruders=intruders,
         figure=reports.figure,
     )
+    if leading is not None and not intruders:
+        raise ValueError("--leading is how many vectors --intruders examines: give that too.")
     _check_base(path, base, fail_on or (), intruders=intruders)
     output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
     # A layer's factors take a millisecond, most of it in Python, where threads wait for each other.
@@ -138,7 +143,7 @@ def inspect(
             ranks=chosen,
             rules=rules,
             alpha=alpha,
-            intruders=leading if intruders else 0,
+            intruders=(leading or LEADING) if intruders else 0,
             **pairing.arguments,
         ),
         work,
