@@ -240,17 +240,40 @@ def _energy(matrix: NDArray[Any]) -> float:
 
 
 def truncation(count: int, n: int, dtype: str, rank: int) -> Case:
-    """The best factors of every matrix of a stack."""
+    """The best factors of every matrix of a stack, against NumPy's SVD of the stack."""
     matrices, values = inputs.stack(count, n, dtype)
     best = np.sum(values[:, rank:] ** 2, axis=-1)
 
     def error(answer: tuple[NDArray[Any], NDArray[Any]]) -> float:
-        residuals = matrices - answer[0] @ answer[1]
-        return float(np.max(np.sqrt(np.sum(residuals**2, axis=(-2, -1)) / best) - 1.0))
+        residuals = matrices - answer[0].astype(np.float64) @ answer[1].astype(np.float64)
+        return float(np.max(np.abs(np.sqrt(np.sum(residuals**2, axis=(-2, -1)) / best) - 1.0)))
+
+    def by_numpy() -> tuple[NDArray[Any], NDArray[Any]]:
+        U, S, Vt = np.linalg.svd(matrices, full_matrices=False)
+        return U[..., :rank] * S[:, np.newaxis, :rank], Vt[:, :rank]
 
     ours = Contender("lowrank_core", lambda: _factors_of(truncate(matrices, rank)))
     name = f"{count:,} × {n}², {dtype}, leading {rank}"
-    return Case(name, ours, (), error, unit="excess error", bound=1e-6)
+    return Case(name, ours, (Contender("numpy", by_numpy),), error, unit="excess error", bound=1e-6)
+
+
+def leading_double(n: int, rank: int) -> Case:
+    """The leading factors of one large float64 matrix of Gaussian noise, whose values have no gap, against ARPACK."""
+    matrix = inputs.generator(n, rank).standard_normal((n, n))
+    best = float(np.sum(np.linalg.svd(matrix, compute_uv=False)[rank:] ** 2))
+
+    def by_arpack() -> tuple[NDArray[Any], NDArray[Any]]:
+        U, S, Vt = import_module("scipy.sparse.linalg").svds(matrix, k=rank)
+        return U * S, Vt
+
+    return Case(
+        f"{n:,}², Gaussian, float64, leading {rank}",
+        Contender("lowrank_core", lambda: _factors_of(truncate(matrix, rank))),
+        (Contender("scipy svds", by_arpack, needs=("scipy",)),),
+        error=lambda answer: _excess(answer, matrix, best),
+        unit="excess error",
+        bound=1e-12,
+    )
 
 
 def factors(size: int, rank: int, count: int | None = None) -> Case:

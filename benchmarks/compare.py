@@ -63,6 +63,12 @@ LINES = (
         for n in (2048, 4096)
         for power in (0.5, 1.0)
     ),
+    *(
+        Line("truncate", cases.truncation, (count, n, dtype, max(2, n // 8)), (count // 10 + 1, n, dtype, 2), 2)
+        for dtype in ("float64", "float32")
+        for count, n in ((10_000, 8), (4_000, 16), (1_000, 32), (400, 64), (80, 128), (16, 256), (4, 512))
+    ),
+    Line("truncate", cases.leading_double, (2_000, 32), (200, 8), 1.5),
     Line("factors", cases.factors, (4096, 16), (1024, 16), 8, fraction=0.5),
     Line("factors", cases.factors, (4096, 64), (1024, 64), 8, fraction=0.5),
     Line("factors", cases.factors, (4096, 256), (1024, 256), 4, fraction=0.5),

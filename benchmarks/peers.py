@@ -27,6 +27,8 @@ CONTESTS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "leading 64 of 2048², torch niter=8": (cases.leading, (2048, 1.0, 64, True), "torch q=74 niter=8"),
     "leading 64 of 2048² falling as 1/√i, torch": (cases.leading, (2048, 0.5, 64, True), "torch q=74 niter=8"),
     "leading 64 of 2048², sklearn": (cases.leading, (2048, 1.0, 64, True), "sklearn n_iter=auto"),
+    "truncation of 16², numpy": (cases.truncation, (1_000, 16, "float64", 4), "numpy"),
+    "truncation of 128² float32, numpy": (cases.truncation, (32, 128, "float32", 16), "numpy"),
     "factors of rank 16, numpy": (cases.factors, (4096, 16), "numpy QR and core"),
     "factors of rank 64, numpy": (cases.factors, (4096, 64), "numpy QR and core"),
     "factors of rank 256, numpy": (cases.factors, (4096, 256), "numpy QR and core"),

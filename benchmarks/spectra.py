@@ -57,7 +57,7 @@ class Truncate:
 
     version = "1"
     param_names: ClassVar = ["n", "dtype"]
-    params: ClassVar = [[64, 256], ["float64", "float32"]]
+    params: ClassVar = [[16, 64, 256], ["float64", "float32"]]
 
     def setup(self, n: int, dtype: str) -> None:
         self.case = cases.checked(cases.truncation, COUNTS[n], n, dtype, 8)
