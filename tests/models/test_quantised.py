@@ -296,6 +296,16 @@ def test_an_adapter_is_not_applied_to_a_base_that_cannot_be_dequantised(write_fi
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_adapter_on_a_weight_that_cannot_be_dequantised_has_no_figures_beside_it(write_file, write_peft, case):
+    """Its own figures need no base, and are those without one."""
+    factors = {"q.lora_A.weight": np.ones((2, 32), np.float32), "q.lora_B.weight": np.ones((32, 2), np.float32)}
+    adapter = write_peft(factors)
+    report = inspect(adapter, write_file({"v.weight": np.ones((4, 6), np.float32)} | REFUSED[case][0]))
+    assert (report.layers[0].base, report.failures) == (None, {})
+    assert report.layers[0].norm == inspect(adapter).layers[0].norm
+
+
 def test_reading_a_refused_weight_says_why(read):
     weight = read(REFUSED["gptq"][0])["q.weight"]
     assert not weight.is_readable

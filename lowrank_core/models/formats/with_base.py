@@ -93,9 +93,11 @@ def _with_weights(layers: Sequence[AdapterLayer], base: Checkpoint) -> tuple[Ada
 
 
 def _weight_of(layer: AdapterLayer, tensor: StoredTensor | None) -> StoredTensor | None:
-    """Return a layer's own part of a tensor, which may be a stack of experts; None where it is not one."""
+    """Return a layer's own part of a tensor, which may be a stack of experts; None where there is none to be read."""
     placement = layer.placement
-    if tensor is None or not placement.experts:
+    if tensor is None or tensor.refusal:
+        return None
+    if not placement.experts:
         return tensor
     return tensor.at(placement.expert) if tensor.shape[0] == placement.experts else None
 
