@@ -1,5 +1,6 @@
 """The study: its data are complete, and its page says what they say."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -135,3 +136,13 @@ def test_what_the_page_says_beside_its_verdicts(study):
             study.measure(measure, task, analysis.ATTENTION + analysis.MLP).mean() for task in (facts, *fewer)
         )
         assert min(few) > 0.75 * many
+
+
+def test_the_sum_of_two_adapters_loses_what_both_do_though_their_overlap_is_small():
+    lines = [json.loads(line) for line in (STUDY / "results" / "sums.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(line["seed"] for line in lines) == [0, 1, 2]
+    for line in lines:
+        assert min(line["recall"].values()) > 0.8
+        assert abs(line["cosine"]) < 0.02
+        assert abs(line["growth"] - 1) < 0.02
+        assert all(max(recalls.values()) < 0.2 for recalls in line["summed"].values())

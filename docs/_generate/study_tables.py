@@ -3,6 +3,7 @@
 python docs/_generate/study_tables.py FOLDER
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import analysis
 import findings
 from findings import LABELS, OPTIMIZERS
 
+SUMS = Path(analysis.__file__).parent / "results" / "sums.jsonl"
 KINDS = (("attention", analysis.ATTENTION), ("MLP", analysis.MLP))
 
 
@@ -29,6 +31,7 @@ def write_all(folder):
         "study-collapse": collapse(study),
         "study-prediction": prediction(study),
         "study-extraction": extraction(study),
+        "study-sums": sums(),
     }
     judged = {f"study-verdicts-{question}": verdicts(found) for question, found in findings.findings(study).items()}
     for name, text in (tables | judged).items():
@@ -168,6 +171,28 @@ def extraction(study):
             ]
         rows.append([pick, *cells])
     return table(["rank picked by", "style: mean rank", "recall lost", "facts: mean rank", "recall lost"], rows)
+
+
+def sums():
+    """Return a table of two adapters alone and summed, beside what their comparison says, a row for each seed."""
+    lines = [json.loads(line) for line in SUMS.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        recalls = [line["recall"], line["summed"]["1.0"], line["summed"]["0.5"]]
+        overlaps = [
+            f"{line['overlap'][side]:.2f} ({line['overlap_by_chance'][side]:.2f})" for side in ("columns", "rows")
+        ]
+        rows.append(
+            [
+                str(line["seed"]),
+                f"{line['cosine']:+.4f} (± {line['cosine_deviation']:.4f})",
+                f"{line['growth']:.3f}",
+                *overlaps,
+                *(" / ".join(f"{recall[task]:.2f}" for task in ("style", "facts 512")) for recall in recalls),
+            ]
+        )
+    headings = ["seed", "cosine (random)", "sum", "φ of outputs (random)", "φ of inputs (random)"]
+    return table([*headings, "recall alone: style / facts", "summed", "half of each"], rows)
 
 
 def rates(values):

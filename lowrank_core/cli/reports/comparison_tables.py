@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core import SpaceOverlap
-from lowrank_core.cli.reports.completeness import completeness
 from lowrank_core.cli.tables import FEW_LAYERS, heading, listed, note, rows_of_layers, section, table
 from lowrank_core.cli.texts import beginning, count
 from lowrank_core.models import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
@@ -45,8 +44,13 @@ def comparison(report: UpdateComparison, *, full: bool) -> Iterator[RenderableTy
         yield section("Failed", *listed(report.failures, full=True))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
-    failures = len(report.failures) + sum(len(pair.failures) for pair in report.pairs)
-    yield from completeness(complete=report.complete, failures=failures, compared_fraction=None)
+    yield Text(f"\n{_completeness(report)}")
+
+
+def _completeness(report: UpdateComparison) -> str:
+    if report.complete:
+        return "Complete: every layer of all is compared, and nothing else differs."
+    return "Not complete: what is named above as in one alone, failed or not low-rank is in no figure."
 
 
 def _matrix(report: UpdateComparison) -> RenderableType:
