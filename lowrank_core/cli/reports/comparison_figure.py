@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lowrank_core.cli.figures import BLUE, GREY, VERMILION, depth_rows, style
+from lowrank_core._figures import BLUE, GREY, VERMILION, depth_rows, style
 from lowrank_core.cli.names import by_kind
 from lowrank_core.models.operations.compared import whole_overlap
 
