@@ -66,7 +66,8 @@ def decide_by_steps(weight: NDArray[Any], vectors: Floats, steps: int = _STEPS) 
     alphas, betas = _lanczos(weight.astype(np.float64), vectors, steps)
     for column in range(vectors.shape[1]):
         diagonal, beyond = alphas[:, column], betas[:, column]
-        nodes, ritz = np.linalg.eigh(np.diag(diagonal) + np.diag(beyond[:-1], 1) + np.diag(beyond[:-1], -1))
+        with one_blas_thread():
+            nodes, ritz = np.linalg.eigh(np.diag(diagonal) + np.diag(beyond[:-1], 1) + np.diag(beyond[:-1], -1))
         weights = ritz[0] ** 2
         intruder[column] = np.max(weights[:-1] + weights[1:]) < INTRUDER_BELOW**2
         # At zero is what is outside the range of W, where it has no vectors.
