@@ -13,7 +13,7 @@ from lowrank_core._results import few_ranks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_errors", "draw_ranks", "draw_spectra"]
+__all__ = ["draw_errors", "draw_overlap", "draw_ranks", "draw_spectra"]
 
 Floats = NDArray[np.float64]
 
@@ -59,6 +59,19 @@ def draw_errors(ranks: NDArray[np.int64], best: Floats, errors: Mapping[str, Flo
     drawn.set(title=title, xlabel="rank r", ylabel="relative error", xscale="log")
     rank_ticks(drawn, ranks[shown] if len(ranks) <= _MARKS else few_ranks(int(ranks.max())))
     drawn.legend(frameon=False)
+    return drawn
+
+
+def draw_overlap(overlap: Floats, axes: Any) -> Axes:
+    """Draw overlaps (count, k₁, k₂) of leading spaces from 0 to 1, of several their mean."""
+    drawn = _axes(axes)
+    k_1, k_2 = overlap.shape[1:]
+    if overlap.size:
+        extent = (0.5, k_2 + 0.5, k_1 + 0.5, 0.5)
+        image = drawn.imshow(overlap.mean(axis=0), cmap="viridis", vmin=0.0, vmax=1.0, extent=extent)
+        drawn.figure.colorbar(image, ax=drawn)
+    drawn.grid(visible=False)
+    drawn.set(title="Overlap φ(i, j) of leading spaces", xlabel="j of the second", ylabel="i of the first")
     return drawn
 
 

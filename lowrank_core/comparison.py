@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg import Crossing, Operand, cross, scaled_to_unit
+from lowrank_core._plots import draw_overlap
+from lowrank_core._results import EqualByContent, few_ranks, html_table, shape_text, span
 from lowrank_core._validation import as_matrices, as_rank, as_stack, as_workers, broadcast_batches, check_finite
 from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.ranks import above_rounding
@@ -17,13 +19,16 @@ from lowrank_core.spectra import Spectrum, spectrum
 from lowrank_core.truncation import truncate
 from lowrank_core.updates import LowRankUpdate, low_rank_sum
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 __all__ = ["Comparison", "SpaceOverlap", "compare"]
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class SpaceOverlap:
+@dataclass(frozen=True, eq=False, repr=False)
+class SpaceOverlap(EqualByContent):
     r"""The column spaces, or the row spaces, of two updates: spans of their leading singular vectors.
 
     An index i, j beyond an update's rank ρ stands for ρ, that is for the whole space.
@@ -79,6 +84,43 @@ class SpaceOverlap:
     first_captured: Floats
     second_captured: Floats
 
+    def __repr__(self) -> str:
+        ranks = f"{span(self.first_rank, 'd')} and {span(self.second_rank, 'd')}"
+        if self.first_rank.ndim or not self.overlap.size:
+            return f"<SpaceOverlap in dimension {self.side}: ranks {ranks}>"
+        overlap, chance = self.overlap[-1, -1], self.overlap_by_chance[-1, -1]
+        return f"<SpaceOverlap in dimension {self.side}: ranks {ranks}, φ {overlap:.4g}, random {chance:.4g}>"
+
+    def _repr_html_(self) -> str:
+        if self.first_rank.ndim:
+            ranks = zip(
+                np.ndindex(self.first_rank.shape), self.first_rank.ravel(), self.second_rank.ravel(), strict=True
+            )
+            return html_table(repr(self), ["pair", "ρ₁", "ρ₂"], [list(row) for row in ranks])
+        i = few_ranks(min(self.overlap.shape))
+        figures = (self.overlap[i - 1, i - 1], self.overlap_by_chance[i - 1, i - 1], np.degrees(self.angles[i - 1]))
+        rows = [list(row) for row in zip(i, *figures, strict=True)]
+        return html_table(repr(self), ["i", "φ(i, i)", "random", "i-th angle, degrees"], rows)
+
+    def plot(self, ax: Any = None) -> Axes:
+        """Draw φ(i, j) for all i and j, of a stack its mean.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            What to draw in; None for those of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        return draw_overlap(as_stack(self.overlap, 2), ax)
+
     @property
     def cosines(self) -> Floats:
         """Cosines of the principal angles, descending."""
@@ -117,8 +159,8 @@ class SpaceOverlap:
         return _dimensions((self.first_rank, self.second_rank), kept)
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(EqualByContent):
     r"""How two updates of one shape lie to each other.
 
     Attributes
@@ -158,6 +200,16 @@ class Comparison:
     sum_norm: Floats
     columns: SpaceOverlap
     rows: SpaceOverlap
+
+    def __repr__(self) -> str:
+        shape = shape_text((*self.cosine.shape, *self.shape))
+        return f"<Comparison {shape}: cosine {span(self.cosine)}, random 0 ± {self.cosine_deviation:.2g}>"
+
+    def _repr_html_(self) -> str:
+        figures = (self.first_norm, self.second_norm, self.cosine, self.sum_norm, self.orthogonal_norm)
+        columns = zip(np.ndindex(self.cosine.shape), *map(np.ravel, figures), strict=True)
+        rows = [[pair or "", *numbers] for pair, *numbers in columns]
+        return html_table(repr(self), ["pair", "‖Δ₁‖", "‖Δ₂‖", "cosine", "‖Δ₁ + Δ₂‖", "if orthogonal"], rows)
 
     @property
     def orthogonal_norm(self) -> Floats:

@@ -14,6 +14,7 @@ from lowrank_core import (
     LowRankUpdate,
     Spectrum,
     allocate_ranks,
+    compare,
     effective_rank,
     error_sweep,
     learning_sweep,
@@ -49,6 +50,9 @@ RESULTS = {
     "sweep": SWEEP,
     "sweeps": error_sweep(STACK, [1, 2, 3], alpha=[8.0, 16.0]),
     "learned": LEARNED,
+    "compared": compare(UPDATE, DENSE),
+    "compared stacks": compare(np.stack([DENSE, np.zeros_like(DENSE)]), DENSE),
+    "compared spaces": compare(UPDATE, DENSE).rows,
     "allocated": allocate_ranks({"q": spectrum(DENSE), "v": spectrum(np.eye(3))}, parameters=30),
 }
 
