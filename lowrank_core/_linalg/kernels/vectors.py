@@ -86,7 +86,8 @@ def _diagonalise(n: int, d: Floats, e: Floats, of_columns: bool, rotations: Floa
     negligible = TOL * largest
     count, place, last = 0, 0, n - 1
     while last > 0:
-        if abs(e[last - 1]) <= negligible:
+        # As the search for the first row has it: where an entry is NaN, too, the block loses its last row.
+        if not abs(e[last - 1]) > negligible:
             last -= 1
             continue
         first, smallest = last, abs(d[last])

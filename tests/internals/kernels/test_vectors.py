@@ -91,6 +91,14 @@ def test_a_matrix_that_needs_too_many_rotations_is_left_at_nan(monkeypatch):
     assert np.all(values[1] == 0.25)
 
 
+@pytest.mark.parametrize("entry", [np.nan, np.inf])
+def test_entries_that_are_not_finite_end_in_values_that_are_not(entry):
+    matrices = with_values(1, 9, 9, KINDS["drawn"](9)) / 4
+    matrices[0, 4, 4] = entry
+    values, _ = leading(matrices, 9)
+    assert not np.all(np.isfinite(values))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_lapack_decomposes_what_did_not_converge(monkeypatch, dtype):
     def without_convergence(matrices, values, rows):
