@@ -12,6 +12,7 @@ import pickletools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -230,7 +231,8 @@ def _torch(path: Path) -> ModuleType:
     )
     try:
         import ml_dtypes  # noqa: F401 - of bfloat16 and 8-bit floats
-        import torch
+
+        torch = import_module("torch")
     except ImportError as error:
         raise ImportError(
             f"{str(path)!r} is a pickle, of which the tensors alone can be read without running code in it. That needs "
