@@ -305,7 +305,8 @@ def _gram_side(first: NDArray[Any], second: NDArray[Any], *, of_rows: bool, rout
         return None
     # Columns of about one norm: unbalanced ones would be ill conditioned, and powers of two round nothing.
     exponents = np.frexp(squares)[1].astype(np.int64) // 2
-    gram = np.ldexp(gram, -exponents[:, np.newaxis] - exponents)
+    factors = np.ldexp(1.0, -exponents)
+    gram *= factors[:, np.newaxis] * factors
     one, other = _inverse_root(gram[:split, :split]), _inverse_root(gram[split:, split:])
     if one is None or other is None:
         return None
