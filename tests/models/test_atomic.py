@@ -260,10 +260,3 @@ def test_a_tensor_beyond_the_largest_file_names_the_output(tmp_path):
 
 def contents(path):
     return [file.read_bytes() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-
-
-def test_no_signal_is_sent_where_it_is_no_question(monkeypatch):
-    # On Windows signal 0 is Ctrl-C.
-    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
-    monkeypatch.setattr(os, "name", "nt")
-    assert atomic._may_run(os.getpid())
