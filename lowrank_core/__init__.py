@@ -3,7 +3,7 @@
 import typing as _typing
 
 from lowrank_core.allocation import RankAllocation, allocate_ranks
-from lowrank_core.comparison import Comparison, SpaceOverlap, compare
+from lowrank_core.comparison import Comparison, compare
 from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.learning import LearningSweep, learning_sweep
 from lowrank_core.ranks import (
@@ -24,6 +24,7 @@ from lowrank_core.scaling import (
     standard,
     unscaled,
 )
+from lowrank_core.space_overlap import SpaceOverlap
 from lowrank_core.spectra import Spectrum, spectrum
 from lowrank_core.structured import low_rank_hadamard, low_rank_tucker
 from lowrank_core.sweeps import ErrorSweep, error_sweep, reconstruction_error, variance_captured

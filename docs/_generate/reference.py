@@ -19,6 +19,7 @@ CORE = (
     "kronecker_updates",
     "structured",
     "comparison",
+    "space_overlap",
     "truncation",
     "sweeps",
     "ranks",
