@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -278,7 +279,7 @@ def _by_gram(first: Operand, second: Operand, route: CrossingRoute) -> _Products
         (norms[0], norms[1]),
         U[0].T @ left.products @ U[1],
         V[0].T @ right.products @ V[1],
-        lambda: (_vectors(first), _vectors(second)),
+        cache(lambda: (_vectors(first), _vectors(second))),
     )
 
 
