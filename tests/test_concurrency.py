@@ -26,6 +26,7 @@ CALLS = {
     "LowRankUpdate": lambda: PRODUCT.balanced().to_dense(),
     "Spectrum": lambda: lc.Spectrum(OF.values, OF.norm, OF.shape, complete=True).values,
     "allocate_ranks": lambda: tuple(lc.allocate_ranks({"a": ONE, "b": ONE}, parameters=900).ranks.values()),
+    "compare": lambda: (compared := lc.compare(PRODUCT, STACK[:5], rank=4)) and (compared.cosine, compared.rows.angles),
     "effective_rank": lambda: lc.effective_rank(OF),
     "equivalent_alpha": lambda: lc.equivalent_alpha(16, [8, 64], "rslora", to_rule="standard"),
     "error_sweep": lambda: lc.error_sweep(OF, None).errors,
@@ -74,7 +75,7 @@ def all_answers(_=None):
 
 
 def test_every_public_function_is_called():
-    results = {"ErrorSweep", "LearningSweep", "RankAllocation"}
+    results = {"Comparison", "ErrorSweep", "LearningSweep", "RankAllocation", "SpaceOverlap"}
     functions = {name for name in lc.__all__ if callable(getattr(lc, name)) and name not in results}
     assert set(CALLS) == functions
 

@@ -52,7 +52,7 @@ def test_they_are_read_in_place_and_not_tracked():
 
 @calls
 def test_what_is_elsewhere_than_in_memory_or_complex_is_refused(call):
-    refused(call, torch.ones((2, 2), device="meta"), "tensor on meta", "only CPU", ".cpu()")
+    refused(call, torch.ones((2, 2), device="meta"), "tensor on meta", "no numbers", "load its weights")
     refused(call, torch.ones((2, 2), dtype=torch.complex64), "dtype complex64", "accepted are float64, float32")
 
 

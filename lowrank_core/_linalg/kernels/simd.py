@@ -217,8 +217,8 @@ def _places(at: int, apart: Any, count: int) -> list[int]:
 
 @_compiled(lambda array, at, width=DEFAULT: _known(array.dtype, None, width), _build_load)
 def load(array: Any, at: int, width: int = WIDTH) -> Any:
-    """Return the entries of an array from one on."""
-    return array[at : at + width]
+    """Return the entries of an array from one on; a copy, as in a register, whatever is stored there afterwards."""
+    return array[at : at + width].copy()
 
 
 @_compiled(lambda array, at: array.dtype, _build_load)

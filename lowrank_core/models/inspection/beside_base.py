@@ -22,17 +22,21 @@ _TOLERANCE = 1e-6
 
 
 def base_figures(
-    layer: AdapterLayer | WeightPair, update: Update | None, decomposed: Spectrum, intruders: int
+    layer: AdapterLayer | WeightPair,
+    update: Update | None,
+    decomposed: Spectrum,
+    intruders: int,
+    weight: NDArray[Any] | None = None,
 ) -> BaseFigures | None:
-    """Read the weight that an update is added to and return the figures of both; None where the base has none.
+    """Return the figures of an update and of the weight that it is added to; None where the base has none.
 
     `update` is None for a layer of two checkpoints that is too large to be in memory: its figures are those of norms.
-    `intruders` is how many leading left vectors of W + Δ are examined.
+    `intruders` is how many leading left vectors of W + Δ are examined. A `weight` that is not given is read.
     """
     if update is None and isinstance(layer, WeightPair):
         norm = layer.base_norm()
         return BaseFigures(norm=norm, relative_norm=_ratio(float(decomposed.norm), norm))
-    weight = read_weight(layer)
+    weight = read_weight(layer) if weight is None else weight
     if weight is None or update is None:
         return None
     norm, largest = frobenius_norm(weight), float(spectrum(weight, rank=1, tolerance=_TOLERANCE).values[0])

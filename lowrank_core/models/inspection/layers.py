@@ -216,12 +216,12 @@ def _report(
     intruders: int,
 ) -> LayerReport:
     update: Update | None = None
-    rounding = None
+    weight = rounding = None
     if isinstance(layer, WeightPair) and is_large(layer):
         decomposed, noise = decompose_large(layer)
         rounding = None if noise is None else layer_noise(noise, decomposed)
     elif isinstance(layer, WeightPair) and layer.has_rounding:
-        update, noise = layer.update_and_noise()
+        weight, update, noise = layer.base_update_and_noise()
         decomposed = spectrum(update)
         rounding = layer_noise(noise, decomposed)
     else:
@@ -252,6 +252,6 @@ def _report(
         best_error=to_floats(reconstruction_error(decomposed, clamped)),
         errors={rule: to_floats(row) for rule, row in zip(rules, errors, strict=True)},
         rounding=rounding,
-        base=base_figures(layer, update, decomposed, intruders),
+        base=base_figures(layer, update, decomposed, intruders, weight),
         singular_values=decomposed.values,
     )

@@ -114,9 +114,15 @@ class WeightPair:
 
     def update_and_noise(self) -> tuple[NDArray[Any], RoundingNoise]:
         """Read both weights once, and return their difference and the rounding noise in it."""
+        _, update, noise = self.base_update_and_noise()
+        return update, noise
+
+    def base_update_and_noise(self) -> tuple[NDArray[Any], NDArray[Any], RoundingNoise]:
+        """Read both weights once, and return the one before training as well, as a matrix."""
         base, base_step = self.base.read_with_steps(self.shape)
         tuned, tuned_step = self.tuned.read_with_steps(self.shape)
-        return difference(base, tuned), rounding_noise(base, tuned, base_step=base_step, tuned_step=tuned_step)
+        noise = rounding_noise(base, tuned, base_step=base_step, tuned_step=tuned_step)
+        return base, difference(base, tuned), noise
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_values_of_tall_and_of_wide_matrices_are_lapacks(shape, scale):
     stack = scale * np.random.default_rng(0).standard_normal(shape)
     exact = lapack_svd_values(stack).values
     for given in (stack, stack.swapaxes(-1, -2)):
-        values, norms = tall.tall_svd_values(square_values, given, 2)
+        values, norms, _ = tall.tall_svd_values(square_values, given, 2)
         # Not far from a thousandth of what is promised: 10 · max(m, n) · eps.
         assert np.all(np.abs(values - exact) <= 100 * EPS * exact[:, :1])
         assert np.allclose(norms, np.linalg.norm(stack / max(scale, 1e-300), axis=(1, 2)) * scale, rtol=1e-13)
