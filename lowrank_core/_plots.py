@@ -57,7 +57,8 @@ def draw_errors(ranks: NDArray[np.int64], best: Floats, errors: Mapping[str, Flo
         look = LOOKS.get(name, Look(name, GREY, "-", "x"))
         plot(drawn, ranks[shown], curve[shown], look, "", label=look.label, markevery=max(1, len(ranks) // _MARKS))
     drawn.set(title=title, xlabel="rank r", ylabel="relative error", xscale="log")
-    rank_ticks(drawn, ranks[shown] if len(ranks) <= _MARKS else few_ranks(int(ranks.max())))
+    if shown.any():
+        rank_ticks(drawn, ranks[shown] if len(ranks) <= _MARKS else few_ranks(int(ranks.max())))
     drawn.legend(frameon=False)
     return drawn
 
@@ -90,7 +91,7 @@ def draw_ranks(names: Sequence[str], ranks: Sequence[int], axes: Any) -> Axes:
 def _axes(axes: Any, height: float = 4.0) -> Axes:
     """Return given axes, or those of a new figure in the project's style."""
     if axes is not None:
-        return axes  # type: ignore[no-any-return]
+        return axes  # type: ignore[no-any-return]  # matplotlib is not imported before it is needed
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

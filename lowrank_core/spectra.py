@@ -119,7 +119,9 @@ class Spectrum(EqualByContent):
             return html_table(repr(self), ["matrix", "norm", "σ₁"], rows)
         ranks = few_ranks(self.values.shape[-1])
         heads, tails = energy_fractions(self, ranks)
-        rows = [list(row) for row in zip(ranks, self.values[ranks - 1], heads, np.sqrt(tails), strict=True)]
+        # Nothing is lost of a zero update at any rank.
+        captured = heads if self.norm else np.ones_like(heads)
+        rows = [list(row) for row in zip(ranks, self.values[ranks - 1], captured, np.sqrt(tails), strict=True)]
         return html_table(repr(self), ["rank r", "σᵣ", "variance captured", "least error"], rows)
 
     def plot(self, ax: Any = None) -> Axes:

@@ -49,6 +49,7 @@ RESULTS = {
     "Kronecker": KroneckerUpdate(np.eye(2), UPDATE, scaling=-0.5),
     "sweep": SWEEP,
     "sweeps": error_sweep(STACK, [1, 2, 3], alpha=[8.0, 16.0]),
+    "rank 0 alone": error_sweep(spectrum(DENSE), [0]),
     "learned": LEARNED,
     "compared": compare(UPDATE, DENSE),
     "compared stacks": compare(np.stack([DENSE, np.zeros_like(DENSE)]), DENSE),
@@ -118,6 +119,8 @@ def test_tables_have_the_figures_of_the_functions():
     for row, rank in zip(Cells(s._repr_html_()).rows[1:], (1, 2), strict=True):
         figures = s.values[rank - 1], variance_captured(s, rank), reconstruction_error(s, rank)
         assert row == [str(rank), *(f"{figure:.4g}" for figure in figures)]
+    # Of nothing, every rank captures all.
+    assert [row[2:] for row in Cells(RESULTS["zero"]._repr_html_()).rows[1:]] == [["1", "0"]] * 3
     many = spectrum(np.ones((60, 2, 2)))
     assert Cells(many._repr_html_()).rows[-1] == ["… 20 more"]
     named = allocate_ranks({"<b>": spectrum(np.eye(2))}, parameters=4)

@@ -1,4 +1,4 @@
-"""PyTorch's tensors at the door, which are told by their methods: each means its numbers, or is refused in words."""
+"""PyTorch's tensors as input, recognised by their methods: each means its numbers, or is refused in words."""
 
 import ml_dtypes
 import numpy as np
