@@ -8,17 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core import Spectrum, spectrum
+from lowrank_core import Spectrum
 from lowrank_core.models.files.tensors import as_matrix
 from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.intruders import count_intruders
 from lowrank_core.models.inspection.report import BaseFigures
-from lowrank_core.models.norms import NOT_FINITE, Update, dense, frobenius_norm, row_blocks, update_blocks
+from lowrank_core.models.norms import (
+    NOT_FINITE,
+    Update,
+    dense,
+    frobenius_norm,
+    row_blocks,
+    spectral_norm,
+    update_blocks,
+)
 from lowrank_core.models.pairing.pairs import WeightPair
 from lowrank_core.models.rounding import rounded
-
-# Of the energy beyond σ₁², which is up to a thousand times as large: σ₁ is then known to three digits.
-_TOLERANCE = 1e-6
 
 
 def base_figures(
@@ -39,7 +44,7 @@ def base_figures(
     weight = read_weight(layer) if weight is None else weight
     if weight is None or update is None:
         return None
-    norm, largest = frobenius_norm(weight), float(spectrum(weight, rank=1, tolerance=_TOLERANCE).values[0])
+    norm, largest = frobenius_norm(weight), spectral_norm(weight)
     error, unchanged = merge_loss(weight, update) if isinstance(layer, AdapterLayer) else (None, None)
     return BaseFigures(
         norm=norm,

@@ -41,7 +41,8 @@ class BaseFigures:
     Attributes
     ----------
     norm, spectral_norm : float, float or None
-        ‖W‖ and σ₁(W); the second is None where two weights are too large to be in memory as a whole.
+        ‖W‖ and σ₁(W). The second is up to 5 % too small where the smaller side is more than 512, and None where two
+        weights are too large to be in memory as a whole.
     relative_norm, relative_spectral_norm : float, float or None
         ‖Δ‖/‖W‖ and σ₁(Δ)/σ₁(W).
     merge_error, merge_unchanged : float or None
