@@ -59,13 +59,13 @@ def test_both_ends_of_a_fraction_are_taken(falling: Spectrum) -> None:
 @pytest.mark.parametrize(
     ("choice", "noise", "message"),
     [
-        ({"rank": 4, "variance": 0.9}, {}, "--rank and --variance exclude each other"),
+        ({"rank": "4", "variance": 0.9}, {}, "--rank and --variance exclude each other"),
         ({"variance": 0.9, "error": 0.1, "ratio": 0.1}, {}, "--variance, --error and --ratio exclude each other"),
         ({"error": 0.0, "ratio": 0.0}, {}, "--error and --ratio exclude each other"),
-        ({"rank": 4, "max_rank": 8}, {}, "for a fixed rank, give --rank alone"),
+        ({"rank": "4", "max_rank": 8}, {}, "for a fixed rank, give --rank alone"),
         ({"max_rank": 8}, {}, "--parameters or --megabytes chooses, and none of them is given"),
         ({"max_rank": 8}, {"above_noise": False}, "--megabytes or --above-noise chooses, and none of them is given"),
-        ({"rank": 4, "parameters": 100}, {}, "--rank and --parameters exclude each other"),
+        ({"rank": "4", "parameters": 100}, {}, "--rank and --parameters exclude each other"),
         ({"parameters": 100, "megabytes": 1.0}, {}, "--parameters and --megabytes exclude each other"),
         ({"parameters": 100}, {"above_noise": True}, "--parameters and --above-noise exclude each other"),
         ({"objective": "absolute"}, {}, "--objective belongs to --parameters or --megabytes, which is not given"),
@@ -79,7 +79,7 @@ def test_both_ends_of_a_fraction_are_taken(falling: Spectrum) -> None:
         ({"ratio": float("nan")}, {}, "--ratio is a fraction between 0 and 1; got nan"),
     ],
 )
-def test_what_contradicts_itself_is_refused(choice: dict[str, float], noise: dict[str, int], message: str) -> None:
+def test_what_contradicts_itself_is_refused(choice: dict[str, float | str], noise: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose_rank(RankChoice(**choice), **noise)
 

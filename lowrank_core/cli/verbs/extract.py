@@ -97,12 +97,7 @@ def extract(
     --embedding names them) is listed with the norm of its change. The exit code is 1 if what was written is not all: a
     layer failed, or a matrix differs that is in no layer and was not excluded.
     """
-    rank = choose_rank(choice, above_noise=above_noise, sides=sides)
-    if rank is None:
-        raise ValueError(
-            "how much to keep? Give one of --rank, --variance, --error, --ratio, --parameters, --megabytes and "
-            "--above-noise."
-        )
+    rank = choose_rank(choice, required=True, above_noise=above_noise, sides=sides)
     operation = partial(
         models.extract,
         base,

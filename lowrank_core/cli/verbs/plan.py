@@ -10,8 +10,10 @@ import typer
 
 from lowrank_core import models
 from lowrank_core.cli import options, output
+from lowrank_core.cli.rank_choice import option
 from lowrank_core.cli.reports import plan_tables
 from lowrank_core.cli.workers import over_layers
+from lowrank_core.models.operations.rank_words import choose_budget
 
 EXAMPLES = options.examples(
     "lowrank plan base/ tuned/ --parameters 2000000 --out plan.json",
@@ -70,10 +72,10 @@ def plan(
     output.check_outputs(None, json, out)
     if len(paths) > 2:
         raise ValueError(f"two checkpoints, BASE and TUNED, or one ADAPTER; got {len(paths)} paths.")
-    if (parameters is None) == (variance is None):
-        raise ValueError("how much to keep? Give --parameters or --variance, and only one of them.")
+    budget = choose_budget(
+        parameters=parameters, variance=variance, objective=objective, max_rank=max_rank, spelled=option
+    )
     *bases, path = paths
-    budget = models.Budget(parameters, variance, max_rank, objective or models.Budget.objective)
     made = over_layers(
         partial(
             models.plan,

@@ -7,31 +7,27 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, Unpack, overload
+from typing import Unpack, overload
 
 from lowrank_core._validation import as_tolerance
 from lowrank_core.models.executors import Progress, path_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
-from lowrank_core.models.formats import Format, format_of_output, is_adapter
-from lowrank_core.models.formats.experts import without_experts
+from lowrank_core.models.formats import format_of_output, is_adapter
 from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.formats.peft_experts import is_separate_expert
-from lowrank_core.models.module_names import check_patterns, is_embedding, matches, select
+from lowrank_core.models.module_names import check_patterns, select
 from lowrank_core.models.operations.compression import Compression
+from lowrank_core.models.operations.extraction_tasks import PlacedWeights, place_weights
 from lowrank_core.models.operations.factoring import FactorEncoding
-from lowrank_core.models.operations.model_config import Orientation, base_settings, orientation_of
+from lowrank_core.models.operations.model_config import base_settings, orientation_of
 from lowrank_core.models.operations.outputs import ExtractOptions, outputs_at
 from lowrank_core.models.operations.pipeline import compress
-from lowrank_core.models.operations.placing import no_embeddings
 from lowrank_core.models.operations.rank_choice import AboveNoise, Rank
+from lowrank_core.models.operations.rank_words import choose_rank
 from lowrank_core.models.operations.rewriting import rewrite
-from lowrank_core.models.operations.tasks import Destination, Task
-from lowrank_core.models.pairing.changes import OtherChange, change_of
-from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
-
-_NOT_REQUESTED = "an embedding, which is extracted only when asked for (--embedding)"
-_NO_MODULE = "a parameter of its own and no module's weight, which an adapter cannot target"
+from lowrank_core.models.operations.tasks import Destination
+from lowrank_core.models.pairing.pairs import CheckpointPair, pair_checkpoints
 
 
 @overload
@@ -40,7 +36,7 @@ def extract(
     tuned: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    rank: Rank,
+    rank: Rank | None = None,
     **options: Unpack[ExtractOptions],
 ) -> Compression: ...
 
@@ -61,7 +57,16 @@ def extract(
     tuned: str | PathLike[str],
     out: str | PathLike[str],
     *,
-    rank: Rank | Sequence[int],
+    rank: Rank | Sequence[int] | None = None,
+    variance: float | None = None,
+    error: float | None = None,
+    ratio: float | None = None,
+    parameters: int | None = None,
+    megabytes: float | None = None,
+    above_noise: bool = False,
+    sides: int | None = None,
+    objective: str | None = None,
+    max_rank: int | None = None,
     tolerance: float | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
     include: Sequence[str] = (),
@@ -90,13 +95,24 @@ def extract(
         updates are then truncated as they are on this base: DoRA, GLoRA, OFT, BOFT and IA3 become LoRA.
     out : path-like
         What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
-    rank : int, sequence of int, callable, mapping, Budget or AboveNoise
-        How many components to keep in each layer, clamped to min(m, n); or a function of the layer's Spectrum, as
-        ``lambda s: rank_for_variance(s, 0.95)``; or a number for each layer by its name. A
-        :class:`~lowrank_core.models.Budget` is divided among the layers, whose spectra are read first; with
-        :class:`~lowrank_core.models.AboveNoise` each keeps what is above the rounding of its weights. A sequence of
-        numbers writes an adapter for each from one decomposition of each layer, "style-r8.safetensors" for rank 8 of
-        an `out` "style.safetensors"; where only the leading part of a large layer is computed, that of the largest.
+    rank : int, sequence of int, callable, mapping, Budget or AboveNoise, optional
+        How many components to keep in each layer, clamped to min(m, n); or a function of the layer's Spectrum; or a
+        number for each layer by its name. A sequence of numbers writes an adapter for each from one decomposition of
+        each layer, "style-r8.safetensors" for rank 8 of an `out` "style.safetensors"; where only the leading part of a
+        large layer is computed, that of the largest. This or one of the next six chooses the ranks.
+    variance, error, ratio : float, optional
+        Keep the fewest components with this fraction of a layer's variance, as 0.95, or with at most this relative
+        error; or those with σᵢ ≥ ratio·σ₁.
+    parameters, megabytes : int, float, optional
+        Spend at most so many parameters on all layers together, or 10⁶ bytes on the file, where they keep the most
+        variance. The spectra are read first. As in :class:`~lowrank_core.models.Budget`.
+    above_noise, sides : bool, int, optional
+        Keep what is above the rounding of the stored weights: of the tuned alone (1), or of both (2). As in
+        :class:`~lowrank_core.models.AboveNoise`.
+    objective : {"relative", "absolute", "base"}, optional
+        Which variance a budget keeps.
+    max_rank : int, optional
+        The largest rank of any layer, whatever chooses it.
     tolerance : float, optional
         How much of the energy beyond a fixed rank the best update of a large layer may miss, as a fraction of it; None
         is 1e-6, or 1e-12 for differences in float64, and 0 decomposes every layer in full. As in
@@ -181,6 +197,9 @@ def extract(
     array([[4., 0.],
            [0., 0.]])
     """
+    words = {"variance": variance, "error": error, "ratio": ratio, "parameters": parameters, "megabytes": megabytes}
+    words |= {"above_noise": above_noise, "sides": sides, "objective": objective, "max_rank": max_rank}
+    rank = choose_rank({"rank": rank, **words}, required=True)
     if is_adapter(path_for(tuned, executor)):
         _check_options_of_adapters(rank, embeddings, transposed, match, names, component)
         rewritten = rewrite(
@@ -227,7 +246,7 @@ def extract(
     check_patterns("transposed", transposed or (), known)
     chosen = select(known, include, exclude)
     orientation = orientation_of(pair, known, transposed)
-    plan = _place(pair, chosen, embeddings, orientation, target, prefix)
+    plan = place_weights(pair, chosen, embeddings, orientation, target, prefix)
     modules = sorted(pair.module_names)
     # PEFT stacks experts only where all of them have factors: of zeros, where one did not change.
     tasks = [
@@ -259,16 +278,7 @@ def extract(
     return reports if isinstance(rank, Sequence) else reports[0]
 
 
-class _Placed(NamedTuple):
-    """The layers to be extracted, what is skipped, what is skipped and did not change, and what cannot be placed."""
-
-    tasks: list[Task]
-    skipped: dict[str, OtherChange]
-    unchanged: list[str]
-    failures: dict[str, str]
-
-
-def _compared(report: Compression, pair: CheckpointPair, plan: _Placed, excluded: Collection[str]) -> Compression:
+def _compared(report: Compression, pair: CheckpointPair, plan: PlacedWeights, excluded: Collection[str]) -> Compression:
     """Return a report with the fraction of both checkpoints' differences that is in its layers."""
     # What is skipped is counted as such.
     elsewhere = {*report.unchanged, *plan.unchanged, *plan.skipped, *excluded}
@@ -281,88 +291,8 @@ def _compared(report: Compression, pair: CheckpointPair, plan: _Placed, excluded
     )
 
 
-def _place(
-    pair: CheckpointPair,
-    chosen: Sequence[str],
-    embeddings: Collection[str],
-    orientation: Orientation,
-    target: Format,
-    prefix: str | None,
-) -> _Placed:
-    """Decide for each chosen layer whether and where it is stored."""
-    placed = _Placed([], dict(pair.other_changes()), [], {})
-    layers, modules, routers = {layer.name: layer for layer in pair.layers}, pair.module_names, _routers(pair)
-    for name in chosen:
-        embedding = matches(name, embeddings)
-        if name in pair.unpaired:
-            if is_embedding(name) and not embedding:
-                placed.skipped[name] = pair.unpaired[name]
-            else:
-                placed.failures[name] = pair.unpaired[name].description
-            continue
-        layer = layers[name]
-        if layer.experts and target.place_parameter is None:
-            placed.failures[name] = f"{without_experts(target.title, layer.experts)}: write PEFT's, a folder"
-            continue
-        reason = "" if layer.experts else skip_reason(name, modules, embedding=embedding, target=target)
-        if not reason:
-            as_parameter = bool(layer.experts) or name in routers
-            placed.tasks.append(
-                _task(layer, orientation, target, prefix, embedding=embedding, as_parameter=as_parameter)
-            )
-            continue
-        change = change_of(layer.base, layer.tuned)
-        if change is None:
-            placed.unchanged.append(name)
-        else:
-            placed.skipped[name] = change._replace(description=f"{reason}: {change.description}")
-    return placed
-
-
-def _routers(pair: CheckpointPair) -> set[str]:
-    """Return the names of the weights that choose among the experts of a stack: a row for each, beside the stack.
-
-    Of most models in transformers 5 these are parameters of a module that is not linear, which PEFT refuses to target.
-    """
-    stacks = {(_owner(_owner(layer.module)), layer.experts) for layer in pair.layers if layer.experts}
-    single = (layer for layer in pair.layers if not layer.experts)
-    return {layer.name for layer in single if (_owner(layer.module), layer.shape[0]) in stacks}
-
-
-def _owner(module: str) -> str:
-    return module.rpartition(".")[0]
-
-
-def _task(
-    layer: WeightPair,
-    orientation: Orientation,
-    target: Format,
-    prefix: str | None,
-    *,
-    embedding: bool,
-    as_parameter: bool,
-) -> Task:
-    shape = layer.tuned.shape
-    is_transposed = embedding or (len(shape) == len(layer.shape) and orientation.is_transposed(layer))
-    dims = shape[::-1] if is_transposed else shape
-    if as_parameter and target.place_parameter is not None:
-        placement = target.place_parameter(layer.key, dims, prefix, layer.expert, layer.experts)
-    else:
-        placement = target.placement(layer.name, dims, prefix, embedding)
-    return Task(
-        placement=placement,
-        shape=layer.shape,
-        dtype=layer.dtype,
-        tensors=(layer.tuned,),
-        update=layer.update,
-        transposed=is_transposed,
-        update_and_noise=layer.update_and_noise,
-        base_norm=layer.base_norm,
-    )
-
-
 def _check_options_of_adapters(
-    rank: Rank | Sequence[int],
+    rank: Rank | Sequence[int] | None,
     embeddings: Collection[str],
     transposed: Collection[str] | None,
     match: Mapping[str, str] | None,
@@ -380,17 +310,6 @@ def _check_options_of_adapters(
     for option, is_given in given.items():
         if is_given:
             raise ValueError(f"{option} cannot be given for an adapter: it is for the difference of two checkpoints")
-
-
-def skip_reason(
-    name: str, module_names: Collection[str], *, embedding: bool = False, target: Format | None = None
-) -> str:
-    """Return why an adapter skips a weight, asked for as an embedding or not; empty if it takes part."""
-    if name not in module_names:
-        return _NO_MODULE
-    if embedding:
-        return "" if target is None or target.embeddings else no_embeddings(target)
-    return _NOT_REQUESTED if is_embedding(name) else ""
 
 
 def _check_not_an_input(out: Path, *checkpoints: Checkpoint) -> None:

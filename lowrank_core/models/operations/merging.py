@@ -31,6 +31,7 @@ from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtyp
 from lowrank_core.models.operations.pipeline import compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
+from lowrank_core.models.operations.rank_words import choose_one_rank
 from lowrank_core.models.operations.tasks import Destination, Task
 
 
@@ -63,6 +64,13 @@ def merge(
     *,
     weights: Sequence[float] | None = None,
     rank: Rank | None = None,
+    variance: float | None = None,
+    error: float | None = None,
+    ratio: float | None = None,
+    parameters: int | None = None,
+    megabytes: float | None = None,
+    objective: str | None = None,
+    max_rank: int | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
     base: str | PathLike[str] | None = None,
     base_restored: bool = False,
@@ -89,8 +97,10 @@ def merge(
     weights : sequence of float, optional
         One for each adapter, of either sign; 1 by default.
     rank : int, callable, mapping or Budget, optional
-        As in :func:`~lowrank_core.models.resize`. None keeps the exact sum, whose rank is the sum
-        of the adapters' ranks.
+        As in :func:`~lowrank_core.models.resize`.
+    variance, error, ratio, parameters, megabytes, objective, max_rank
+        What chooses the ranks instead, as in :func:`~lowrank_core.models.extract`. Without any, the sum is exact, and
+        its rank is the sum of the adapters' ranks.
     format : str, optional
         The name of a format; None: that of the first adapter, if it is what `out` asks for.
     base : path-like, optional
@@ -146,6 +156,8 @@ def merge(
            [0. , 1. , 0. , 1.5]]))
     """
     out = Path(out)
+    words = {"variance": variance, "error": error, "ratio": ratio, "parameters": parameters, "megabytes": megabytes}
+    rank = choose_one_rank({"rank": rank, **words, "objective": objective, "max_rank": max_rank})
     if not adapters:
         raise ValueError("there is nothing to merge: give at least one adapter")
     weights = _checked_weights(weights, len(adapters))

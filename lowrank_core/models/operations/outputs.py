@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from os import PathLike
 from pathlib import Path
-from typing import TypedDict
 
 from lowrank_core.models.executors import Progress
 from lowrank_core.models.formats import Format
 from lowrank_core.models.operations.rank_choice import Rank, as_count
+from lowrank_core.models.operations.rank_words import RankWords
 
 
-class WriteOptions(TypedDict, total=False):
+class WriteOptions(RankWords, total=False):
     """The options of every operation that writes adapters, for the signatures of its overloads."""
 
     format: str | None
@@ -31,6 +31,8 @@ class WriteOptions(TypedDict, total=False):
 class ExtractOptions(WriteOptions, total=False):
     """The options of :func:`~lowrank_core.models.extract`."""
 
+    above_noise: bool
+    sides: int | None
     tolerance: float | None
     embeddings: Sequence[str]
     transposed: Sequence[str] | None

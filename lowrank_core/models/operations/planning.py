@@ -17,8 +17,9 @@ from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
-from lowrank_core.models.operations.extraction import skip_reason
+from lowrank_core.models.operations.extraction_tasks import skip_reason
 from lowrank_core.models.operations.rank_choice import Budget, layer_spectra, over_base
+from lowrank_core.models.operations.rank_words import choose_budget
 from lowrank_core.models.pairing.changes import change_of
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
 
@@ -120,7 +121,11 @@ def plan(
     path: str | PathLike[str],
     base: str | PathLike[str] | None = None,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
+    parameters: int | None = None,
+    variance: float | None = None,
+    objective: str | None = None,
+    max_rank: int | None = None,
     match: Mapping[str, str] | None = None,
     component: str | None = None,
     scale: float | None = None,
@@ -138,8 +143,10 @@ def plan(
         A PEFT adapter's folder or a kohya file; with `base`, a checkpoint.
     base : path-like, optional
         The checkpoint that `path` was tuned from.
-    budget : Budget
-        Parameters to spend, or variance to keep.
+    budget : Budget, optional
+        Parameters to spend, or variance to keep; or give what it is made of:
+    parameters, variance, objective, max_rank
+        As in :class:`~lowrank_core.models.Budget`: one of the first two.
     match, component : mapping of str to str, str, optional
         As in :func:`~lowrank_core.models.inspect`.
     scale : float, optional
@@ -178,15 +185,18 @@ def plan(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models import Budget, plan
+    >>> from lowrank_core.models import plan
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     base, tuned = pathlib.Path(folder, "base.safetensors"), pathlib.Path(folder, "tuned.safetensors")
     ...     save_file({"q.weight": np.zeros((3, 3)), "v.weight": np.zeros((3, 3))}, base)
     ...     save_file({"q.weight": np.diag([4.0, 3.0, 0.1]), "v.weight": np.diag([2.0, 2.0, 2.0])}, tuned)
-    ...     planned = plan(tuned, base, budget=Budget(variance=0.9), scale=2.0)
+    ...     planned = plan(tuned, base, variance=0.9, scale=2.0)
     >>> planned.parameters, planned.config["r"], planned.config["lora_alpha"], planned.config["rank_pattern"]
     (30, 2, 4, {'^v': 3})
     """
+    budget = choose_budget(
+        budget, parameters=parameters, variance=variance, objective=objective, max_rank=max_rank
+    )
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
     paths = path_for(path, executor), None if base is None else path_for(base, executor)

@@ -11,6 +11,7 @@ from lowrank_core.models.executors import Progress
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.outputs import ResizeOptions
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
+from lowrank_core.models.operations.rank_words import choose_rank
 from lowrank_core.models.operations.rewriting import rewrite
 
 
@@ -35,6 +36,13 @@ def resize(
     out: str | PathLike[str],
     *,
     rank: Rank | Sequence[int] | None = None,
+    variance: float | None = None,
+    error: float | None = None,
+    ratio: float | None = None,
+    parameters: int | None = None,
+    megabytes: float | None = None,
+    objective: str | None = None,
+    max_rank: int | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
     base: str | PathLike[str] | None = None,
     base_restored: bool = False,
@@ -62,7 +70,9 @@ def resize(
     rank : int, sequence of int, callable, mapping or Budget, optional
         How many components to keep in each layer, clamped to what it has; or a function of the layer's Spectrum; or a
         number for each layer by its name; or a :class:`~lowrank_core.models.Budget` to be divided among them. A
-        sequence of numbers writes an adapter for each, as in :func:`~lowrank_core.models.extract`. None keeps all.
+        sequence of numbers writes an adapter for each, as in :func:`~lowrank_core.models.extract`.
+    variance, error, ratio, parameters, megabytes, objective, max_rank
+        What chooses the ranks instead, as in :func:`~lowrank_core.models.extract`. Without any, all is kept.
     format : str, optional
         The name of another format, as "peft", "kohya" or "diffusers".
     base : path-like, optional
@@ -125,6 +135,8 @@ def resize(
     >>> layer.rank, round(layer.variance_captured, 6), round(layer.error, 6)
     (1, 0.64, 0.6)
     """
+    words = {"variance": variance, "error": error, "ratio": ratio, "parameters": parameters, "megabytes": megabytes}
+    rank = choose_rank({"rank": rank, **words, "objective": objective, "max_rank": max_rank})
     reports = rewrite(
         "resize",
         adapter,
