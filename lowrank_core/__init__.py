@@ -77,7 +77,11 @@ if _typing.TYPE_CHECKING:
 else:  # a function that type checkers saw would make every name of the package a known one
 
     def __getattr__(name):
-        """Return the version: at its first use, because reading the metadata takes a tenth of the package's import."""
+        """Return the version, or the package for whole models: at its first use, because both take time to import."""
+        if name == "models":
+            from importlib import import_module
+
+            return import_module("lowrank_core.models")
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib.metadata import version

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from lowrank_core._arrays import ACCEPTED, as_array
 from lowrank_core._dtypes import FLOATS, coarsest
 from lowrank_core._processors import usable_processors
 
@@ -49,9 +50,6 @@ _ADVICE = {
     "c": "Pass its .real or its .imag",
     "V": "Pass one of its fields, or numpy.lib.recfunctions.structured_to_unstructured(...) of them",
 }
-
-_NOT_OF_NUMPY = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
-_ACCEPTED = f"accepted are {', '.join(FLOATS)}, integers and booleans"
 
 
 def as_matrices(update: Any, name: str = "update") -> tuple[NDArray[Any], str]:
@@ -138,43 +136,13 @@ def _as_real(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
 
     Integers are returned as float64, tensors of a dtype that NumPy lacks as float32.
     """
-    array, dtype = _as_array(numbers, name)
+    array, dtype = as_array(numbers, name)
     if array.dtype.kind in "iub":
         return array.astype(np.float64), "float64"
     if dtype not in FLOATS:
         advice = _ADVICE.get(array.dtype.kind, "Convert it with .astype('float64')")
-        raise ValueError(f"{name} has unsupported dtype {dtype}; {_ACCEPTED}. {advice}.")
+        raise ValueError(f"{name} has unsupported dtype {dtype}; {ACCEPTED}. {advice}.")
     return array, dtype
-
-
-def _as_array(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
-    # Masked and sparse arrays and tensors are known by their methods, without importing what defines them.
-    if hasattr(numbers, "mask") and hasattr(numbers, "filled"):
-        raise ValueError(f"{name} is a masked array; plain arrays are accepted. Fill it, for example with .filled(0).")
-    if hasattr(numbers, "nnz"):
-        raise ValueError(f"{name} is a sparse array; dense ones are accepted. Convert it, for example with .toarray().")
-    if not (hasattr(numbers, "detach") and hasattr(numbers, "device")):
-        if hasattr(numbers, "to_dense"):
-            raise ValueError(f"{name} is {numbers!r}; an array is accepted here. Pass {name}.to_dense().")
-        array = np.asarray(numbers)
-        return array, array.dtype.name
-    tensor = numbers.detach()
-    if tensor.device.type == "meta":
-        raise ValueError(f"{name} is a tensor on meta, which has a shape and no numbers; load its weights first.")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} is a tensor on {tensor.device}; only CPU tensors are accepted. Pass {name}.cpu().")
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype in _NOT_OF_NUMPY:
-        # float32 has each of their values exactly.
-        return tensor.float().numpy(), dtype
-    try:
-        array = tensor.numpy()
-    except TypeError as error:
-        raise ValueError(
-            f"{name} is a tensor of dtype {tensor.dtype} and layout {tensor.layout}, which NumPy cannot read "
-            f"({error}); {_ACCEPTED}, dense. Pass {name}.to_dense() or {name}.float()."
-        ) from None
-    return array, array.dtype.name
 
 
 def as_dtype_name(dtype: DTypeLike) -> str:

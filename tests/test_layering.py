@@ -97,7 +97,9 @@ def test_the_packages_import_downwards():
 
 
 def test_the_packages_of_models_import_downwards():
-    folders = [within(f"models.{folder}") for folder in ("files", "pairing", "formats", "inspection", "operations")]
+    folders = [
+        within(f"models.{folder}") for folder in ("figures", "files", "pairing", "formats", "inspection", "operations")
+    ]
     layers = [beside("models"), *folders, {"models"}]
     assert set().union(*layers) == within("models")
     assert upward(layers) == set()
@@ -201,6 +203,16 @@ def test_importing_the_core_imports_no_extra_and_no_compiler():
     code = "import sys, lowrank_core; print(*{name.partition('.')[0] for name in sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert EXTRAS.isdisjoint(run.stdout.split())
+
+
+def test_whole_models_are_reached_from_the_package_and_imported_when_used():
+    code = (
+        "import sys, lowrank_core; before = set(sys.modules); models = lowrank_core.models; "
+        "print(*{name for name in sys.modules if name.startswith('lowrank_core.models')} - {'lowrank_core.models'}); "
+        "print('lowrank_core.models' in before, models.inspect.__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "\nFalse inspect\n"
 
 
 def test_answering_from_a_spectrum_imports_no_extra():

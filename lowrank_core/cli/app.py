@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from lowrank_core.cli.printable import printable
+from lowrank_core.models.printable import printable
 
 _BAD_INPUT = 2
 _INTERRUPTED = 130

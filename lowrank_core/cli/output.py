@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from lowrank_core.cli.printable import in_csv, in_json, with_printable_texts
+from lowrank_core.cli.printable import in_csv, in_json
 from lowrank_core.models import to_json
 from lowrank_core.models.files.atomic import check_replaceable, explaining_full_disk, replacing
+from lowrank_core.models.printable import with_printable_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

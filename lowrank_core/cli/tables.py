@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from rich import box
 from rich.cells import cell_len
@@ -14,9 +13,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from lowrank_core.cli.names import Named, blocks, by_kind, by_short_name, in_natural_order
-
-Layer = TypeVar("Layer", bound=Named)
+from lowrank_core.cli.names import blocks, by_short_name
+from lowrank_core.models.layer_kinds import Layer, by_kind, in_natural_order
 
 # Up to here tables of several lines a layer have a row for every layer; beyond, for every kind of layer.
 FEW_LAYERS = 24

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Decimal, localcontext
 
-from lowrank_core.cli.names import Named, by_short_name
+from lowrank_core.cli.names import by_short_name
+from lowrank_core.models.executors import Named
 
 RULE_LABELS = {"standard": "α/r", "rslora": "α/√r", "unscaled": "γ = 1"}
 

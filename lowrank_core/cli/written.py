@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lowrank_core.cli import output
-from lowrank_core.cli.drawing import draw_written
+from lowrank_core.cli.drawing import draw_report
 from lowrank_core.cli.options import Reports, Work
 from lowrank_core.cli.reports import several_ranks_tables, written_tables
 from lowrank_core.cli.workers import over_layers
@@ -29,7 +29,7 @@ def write_adapter(
         partial(written_tables.written, full=reports.full),
         (reports.json, output.json_text),
         (reports.csv, lambda adapter: output.csv_text(to_rows(adapter))),
-        (reports.figure, draw_written),
+        (reports.figure, draw_report),
     )
     return output.exit_code(complete=written.complete)
 

@@ -15,10 +15,11 @@ from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
+
+from lowrank_core.models.sources import Source, is_path
 
 CONNECT_SECONDS = 15
 # Layers under way, and results that wait for an earlier one: enough to keep the workers of a cluster busy.
@@ -228,9 +229,9 @@ def map_as_completed(
             future.cancel()
 
 
-def path_for(path: str | PathLike[str], executor: Executor | None) -> Path:
-    """Return a path by which an executor's workers find a file: absolute, because their current folder may differ."""
-    return Path(path) if executor is None else Path(path).absolute()
+def source_for(source: Source, executor: Executor | None) -> Source:
+    """Return a source by which an executor's workers find it: a path absolute, because their folder may differ."""
+    return Path(source).absolute() if executor is not None and is_path(source) else source
 
 
 def _result_or_reason(function: Callable[[Layer], Result], layer: Layer) -> Result | str:

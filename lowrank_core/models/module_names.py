@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 # Modules that look tokens or positions up: what the transformers library calls them.
 EMBEDDINGS = frozenset(
@@ -68,3 +68,13 @@ def is_embedding(name: str) -> bool:
 def is_conv1d(name: str) -> bool:
     """Whether GPT-2 and similar models give this name to a weight that they store as (in, out)."""
     return name.rpartition(".")[2] in CONV1D_MODULES
+
+
+def followed_module(name: str, modules: Collection[str], beginnings: tuple[str, ...]) -> str:
+    """Return the module that a tensor's name begins with, if its own part begins so; empty if there is none."""
+    module = name
+    while "." in module:
+        module = module.rpartition(".")[0]
+        if module in modules:
+            return module if name[len(module) + 1 :].startswith(beginnings) else ""
+    return ""

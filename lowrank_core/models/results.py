@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+NOT_IN_JSON = {"json": False}
+"""Marks a field of a result that is no figure."""
+
 
 @singledispatch
 def to_json(result: Any) -> Any:
@@ -37,7 +40,8 @@ def to_json(result: Any) -> Any:
     [4, 8]
     """
     if is_dataclass(result):
-        return {field.name: to_json(getattr(result, field.name)) for field in fields(result)}
+        shown = (field.name for field in fields(result) if field.metadata != NOT_IN_JSON)
+        return {name: to_json(getattr(result, name)) for name in shown}
     if isinstance(result, Mapping):
         return {key if isinstance(key, str) else f"{key:g}": to_json(value) for key, value in result.items()}
     if isinstance(result, np.ndarray):

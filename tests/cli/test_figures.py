@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from lowrank_core.cli.demo import figure as demo_figure
 from lowrank_core.cli.demo.experiments import Experiments
-from lowrank_core.cli.reports import inspection_figure
 from lowrank_core.models.inspection.layers import inspect
 
 from .conftest import write_adapter
@@ -79,7 +78,7 @@ def test_drawing_leaves_matplotlibs_settings_alone(small: Experiments) -> None:
 
 def test_an_inspection_draws_every_layer(tmp_path: Path) -> None:
     report = inspect(write_adapter(tmp_path / "deep", layers=5))
-    figure = inspection_figure.draw(report)
+    figure = report.figure()
     for layer in report.layers:
         assert is_drawn(figure, 0, layer.singular_values / layer.singular_values[0])
     medians = np.median([layer.singular_values / layer.singular_values[0] for layer in report.layers[1::2]], axis=0)
@@ -91,7 +90,7 @@ def test_an_inspection_draws_every_layer(tmp_path: Path) -> None:
 
 def test_best_errors_of_an_inspection_are_those_reported(adapter: Path) -> None:
     report = inspect(adapter, ranks=[1, 2, 3])
-    figure = inspection_figure.draw(report)
+    figure = report.figure()
     for layer in report.layers:
         assert any(np.allclose(line, layer.best_error, atol=1e-12) for line in data(figure, 1) if line.size == 3)
 
@@ -104,12 +103,12 @@ def test_many_kinds_of_layers_share_one_median(tmp_path: Path) -> None:
         for layer in report.layers
     ]
     many = type(report)(**{**vars(report), "layers": tuple(layers)})
-    assert labels(inspection_figure.draw(many), 0) == ["median of 16"]
+    assert labels(many.figure(), 0) == ["median of 16"]
 
 
 def test_zero_updates_are_not_drawn_and_alone_have_no_figure(adapter: Path) -> None:
     report = inspect(adapter)
     zero = type(report.layers[0])(**{**vars(report.layers[0]), "norm": 0.0, "singular_values": np.zeros(3)})
-    inspection_figure.draw(type(report)(**{**vars(report), "layers": (zero, *report.layers[1:])}))
+    type(report)(**{**vars(report), "layers": (zero, *report.layers[1:])}).figure()
     with pytest.raises(ValueError, match="every update is zero"):
-        inspection_figure.draw(type(report)(**{**vars(report), "layers": (zero,)}))
+        type(report)(**{**vars(report), "layers": (zero,)}).figure()

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_core.cli.names import blocks, by_kind, common_prefix, in_natural_order
+from lowrank_core.cli.names import blocks
+from lowrank_core.models.layer_kinds import by_kind, common_prefix, in_natural_order
 from lowrank_core.models.module_names import kind
 
 

@@ -16,12 +16,12 @@ from safetensors.numpy import save_file
 
 from lowrank_core.cli import output
 from lowrank_core.cli.app import main
-from lowrank_core.cli.drawing import draw_inspection
-from lowrank_core.cli.printable import in_csv, in_figure, in_json, printable, with_printable_texts, with_texts
+from lowrank_core.cli.printable import in_csv, in_json
 from lowrank_core.cli.reports import census_tables, inspection_tables
 from lowrank_core.models import census, inspect
 from lowrank_core.models.inspection.census_rows import to_table
 from lowrank_core.models.inspection.report import to_rows
+from lowrank_core.models.printable import in_figure, printable, with_printable_texts, with_texts
 
 # Control characters but newlines, C1, and what overrides the direction of text.
 UNSAFE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -157,7 +157,7 @@ def test_a_census_of_paths_of_any_kind_has_no_control_characters(adapter, name):
 
 
 def test_figures_show_dollars_and_controls_as_they_are(adapter):
-    figure = draw_inspection(renamed(adapter[0], [r"$\frac{$", "\x1b[31m$a$", "c"]))
+    figure = renamed(adapter[0], [r"$\frac{$", "\x1b[31m$a$", "c"]).figure()
     figure.canvas.draw()
     titles = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
     assert any(r"\x1b[31m" in title for title in titles)

@@ -79,7 +79,9 @@ def test_both_ends_of_a_fraction_are_taken(falling: Spectrum) -> None:
         ({"ratio": float("nan")}, {}, "--ratio is a fraction between 0 and 1; got nan"),
     ],
 )
-def test_what_contradicts_itself_is_refused(choice: dict[str, float | str], noise: dict[str, int], message: str) -> None:
+def test_what_contradicts_itself_is_refused(
+    choice: dict[str, float | str], noise: dict[str, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         choose_rank(RankChoice(**choice), **noise)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lowrank_core.cli.reports import written_figure
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.resizing import resize
 
@@ -29,7 +28,7 @@ def marks(figure: Figure, panel: int) -> list[np.ndarray]:
 
 
 def test_every_layer_is_drawn_at_its_numbers(report: Compression) -> None:
-    figure = written_figure.draw(report)
+    figure = report.figure()
     layers = [layer for kind in KINDS for layer in report.layers if layer.name.endswith(kind)]
     quantities = [["rank"], ["storage_error", "error"], ["source_parameters", "parameters"]]
     for panel, names in enumerate(quantities):
@@ -45,7 +44,7 @@ def test_every_layer_is_drawn_at_its_numbers(report: Compression) -> None:
 
 
 def test_marks_differ_by_shape_and_not_by_colour_alone(report: Compression) -> None:
-    for axes in written_figure.draw(report).axes[1:]:
+    for axes in report.figure().axes[1:]:
         one, other = (marks.get_paths()[0].vertices for marks in axes.collections)
         assert one.shape != other.shape or not np.allclose(one, other)
 
@@ -55,7 +54,7 @@ def test_labels_lie_within_their_panel_and_apart(report: Compression, same_size:
     if same_size:
         layers = [dataclasses.replace(layer, source_parameters=layer.parameters) for layer in report.layers]
         report = dataclasses.replace(report, layers=tuple(layers))
-    figure = written_figure.draw(report)
+    figure = report.figure()
     figure.draw_without_rendering()
     assert [[text.get_text() for text in axes.texts] for axes in figure.axes[:2]] == [[], ["storage", "total"]]
     assert {text.get_text() for text in figure.axes[2].texts} == {"before", "after"}
@@ -67,8 +66,8 @@ def test_labels_lie_within_their_panel_and_apart(report: Compression, same_size:
 
 
 def test_a_single_layer_and_one_of_rank_0_are_drawn(report: Compression) -> None:
-    written_figure.draw(dataclasses.replace(report, layers=report.layers[:1]))
+    dataclasses.replace(report, layers=report.layers[:1]).figure()
     empty = dataclasses.replace(report.layers[0], rank=0, parameters=0, storage_error=0.0, error=1.0)
-    figure = written_figure.draw(dataclasses.replace(report, layers=(empty, *report.layers[1:])))
+    figure = dataclasses.replace(report, layers=(empty, *report.layers[1:])).figure()
     figure.draw_without_rendering()
     assert all(np.isfinite(axes.get_xlim()).all() for axes in figure.axes)

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lowrank_core.models.formats.peft_config import PeftConfig, lora_config, read_peft_config
+from lowrank_core.models.formats.peft_config import PeftConfig, check_peft_config, lora_config
 
 NAMES = ["layers.1.q_proj", "layers.11.q_proj", "layers.1.q_proj.inner", "q_proj", "a+b.(c)"]
 
@@ -82,7 +82,7 @@ def test_settings_are_kept_unless_they_describe_layers_or_factors():
 def test_what_is_written_is_what_is_read(tmp_path):
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(lora_config({"a": 4, "b": 2}, {"a": 8.0, "b": 1.5}, use_rslora=True)))
-    config = read_peft_config(path)
+    config = check_peft_config(path, json.loads(path.read_text()))
     assert isinstance(config, PeftConfig)
     assert [(config.rank_of(name), config.alpha_of(name)[0]) for name in "ab"] == [(4, 8.0), (2, 1.5)]
     assert config.rule == "rslora"

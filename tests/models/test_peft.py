@@ -1,4 +1,3 @@
-import json
 import math
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from safetensors.numpy import load_file
 from lowrank_core.models import resize
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.adapter import GroupedProduct
-from lowrank_core.models.formats.peft_config import check_peft_config, read_peft_config
+from lowrank_core.models.formats.peft_config import check_peft_config
 from lowrank_core.models.formats.peft_experts import targeted_parameters
 
 MODULE = "model.layers.11.self_attn.q_proj"
@@ -229,9 +228,8 @@ def test_a_bad_configuration_is_explained(write_peft, config, message):
 
 
 def test_a_configuration_without_a_type_is_refused(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8}))
     with pytest.raises(ValueError, match="has no peft_type"):
-        read_peft_config(tmp_path / "adapter_config.json")
+        check_peft_config(tmp_path / "adapter_config.json", {"r": 8})
 
 
 def test_a_file_without_factors_is_refused(write_peft):

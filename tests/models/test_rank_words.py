@@ -53,7 +53,7 @@ def test_a_plan_takes_what_its_budget_is_made_of(tmp_path, rng):
     (base, tuned), _ = checkpoint_pair(tmp_path, rng)
     words = {"parameters": 150, "objective": "absolute", "max_rank": 3}
     assert to_json(plan(tuned, base, **words)) == to_json(plan(tuned, base, budget=Budget(**words)))
-    with pytest.raises(ValueError, match="how much to keep.*parameters or variance, and only one"):
+    with pytest.raises(ValueError, match=r"how much to keep.*parameters or variance, and only one"):
         plan(tuned, base)
     with pytest.raises(ValueError, match="a budget has variance in it"):
         plan(tuned, base, budget=Budget(parameters=1), variance=0.9)

@@ -12,6 +12,7 @@ from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.peft import PEFT
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.operations import storing
+from lowrank_core.models.operations.destinations import OutputFiles
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
 from lowrank_core.models.operations.resizing import resize
 from lowrank_core.models.operations.storing import complete, stored_scales
@@ -84,14 +85,14 @@ def test_a_file_that_reads_otherwise_is_refused(write_peft):
     folder = write_peft(tensors, r=2, lora_alpha=4)
     (layer,) = open_adapter(folder).layers
     missing = PEFT.place("b", (5, 4), None, False)
-    complete(folder, PEFT, {layer.placement: StoredScale(2, 4.0, 2.0)}, Headers(), Headers())
+    complete(OutputFiles(folder, PEFT), PEFT, {layer.placement: StoredScale(2, 4.0, 2.0)}, Headers(), Headers(), {})
     for placement, scale, found in (
         (layer.placement, StoredScale(2, 4.2, 2.1), "'a' would be read with rank 2 and scale 2.0"),
         (layer.placement, StoredScale(1, 2.0, 2.0), "'a' would be read with rank 2 and scale 2.0"),
         (missing, StoredScale(2, 4.0, 2.0), "'b' would be read with rank 0 and scale 0.0"),
     ):
         with pytest.raises(ValueError, match=rf"{found}, but was made for rank {scale.rank} and scale {scale.scaling}"):
-            complete(folder, PEFT, {placement: scale}, Headers(), Headers())
+            complete(OutputFiles(folder, PEFT), PEFT, {placement: scale}, Headers(), Headers(), {})
 
 
 @pytest.mark.parametrize("out", ["out", "out.safetensors"])

@@ -13,7 +13,8 @@ from lowrank_core import SpaceOverlap
 from lowrank_core.cli.tables import FEW_LAYERS, heading, listed, note, rows_of_layers, section, table
 from lowrank_core.cli.texts import beginning, count
 from lowrank_core.models import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
-from lowrank_core.models.operations.compared import NOTABLE, whole_overlap
+from lowrank_core.models.operations.compared import NOTABLE
+from lowrank_core.models.overlaps import whole_overlap
 
 
 def comparison(report: UpdateComparison, *, full: bool) -> Iterator[RenderableType]:

@@ -7,11 +7,11 @@ from statistics import median
 
 from rich.console import RenderableType
 
-from lowrank_core.cli.names import by_kind
 from lowrank_core.cli.reports.completeness import completeness
 from lowrank_core.cli.tables import heading, listed, note, section, table
 from lowrank_core.cli.texts import count, percent
 from lowrank_core.models import HistoryRow, RunHistory
+from lowrank_core.models.layer_kinds import steps_by_kind
 
 
 def history(report: RunHistory, *, full: bool) -> Iterator[RenderableType]:
@@ -31,19 +31,6 @@ def history(report: RunHistory, *, full: bool) -> Iterator[RenderableType]:
     if report.failures:
         yield section("Failed", *listed(report.failures, full=full))
     yield from completeness(complete=report.complete, failures=len(report.failures), compared_fraction=None)
-
-
-def steps_by_kind(rows: Sequence[HistoryRow]) -> dict[str, dict[int, list[HistoryRow]]]:
-    """Return rows by the kind of their layers, and by step."""
-    layers = {row.name: row for row in rows}
-    kinds: dict[str, dict[int, list[HistoryRow]]] = {}
-    for kind, members in by_kind(layers.values()).items():
-        names = {member.name for member in members}
-        steps = kinds.setdefault(kind, {})
-        for row in rows:
-            if row.name in names:
-                steps.setdefault(row.step, []).append(row)
-    return kinds
 
 
 def _table(steps: dict[int, list[HistoryRow]]) -> RenderableType:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core.cli.names import by_kind
 from lowrank_core.cli.reports.completeness import completeness
 from lowrank_core.cli.tables import add_by_block, heading, listed, note, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models import Plan, PlannedLayer
+from lowrank_core.models.layer_kinds import by_kind
 
 # Up to here a row is printed for every layer; beyond, for every kind of layer.
 _FEW_LAYERS = 48

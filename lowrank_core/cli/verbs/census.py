@@ -8,10 +8,10 @@ from pathlib import Path
 from lowrank_core import models
 from lowrank_core.cli import output
 from lowrank_core.cli.options import Reports, Work
-from lowrank_core.cli.printable import printable, with_texts
 from lowrank_core.cli.reports import census_tables
 from lowrank_core.cli.workers import over_adapters
 from lowrank_core.models.inspection.census_rows import to_table
+from lowrank_core.models.printable import printable, with_texts
 
 
 def check_options(*, recursive: bool, jsonl: Path | None, **of_one: object) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from lowrank_core import models
 from lowrank_core.cli import options, output
-from lowrank_core.cli.drawing import draw_comparison, draw_history
+from lowrank_core.cli.drawing import draw_report
 from lowrank_core.cli.reports import comparison_tables, history_tables
 from lowrank_core.cli.workers import over_layers
 from lowrank_core.models.operations.compared import to_rows
@@ -69,7 +69,7 @@ def compare(
         partial(comparison_tables.comparison, full=reports.full),
         (reports.json, output.json_text),
         (reports.csv, lambda comparison: output.csv_text(to_rows(comparison))),
-        (reports.figure, draw_comparison),
+        (reports.figure, draw_report),
     )
     return output.exit_code(complete=comparison.complete)
 
@@ -91,6 +91,6 @@ def _history(
         partial(history_tables.history, full=reports.full),
         (reports.json, output.json_text),
         (reports.csv, lambda report: output.csv_text(history_rows(report))),
-        (reports.figure, draw_history),
+        (reports.figure, draw_report),
     )
     return output.exit_code(complete=report.complete)

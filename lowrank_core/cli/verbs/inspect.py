@@ -11,7 +11,7 @@ import typer
 
 from lowrank_core import models
 from lowrank_core.cli import options, output
-from lowrank_core.cli.drawing import draw_inspection
+from lowrank_core.cli.drawing import draw_report
 from lowrank_core.cli.reports import inspection_tables
 from lowrank_core.cli.verbs import census
 from lowrank_core.cli.workers import over_layers
@@ -159,7 +159,7 @@ def inspect(
         partial(inspection_tables.inspection, full=reports.full),
         (reports.json, output.json_text),
         (reports.csv, lambda inspection: output.csv_text(to_rows(inspection))),
-        (reports.figure, draw_inspection),
+        (reports.figure, draw_report),
     )
     return output.exit_code(complete=inspection.complete, is_met=is_met)
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.models.files.checkpoints import Checkpoint
+from lowrank_core.models.files.checkpoints import CONFIG, Checkpoint
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import open_file
 
-CONFIG = "config.json"
 _SUFFIX, _INDEX = ".safetensors", ".safetensors.index.json"
 _WEIGHTS = (_SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 # Of transformers: what a model is loaded in, under its old name and its new one, and how it was quantised.
@@ -52,8 +51,8 @@ def files_like(base: Checkpoint, keys: Iterable[str]) -> CheckpointFiles:
     index = ""
     if len(shards) > 1 or base.path.suffix == ".json":
         index = base.path.name if base.path.name.endswith(_INDEX) else f"model{_INDEX}"
-    folder = base.path.parent
-    beside = sorted(folder.iterdir()) if (folder / CONFIG).is_file() else []
+    folder = base.folder
+    beside = sorted(folder.iterdir()) if folder is not None and (folder / CONFIG).is_file() else []
     skipped = {path.name: _why_skipped(path) for path in beside if not _is_part(path, base)}
     copied = tuple(path for path in beside if skipped.get(path.name) == "")
     return CheckpointFiles(dict(sorted(shards.items())), index, copied, {k: why for k, why in skipped.items() if why})
@@ -61,7 +60,8 @@ def files_like(base: Checkpoint, keys: Iterable[str]) -> CheckpointFiles:
 
 def metadata_of(base: Checkpoint, shard: str) -> dict[str, str]:
     """Return the metadata of a shard that is written like one of the base's."""
-    own = next((tensor.file for tensor in base.tensors.values() if tensor.file.name == shard), None)
+    files = (tensor.file for tensor in base.tensors.values() if tensor.memory is None)
+    own = next((file for file in files if file.name == shard), None)
     # transformers refuses a file whose metadata has no format.
     return {"format": "pt"} | (open_file(own)[1] if own else {})
 

@@ -2,47 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from os import PathLike
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lowrank_core.models.files.folders import PIPELINE, component_folder, find_components, find_weights, is_pipeline
 from lowrank_core.models.files.hub_cache import find_snapshot
+from lowrank_core.models.files.in_memory import config_of, state_of, tensors_of
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.quantised import combine_quantised
 from lowrank_core.models.files.scaled_bytes import SCALED_DTYPES
 from lowrank_core.models.files.tensors import StoredTensor, open_file
+from lowrank_core.models.sources import Source, is_path, name_of
+
+CONFIG = "config.json"
+"""What a folder has in which transformers saved a model."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's weights on disk, single or sharded, none of them read yet.
+    """A model's weights on disk, single or sharded, none of them read yet; or in memory.
 
     Attributes
     ----------
     path : Path
-        The file, or the index of a sharded checkpoint or of a pipeline.
+        The file, or the index of a sharded checkpoint or of a pipeline; of weights in memory, what they are called.
     tensors : dict of str to StoredTensor
         Every tensor by name. Weights that the model ties together appear once, under the name they were stored by. A
         quantised weight is one tensor, which is dequantised as it is read; its scales are not tensors of their own.
     components : tuple of str
         Of a pipeline: what names begin with.
+    given_config : dict or None
+        Of weights in memory: what the config.json of their model would say, as far as it is known. None for files.
     """
 
     path: Path
     tensors: dict[str, StoredTensor]
     components: tuple[str, ...] = ()
+    given_config: dict[str, Any] | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the files are in; None for weights in memory."""
+        return self.path.parent if self.given_config is None else None
+
+    def read_config(self) -> dict[str, Any]:
+        """Read what config.json says of the model; nothing where there is none."""
+        if self.folder is None:
+            return self.given_config or {}
+        path = self.folder / CONFIG
+        return read_json(path) if path.is_file() else {}
 
 
-def open_checkpoint(path: str | PathLike[str], *, component: str | None = None) -> Checkpoint:
+def open_checkpoint(source: Source, *, component: str | None = None) -> Checkpoint:
     """Open a model's weights: read which tensors there are, but no weight yet.
 
     Parameters
     ----------
-    path : path-like
+    source : path-like, mapping, model or Checkpoint
         A safetensors, GGUF or PyTorch file, the index of a sharded checkpoint ("model.safetensors.index.json"), a
         folder with one of these, a pipeline of diffusers, a model's folder in the cache of Hugging Face, or the id of
-        a model that is there, as "org/name".
+        a model that is there, as "org/name". Or weights in memory: a mapping of names to NumPy arrays or PyTorch
+        tensors, as ``model.state_dict()`` returns it, or the model itself; of one that PEFT has wrapped, the base's
+        weights. They are neither copied nor modified.
     component : str, optional
         The component of a pipeline, as "transformer". None: all of them, with its name before that of each tensor.
 
@@ -56,7 +79,8 @@ def open_checkpoint(path: str | PathLike[str], *, component: str | None = None) 
     FileNotFoundError
         If the path, or a shard that the index names, is missing.
     ValueError
-        If it is damaged or ambiguous, a pickle of more than tensors, or a shard's name is more than a plain file name.
+        If it is damaged or ambiguous, a pickle of more than tensors, or a shard's name is more than a plain file name;
+        if a tensor in memory is sparse, masked, on meta or on an accelerator.
 
     See Also
     --------
@@ -72,8 +96,12 @@ def open_checkpoint(path: str | PathLike[str], *, component: str | None = None) 
     ...     save_file({"layer.weight": np.ones((2, 3), np.float32)}, pathlib.Path(folder, "model.safetensors"))
     ...     open_checkpoint(folder).tensors["layer.weight"].shape
     (2, 3)
+    >>> open_checkpoint({"layer.weight": np.ones((2, 3))}).tensors["layer.weight"].dtype
+    'float64'
     """
-    location = find_snapshot(Path(path))
+    if not is_path(source):
+        return _in_memory(source, component)
+    location = find_snapshot(Path(source))
     if component is not None:
         location = component_folder(location, component)
     if is_pipeline(location):
@@ -81,9 +109,30 @@ def open_checkpoint(path: str | PathLike[str], *, component: str | None = None) 
     if location.is_dir():
         location = find_weights(location)
     tensors = _open_shards(location) if location.suffix == ".json" else open_file(location)[0]
-    has_scales = any(tensor.dtype in SCALED_DTYPES for tensor in tensors.values())
-    block = _block_shape(location.parent / "config.json") if has_scales else None
-    return Checkpoint(location, combine_quantised(tensors, block))
+    return _combined(Checkpoint(location, tensors))
+
+
+def _in_memory(source: Source, component: str | None) -> Checkpoint:
+    """Return weights in memory as a checkpoint."""
+    if component is not None:
+        raise ValueError(
+            f"a component (--component) is one of the models in the folder of a pipeline, and {name_of(source)} is in "
+            "memory: give the component itself"
+        )
+    if isinstance(source, Checkpoint):
+        return source
+    name = name_of(source)
+    tensors = tensors_of(state_of(source), name)
+    if not tensors:
+        raise ValueError(f"{name} has no weights: give a mapping of names to arrays or tensors, or a model with some")
+    return _combined(Checkpoint(Path(name), tensors, given_config=config_of(source)))
+
+
+def _combined(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with each quantised weight as one tensor."""
+    has_scales = any(tensor.dtype in SCALED_DTYPES for tensor in checkpoint.tensors.values())
+    block = _block_shape(checkpoint.read_config()) if has_scales else None
+    return replace(checkpoint, tensors=combine_quantised(checkpoint.tensors, block))
 
 
 def _open_pipeline(folder: Path) -> Checkpoint:
@@ -98,11 +147,9 @@ def module_name(key: str) -> str:
     return key.removesuffix(".weight")
 
 
-def _block_shape(config: Path) -> tuple[int, ...] | None:
+def _block_shape(config: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Return the shape of the blocks of scales that a model's configuration names, None where there is none."""
-    if not config.is_file():
-        return None
-    quantisation = read_json(config).get("quantization_config")
+    quantisation = config.get("quantization_config")
     shape = quantisation.get("weight_block_size") if isinstance(quantisation, dict) else None
     if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
         return None

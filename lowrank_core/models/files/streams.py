@@ -48,7 +48,7 @@ class TensorStream:
     def add(self, key: str, tensor: NDArray[Any]) -> None:
         """Append a tensor; those of larger item size first, because readers map each at a multiple of its item size."""
         if key in self._entries:
-            raise ValueError(f"{key!r} would be written twice: two layers have one name")
+            raise ValueError(named_twice(key))
         if self._size % tensor.dtype.itemsize:
             raise ValueError(f"{key!r} would not be aligned: tensors of larger item size are written first")
         # As bytes: NumPy's own buffers do not know bfloat16. Safetensors is little-endian everywhere.
@@ -71,6 +71,11 @@ class TensorStream:
         self._file.write(self._reserved.to_bytes(_LENGTH_BYTES, "little") + header)
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def named_twice(key: str) -> str:
+    """Return what is wrong where two tensors have one name."""
+    return f"{key!r} would be written twice: two layers have one name"
 
 
 def header_size(keys: Iterable[str], metadata: Mapping[str, str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -55,11 +55,19 @@ class Part(NamedTuple):
         return array[tuple(index)]
 
 
+@dataclass(frozen=True, eq=False)
+class ArrayInMemory:
+    """The array of a tensor that is in no file; equal to itself alone, as a place in a file is."""
+
+    values: NDArray[Any]
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """One tensor of a file, or a part of one, not yet read.
 
-    A plain value that can be sent to another process: it has a path and a key, never an open file. `dtype` is NumPy's
+    A plain value that can be sent to another process: it has a path and a key, never an open file. One in memory has
+    its array with it, and `file` is what its source is called. `dtype` is NumPy's
     or ml_dtypes' name ("float32", "bfloat16", "int64") where there is one, else the file's own ("Q8_0"). `read_as` is
     the dtype of the array that is read, where it is another, and `offset` where the tensor's bytes begin, in files that
     are read by it. `part` says which entries of a larger tensor it is. `quantised` says what a quantised weight is
@@ -74,6 +82,7 @@ class StoredTensor:
     offset: int = 0
     part: Part | None = None
     quantised: Quantisation | None = None
+    memory: ArrayInMemory | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -102,8 +111,8 @@ class StoredTensor:
 
     @property
     def is_mappable(self) -> bool:
-        """Whether the bytes in the file are those of the array, so that a part can be read alone."""
-        return bool(self.offset) and not self.is_dequantised
+        """Whether the stored bytes are those of the array, so that a part can be read alone."""
+        return (bool(self.offset) or self.memory is not None) and not self.is_dequantised
 
     @property
     def refusal(self) -> str:
@@ -248,7 +257,8 @@ def read_tensors(tensors: Iterable[StoredTensor]) -> list[NDArray[Any]]:
     for tensor in wanted:
         if not tensor.is_readable:
             raise ValueError(f"{tensor.key!r} is stored as {tensor.dtype}: {tensor.refusal or PLAIN_WEIGHTS}")
-    arrays = {tensor: _read_one(tensor) for tensor in wanted if tensor.part or tensor.quantised or _is_plain(tensor)}
+    apart = (tensor for tensor in wanted if tensor.part or tensor.quantised or tensor.memory or _is_plain(tensor))
+    arrays = {tensor: _read_one(tensor) for tensor in apart}
     whole = [tensor for tensor in wanted if tensor not in arrays]
     for path in dict.fromkeys(tensor.file for tensor in whole):
         own = [tensor for tensor in whole if tensor.file == path]
@@ -269,16 +279,23 @@ def _read_one(tensor: StoredTensor) -> NDArray[Any]:
     if _is_plain(tensor):
         return next(_stored_blocks(tensor, [slice(0, tensor.shape[0])]))
     part = tensor.part or Part.all(tensor.shape)
+    if tensor.memory is not None:
+        return part.of(tensor.memory.values)
     return part.of(replace(tensor, shape=part.shape, part=None).read())
 
 
 def _is_plain(tensor: StoredTensor) -> bool:
-    """Whether a tensor is an array of bytes in its file."""
+    """Whether a tensor is an array of bytes in its file or in memory."""
     return tensor.is_mappable and bool(tensor.shape) and bool(tensor.size)
 
 
 def _stored_blocks(tensor: StoredTensor, blocks: Iterable[slice]) -> Iterator[NDArray[Any]]:
     """Yield consecutive rows of a plain tensor, of these lengths, as arrays of their own."""
+    if tensor.memory is not None:
+        values = tensor.memory.values if tensor.part is None else tensor.part.view_of(tensor.memory.values)
+        # Copies, as from a file: what is given is never modified.
+        yield from (np.array(values[rows]) for rows in blocks)
+        return
     stored, begin = as_dtype(tensor.dtype).newbyteorder("<"), tensor.offset
     try:
         if tensor.part is not None:

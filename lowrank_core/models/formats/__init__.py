@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+from lowrank_core.models.files.checkpoints import Checkpoint
 from lowrank_core.models.files.hub_cache import find_snapshot
-from lowrank_core.models.files.tensors import open_file
+from lowrank_core.models.files.in_memory import is_adapted, state_of, tensors_of
+from lowrank_core.models.files.tensors import StoredTensor, open_file
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.foreign import foreign_layout
@@ -19,7 +22,9 @@ from lowrank_core.models.formats.lycoris import LYCORIS
 from lowrank_core.models.formats.mlx import MLX
 from lowrank_core.models.formats.old_diffusers import OLD_DIFFUSERS
 from lowrank_core.models.formats.peft import PEFT
+from lowrank_core.models.formats.peft_model import as_config, peft_state
 from lowrank_core.models.formats.xlabs import XLABS
+from lowrank_core.models.sources import Source, is_path, name_of
 
 __all__ = [
     "FORMATS",
@@ -43,14 +48,19 @@ __all__ = [
 FORMATS: tuple[Format, ...] = (KOHYA, PEFT, LYCORIS, DIFFUSERS, OLD_DIFFUSERS, XLABS, GGUF_ADAPTER, MLX)
 
 
-def open_adapter(path: str | PathLike[str]) -> Adapter:
+def open_adapter(source: Source, *, config: Any = None) -> Adapter:
     """Open a LoRA adapter: read its configuration and the header of its file, but no factor.
 
     Parameters
     ----------
-    path : path-like
+    source : path-like, mapping, model or Adapter
         An adapter's file, or its folder (or the folder above, if it contains one adapter alone), of any format that is
-        read. The format is recognised from the content.
+        read. The format is recognised from the content. Or an adapter in memory: a model of PEFT's, whose active
+        adapter is taken, or a mapping of names to NumPy arrays or PyTorch tensors. They are neither copied nor
+        modified.
+    config : peft.PeftConfig or mapping, optional
+        Of a mapping with PEFT's names: the configuration with alpha and the scaling rule, as
+        ``model.peft_config["default"]`` or the content of adapter_config.json.
 
     Returns
     -------
@@ -63,7 +73,8 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
         If a file is missing.
     ValueError
         If the adapter is of an unknown type, or damaged: a factor without its partner, ranks that disagree, an invalid
-        configuration, a pickle.
+        configuration, a pickle; if the scale of one in memory cannot be known, or a tensor is sparse, on meta or on an
+        accelerator.
 
     See Also
     --------
@@ -84,16 +95,57 @@ def open_adapter(path: str | PathLike[str]) -> Adapter:
     ...     layer = open_adapter(folder).layers[0]
     >>> layer.name, layer.shape, layer.scaling, layer.scaling_source
     ('proj', (4, 6), 4.0, 'alpha 8 (lora_alpha) / rank 2 (lora_A)')
+    >>> open_adapter(factors, config={"peft_type": "LORA", "r": 2, "lora_alpha": 8}).layers[0].scaling
+    4.0
     """
-    where = find_snapshot(Path(path))
+    if not is_path(source):
+        return _open_in_memory(source, config)
+    if config is not None:
+        raise ValueError("a config is for an adapter in memory: one in files has its own beside the tensors")
+    where = find_snapshot(Path(source))
     if any(where.name in each.files[1:] for each in FORMATS):
         where = where.parent
     if where.is_dir():
         where = _find_adapter(where)
-    file = AdapterFile(where, *open_file(where))
+    return _read(AdapterFile(where, *open_file(where)))
+
+
+def _open_in_memory(source: Source, config: Any) -> Adapter:
+    if isinstance(source, Adapter):
+        return source
+    if isinstance(source, Checkpoint):
+        return _read(AdapterFile(source.path, source.tensors, {}, {}))
+    if is_adapted(source):
+        if config is not None:
+            raise ValueError(f"{name_of(source)} has its adapter's configuration: leave config out")
+        state, settings = peft_state(source)
+    else:
+        state, settings = state_of(source), {} if config is None else as_config(config)
+    name = name_of(source)
+    adapter = adapter_in_memory(name, tensors_of(state, name), {}, settings)
+    unscaled = [layer for layer in adapter.layers if layer.placement.unscaled and adapter.format == DIFFUSERS.name]
+    if unscaled:
+        raise ValueError(
+            f"{name} has {PEFT.factors} without an alpha, as {unscaled[0].tensors[0].key!r}, so that the scale of "
+            "the update is unknown: alpha and the scaling rule are in PEFT's configuration. Give the model of PEFT's "
+            "itself, or open_adapter(state_dict, config=model.peft_config['default'])"
+        )
+    return adapter
+
+
+def adapter_in_memory(
+    name: str, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], config: Mapping[str, Any]
+) -> Adapter:
+    """Return the adapter that consists of tensors in memory, with the metadata and the configuration of its format."""
+    return _read(AdapterFile(Path(name), tensors, dict(metadata), dict(config)))
+
+
+def _read(file: AdapterFile) -> Adapter:
+    """Read an adapter in whatever format its tensors are; none of them is read yet."""
+    where = file.path
     parts = _read_parts(file)
     if parts:
-        return _together(parts)
+        return replace(_together(parts), tensors=file.tensors)
     foreign = foreign_layout(file.tensors)
     if foreign:
         raise ValueError(f"{str(where)!r} {foreign}")
@@ -149,11 +201,13 @@ def format_named(name: str) -> Format:
     return next(each for each in FORMATS if each.name == name)
 
 
-def format_of_output(path: Path, source: str | None = None, name: str | None = None) -> Format:
+def format_of_output(out: str | PathLike[str] | None, source: str | None = None, name: str | None = None) -> Format:
     """Return the format to write: the one that is named, else the source's if the path is named so, else the first.
 
-    Without a source's own layers, only a format that takes those of others can be written.
+    Without a source's own layers, only a format that takes those of others can be written. In memory, where `out` is
+    None, it is the source's, or PEFT's.
     """
+    path = None if out is None else Path(out)
     writable = [each for each in FORMATS if each.place or each.name == source]
     if name is not None:
         chosen = next((each for each in writable if each.name == name), None)
@@ -161,9 +215,11 @@ def format_of_output(path: Path, source: str | None = None, name: str | None = N
             raise ValueError(
                 f"format {name!r} cannot be written from this input: {', '.join(each.name for each in writable)} can"
             )
-        if not chosen.names_a(path):
+        if path is not None and not chosen.names_a(path):
             raise ValueError(f"{str(path)!r} does not name an output of the format {name!r}: {chosen.output}")
         return chosen
+    if path is None:
+        return next((each for each in writable if each.name == source), PEFT)
     fitting = [each for each in writable if each.names_a(path)]
     if not fitting:
         raise ValueError(
@@ -187,9 +243,14 @@ def adapter_files(path: Path) -> tuple[Path, ...]:
     return tuple(path / name for each in FORMATS for name in each.files)
 
 
-def is_adapter(path: str | PathLike[str]) -> bool:
-    """Whether a path is an adapter's folder, or one of its files, by the names in the folder or what is in the file."""
-    where = Path(path)
+def is_adapter(source: Source) -> bool:
+    """Whether a source is an adapter's folder, or one of its files, by the names in the folder or what is in the file.
+
+    In memory, a model of PEFT's is an adapter, and a mapping is one by its names.
+    """
+    if not is_path(source):
+        return _is_adapter_in_memory(source)
+    where = Path(source)
     if where.is_dir():
         return is_adapter_folder({file.name for file in where.iterdir()})
     if any(where.name in each.files for each in FORMATS):
@@ -197,9 +258,19 @@ def is_adapter(path: str | PathLike[str]) -> bool:
     return where.suffix in SUFFIXES and where.is_file() and holds_adapter(where)
 
 
+def _is_adapter_in_memory(source: Source) -> bool:
+    if isinstance(source, Adapter) or is_adapted(source):
+        return True
+    tensors = source.tensors if isinstance(source, Checkpoint) else tensors_of(state_of(source), name_of(source))
+    return _is_recognised(AdapterFile(Path(name_of(source)), tensors, {}, {}))
+
+
 def holds_adapter(path: Path) -> bool:
     """Whether a safetensors file is an adapter's."""
-    file = AdapterFile(path, *open_file(path))
+    return _is_recognised(AdapterFile(path, *open_file(path)))
+
+
+def _is_recognised(file: AdapterFile) -> bool:
     return any(each.recognises(file) for each in FORMATS)
 
 

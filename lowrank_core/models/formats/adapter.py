@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
@@ -241,12 +241,12 @@ class OtherTensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk: its layers, and all its other tensors.
+    """An adapter on disk or in memory: its layers, and all its other tensors.
 
     Attributes
     ----------
     path, format : Path, str
-        The file, and the name of its format, as "peft".
+        The file, or what an adapter in memory is called; and the name of its format, as "peft".
     layers : tuple of AdapterLayer
         The low-rank updates, in alphabetical order.
     unsupported : dict of str to str
@@ -268,6 +268,8 @@ class Adapter:
         The configuration as it was read, in PEFT's terms; empty where the format has none.
     metadata : dict of str to str
         The file's remarks about itself.
+    tensors : dict of str to StoredTensor
+        Every tensor, by its name in the file.
     """
 
     path: Path
@@ -282,6 +284,25 @@ class Adapter:
     initialisation: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Read every tensor, and return copies by the names in the file, as programs of its format load them.
+
+        Returns
+        -------
+        dict of str to ndarray
+            In the stored dtype; that of ml_dtypes for bfloat16 and float8. ``torch.from_numpy`` takes all others.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lowrank_core.models import extract
+        >>> report = extract({"proj.weight": np.zeros((2, 2))}, {"proj.weight": np.diag([4.0, 3.0])}, rank=1)
+        >>> {name: array.shape for name, array in report.adapter.state_dict().items()}
+        {'base_model.model.proj.lora_A.weight': (1, 2), 'base_model.model.proj.lora_B.weight': (2, 1)}
+        """
+        return dict(zip(self.tensors, read_tensors(self.tensors.values()), strict=True))
 
     @property
     def incomplete(self) -> dict[str, str]:
@@ -377,13 +398,3 @@ def build_of(
         f"the factors of {module!r} disagree: A is {describe_shape(A.shape)}, so its rank is {rows}, but B is "
         f"{describe_shape(B.shape)}, so its rank is {columns}"
     )
-
-
-def followed_module(name: str, modules: Collection[str], beginnings: tuple[str, ...]) -> str:
-    """Return the module that a tensor's name begins with, if its own part begins so; empty if there is none."""
-    module = name
-    while "." in module:
-        module = module.rpartition(".")[0]
-        if module in modules:
-            return module if name[len(module) + 1 :].startswith(beginnings) else ""
-    return ""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate, scaling_rule
+from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.streams import Stream, stream_tensors
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import Adapter, Placement
@@ -26,11 +27,30 @@ SUFFIXES = (SINGLE_FILE, ".gguf")
 
 
 class AdapterFile(NamedTuple):
-    """A file whose header has been read: its path, its tensors by name, and its metadata."""
+    """A file whose header has been read: its path, its tensors by name, and its metadata.
+
+    Of one in memory, the path is what it is called, and `given_config` its configuration, which may be empty.
+    """
 
     path: Path
     tensors: Mapping[str, StoredTensor]
     metadata: dict[str, str]
+    given_config: dict[str, Any] | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether there is no file."""
+        return self.given_config is not None
+
+    def has_config(self, name: str) -> bool:
+        """Whether there is a configuration of this name beside the tensors."""
+        return bool(self.given_config) if self.in_memory else self.path.with_name(name).is_file()
+
+    def read_config(self, name: str) -> dict[str, Any]:
+        """Read the configuration of this name beside the tensors; nothing where there is none."""
+        if self.in_memory or not self.has_config(name):
+            return self.given_config or {}
+        return read_json(self.path.with_name(name))
 
 
 class StoredScale(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.files.json_file import parse_json, read_json
+from lowrank_core.models.files.json_file import parse_json
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
 from lowrank_core.models.formats.adapter import (
     Adapter,
@@ -37,18 +37,18 @@ _DEFAULT_SCALE = 20.0
 
 
 def _recognises(file: AdapterFile) -> bool:
-    named = file.path.name == _WEIGHTS and file.path.with_name(_CONFIG).is_file()
+    named = file.path.name == _WEIGHTS and not file.in_memory and file.has_config(_CONFIG)
     return named or any(key.endswith((_A, _B)) for key in file.tensors)
 
 
 def _read(file: AdapterFile) -> Adapter:
     path = file.path.with_name(_CONFIG)
-    if not file.path.name.endswith(_WEIGHTS) or not path.is_file():
+    if not (file.has_config(_CONFIG) and (file.in_memory or file.path.name.endswith(_WEIGHTS))):
         raise ValueError(
             f"{str(file.path)!r} has mlx-lm's lora_a and lora_b, but no {_CONFIG} of mlx-lm beside it: the scale is in "
             f"it. Put the two in one folder, the tensors as {_WEIGHTS}"
         )
-    config = read_json(path)
+    config = file.read_config(_CONFIG)
     if config.get("fine_tune_type") == "full":
         raise ValueError(
             f"{str(path)!r} has fine_tune_type 'full': the tensors are weights that were trained in full, and not an "

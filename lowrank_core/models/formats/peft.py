@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.formats.adapter import (
     Adapter,
@@ -17,7 +16,6 @@ from lowrank_core.models.formats.adapter import (
     Placement,
     both_factors,
     build_of,
-    followed_module,
 )
 from lowrank_core.models.formats.format import AdapterFile, Documented, Format, Headers, Kept, StoredScale
 from lowrank_core.models.formats.peft_config import (
@@ -26,7 +24,6 @@ from lowrank_core.models.formats.peft_config import (
     check_peft_config,
     lora_config,
     meaning_in_full,
-    read_peft_config,
     trained_rows,
 )
 from lowrank_core.models.formats.peft_experts import (
@@ -37,6 +34,7 @@ from lowrank_core.models.formats.peft_experts import (
     targeted_parameters,
 )
 from lowrank_core.models.formats.peft_other_types import OTHER_TYPES
+from lowrank_core.models.module_names import followed_module
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
@@ -59,18 +57,19 @@ _COMPILED = re.compile(r"(?:^|(?<=\.))_orig_mod\.")
 
 def _recognises(file: AdapterFile) -> bool:
     # The configuration says best what the tensors are, of another type of adapter too.
+    if file.in_memory:
+        return "peft_type" in file.read_config(_CONFIG)
     if file.path.name not in (_WEIGHTS, _PICKLED_WEIGHTS) or not file.tensors:
         return False
-    return file.path.with_name(_CONFIG).is_file() or any(_FACTOR.fullmatch(key) for key in file.tensors)
+    return file.has_config(_CONFIG) or any(_FACTOR.fullmatch(key) for key in file.tensors)
 
 
 def _read(file: AdapterFile) -> Adapter:
-    config_file = file.path.with_name(_CONFIG)
-    raw = read_json(config_file) if config_file.is_file() else {}
+    raw = file.read_config(_CONFIG)
     read_other = OTHER_TYPES.get(str(raw.get("peft_type")))
     if read_other is not None:
         return read_other(file, raw)
-    config = _config_beside(file.path)
+    config = _config_beside(file)
     names, renamed = _names(file)
     factors: dict[str, dict[str, StoredTensor]] = {}
     rest: dict[str, StoredTensor] = {}
@@ -95,7 +94,7 @@ def _read(file: AdapterFile) -> Adapter:
         layers=(*plain.values(), *(layer for experts in stacks.values() for layer in experts)),
         unsupported=failures,
         others=tuple(_other(name, tensor, plain, config) for name, tensor in rest.items()),
-        warnings=(*renamed, *_file_warnings(file.path, plain), *warnings, *experts_warnings(parameters, config)),
+        warnings=(*renamed, *_file_warnings(file, plain), *warnings, *experts_warnings(parameters, config)),
         inherited_warnings=inherited,
         initialisation=_altering_initialisation(config),
         settings=config.raw,
@@ -157,9 +156,9 @@ def _layers(
     return plain, stacks, failures
 
 
-def _file_warnings(path: Path, modules: Collection[str]) -> Iterator[str]:
+def _file_warnings(file: AdapterFile, modules: Collection[str]) -> Iterator[str]:
     """Yield what a user should know of other adapters in the folder, and of modules that PEFT adds twice."""
-    inner = sorted(config.parent.name for config in path.parent.glob(f"*/{_CONFIG}"))
+    inner = [] if file.in_memory else sorted(each.parent.name for each in file.path.parent.glob(f"*/{_CONFIG}"))
     if inner:
         yield f"the folder has more adapters in subfolders, which are not part of this one: {', '.join(inner)}"
     attention = [module for module in modules if module.endswith(_ATTENTION_PROJECTION)]
@@ -174,15 +173,14 @@ def _scale_of(layer: AdapterLayer) -> StoredScale:
     return StoredScale(layer.rank, layer.alpha, layer.scaling)
 
 
-def _config_beside(path: Path) -> PeftConfig:
+def _config_beside(file: AdapterFile) -> PeftConfig:
     """Read the configuration beside the one file that PEFT would read: any other file has none."""
-    config = path.with_name(_CONFIG)
-    if not config.is_file():
+    if not file.has_config(_CONFIG):
         raise FileNotFoundError(
-            f"no {_CONFIG} beside {str(path)!r}: alpha and the scaling rule are in it, and without them the scale "
+            f"no {_CONFIG} beside {str(file.path)!r}: alpha and the scaling rule are in it, and without them the scale "
             "of the update is unknown"
         )
-    return read_peft_config(config)
+    return check_peft_config(file.path.with_name(_CONFIG), file.read_config(_CONFIG))
 
 
 def _layer(module: str, tensors: Mapping[str, StoredTensor], config: PeftConfig) -> AdapterLayer:

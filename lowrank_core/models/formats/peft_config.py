@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.formats.format import applied_scale
 from lowrank_core.models.formats.patterns import ModulePatterns
 
@@ -92,13 +91,11 @@ class PeftConfig:
         return f"alpha {alpha:g} ({source}) / {divisor}"
 
 
-def read_peft_config(path: Path) -> PeftConfig:
-    """Read and check the configuration of an adapter; PEFT's defaults replace what is missing."""
-    return check_peft_config(path, read_json(path))
-
-
 def check_peft_config(path: Path, raw: dict[str, Any]) -> PeftConfig:
-    """Return a configuration whose entries are known to be of the right types; `path` is for messages."""
+    """Return a configuration whose entries are known to be of the right types; `path` is for messages.
+
+    PEFT's defaults replace what is missing.
+    """
     if raw.get("peft_type") != "LORA":
         given = f"peft_type {raw['peft_type']!r}" if "peft_type" in raw else "no peft_type"
         why = _UNREAD.get(str(raw.get("peft_type")), "which is not known")

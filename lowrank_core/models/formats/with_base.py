@@ -6,15 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name, open_checkpoint
+from lowrank_core.models.files.in_memory import is_adapted
 from lowrank_core.models.files.tensors import StoredTensor, as_matrix, describe_shape
 from lowrank_core.models.formats import format_named, is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.base_updates import WithMagnitudes
 from lowrank_core.models.formats.format import LossyNames
+from lowrank_core.models.sources import Source, name_of
 
 _DORA = "use_dora"
 _ATTENTION_WEIGHT = ".in_proj_weight"
@@ -22,17 +23,18 @@ _ATTENTION_WEIGHT = ".in_proj_weight"
 _DORA_FLAG = re.compile(r'(?<=use_dora": )true')
 
 
-def open_with_base(path: str | PathLike[str], base: str | PathLike[str]) -> Adapter:
+def open_with_base(path: Source, base: Source) -> Adapter:
     """Open an adapter beside the checkpoint that it was trained from."""
     return with_base(open_adapter(path), open_base(base, path))
 
 
-def open_base(base: str | PathLike[str], adapter: str | PathLike[str]) -> Checkpoint:
+def open_base(base: Source, adapter: Source) -> Checkpoint:
     """Open the checkpoint that an adapter was trained from."""
-    if is_adapter(base):
+    # A model that PEFT has wrapped is the base of its own adapters.
+    if is_adapter(base) and not is_adapted(base):
         raise ValueError(
-            f"{str(base)!r} is an adapter, as {str(adapter)!r} is: the base of an adapter is the checkpoint that it "
-            "was trained from"
+            f"{name_of(base)!r} is an adapter, as {name_of(adapter)!r} is: the base of an adapter is the checkpoint "
+            "that it was trained from"
         )
     return open_checkpoint(base)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from os import PathLike
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from lowrank_core import (
     spectrum,
     stable_rank,
 )
-from lowrank_core.models.executors import Progress, collect_layers, path_for
+from lowrank_core.models.executors import Progress, collect_layers, source_for
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.formats import is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
@@ -36,6 +35,7 @@ from lowrank_core.models.inspection.verdicts import find_verdicts
 from lowrank_core.models.norms import Update
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair, pair_checkpoints
 from lowrank_core.models.pairing.streamed import decompose_large, is_large
+from lowrank_core.models.sources import Source, names_of
 
 DEFAULT_RANKS = (2, 4, 8, 16, 32, 64)
 DEFAULT_ALPHA = 16.0
@@ -44,8 +44,8 @@ LEADING = 10
 
 
 def inspect(
-    path: str | PathLike[str],
-    base: str | PathLike[str] | None = None,
+    path: Source,
+    base: Source | None = None,
     *,
     match: Mapping[str, str] | None = None,
     component: str | None = None,
@@ -60,9 +60,10 @@ def inspect(
 
     Parameters
     ----------
-    path : path-like
-        An adapter's folder or file; with `base`, a checkpoint or an adapter.
-    base : path-like, optional
+    path : path-like, mapping, model, Adapter or Checkpoint
+        An adapter's folder or file; with `base`, a checkpoint or an adapter. Or one in memory, as
+        :func:`~lowrank_core.models.open_adapter` and :func:`~lowrank_core.models.open_checkpoint` take them.
+    base : path-like, mapping, model or Checkpoint, optional
         The checkpoint that `path` was tuned from. Every update is then compared with the weight that it is added to: in
         norm, in σ₁, and, of an adapter, in what rounding their sum loses. Of an adapter, the updates that depend on the
         base's weights (DoRA, GLoRA, OFT, BOFT, IA3) are then reported as they are; without it, they are named among the
@@ -127,11 +128,14 @@ def inspect(
     ...     layer = inspect(tuned, base, ranks=[1, 2]).layers[0]
     >>> layer.norm, layer.best_error, layer.rank_for_variance[0.9]
     (5.0, (0.6, 0.0), 2)
+    >>> inspect({"proj.weight": np.diag([4.0, 3.0])}, {"proj.weight": np.zeros((2, 2))}).totals.norm
+    5.0
     """
     if intruders and base is None:
         raise ValueError("intruders are beside the base's weights: give the base too (--base)")
-    paths = path_for(path, executor), None if base is None else path_for(base, executor)
-    source = open_updates(*paths, match=match, component=component)
+    names = names_of([path] if base is None else [path, base])
+    sources = source_for(path, executor), None if base is None else source_for(base, executor)
+    source = open_updates(*sources, match=match, component=component)
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, intruders=intruders, executor=executor, progress=progress
     )
@@ -140,8 +144,8 @@ def inspect(
     pair = source if isinstance(source, CheckpointPair) else None
     changed, unchanged = ({layer.name for layer in layers if bool(layer.norm) is differs} for differs in (True, False))
     return Inspection(
-        path=str(path),
-        base=None if base is None else str(base),
+        path=names[0],
+        base=None if base is None else names[1],
         format=source.format,
         ranks=tuple(ranks),
         rules=tuple(rules),
@@ -159,8 +163,8 @@ def inspect(
 
 
 def open_updates(
-    path: str | PathLike[str],
-    base: str | PathLike[str] | None = None,
+    path: Source,
+    base: Source | None = None,
     *,
     match: Mapping[str, str] | None = None,
     component: str | None = None,

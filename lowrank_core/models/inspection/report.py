@@ -6,15 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
 from lowrank_core.models.pairing.alignment import AlignedNames
+from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import to_json
 from lowrank_core.rounding_noise import RoundingNoise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The figures of a base's weight alone.
 _OF_WEIGHT = ("norm", "spectral_norm")
@@ -235,6 +239,27 @@ class Inspection:
     alignment: tuple[AlignedNames, ...] = ()
     warnings: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+
+    def figure(self) -> Figure:
+        """Draw what ``lowrank inspect --figure`` does: spectra, best errors, and the ranks for 95 % of the variance.
+
+        On the left every layer is a thin line, and the median of each kind of layer (of all, where there are many
+        kinds) a thick one. On the right every layer is a mark, the deeper in the model the lower.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ValueError
+            If every update is zero.
+        """
+        from lowrank_core.models.figures import inspection
+
+        shown = for_figure(self)
+        title = shown.path if shown.base is None else f"{shown.path} − {shown.base}"
+        return inspection.draw(title, shown.layers)
 
 
 def layer_noise(noise: RoundingNoise, spectrum: Spectrum) -> LayerNoise:

@@ -29,6 +29,7 @@ from lowrank_core.models.formats.with_base import open_base, with_base
 from lowrank_core.models.operations.changes import Change, Changes, changes_of
 from lowrank_core.models.operations.placing import check_base
 from lowrank_core.models.operations.weight_merging import Merged, RoundingLoss, combined, merge_change
+from lowrank_core.models.sources import Source, names_of
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Application:
 
 
 def apply(
-    base: str | PathLike[str],
-    adapter: str | PathLike[str],
+    base: Source,
+    adapter: Source,
     out: str | PathLike[str],
     *,
     dtype: str | None = None,
@@ -121,9 +122,9 @@ def apply(
 
     Parameters
     ----------
-    base : path-like
+    base : path-like, mapping, model or Checkpoint
         The checkpoint that the adapter was trained from, as :func:`~lowrank_core.models.open_checkpoint` reads it.
-    adapter : path-like
+    adapter : path-like, model, mapping or Adapter
         An adapter of any format that :func:`~lowrank_core.models.open_adapter` reads. Updates that depend on the base's
         weights (DoRA, GLoRA, OFT, BOFT, IA3) are made from them.
     out : path-like
@@ -186,6 +187,7 @@ def apply(
     out = Path(out)
     if dtype is not None and dtype not in WRITTEN_FLOATS:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(WRITTEN_FLOATS)}")
+    names = names_of((base, adapter))
     checkpoint = open_base(base, adapter)
     check_dequantised(checkpoint.path, checkpoint.tensors)
     opened = with_base(open_adapter(adapter), checkpoint)
@@ -198,12 +200,12 @@ def apply(
         layers, failures = _write_tensors(plan, temporary, progress)
         failures |= changes.failures
         if not layers and not changes.replaced:
-            raise ValueError(_nothing_applied(adapter, failures))
+            raise ValueError(_nothing_applied(names[1], failures))
         if temporary is not None and plan.is_folder:
             _write_beside(plan, temporary)
     return Application(
-        base=str(base),
-        adapter=str(adapter),
+        base=names[0],
+        adapter=names[1],
         out=str(out),
         written=not dry_run,
         complete=not failures and not changes.skipped,
@@ -273,7 +275,7 @@ def _plan(out: Path, base: Checkpoint, changes: Changes, dtype: str | None) -> _
 
 
 def _check_not_an_input(out: Path, base: Checkpoint) -> None:
-    inputs = {tensor.file.absolute() for tensor in base.tensors.values()}
+    inputs = {tensor.file.absolute() for tensor in base.tensors.values() if tensor.memory is None}
     taken = {path.resolve() for file in inputs for path in (file, file.parent)}
     if out.resolve() in taken:
         raise FileExistsError(f"{str(out)!r} is the base, or its folder: a model is never written over its own input")
@@ -321,8 +323,8 @@ def _write_beside(plan: _Plan, folder: Path) -> None:
     copy_beside(plan.files, folder, dtype=plan.dtype, dequantised=bool(plan.dequantised))
 
 
-def _nothing_applied(adapter: str | PathLike[str], failures: Mapping[str, str]) -> str:
+def _nothing_applied(adapter: str, failures: Mapping[str, str]) -> str:
     if not failures:
-        return f"{str(adapter)!r} has no layer that could be applied"
+        return f"{adapter!r} has no layer that could be applied"
     name, reason = next(iter(failures.items()))
-    return f"no layer of {str(adapter)!r} could be applied; the first of {len(failures)}, {name}: {reason}"
+    return f"no layer of {adapter!r} could be applied; the first of {len(failures)}, {name}: {reason}"

@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
-from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_matrix, describe_shape, read_blocks
 from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.with_base import matrices_of, modules_in_base, name_in_base
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d
 from lowrank_core.models.norms import Update
 from lowrank_core.models.rounding import rounded
-
-_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +105,7 @@ def changes_of(adapter: Adapter, base: Checkpoint) -> Changes:
         {name: modules[module] for name, module in named.items()},
         weights,
         changes.failures,
-        stored_transposed=_model_type(base) in CONV1D_TYPES,
+        stored_transposed=base.read_config().get("model_type") in CONV1D_TYPES,
     )
     for other in adapter.others:
         if not other.replaces:
@@ -221,9 +218,3 @@ def _read_bias(other: OtherTensor) -> LowRankUpdate:
     if not np.isfinite(values).all():
         raise ValueError(f"{other.tensor.key!r} contains NaN or infinity")
     return LowRankUpdate(values.reshape(-1, 1), values.dtype.type(1).reshape(1, 1), other.scaling or 0.0)
-
-
-def _model_type(base: Checkpoint) -> Any:
-    path = base.path.parent / _CONFIG
-    config: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-    return config.get("model_type")

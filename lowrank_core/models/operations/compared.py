@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowrank_core import SpaceOverlap
+from lowrank_core.models.overlaps import smallest_angle, whole_overlap
+from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import to_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A layer reinforces or cancels where the norm of the sum differs by more than this from that of orthogonal updates.
 NOTABLE = 0.05
@@ -134,6 +139,28 @@ class UpdateComparison:
     complete: bool
     warnings: tuple[str, ...]
 
+    def figure(self) -> Figure:
+        """Draw what ``lowrank compare --figure`` does: two updates layer by layer, or the cosines of several.
+
+        A layer is a mark, the deeper in the model the lower. What random updates have is grey.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ValueError
+            If no layer of two updates could be compared.
+        """
+        from lowrank_core.models.figures import comparison
+
+        shown = for_figure(self)
+        if len(shown.paths) > 2:
+            return comparison.draw_matrix(shown.paths, np.array(shown.cosines))
+        (pair,) = shown.pairs
+        return comparison.draw_layers(f"{pair.first} and {pair.second}", pair.layers)
+
 
 @to_json.register(SpaceOverlap)
 def space_columns(space: SpaceOverlap) -> dict[str, Any]:
@@ -159,18 +186,6 @@ def total(layers: Sequence[ComparedLayer]) -> PairTotals:
         reinforcing=tuple(layer.name for layer in layers if layer.growth > 1.0 + NOTABLE),
         cancelling=tuple(layer.name for layer in layers if layer.growth < 1.0 - NOTABLE),
     )
-
-
-def whole_overlap(space: SpaceOverlap) -> tuple[float, float]:
-    """Return the overlap of two whole spaces, as far as they were compared, and its level by chance."""
-    if not space.overlap.size:
-        return 0.0, 0.0
-    return float(space.overlap[-1, -1]), float(space.overlap_by_chance[-1, -1])
-
-
-def smallest_angle(space: SpaceOverlap) -> float:
-    """Return the smallest principal angle in degrees; NaN where there is none."""
-    return float(np.degrees(space.angles[0])) if space.angles.size else math.nan
 
 
 def to_rows(report: UpdateComparison) -> list[dict[str, Any]]:

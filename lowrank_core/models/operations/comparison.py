@@ -7,16 +7,16 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
-from os import PathLike
 
 import lowrank_core
-from lowrank_core.models.executors import Progress, collect_layers, path_for
+from lowrank_core.models.executors import Progress, collect_layers, source_for
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.base_names import base_names, is_lossy
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.compared import ComparedLayer, ComparedPair, UpdateComparison, total
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
+from lowrank_core.models.sources import Source, name_of, names_of
 
 DEFAULT_RANK = 16
 
@@ -24,8 +24,8 @@ Layer = AdapterLayer | WeightPair
 
 
 def compare(
-    paths: Sequence[str | PathLike[str]],
-    base: str | PathLike[str] | None = None,
+    paths: Sequence[Source],
+    base: Source | None = None,
     *,
     match: Mapping[str, str] | None = None,
     component: str | None = None,
@@ -37,9 +37,10 @@ def compare(
 
     Parameters
     ----------
-    paths : sequence of path-like
-        At least two adapters, of any formats; with `base`, adapters or checkpoints.
-    base : path-like, optional
+    paths : sequence of path-like, mapping, model, Adapter or Checkpoint
+        At least two adapters, of any formats; with `base`, adapters or checkpoints. As
+        :func:`~lowrank_core.models.inspect` takes each.
+    base : path-like, mapping, model or Checkpoint, optional
         The checkpoint that all were tuned from.
     match, component
         As :func:`~lowrank_core.models.inspect`, for checkpoints.
@@ -91,9 +92,9 @@ def compare(
         raise ValueError(f"a comparison is of at least two adapters or checkpoints; got {len(paths)}")
     if rank < 0:
         raise ValueError(f"the rank is a whole number of at least 0; got {rank}")
-    at = None if base is None else path_for(base, executor)
-    sources = [open_updates(path_for(path, executor), at, match=match, component=component) for path in paths]
-    names = [str(path) for path in paths]
+    at = None if base is None else source_for(base, executor)
+    sources = [open_updates(source_for(path, executor), at, match=match, component=component) for path in paths]
+    names = names_of(paths)
     layers = _by_module(sources)
     pairs = tuple(
         _compare_pair((names[i], names[j]), (layers[i], layers[j]), rank, executor, progress)
@@ -112,7 +113,7 @@ def compare(
     one_sided = any(pair.failures or pair.only_in_first or pair.only_in_second for pair in pairs)
     return UpdateComparison(
         paths=tuple(names),
-        base=None if base is None else str(base),
+        base=None if base is None else name_of(base),
         rank=rank,
         pairs=pairs,
         cosines=_matrix(len(paths), [pair.totals.cosine for pair in pairs]),

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core.models.formats import Adapter
 from lowrank_core.models.pairing.alignment import AlignedNames
+from lowrank_core.models.printable import for_figure
+from lowrank_core.models.results import NOT_IN_JSON
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +119,9 @@ class Compression:
     verb : str
         "extract", "resize" or "merge".
     out, format : str
-        Where it was to be written, and the name of its format, as "peft".
+        Where it was to be written, or "in memory"; and the name of its format, as "peft".
     written : bool
-        False for a dry run.
+        False for a dry run, and in memory.
     dtype, rule : str
         What the factors are stored in, and the rule that their scale follows.
     reader_rule : str
@@ -144,6 +150,8 @@ class Compression:
     compared_fraction, alignment : float or None, tuple of AlignedNames
         Of two checkpoints: the fraction of the entries of all tensors that differ which is in the layers; and how their
         names differ, where they do.
+    adapter : Adapter or None
+        The adapter itself, where no path was given to write it to; in no JSON.
     """
 
     verb: str
@@ -166,6 +174,21 @@ class Compression:
     weights: tuple[float, ...] | None = None
     compared_fraction: float | None = None
     alignment: tuple[AlignedNames, ...] = ()
+    adapter: Adapter | None = field(default=None, repr=False, metadata=NOT_IN_JSON)
+
+    def figure(self) -> Figure:
+        """Draw what ``lowrank extract --figure`` does: the rank kept, the relative error and the parameters.
+
+        Each kind of layer has a row and each layer a mark, the deeper in the model the lower.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+        """
+        from lowrank_core.models.figures import written
+
+        shown = for_figure(replace(self, adapter=None))
+        return written.draw(shown.out, shown.layers)
 
 
 def to_rows(report: Compression) -> list[dict[str, Any]]:

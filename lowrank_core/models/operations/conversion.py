@@ -9,14 +9,15 @@ from os import PathLike
 from lowrank_core.models.executors import Progress
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.rewriting import rewrite
+from lowrank_core.models.sources import Source
 
 
 def convert(
-    adapter: str | PathLike[str],
-    out: str | PathLike[str],
+    adapter: Source,
+    out: str | PathLike[str] | None = None,
     *,
     format: str | None = None,  # noqa: A002 - the name that users give it
-    base: str | PathLike[str] | None = None,
+    base: Source | None = None,
     base_restored: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -34,10 +35,11 @@ def convert(
 
     Parameters
     ----------
-    adapter : path-like
-        An adapter's folder or file, in any format that :func:`~lowrank_core.models.open_adapter` reads.
-    out : path-like
-        What to write; its ending chooses the format as in :func:`~lowrank_core.models.resize`.
+    adapter : path-like, model, mapping or Adapter
+        An adapter, as :func:`~lowrank_core.models.open_adapter` takes it.
+    out : path-like, optional
+        What to write, or None for an adapter in the report. As in :func:`~lowrank_core.models.resize`, its ending
+        chooses the format.
     format : str, optional
         The name of a format, as "peft", "kohya" or "diffusers".
     base, base_restored, include, exclude, prefix, uniform, force, dry_run, executor, progress

@@ -7,10 +7,10 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 from lowrank_core._validation import as_tolerance
-from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.executors import Progress, source_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
 from lowrank_core.models.formats import format_of_output, is_adapter
@@ -28,13 +28,14 @@ from lowrank_core.models.operations.rank_words import choose_rank
 from lowrank_core.models.operations.rewriting import rewrite
 from lowrank_core.models.operations.tasks import Destination
 from lowrank_core.models.pairing.pairs import CheckpointPair, pair_checkpoints
+from lowrank_core.models.sources import Source, names_of
 
 
 @overload
 def extract(
-    base: str | PathLike[str],
-    tuned: str | PathLike[str],
-    out: str | PathLike[str],
+    base: Source,
+    tuned: Source,
+    out: str | PathLike[str] | None = None,
     *,
     rank: Rank | None = None,
     **options: Unpack[ExtractOptions],
@@ -43,9 +44,9 @@ def extract(
 
 @overload
 def extract(
-    base: str | PathLike[str],
-    tuned: str | PathLike[str],
-    out: str | PathLike[str],
+    base: Source,
+    tuned: Source,
+    out: str | PathLike[str] | None = None,
     *,
     rank: Sequence[int],
     **options: Unpack[ExtractOptions],
@@ -53,9 +54,9 @@ def extract(
 
 
 def extract(
-    base: str | PathLike[str],
-    tuned: str | PathLike[str],
-    out: str | PathLike[str],
+    base: Source,
+    tuned: Source,
+    out: str | PathLike[str] | None = None,
     *,
     rank: Rank | Sequence[int] | None = None,
     variance: float | None = None,
@@ -90,11 +91,13 @@ def extract(
 
     Parameters
     ----------
-    base, tuned : path-like
-        Before and after training: safetensors files, sharded or not, or their folders. `tuned` may be an adapter, whose
-        updates are then truncated as they are on this base: DoRA, GLoRA, OFT, BOFT and IA3 become LoRA.
-    out : path-like
-        What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
+    base, tuned : path-like, mapping, model, Checkpoint or Adapter
+        Before and after training: safetensors files, sharded or not, or their folders; or in memory, as
+        :func:`~lowrank_core.models.open_checkpoint` takes weights. `tuned` may be an adapter, whose updates are then
+        truncated as they are on this base: DoRA, GLoRA, OFT, BOFT and IA3 become LoRA.
+    out : path-like, optional
+        What to write: a kohya file where the name ends in .safetensors, else a PEFT folder. None: nothing, and the
+        adapter is in the report, as PEFT's unless `format` names another.
     rank : int, sequence of int, callable, mapping, Budget or AboveNoise, optional
         How many components to keep in each layer, clamped to min(m, n); or a function of the layer's Spectrum; or a
         number for each layer by its name. A sequence of numbers writes an adapter for each from one decomposition of
@@ -197,10 +200,16 @@ def extract(
     array([[4., 0.],
            [0., 0.]])
     """
-    words = {"variance": variance, "error": error, "ratio": ratio, "parameters": parameters, "megabytes": megabytes}
+    words: dict[str, Any] = {
+        "variance": variance,
+        "error": error,
+        "ratio": ratio,
+        "parameters": parameters,
+        "megabytes": megabytes,
+    }
     words |= {"above_noise": above_noise, "sides": sides, "objective": objective, "max_rank": max_rank}
     rank = choose_rank({"rank": rank, **words}, required=True)
-    if is_adapter(path_for(tuned, executor)):
+    if is_adapter(source_for(tuned, executor)):
         _check_options_of_adapters(rank, embeddings, transposed, match, names, component)
         rewritten = rewrite(
             "extract",
@@ -225,9 +234,8 @@ def extract(
         )
         return rewritten if isinstance(rank, Sequence) else rewritten[0]
     tolerance = as_tolerance(tolerance)
-    out = Path(out)
     pair = pair_checkpoints(
-        *(open_checkpoint(path_for(path, executor), component=component) for path in (base, tuned)),
+        *(open_checkpoint(source_for(path, executor), component=component) for path in (base, tuned)),
         match=match,
         names=names,
     )
@@ -238,7 +246,7 @@ def extract(
     outputs = outputs_at(out, rank, target)
     for path in outputs:
         _check_not_an_input(path, pair.base, pair.tuned)
-        if not dry_run:
+        if not (dry_run or out is None):
             check_replaceable(path, target.files or None, force=force)
     layers = {layer.name: layer for layer in pair.layers}
     known = sorted(layers.keys() | pair.unpaired.keys())
@@ -255,7 +263,7 @@ def extract(
     ]
     reports = compress(
         "extract",
-        (str(base), str(tuned)),
+        names_of((base, tuned)),
         tasks,
         Destination(
             outputs,
@@ -263,9 +271,10 @@ def extract(
             encoding,
             dry_run,
             Kept(
-                base_settings(pair, Path(base), plan.tasks),
+                base_settings(pair, base, plan.tasks),
                 modules=tuple(f"{prefix}.{module}" if prefix else module for module in modules),
             ),
+            in_memory=out is None,
         ),
         skipped={name: change.description for name, change in plan.skipped.items()},
         failures=plan.failures,
@@ -313,6 +322,7 @@ def _check_options_of_adapters(
 
 
 def _check_not_an_input(out: Path, *checkpoints: Checkpoint) -> None:
-    inputs = {tensor.file.resolve() for checkpoint in checkpoints for tensor in checkpoint.tensors.values()}
+    tensors = (tensor for checkpoint in checkpoints for tensor in checkpoint.tensors.values())
+    inputs = {tensor.file.resolve() for tensor in tensors if tensor.memory is None}
     if out.resolve() in inputs:
         raise FileExistsError(f"{str(out)!r} is one of the checkpoints: an adapter is never written over its own input")

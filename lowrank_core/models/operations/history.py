@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lowrank_core.models.executors import Progress, collect_layers, path_for
+from lowrank_core.models.executors import Progress, collect_layers, source_for
 from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_row
 from lowrank_core.models.pairing.pairs import WeightPair
+from lowrank_core.models.printable import for_figure
+from lowrank_core.models.sources import Source, is_path, name_of, names_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STEP = re.compile(r"(\d+)$")
 # As transformers' Trainer names the folders of a run's checkpoints.
@@ -54,10 +58,27 @@ class RunHistory:
     failures: dict[str, str]
     complete: bool
 
+    def figure(self) -> Figure:
+        """Draw what ``lowrank compare --series --figure`` does: the median of each kind of layer at each step.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ValueError
+            If no layer could be read.
+        """
+        from lowrank_core.models.figures import history as history_figure
+
+        shown = for_figure(self)
+        return history_figure.draw(shown.rows, shown.steps)
+
 
 def history(
-    paths: Sequence[str | PathLike[str]],
-    base: str | PathLike[str] | None = None,
+    paths: Sequence[Source],
+    base: Source | None = None,
     *,
     leading: int = DEFAULT_LEADING,
     executor: Executor | None = None,
@@ -67,10 +88,10 @@ def history(
 
     Parameters
     ----------
-    paths : sequence of path-like
+    paths : sequence of path-like, mapping, model, Adapter or Checkpoint
         At least two checkpoints of one run: adapters, or with `base` checkpoints or adapters; or one folder with
-        folders checkpoint-N, as transformers' Trainer writes them.
-    base : path-like, optional
+        folders checkpoint-N, as transformers' Trainer writes them. As :func:`~lowrank_core.models.inspect` takes each.
+    base : path-like, mapping, model or Checkpoint, optional
         The checkpoint that all were tuned from.
     leading : int
         How many leading directions the angles are between.
@@ -111,9 +132,10 @@ def history(
     """
     if leading < 0:
         raise ValueError(f"the number of leading directions is a whole number of at least 0; got {leading}")
-    ordered, steps = _in_order([Path(path) for path in paths])
-    at = None if base is None else path_for(base, executor)
-    sources = [open_updates(path_for(path, executor), at) for path in ordered]
+    ordered, steps = _in_order(paths)
+    names = names_of(ordered)
+    at = None if base is None else source_for(base, executor)
+    sources = [open_updates(source_for(path, executor), at) for path in ordered]
     by_step: list[dict[str, Layer]] = [{layer.name: layer for layer in source.layers} for source in sources]
     common = sorted(set.intersection(*(set(layers) for layers in by_step)))
     if not common:
@@ -121,12 +143,12 @@ def history(
     tasks = [_LayerSeries(name, tuple(layers[name] for layers in by_step)) for name in common]
     results, failures = collect_layers(partial(_rows, steps=steps, leading=leading), tasks, executor, progress)
     failures |= {name: "is not in all checkpoints" for layers in by_step for name in layers if name not in set(common)}
-    for path, source in zip(ordered, sources, strict=True):
+    for path, source in zip(names, sources, strict=True):
         failures |= {f"{name} ({path})": reason for name, reason in source.incomplete.items()}
     return RunHistory(
-        paths=tuple(map(str, ordered)),
+        paths=tuple(names),
         steps=steps,
-        base=None if base is None else str(base),
+        base=None if base is None else name_of(base),
         leading=leading,
         rows=tuple(row for _, rows in results for row in rows),
         failures=failures,
@@ -152,24 +174,26 @@ def _rows(series: _LayerSeries, steps: Sequence[int], leading: int) -> list[Hist
     return rows
 
 
-def _in_order(paths: Sequence[Path]) -> tuple[list[Path], tuple[int, ...]]:
+def _in_order(paths: Sequence[Source]) -> tuple[list[Source], tuple[int, ...]]:
     """Return checkpoints in the order of their steps, with these; those of a folder where one is given."""
-    if len(paths) == 1 and paths[0].is_dir():
-        found = [path for path in paths[0].glob(_CHECKPOINTS) if path.is_dir() and _STEP.search(path.name)]
+    folder = Path(paths[0]) if len(paths) == 1 and is_path(paths[0]) else None
+    if folder is not None and folder.is_dir():
+        found = [path for path in folder.glob(_CHECKPOINTS) if path.is_dir() and _STEP.search(path.name)]
         if len(found) < 2:
             raise ValueError(
-                f"{str(paths[0])!r} has {len(found)} folders named checkpoint-N; a history is of at least two. Give "
+                f"{str(folder)!r} has {len(found)} folders named checkpoint-N; a history is of at least two. Give "
                 "the checkpoints one by one where they have other names"
             )
         paths = found
     if len(paths) < 2:
         raise ValueError(f"a history is of at least two checkpoints; got {len(paths)}")
-    numbers = [_STEP.search(path.stem if path.suffix == ".safetensors" else path.name) for path in paths]
+    names = [Path(name_of(path)) if is_path(path) else Path() for path in paths]
+    numbers = [_STEP.search(name.stem if name.suffix == ".safetensors" else name.name) for name in names]
     found_steps = [int(number[1]) for number in numbers if number]
     steps = found_steps if len(found_steps) == len(paths) else list(range(1, len(paths) + 1))
     if len(set(steps)) < len(steps):
         raise ValueError(f"two checkpoints have the same step: {', '.join(map(str, sorted(steps)))}")
-    ordered = sorted(zip(steps, paths, strict=True))
+    ordered = sorted(zip(steps, paths, strict=True), key=lambda each: each[0])
     return [path for _, path in ordered], tuple(step for step, _ in ordered)
 
 

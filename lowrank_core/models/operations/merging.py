@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.executors import Progress, source_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
 from lowrank_core.models.formats import (
@@ -28,11 +28,13 @@ from lowrank_core.models.module_names import select
 from lowrank_core.models.norms import Update, weighted_sum
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
+from lowrank_core.models.operations.outputs import outputs_at
 from lowrank_core.models.operations.pipeline import compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
 from lowrank_core.models.operations.rank_words import choose_one_rank
 from lowrank_core.models.operations.tasks import Destination, Task
+from lowrank_core.models.sources import Source, is_path, names_of
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Sum:
 
 
 def merge(
-    adapters: Sequence[str | PathLike[str]],
-    out: str | PathLike[str],
+    adapters: Sequence[Source],
+    out: str | PathLike[str] | None = None,
     *,
     weights: Sequence[float] | None = None,
     rank: Rank | None = None,
@@ -72,7 +74,7 @@ def merge(
     objective: str | None = None,
     max_rank: int | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
-    base: str | PathLike[str] | None = None,
+    base: Source | None = None,
     base_restored: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -90,10 +92,11 @@ def merge(
 
     Parameters
     ----------
-    adapters : sequence of path-like
-        PEFT adapters' folders and kohya files, of one base model.
-    out : path-like
-        What to write: a kohya file where the name ends in .safetensors, else a PEFT folder.
+    adapters : sequence of path-like, model, mapping or Adapter
+        Adapters of one base model, as :func:`~lowrank_core.models.open_adapter` takes each.
+    out : path-like, optional
+        What to write: a kohya file where the name ends in .safetensors, else a PEFT folder. None: nothing, and the sum
+        is in the report, in the format of the first adapter or that named by `format`.
     weights : sequence of float, optional
         One for each adapter, of either sign; 1 by default.
     rank : int, callable, mapping or Budget, optional
@@ -155,13 +158,12 @@ def merge(
     (1, array([[0. , 1. , 0. , 1.5],
            [0. , 1. , 0. , 1.5]]))
     """
-    out = Path(out)
     words = {"variance": variance, "error": error, "ratio": ratio, "parameters": parameters, "megabytes": megabytes}
     rank = choose_one_rank({"rank": rank, **words, "objective": objective, "max_rank": max_rank})
     if not adapters:
         raise ValueError("there is nothing to merge: give at least one adapter")
     weights = _checked_weights(weights, len(adapters))
-    opened = [open_adapter(path_for(adapter, executor)) for adapter in adapters]
+    opened = [open_adapter(source_for(adapter, executor)) for adapter in adapters]
     for adapter in opened:
         check_base(adapter, restored=base_restored)
         check_no_magnitudes(adapter)
@@ -169,8 +171,8 @@ def merge(
     target = format_of_output(out, opened[0].format, format)
     uniform = uniform or target.one_rank(layer.placement for adapter in opened for layer in adapter.layers)
     encoding = FactorEncoding(finest_dtype(stored) if dtype is None else dtype, alpha, rule, uniform, target.scale)
-    if not dry_run:
-        check_replaceable(out, target.files or None, force=force)
+    if not (dry_run or out is None):
+        check_replaceable(Path(out), target.files or None, force=force)
     sums, incomplete = _by_module(opened, weights, target)
     chosen = select(sorted(sums.keys() | incomplete.keys()), include, exclude)
     # The first term decides where the sum goes.
@@ -191,7 +193,7 @@ def merge(
     configs = [adapter.settings for adapter in opened if adapter.settings]
     # What is configured beside factors of these formats describes more than the layers.
     metadata = opened[0].metadata if target.place is None and target.name == opened[0].format else {}
-    named = list(zip(map(str, adapters), opened, strict=True))
+    named = list(zip(names_of(adapters), opened, strict=True))
     saved = _saved_in_all(opened, target)
     copied = [other for other in opened[0].others if _saved_module(other, saved)]
     others = {
@@ -207,12 +209,13 @@ def merge(
         [name for name, _ in named],
         tasks,
         Destination(
-            {out: keep_all if rank is None else rank},
+            outputs_at(out, keep_all if rank is None else rank, target),
             target,
             encoding,
             dry_run,
             Kept(settings, metadata, tuple(sums)),
             tuple(copied),
+            in_memory=out is None,
         ),
         skipped=placed.skipped | others,
         failures=placed.failures | {name: incomplete[name] for name in chosen if name in incomplete},
@@ -275,13 +278,13 @@ def _describe_kind(layer: AdapterLayer) -> str:
     return f"{'an embedding' if placement.embedding else 'an update'} of {describe_shape(dims)}"
 
 
-def _settings(configs: Sequence[Mapping[str, Any]], base: str | PathLike[str] | None) -> dict[str, Any]:
+def _settings(configs: Sequence[Mapping[str, Any]], base: Source | None) -> dict[str, Any]:
     """Return what the sum has in common with the adapters: base model, task, and how its weights are stored."""
     bases = _named(configs, "base_model_name_or_path")
     versions = _named(configs, "peft_version")
     return {
         **({"peft_version": versions[0]} if len(versions) == 1 else {}),
-        "base_model_name_or_path": next(iter(bases), None if base is None else str(base)),
+        "base_model_name_or_path": next(iter(bases), str(base) if base and is_path(base) else None),
         "task_type": next(iter(_named(configs, "task_type")), None),
         # PEFT compares it with each layer's own type, and corrects it where it does not fit.
         "fan_in_fan_out": any(config.get("fan_in_fan_out") for config in configs),

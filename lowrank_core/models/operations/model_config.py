@@ -6,14 +6,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lowrank_core.models.files.checkpoints import Checkpoint
-from lowrank_core.models.files.json_file import read_json
+from lowrank_core.models.files.checkpoints import CONFIG, Checkpoint
 from lowrank_core.models.formats.peft_experts import TRANSPOSED_EXPERTS, experts_settings
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d, matches
 from lowrank_core.models.operations.tasks import Task
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
+from lowrank_core.models.sources import Source, is_path
 
-_CONFIG = "config.json"
 # How transformers' names of models end, and PEFT's names of their tasks. With a task of classification, or of answering
 # questions, PEFT asks for a head that was trained in full, and fails on a file that has none.
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
@@ -50,11 +49,11 @@ def orientation_of(pair: CheckpointPair, names: Sequence[str], patterns: Sequenc
     return Orientation((), stacks, (warning,))
 
 
-def base_settings(pair: CheckpointPair, base: Path, tasks: Sequence[Task]) -> dict[str, Any]:
+def base_settings(pair: CheckpointPair, base: Source, tasks: Sequence[Task]) -> dict[str, Any]:
     """Return what an adapter's configuration says of its base model."""
     modules = [task for task in tasks if not task.placement.experts]
     settings = {
-        "base_model_name_or_path": str(_model_of(base)),
+        "base_model_name_or_path": _name_of_model(base, pair.base),
         "task_type": _task_type(pair.tuned, pair.base),
         "fan_in_fan_out": any(task.transposed and not task.placement.embedding for task in modules),
     }
@@ -65,9 +64,12 @@ def base_settings(pair: CheckpointPair, base: Path, tasks: Sequence[Task]) -> di
     return settings | experts_settings(model_type, next(_architectures(configs), ""))
 
 
-def _model_of(base: Path) -> Path:
-    """Return what transformers loads a checkpoint by: its folder, where its configuration is there."""
-    return base.parent if base.is_file() and (base.parent / _CONFIG).is_file() else base
+def _name_of_model(source: Source, base: Checkpoint) -> str | None:
+    """Return what transformers loads a checkpoint by: its folder, where its configuration is there; None if unknown."""
+    if base.folder is None:
+        return base.read_config().get("_name_or_path") or None
+    path = Path(source) if is_path(source) else base.path
+    return str(path.parent if path.is_file() and (path.parent / CONFIG).is_file() else path)
 
 
 def _task_type(tuned: Checkpoint, base: Checkpoint) -> str | None:
@@ -88,5 +90,4 @@ def _architectures(configs: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def _configurations(*checkpoints: Checkpoint) -> list[dict[str, Any]]:
-    paths = [checkpoint.path.parent / _CONFIG for checkpoint in checkpoints]
-    return [read_json(path) for path in paths if path.is_file()]
+    return [config for checkpoint in checkpoints if (config := checkpoint.read_config())]

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from lowrank_core.models.executors import Progress
 from lowrank_core.models.formats import Format
+from lowrank_core.models.operations.destinations import IN_MEMORY
 from lowrank_core.models.operations.rank_choice import Rank, as_count
 from lowrank_core.models.operations.rank_words import RankWords
+from lowrank_core.models.sources import Source
 
 
 class WriteOptions(RankWords, total=False):
@@ -46,23 +48,28 @@ class ExtractOptions(WriteOptions, total=False):
 class ResizeOptions(WriteOptions, total=False):
     """The options of :func:`~lowrank_core.models.resize`."""
 
-    base: str | PathLike[str] | None
+    base: Source | None
     base_restored: bool
     rule: str | None
     dtype: str | None
 
 
-def outputs_at(out: Path, rank: Rank | Sequence[int] | None, target: Format) -> dict[Path, Rank | None]:
+def outputs_at(
+    out: str | PathLike[str] | None, rank: Rank | Sequence[int] | None, target: Format
+) -> dict[Path, Rank | None]:
     """Return the paths to write and the rank at each: `out`, or for several ranks a name with each of them.
+
+    Without `out`, they are what adapters in memory are called.
 
     Examples
     --------
     >>> from lowrank_core.models.formats import format_named
-    >>> for path, rank in outputs_at(Path("loras/style.safetensors"), [4, 16], format_named("kohya")).items():
+    >>> for path, rank in outputs_at("loras/style.safetensors", [4, 16], format_named("kohya")).items():
     ...     print(path.as_posix(), rank)
     loras/style-r4.safetensors 4
     loras/style-r16.safetensors 16
     """
+    out = Path(IN_MEMORY if out is None else out)
     if not isinstance(rank, Sequence):
         return {out: rank}
     counts = sorted({as_count(each) for each in rank})

@@ -19,10 +19,11 @@ from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core.models.executors import Progress, map_layers
 from lowrank_core.models.files.atomic import replacing
 from lowrank_core.models.files.streams import Stream
-from lowrank_core.models.formats import Placement, format_named
+from lowrank_core.models.formats import Adapter, Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, StoredScale
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
+from lowrank_core.models.operations.destinations import Output, OutputFiles, OutputInMemory
 from lowrank_core.models.operations.factoring import (
     Factored,
     FactorEncoding,
@@ -78,26 +79,42 @@ def compress(
     check_distinct(task.placement for task in tasks)
     for rank in destination.ranks.values():
         check_rank(rank, [task.name for task in tasks])
-    target = destination.format
     ranks = [
         _allocated(rank, tasks, destination, executor, progress) if isinstance(rank, Budget) else rank
         for rank in destination.ranks.values()
     ]
     with ExitStack() as stack:
-        temporaries = [
-            None if destination.dry_run else stack.enter_context(replacing(path, folder=bool(target.files)))
-            for path in destination.ranks
-        ]
-        adapters = _write_layers(tasks, destination, ranks, temporaries, executor, progress)
-        for temporary, written in zip(temporaries, adapters, strict=True):
+        outputs = [_output(path, destination, stack) for path in destination.ranks]
+        adapters = _write_layers(tasks, destination, ranks, outputs, executor, progress)
+        completed: list[Adapter | None] = []
+        for output, written in zip(outputs, adapters, strict=True):
             if not written.scales:
                 raise ValueError(_nothing_kept(sources, len(tasks), written.failures | dict(failures)))
-            if temporary is not None:
-                complete(temporary, target, written.scales, written.headers, written.unpadded)
-    return [
+            completed.append(None if output is None else _complete(output, destination, written))
+    reports = [
         _report(verb, sources, path, rank, destination, written, skipped, failures, warnings)
         for (path, rank), written in zip(destination.ranks.items(), adapters, strict=True)
     ]
+    if not destination.in_memory:
+        return reports
+    return [replace(report, adapter=adapter) for report, adapter in zip(reports, completed, strict=True)]
+
+
+def _output(path: Path, destination: Destination, stack: ExitStack) -> Output | None:
+    """Return where an adapter is written: to files that take their place when the stack is left, or to memory."""
+    if destination.dry_run:
+        return None
+    if destination.in_memory:
+        return OutputInMemory()
+    target = destination.format
+    return OutputFiles(stack.enter_context(replacing(path, folder=bool(target.files))), target)
+
+
+def _complete(output: Output, destination: Destination, written: _Written) -> Adapter:
+    """Complete what was written, and return it as it is read back."""
+    target = destination.format
+    metadata = target.metadata(destination.kept) | dict(written.headers.metadata)
+    return complete(output, target, written.scales, written.headers, written.unpadded, metadata)
 
 
 def _report(
@@ -125,7 +142,7 @@ def _report(
         sources=tuple(sources),
         out=str(path),
         format=target.name,
-        written=not destination.dry_run,
+        written=not (destination.dry_run or destination.in_memory),
         dtype=encoding.dtype,
         rule=encoding.rule,
         reader_rule=encoding.rule if encoding.rule in target.rules else target.rules[0],
@@ -179,7 +196,7 @@ def _write_layers(
     tasks: Sequence[Task],
     destination: Destination,
     ranks: Sequence[LayerRank | Mapping[str, int] | AboveNoise | None],
-    temporaries: Sequence[Path | None],
+    outputs: Sequence[Output | None],
     executor: Executor | None,
     progress: Progress | None,
 ) -> list[_Written]:
@@ -193,9 +210,8 @@ def _write_layers(
     layers: list[list[tuple[Task, Factored]]] = [[] for _ in ranks]
     failures: dict[str, str] = {}
     metadata = target.metadata(destination.kept)
-    paths = [path / target.files[0] if path and target.files else path for path in temporaries]
     with ExitStack() as stack:
-        streams = [None if path is None else stack.enter_context(target.stream(path, keys, metadata)) for path in paths]
+        streams = [None if output is None else stack.enter_context(output.stream(keys, metadata)) for output in outputs]
         results = stack.enter_context(closing(map_layers(_factored, jobs, executor, progress)))
         for stream in streams:
             copy_tensors(stream, (other for other in copied if item_size(other.tensor) >= size))

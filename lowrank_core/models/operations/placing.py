@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from os import PathLike
 from typing import NamedTuple
 
 from lowrank_core.models.files.checkpoints import module_name, open_checkpoint
@@ -11,6 +10,7 @@ from lowrank_core.models.files.tensors import as_matrix
 from lowrank_core.models.formats import Adapter, AdapterLayer, Format, Placement, format_named
 from lowrank_core.models.formats.experts import without_experts
 from lowrank_core.models.norms import update_norm
+from lowrank_core.models.sources import Source
 
 
 class Placed(NamedTuple):
@@ -66,7 +66,7 @@ def place_layers(
     *,
     same: Collection[str],
     prefix: str | None,
-    base: str | PathLike[str] | None,
+    base: Source | None,
 ) -> Placed:
     """Decide where each layer goes: to its own place within the `same` formats, else to that of its module.
 
@@ -103,9 +103,7 @@ def place_layers(
     return placed
 
 
-def _modules_in_base(
-    layers: Iterable[AdapterLayer], base: str | PathLike[str] | None
-) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _modules_in_base(layers: Iterable[AdapterLayer], base: Source | None) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the base model's name and shape for each layer whose own name is not the base model's."""
     placed: dict[str, tuple[str, tuple[int, ...]]] = {}
     lossy = [layer for layer in layers if format_named(layer.placement.format).is_lossy(layer.placement)]

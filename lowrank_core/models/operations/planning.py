@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
-from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.executors import Progress, source_for
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
@@ -22,6 +21,7 @@ from lowrank_core.models.operations.rank_choice import Budget, layer_spectra, ov
 from lowrank_core.models.operations.rank_words import choose_budget
 from lowrank_core.models.pairing.changes import change_of
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
+from lowrank_core.models.sources import Source, names_of
 
 # What a user's own LoraConfig(...) takes from a plan; all else there is the user's.
 _PLANNED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "target_parameters")
@@ -118,8 +118,8 @@ class Plan:
 
 
 def plan(
-    path: str | PathLike[str],
-    base: str | PathLike[str] | None = None,
+    path: Source,
+    base: Source | None = None,
     *,
     budget: Budget | None = None,
     parameters: int | None = None,
@@ -139,9 +139,9 @@ def plan(
 
     Parameters
     ----------
-    path : path-like
-        A PEFT adapter's folder or a kohya file; with `base`, a checkpoint.
-    base : path-like, optional
+    path : path-like, mapping, model, Adapter or Checkpoint
+        An adapter; with `base`, a checkpoint. As :func:`~lowrank_core.models.inspect` takes them.
+    base : path-like, mapping, model or Checkpoint, optional
         The checkpoint that `path` was tuned from.
     budget : Budget, optional
         Parameters to spend, or variance to keep; or give what it is made of:
@@ -194,13 +194,12 @@ def plan(
     >>> planned.parameters, planned.config["r"], planned.config["lora_alpha"], planned.config["rank_pattern"]
     (30, 2, 4, {'^v': 3})
     """
-    budget = choose_budget(
-        budget, parameters=parameters, variance=variance, objective=objective, max_rank=max_rank
-    )
+    budget = choose_budget(budget, parameters=parameters, variance=variance, objective=objective, max_rank=max_rank)
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
-    paths = path_for(path, executor), None if base is None else path_for(base, executor)
-    source = open_updates(*paths, match=match, component=component)
+    names = names_of([path] if base is None else [path, base])
+    sources = source_for(path, executor), None if base is None else source_for(base, executor)
+    source = open_updates(*sources, match=match, component=component)
     layers = {layer.name: layer for layer in source.layers}
     bad = source.incomplete
     chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)
@@ -223,7 +222,7 @@ def plan(
     failures = {name: bad[name] for name in chosen if name in bad and name not in skipped} | unread
     if not spectra:
         name, reason = next(iter(failures.items()), ("none at all", "there is no layer"))
-        raise ValueError(f"no layer of {str(path)!r} could be read; the first of {len(failures)}, {name}: {reason}")
+        raise ValueError(f"no layer of {names[0]!r} could be read; the first of {len(failures)}, {name}: {reason}")
     weighted = spectra
     if budget.objective == "base":
         weighted = over_base(spectra, [layer for layer in planned if isinstance(layer, WeightPair)], executor)
@@ -233,21 +232,21 @@ def plan(
     )
     kept = [layer for layer in ranked if layer.rank]
     if not kept:
-        raise ValueError(f"there is nothing to plan: no layer of {str(path)!r} has an update, or none has to keep any")
+        raise ValueError(f"there is nothing to plan: no layer of {names[0]!r} has an update, or none has to keep any")
     same_parameters, same_variance = _uniform_ranks(weighted, budget, allocation.parameters, allocation.variance)
-    parameters = {layer.name: parameter for layer in planned if (parameter := _parameter_of(layer, source))}
+    targets = {layer.name: parameter for layer in planned if (parameter := _parameter_of(layer, source))}
     # PEFT has one rank and one alpha for all experts of a parameter: the largest.
-    entries = {parameters.get(layer.name, layer.name): layer for layer in sorted(kept, key=lambda layer: layer.rank)}
+    entries = {targets.get(layer.name, layer.name): layer for layer in sorted(kept, key=lambda layer: layer.rank)}
     config = lora_config(
         {name: layer.rank for name, layer in entries.items()},
         {name: float(layer.alpha or 0.0) for name, layer in entries.items()},
         use_rslora=rule == "rslora",
-        parameters=entries.keys() & set(parameters.values()),
+        parameters=entries.keys() & set(targets.values()),
         others={*modules, *spectra, *skipped, *failures},
     )
     return Plan(
-        path=str(path),
-        base=None if base is None else str(base),
+        path=names[0],
+        base=None if base is None else names[1],
         budget=budget,
         rule=rule,
         layers=ranked,

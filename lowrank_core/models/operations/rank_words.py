@@ -78,7 +78,7 @@ def choose_rank(
         return AboveNoise(sides=words.get("sides") or AboveNoise.sides, max_rank=max_rank)
     if not (isinstance(value, REAL_NUMBERS) and 0 <= value <= 1):
         raise ValueError(f"{spelled(name)} is a fraction between 0 and 1; got {value}.")
-    return partial(_rank_by, name=name, value=value, max_rank=max_rank)
+    return partial(_rank_by, name=name, value=float(value), max_rank=max_rank)
 
 
 def choose_one_rank(words: Mapping[str, Any], *, spelled: Callable[[str], str] = str) -> Rank | None:

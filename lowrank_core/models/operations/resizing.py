@@ -13,12 +13,13 @@ from lowrank_core.models.operations.outputs import ResizeOptions
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
 from lowrank_core.models.operations.rank_words import choose_rank
 from lowrank_core.models.operations.rewriting import rewrite
+from lowrank_core.models.sources import Source
 
 
 @overload
 def resize(
-    adapter: str | PathLike[str],
-    out: str | PathLike[str],
+    adapter: Source,
+    out: str | PathLike[str] | None = None,
     *,
     rank: Rank | None = None,
     **options: Unpack[ResizeOptions],
@@ -27,13 +28,17 @@ def resize(
 
 @overload
 def resize(
-    adapter: str | PathLike[str], out: str | PathLike[str], *, rank: Sequence[int], **options: Unpack[ResizeOptions]
+    adapter: Source,
+    out: str | PathLike[str] | None = None,
+    *,
+    rank: Sequence[int],
+    **options: Unpack[ResizeOptions],
 ) -> list[Compression]: ...
 
 
 def resize(
-    adapter: str | PathLike[str],
-    out: str | PathLike[str],
+    adapter: Source,
+    out: str | PathLike[str] | None = None,
     *,
     rank: Rank | Sequence[int] | None = None,
     variance: float | None = None,
@@ -44,7 +49,7 @@ def resize(
     objective: str | None = None,
     max_rank: int | None = None,
     format: str | None = None,  # noqa: A002 - the name that users give it
-    base: str | PathLike[str] | None = None,
+    base: Source | None = None,
     base_restored: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -62,11 +67,13 @@ def resize(
 
     Parameters
     ----------
-    adapter : path-like
-        An adapter's folder or file, in any format that :func:`~lowrank_core.models.open_adapter` reads.
-    out : path-like
+    adapter : path-like, model, mapping or Adapter
+        An adapter's folder or file, in any format that :func:`~lowrank_core.models.open_adapter` reads; or one in
+        memory, as it takes them.
+    out : path-like, optional
         What to write: in the adapter's own format, if that is what a name with this ending has; else a kohya file where
-        it ends in .safetensors, and a PEFT folder where it has no such ending.
+        it ends in .safetensors, and a PEFT folder where it has no such ending. None: nothing, and the new adapter is in
+        the report, in its own format or that named by `format`.
     rank : int, sequence of int, callable, mapping or Budget, optional
         How many components to keep in each layer, clamped to what it has; or a function of the layer's Spectrum; or a
         number for each layer by its name; or a :class:`~lowrank_core.models.Budget` to be divided among them. A

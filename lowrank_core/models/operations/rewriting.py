@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from os import PathLike
-from pathlib import Path
 
-from lowrank_core.models.executors import Progress, path_for
+from lowrank_core.models.executors import Progress, source_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
 from lowrank_core.models.formats.format import Kept
@@ -20,16 +19,17 @@ from lowrank_core.models.operations.pipeline import compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank
 from lowrank_core.models.operations.tasks import Destination, Task
+from lowrank_core.models.sources import Source, is_path, names_of
 
 
 def rewrite(
     verb: str,
-    adapter: str | PathLike[str],
-    out: str | PathLike[str],
+    adapter: Source,
+    out: str | PathLike[str] | None,
     rank: Rank | Sequence[int] | None,
     *,
     format: str | None,  # noqa: A002 - the name that users give it
-    base: str | PathLike[str] | None,
+    base: Source | None,
     on_base: bool = False,
     base_restored: bool,
     include: Sequence[str],
@@ -50,18 +50,20 @@ def rewrite(
 
     With `on_base`, the updates that depend on the base model are made from its weights.
     """
-    source = path_for(adapter, executor)
-    opened = open_with_base(source, path_for(base, executor)) if on_base and base is not None else open_adapter(source)
+    source = source_for(adapter, executor)
+    opened = (
+        open_with_base(source, source_for(base, executor)) if on_base and base is not None else open_adapter(source)
+    )
     if dtype is None:
         dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
-    target = format_of_output(Path(out), opened.format, format)
+    target = format_of_output(out, opened.format, format)
     uniform = uniform or target.one_rank(layer.placement for layer in opened.layers)
     if rule is None:
         # All layers of an adapter have one rule, and factors padded to one rank need none.
         rule = "standard" if uniform or not opened.layers else opened.layers[0].rule
     encoding = FactorEncoding(dtype, alpha, rule, uniform, target.scale)
-    outputs = outputs_at(Path(out), rank, target)
-    if not dry_run:
+    outputs = outputs_at(out, rank, target)
+    if not (dry_run or out is None):
         for path in outputs:
             check_replaceable(path, target.files or None, force=force)
     same_format = target.name == opened.format
@@ -103,15 +105,16 @@ def rewrite(
         encoding,
         dry_run,
         Kept(
-            settings=opened.settings or {"base_model_name_or_path": None if base is None else str(base)},
+            settings=opened.settings or {"base_model_name_or_path": str(base) if base and is_path(base) else None},
             metadata=opened.metadata if same_format else {},
             modules=tuple(layer.name for layer in opened.layers),
         ),
         copied=copied,
+        in_memory=out is None,
     )
     return compress(
         verb,
-        (str(base), str(adapter)) if on_base else (str(adapter),),
+        names_of([base, adapter] if on_base and base is not None else [adapter]),
         tasks,
         destination,
         skipped=placed.skipped

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from lowrank_core import LowRankUpdate, scaling_rule
 from lowrank_core.models.files.streams import Stream, header_size
-from lowrank_core.models.files.tensors import Weight, open_file
-from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, format_named, open_adapter
+from lowrank_core.models.files.tensors import Weight
+from lowrank_core.models.formats import Adapter, Format, OtherTensor, Placement, format_named
 from lowrank_core.models.formats.experts import stacked
 from lowrank_core.models.formats.format import Headers, StoredScale
+from lowrank_core.models.operations.destinations import Output
 from lowrank_core.models.operations.factoring import FactorEncoding, item_size
 
 
@@ -66,23 +65,29 @@ def copy_tensors(stream: Stream | None, others: Iterable[OtherTensor]) -> None:
 
 
 def complete(
-    temporary: Path, target: Format, scales: Mapping[Placement, StoredScale], headers: Headers, unpadded: Headers
-) -> None:
-    """Write the configuration, pad the factors whose rank is known only now, and check what is read back.
+    output: Output,
+    target: Format,
+    scales: Mapping[Placement, StoredScale],
+    headers: Headers,
+    unpadded: Headers,
+    metadata: Mapping[str, str],
+) -> Adapter:
+    """Write the configuration, pad the factors whose rank is known only now, check what is read back, and return it.
 
     `unpadded` is what describes the factors as they are: how many experts are in them may follow from the rank.
+    `metadata` is what the tensors were written with.
     """
-    _configure(temporary, target, unpadded)
-    adapter = open_adapter(temporary)
+    output.configure(unpadded.config)
+    adapter = output.open()
     ranks = {layer.placement.where: layer.rank for layer in adapter.layers}
     final = target.beside(scales)
     if any(
         final[placement] != placement or ranks.get(placement.where, scale.rank) < scale.rank
         for placement, scale in scales.items()
     ):
-        _pad_file(adapter, target, scales, final)
-    _configure(temporary, target, headers)
-    adapter = open_adapter(temporary)
+        _pad(output, adapter, scales, final, metadata)
+    output.configure(headers.config)
+    adapter = output.open()
     read = {layer.placement.where: (layer.rank, layer.scaling) for layer in adapter.layers}
     for placement, scale in scales.items():
         rank, scaling = read.get(final[placement].where, (0, 0.0))
@@ -91,40 +96,34 @@ def complete(
                 f"{placement.name!r} would be read with rank {rank} and scale {scaling}, but was made for rank "
                 f"{scale.rank} and scale {scale.scaling}: nothing was written"
             )
+    return adapter
 
 
-def _configure(temporary: Path, target: Format, headers: Headers) -> None:
-    if headers.config is not None:
-        text = json.dumps(headers.config, indent=2) + "\n"
-        (temporary / target.files[1]).write_text(text, encoding="utf-8")
-
-
-def _pad_file(
-    adapter: Adapter, target: Format, scales: Mapping[Placement, StoredScale], final: Mapping[Placement, Placement]
+def _pad(
+    output: Output,
+    adapter: Adapter,
+    scales: Mapping[Placement, StoredScale],
+    final: Mapping[Placement, Placement],
+    metadata: Mapping[str, str],
 ) -> None:
-    """Write the file again with its factors padded, in their final places, one layer or stack of experts at a time."""
-    tensors, metadata = open_file(adapter.path)
+    """Write an adapter again with padded factors, in their final places, one layer or stack of experts at a time."""
+    tensors = adapter.tensors
     layers = {layer.placement.where: layer for layer in adapter.layers}
     placements: dict[str, list[Placement]] = {}
     for placement in scales:
         placements.setdefault(placement.keys[0], []).append(placement)
     rest = {key for placement in scales for key in placement.keys[1:]}
-    padded = adapter.path.with_name(f"{adapter.path.name}.padded")
-    try:
-        with target.stream(padded, tensors, metadata) as stream:
-            for key in sorted(tensors.keys() - rest, key=lambda key: (-item_size(tensors[key]), key)):
-                if key in placements:
-                    updates = {}
-                    for placement in placements[key]:
-                        update = layers[placement.where].untransposed_update()
-                        if isinstance(update, LowRankUpdate):
-                            updates[final[placement]] = _padded(update, scales[placement].rank)
-                    add_factors(stream, updates, scales[placements[key][0]].alpha)
-                else:
-                    stream.add(key, tensors[key].read())
-        padded.replace(adapter.path)
-    finally:
-        padded.unlink(missing_ok=True)
+    with output.stream(tensors, metadata) as stream:
+        for key in sorted(tensors.keys() - rest, key=lambda key: (-item_size(tensors[key]), key)):
+            if key in placements:
+                updates = {}
+                for placement in placements[key]:
+                    update = layers[placement.where].untransposed_update()
+                    if isinstance(update, LowRankUpdate):
+                        updates[final[placement]] = _padded(update, scales[placement].rank)
+                add_factors(stream, updates, scales[placements[key][0]].alpha)
+            else:
+                stream.add(key, tensors[key].read())
 
 
 def _padded(update: LowRankUpdate, rank: int) -> LowRankUpdate:

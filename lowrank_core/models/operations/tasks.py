@@ -57,7 +57,7 @@ class Destination:
     """What is to be written, and how.
 
     `ranks` has a path for each adapter, and its rank; None writes factors as they are. `kept` is what an adapter takes
-    over from the inputs; `copied` are tensors to copy as they are.
+    over from the inputs; `copied` are tensors to copy as they are. `in_memory` says that the paths are but names.
     """
 
     ranks: Mapping[Path, Rank | None]
@@ -66,3 +66,4 @@ class Destination:
     dry_run: bool
     kept: Kept
     copied: tuple[OtherTensor, ...] = ()
+    in_memory: bool = False

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
-from os import PathLike
 from typing import Any, NamedTuple
 
-from lowrank_core.models.executors import Progress, map_layers, path_for
+from lowrank_core.models.executors import Progress, map_layers, source_for
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.files.tensors import StoredTensor, describe
 from lowrank_core.models.formats import open_adapter
@@ -18,6 +17,7 @@ from lowrank_core.models.operations.placing import check_base
 from lowrank_core.models.operations.weight_checks import Checked, VerifiedLayer, check_change, check_unchanged
 from lowrank_core.models.operations.weight_merging import RoundingLoss, combined
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
+from lowrank_core.models.sources import Source, names_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class Verification:
 
 
 def verify(
-    base: str | PathLike[str],
-    adapter: str | PathLike[str],
-    merged: str | PathLike[str],
+    base: Source,
+    adapter: Source,
+    merged: Source,
     *,
     base_restored: bool = False,
     executor: Executor | None = None,
@@ -76,9 +76,9 @@ def verify(
 
     Parameters
     ----------
-    base, adapter : path-like
+    base, adapter : path-like, mapping, model, Checkpoint or Adapter
         The checkpoint and the adapter that were merged, as :func:`~lowrank_core.models.apply` takes them.
-    merged : path-like
+    merged : path-like, mapping, model or Checkpoint
         The checkpoint that was made of them, by whatever program, with the names of the base or others that end alike.
     base_restored : bool
         The base is again as it was before an initialisation (PiSSA and similar) altered it.
@@ -138,11 +138,12 @@ def verify(
     >>> layer.right, layer.wrong_entries, layer.diagnosis
     (False, 12, 'applied twice')
     """
-    checkpoint = open_base(path_for(base, executor), adapter)
-    opened = with_base(open_adapter(path_for(adapter, executor)), checkpoint)
+    names = names_of((base, adapter, merged))
+    checkpoint = open_base(source_for(base, executor), adapter)
+    opened = with_base(open_adapter(source_for(adapter, executor)), checkpoint)
     check_base(opened, restored=base_restored)
     changes = changes_of(opened, checkpoint)
-    model = open_checkpoint(path_for(merged, executor))
+    model = open_checkpoint(source_for(merged, executor))
     expected = checkpoint.tensors | {key: change.weight for key, change in changes.by_key.items()}
     matches = align_names(expected, model.tensors, {}, lambda _one, _other: True).matches
     jobs = [
@@ -167,9 +168,9 @@ def verify(
     wrong = sum(not layer.right for layer in layers)
     complete = not failures and not changes.skipped
     return Verification(
-        base=str(base),
-        adapter=str(adapter),
-        merged=str(merged),
+        base=names[0],
+        adapter=names[1],
+        merged=names[2],
         right=complete and not wrong and not differences,
         complete=complete,
         wrong_layers=wrong,

@@ -3,44 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lowrank_core._figures import BLUE, GREY, VERMILION, depth_rows, style
-from lowrank_core.cli.names import by_kind
-from lowrank_core.models.operations.compared import whole_overlap
+from lowrank_core.models.layer_kinds import by_kind
+from lowrank_core.models.overlaps import whole_overlap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowrank_core.models import ComparedPair, UpdateComparison
+    from lowrank_core import SpaceOverlap
 
 _MARK = 26
 
 
-def draw(report: UpdateComparison) -> Figure:
-    """Draw a comparison: of two updates the cosine, the norm of the sum and the overlap of each layer; else a matrix.
+class Layer(Protocol):
+    """A layer of a comparison."""
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+
+    @property
+    def cosine(self) -> float:
+        """The cosine between the updates."""
+
+    @property
+    def cosine_deviation(self) -> float:
+        """Its standard deviation for random updates."""
+
+    @property
+    def growth(self) -> float:
+        """Norm of the sum over that of orthogonal updates."""
+
+    @property
+    def columns(self) -> SpaceOverlap:
+        """The leading column spaces."""
+
+    @property
+    def rows(self) -> SpaceOverlap:
+        """The leading row spaces."""
+
+
+def draw_layers(title: str, compared: Sequence[Layer]) -> Figure:
+    """Draw a comparison of two updates: the cosine, the norm of the sum and the overlap of each layer.
 
     A layer is a mark, the deeper in the model the lower. What random updates have is grey.
     """
-    if len(report.paths) > 2:
-        return _matrix(report)
-    (pair,) = report.pairs
-    if not pair.layers:
+    if not compared:
         raise ValueError("there is no figure to draw: no layer could be compared.")
-    return _layers(pair)
-
-
-def _layers(pair: ComparedPair) -> Figure:
-    kinds = by_kind(pair.layers)
+    kinds = by_kind(compared)
     layers = [layer for members in kinds.values() for layer in members]
     with style():
         figure = Figure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
         cosines, sums, overlaps = figure.subplots(1, 3, sharey=True)
-        figure.suptitle(f"{pair.first} and {pair.second}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
+        figure.suptitle(f"{title}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
         heights = depth_rows(cosines, kinds)
         deviations = 2.0 * np.array([layer.cosine_deviation for layer in layers])
         cosines.hlines(heights, -deviations, deviations, color=GREY, linewidth=1.5, label="random updates, ±2 s.d.")
@@ -65,8 +86,8 @@ def _marks(
     axes.scatter(values, heights, s=_MARK, c=color, marker=marker, linewidths=0, alpha=0.8, zorder=2, label=label)
 
 
-def _matrix(report: UpdateComparison) -> Figure:
-    cosines = np.array(report.cosines)
+def draw_matrix(paths: Sequence[str], cosines: NDArray[np.float64]) -> Figure:
+    """Draw a comparison of several updates: the cosines of all with all."""
     with style():
         figure = Figure(figsize=(max(6.0, 2.5 + 0.8 * len(cosines)),) * 2, layout="constrained")
         axes = figure.subplots()
@@ -76,7 +97,7 @@ def _matrix(report: UpdateComparison) -> Figure:
             axes.text(column, row, f"{cosine:.3f}", ha="center", va="center", color=color)
         places = range(len(cosines))
         axes.set_xticks(places, [str(place + 1) for place in places])
-        axes.set_yticks(places, [f"{place + 1}: {path}" for place, path in zip(places, report.paths, strict=True)])
+        axes.set_yticks(places, [f"{place + 1}: {path}" for place, path in zip(places, paths, strict=True)])
         axes.grid(visible=False)
         axes.set(title="Cosine of the updates, over all layers")
     return figure

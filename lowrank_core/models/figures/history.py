@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from lowrank_core._figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
-from lowrank_core.cli.reports.history_tables import steps_by_kind
-
-if TYPE_CHECKING:
-    from lowrank_core.models import RunHistory
+from lowrank_core.models.layer_kinds import AtStep, steps_by_kind
 
 _PANELS = (
     ("norm", "Norm", "‖Δ‖"),
@@ -24,18 +21,18 @@ _COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, BLACK, SKY, GREY)
 _MARKERS = "os^vDPXp"
 
 
-def draw(report: RunHistory) -> Figure:
+def draw(rows: Sequence[AtStep], run_steps: Sequence[int]) -> Figure:
     """Draw the median of each kind of layer against the step, in a panel for each figure."""
-    kinds = steps_by_kind(report.rows)
+    kinds = steps_by_kind(rows)
     if not kinds:
         raise ValueError("there is no figure to draw: no layer could be read.")
     with style():
         figure = Figure(figsize=(18, 4.6), layout="constrained")
         for axes, (name, title, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
             for nth, (kind, steps) in enumerate(kinds.items()):
-                values = [median(getattr(row, name) for row in steps[step]) for step in report.steps]
+                values = [median(getattr(row, name) for row in steps[step]) for step in run_steps]
                 marker, color = _MARKERS[nth % len(_MARKERS)], _COLORS[nth % len(_COLORS)]
-                axes.plot(report.steps, np.array(values), color=color, marker=marker, label=kind)
+                axes.plot(run_steps, np.array(values), color=color, marker=marker, label=kind)
             axes.set(title=title, xlabel="step", ylabel=label)
             axes.set_ylim(bottom=0)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,19 +11,45 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from lowrank_core._figures import BLUE, GREY, ORANGE, VERMILION, depth_rows, plain_decades, style
-from lowrank_core.cli.names import by_kind
+from lowrank_core.models.layer_kinds import by_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowrank_core.models import Compression, LayerCompression
+
+class Layer(Protocol):
+    """A layer of a written adapter."""
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+
+    @property
+    def rank(self) -> int:
+        """Number of components kept."""
+
+    @property
+    def error(self) -> float:
+        """Relative error of what was written."""
+
+    @property
+    def storage_error(self) -> float:
+        """What rounding moved of it."""
+
+    @property
+    def source_parameters(self) -> int:
+        """Number of entries before."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries of the written factors."""
 
 
 class _Series(NamedTuple):
     """A quantity of a layer: its label, its value, and how it is drawn."""
 
     label: str
-    value: Callable[[LayerCompression], float]
+    value: Callable[[Layer], float]
     color: str
     marker: str
 
@@ -45,18 +71,18 @@ _SIDE_MARGIN = 0.18
 _DECADES = 6
 
 
-def draw(report: Compression) -> Figure:
+def draw(title: str, compressed: Sequence[Layer]) -> Figure:
     """Draw what became of the layers: the rank kept, the relative error, and the number of parameters.
 
     Each kind of layer has a row and each layer a mark, the deeper in the model the lower. A value of zero, for which
     logarithmic axes have no place, has no mark.
     """
-    kinds = by_kind(report.layers)
+    kinds = by_kind(compressed)
     layers = [layer for members in kinds.values() for layer in members]
     with style():
         figure = Figure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
         ranks, errors, sizes = figure.subplots(1, 3, sharey=True)
-        figure.suptitle(f"{report.out}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
+        figure.suptitle(f"{title}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
         heights = depth_rows(ranks, kinds, above=_LABEL_ROWS)
         ranks.set(title="Rank kept", xlabel="rank r (a mark a layer, lower when deeper)")
         errors.set(title="Relative error", xlabel="‖Δ − γBA‖ / ‖Δ‖", xscale="log")
@@ -73,16 +99,14 @@ def draw(report: Compression) -> Figure:
     return figure
 
 
-def _draw_marks(
-    axes: Axes, layers: Sequence[LayerCompression], heights: NDArray[np.float64], series: Sequence[_Series]
-) -> None:
+def _draw_marks(axes: Axes, layers: Sequence[Layer], heights: NDArray[np.float64], series: Sequence[_Series]) -> None:
     for one in series:
         values = np.array([one.value(layer) for layer in layers], dtype=np.float64)
         axes.scatter(values, heights, s=26, c=one.color, marker=one.marker, linewidths=0, alpha=0.8, zorder=2)
     axes.margins(x=_SIDE_MARGIN)
 
 
-def _label(axes: Axes, first_row: Sequence[LayerCompression], top: float, series: Sequence[_Series]) -> None:
+def _label(axes: Axes, first_row: Sequence[Layer], top: float, series: Sequence[_Series]) -> None:
     """Write what marks mean above those of the first row, each label to its own side."""
     places = {one: float(np.median([one.value(layer) for layer in first_row])) for one in series if one.label}
     for one, side in zip(sorted(places, key=lambda one: places[one]), ("right", "left"), strict=False):

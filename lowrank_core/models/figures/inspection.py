@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,14 +29,37 @@ from lowrank_core._figures import (
     rank_ticks,
     style,
 )
-from lowrank_core.cli.names import by_kind
+from lowrank_core.models.layer_kinds import by_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowrank_core.models import Inspection, LayerReport
 
-Curve = Callable[["LayerReport", NDArray[np.int64]], NDArray[np.float64]]
+class Layer(Protocol):
+    """A layer of an inspection."""
+
+    @property
+    def name(self) -> str:
+        """The module's name."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of its update."""
+
+    @property
+    def norm(self) -> float:
+        """The Frobenius norm of its update."""
+
+    @property
+    def singular_values(self) -> NDArray[np.float64]:
+        """All of them, descending."""
+
+    @property
+    def rank_for_variance(self) -> Mapping[float, int]:
+        """The least rank for each fraction of the variance."""
+
+
+Curve = Callable[[Layer, NDArray[np.int64]], NDArray[np.float64]]
 
 _FRACTION = 0.95
 _POINTS = 200
@@ -54,20 +77,19 @@ _LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
 )
 
 
-def draw(report: Inspection) -> Figure:
+def draw(title: str, layers: Sequence[Layer]) -> Figure:
     """Draw an inspection: spectra, best possible error against rank, and the rank for 95 % of the variance.
 
     On the left every layer is a thin line, and the median of each kind of layer (of all, where there are many kinds) a
     thick one. On the right every layer is a mark, the deeper in the model the lower.
     """
-    kinds = by_kind(layer for layer in report.layers if layer.norm > 0)
+    kinds = by_kind(layer for layer in layers if layer.norm > 0)
     if not kinds:
         raise ValueError("there is no figure to draw: every update is zero.")
     with style():
         figure = Figure(figsize=(16, max(5.2, 1.6 + 0.32 * len(kinds))), layout="constrained")
         spectra, errors, ranks = figure.subplots(1, 3)
-        title = report.path if report.base is None else f"{report.path} − {report.base}"
-        figure.suptitle(f"{title}   ({len(report.layers)} layers)", fontsize=14, x=0.01, ha="left")
+        figure.suptitle(f"{title}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
         _lines(spectra, kinds, _relative_values)
         spectra.set(title="Spectra", xlabel="index i", ylabel="σᵢ / σ₁", xscale="log", yscale="log")
         spectra.set_ylim(bottom=max(_SMALLEST, spectra.get_ylim()[0]))
@@ -85,17 +107,17 @@ def draw(report: Inspection) -> Figure:
     return figure
 
 
-def _relative_values(layer: LayerReport, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+def _relative_values(layer: Layer, indices: NDArray[np.int64]) -> NDArray[np.float64]:
     relative: NDArray[np.float64] = layer.singular_values[indices - 1] / layer.singular_values[0]
     return relative
 
 
-def _best_errors(layer: LayerReport, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+def _best_errors(layer: Layer, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
     values, norm = layer.singular_values, np.asarray(layer.norm)
     return np.asarray(reconstruction_error(Spectrum(values, norm, layer.shape, complete=True), ranks))
 
 
-def _lines(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]], curve: Curve, *, labelled: bool = True) -> None:
+def _lines(axes: Axes, kinds: Mapping[str, Sequence[Layer]], curve: Curve, *, labelled: bool = True) -> None:
     layers = [layer for members in kinds.values() for layer in members]
     shown = kinds if len(kinds) <= len(_LOOKS) else {f"median of {len(layers)}": layers}
     for nth, ((name, members), look) in enumerate(zip(shown.items(), _LOOKS, strict=False)):
@@ -118,7 +140,7 @@ def _lines(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]], curve: Curve,
         )
 
 
-def _rank_axis(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
+def _rank_axis(axes: Axes, kinds: Mapping[str, Sequence[Layer]]) -> None:
     largest = max(layer.singular_values.size for members in kinds.values() for layer in members)
     rank_ticks(axes, [2**power for power in range(largest.bit_length())])
 
@@ -136,7 +158,7 @@ def _shortened(name: str) -> str:
     return f"…{end[end.find('.') + 1 :].removeprefix('*.')}"
 
 
-def _needed(axes: Axes, kinds: Mapping[str, Sequence[LayerReport]]) -> None:
+def _needed(axes: Axes, kinds: Mapping[str, Sequence[Layer]]) -> None:
     heights = depth_rows(axes, kinds)
     needed = [[layer.rank_for_variance[_FRACTION] for layer in layers] for layers in kinds.values()]
     axes.scatter(np.concatenate(needed), heights, c=BLACK, s=26, linewidths=0, alpha=0.8, zorder=2)
