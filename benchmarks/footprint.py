@@ -57,22 +57,29 @@ class LargeMatrix:
             raise RuntimeError(f"the truncation has shape {update.shape}.")
 
 
-class Sweep:
+class _Sweep:
     """Errors of spectra in hand: 32 MiB of values at a thousand, and 16 MiB of errors."""
 
     version = "1"
-    param_names: ClassVar = ["spectra"]
-    params: ClassVar = [[100, 1_000]]
+    count: int
 
-    def setup(self, spectra: int) -> None:
-        values = np.broadcast_to(np.arange(4_096, 0, -1.0), (spectra, 4_096))
+    def setup(self) -> None:
+        values = np.broadcast_to(np.arange(4_096, 0, -1.0), (self.count, 4_096))
         self.spectra = Spectrum(values, np.linalg.norm(values, axis=-1), (4_096, 4_096), complete=True)
         self.ranks = np.arange(16, 4_097, 16)
 
-    def peakmem_input_alone(self, *_: object) -> None:
+    def peakmem_input_alone(self) -> None:
         """What the input, NumPy and the package take: to be subtracted from the other."""
 
-    def peakmem_error_sweep(self, spectra: int) -> None:
+    def peakmem_error_sweep(self) -> None:
         errors = error_sweep(self.spectra, self.ranks, alpha=[4.0, 8.0, 16.0, 32.0]).errors
-        if errors.shape != (spectra, 2, 4, 256):
+        if errors.shape != (self.count, 2, 4, 256):
             raise RuntimeError(f"the errors have shape {errors.shape}.")
+
+
+class Sweep100(_Sweep):
+    count = 100
+
+
+class Sweep1000(_Sweep):
+    count = 1_000

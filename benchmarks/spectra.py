@@ -1,4 +1,7 @@
-"""Time from matrices to their singular values and factors."""
+"""Time from matrices to their singular values and factors.
+
+A class for each size: asv draws one line for a benchmark, the geometric mean over its parameters.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,68 @@ from benchmarks import cases
 COUNTS = {8: 5_000, 16: 2_000, 32: 1_000, 64: 400, 128: 100, 256: 16, 512: 4}
 
 
-class Stack:
-    """All singular values of a stack."""
+class _Stack:
+    """All singular values of a stack of n × n."""
 
     version = "1"
-    param_names: ClassVar = ["n", "dtype"]
-    params: ClassVar = [list(COUNTS), ["float64", "float32"]]
+    n: int
+    param_names: ClassVar = ["dtype"]
+    params: ClassVar = [["float64", "float32"]]
 
-    def setup(self, n: int, dtype: str) -> None:
-        self.case = cases.checked(cases.stack, COUNTS[n], n, dtype)
+    def setup(self, dtype: str) -> None:
+        self.case = cases.checked(cases.stack, COUNTS[self.n], self.n, dtype)
 
     def time_spectrum(self, *_: object) -> None:
         self.case.ours.call()
 
 
-class Large:
-    """All singular values of one large matrix."""
+class Stack8(_Stack):
+    n = 8
+
+
+class Stack16(_Stack):
+    n = 16
+
+
+class Stack32(_Stack):
+    n = 32
+
+
+class Stack64(_Stack):
+    n = 64
+
+
+class Stack128(_Stack):
+    n = 128
+
+
+class Stack256(_Stack):
+    n = 256
+
+
+class Stack512(_Stack):
+    n = 512
+
+
+class _Large:
+    """All singular values of one large float32 matrix."""
 
     version = "1"
-    param_names: ClassVar = ["n", "dtype"]
-    params: ClassVar = [[1024, 2048], ["float32"]]
+    n: int
 
-    def setup(self, n: int, dtype: str) -> None:
-        self.case = cases.checked(cases.large, n, dtype)
+    def setup(self) -> None:
+        self.case = cases.checked(cases.large, self.n, "float32")
 
-    def time_spectrum(self, *_: object) -> None:
+    def time_spectrum(self) -> None:
         self.case.ours.call()
+
+
+class Large1024(_Large):
+    n = 1024
+
+
+class Large2048(_Large):
+    n = 2048
 
 
 class Leading:
@@ -52,49 +91,86 @@ class Leading:
         self.case.ours.call()
 
 
-class Truncate:
-    """The best factors of rank 8 of every matrix of a stack."""
+class _Truncate:
+    """The best factors of rank 8 of every matrix of a stack of n × n."""
 
     version = "1"
-    param_names: ClassVar = ["n", "dtype"]
-    params: ClassVar = [[16, 64, 256], ["float64", "float32"]]
+    n: int
+    param_names: ClassVar = ["dtype"]
+    params: ClassVar = [["float64", "float32"]]
 
-    def setup(self, n: int, dtype: str) -> None:
-        self.case = cases.checked(cases.truncation, COUNTS[n], n, dtype, 8)
+    def setup(self, dtype: str) -> None:
+        self.case = cases.checked(cases.truncation, COUNTS[self.n], self.n, dtype, 8)
 
     def time_truncate(self, *_: object) -> None:
         self.case.ours.call()
 
 
-class Factors:
+class Truncate16(_Truncate):
+    n = 16
+
+
+class Truncate64(_Truncate):
+    n = 64
+
+
+class Truncate256(_Truncate):
+    n = 256
+
+
+class _Factors:
     """All singular values of a float32 product of two factors, from the factors."""
 
     version = "1"
-    param_names: ClassVar = ["size", "rank", "count"]
-    params: ClassVar = [[4096], [16, 64, 256], [1]]
+    size = 4096
+    rank: int
+    count = 1
 
-    def setup(self, size: int, rank: int, count: int) -> None:
-        self.case = cases.checked(cases.factors, size, rank, count)
+    def setup(self) -> None:
+        self.case = cases.checked(cases.factors, self.size, self.rank, self.count)
 
-    def time_spectrum(self, *_: object) -> None:
+    def time_spectrum(self) -> None:
         self.case.ours.call()
 
 
-class ManyFactors(Factors):
+class Factors16(_Factors):
+    rank = 16
+
+
+class Factors64(_Factors):
+    rank = 64
+
+
+class Factors256(_Factors):
+    rank = 256
+
+
+class ManyFactors(_Factors):
     """A stack of such products, as a whole model's adapter is."""
 
-    params: ClassVar = [[1024], [16], [32]]
+    size = 1024
+    rank = 16
+    count = 32
 
 
-class Kronecker:
+class _Kronecker:
     """All singular values of a Kronecker product, from its two sides: those of a 4096 × 4096 LoKr for n = 64."""
 
     version = "1"
-    param_names: ClassVar = ["n", "dtype"]
-    params: ClassVar = [[32, 64], ["float64", "float32"]]
+    n: int
+    param_names: ClassVar = ["dtype"]
+    params: ClassVar = [["float64", "float32"]]
 
-    def setup(self, n: int, dtype: str) -> None:
-        self.case = cases.checked(cases.kronecker, n, dtype)
+    def setup(self, dtype: str) -> None:
+        self.case = cases.checked(cases.kronecker, self.n, dtype)
 
     def time_spectrum(self, *_: object) -> None:
         self.case.ours.call()
+
+
+class Kronecker32(_Kronecker):
+    n = 32
+
+
+class Kronecker64(_Kronecker):
+    n = 64

@@ -7,18 +7,25 @@ from typing import ClassVar
 from benchmarks import cases, sweep_cases
 
 
-class ErrorSweep:
-    """Errors of spectra in hand, at many ranks under eight scalings."""
+class _ErrorSweep:
+    """Errors of a thousand spectra in hand, at 256 ranks under eight scalings."""
 
     version = "1"
-    param_names: ClassVar = ["spectra", "values", "ranks"]
-    params: ClassVar = [[1_000], [1_024, 4_096], [256]]
+    values: int
 
-    def setup(self, spectra: int, values: int, ranks: int) -> None:
-        self.case = cases.checked(sweep_cases.sweep, spectra, values, ranks)
+    def setup(self) -> None:
+        self.case = cases.checked(sweep_cases.sweep, 1_000, self.values, 256)
 
-    def time_error_sweep(self, *_: object) -> None:
+    def time_error_sweep(self) -> None:
         self.case.ours.call()
+
+
+class ErrorSweep1024(_ErrorSweep):
+    values = 1_024
+
+
+class ErrorSweep4096(_ErrorSweep):
+    values = 4_096
 
 
 class Article:
@@ -47,18 +54,27 @@ class LoneCalls:
         self.case.ours.call()
 
 
-class ManyUpdates:
-    """A thousand updates of 64 × 64 at 64 ranks under three rules, from spectra in hand and from the updates."""
+class _ManyUpdates:
+    """A thousand updates of 64 × 64 at 64 ranks under three rules."""
 
     version = "1"
-    param_names: ClassVar = ["decompositions"]
-    params: ClassVar = [[False, True]]
+    decompositions: bool
 
-    def setup(self, decompositions: bool) -> None:
-        self.case = cases.checked(sweep_cases.many_updates, 1_000, decompositions)
+    def setup(self) -> None:
+        self.case = cases.checked(sweep_cases.many_updates, 1_000, self.decompositions)
 
-    def time_sweep(self, *_: object) -> None:
+    def time_sweep(self) -> None:
         self.case.ours.call()
+
+
+class FromSpectra(_ManyUpdates):
+    decompositions = False
+
+
+class FromUpdates(_ManyUpdates):
+    """From the updates, each of which is decomposed."""
+
+    decompositions = True
 
 
 class Learning:
