@@ -12,15 +12,14 @@ def make_all(app):
     import figures
     import formats
     import model_tables
+    import performance_tables
     import reference
     import study_figures
     import study_tables
     import tables
 
-    for script, folder in (
-        *((script, "_generated") for script in (figures, formats, tables, model_tables, study_figures, study_tables)),
-        (reference, "reference/generated"),
-    ):
+    scripts = (figures, formats, tables, performance_tables, model_tables, study_figures, study_tables)
+    for script, folder in (*((script, "_generated") for script in scripts), (reference, "reference/generated")):
         target = Path(app.srcdir, folder)
         target.mkdir(parents=True, exist_ok=True)
         script.write_all(target)

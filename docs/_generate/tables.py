@@ -40,23 +40,19 @@ def write_all(folder):
         "long": long_profile(),
         "versions": versions(),
         "fuzz": fuzzed(),
-        "performance": performance(),
-        "reaches": reaches(),
     }
     for name, text in tables.items():
         Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
 
 
-def table(heads, rows):
+def table(heads, rows, caption=None):
     """Return a Markdown table, with all columns but the first aligned right."""
-    return "\n".join(
-        [
-            "| " + " | ".join(heads) + " |",
-            "|---" + "|--:" * (len(heads) - 1) + "|",
-            *("| " + " | ".join(map(str, row)) + " |" for row in rows),
-            "",
-        ]
-    )
+    lines = [
+        "| " + " | ".join(heads) + " |",
+        "|---" + "|--:" * (len(heads) - 1) + "|",
+        *("| " + " | ".join(map(str, row)) + " |" for row in rows),
+    ]
+    return "\n".join(["```{table} " + caption, *lines, "```", ""] if caption else [*lines, ""])
 
 
 def truncated(article):
@@ -291,62 +287,6 @@ def in_float32(matrix):
 def worst(update, method, values):
     """Return the largest error of a singular value, over σ₁."""
     return np.max(np.abs(spectrum(update, method=method).values - values)) / values[0]
-
-
-def _measured():
-    return json.loads((ROOT / "docs/numbers/performance.json").read_text(encoding="utf-8"))
-
-
-def performance():
-    """Return a table of what ``python -m benchmarks.compare --json`` measured, beside the aims."""
-    rows = []
-    for line in _measured()["lines"]:
-        told = (lambda ratio: 1.0 / ratio) if (line["at_least"] or 1.0) < 1.0 else (lambda ratio: ratio)
-        bound = "≤" if (line["at_least"] or 1.0) < 1.0 else "≥"
-        limits = "; ".join(
-            f"{limit['name']}: {100 * limit['seconds'] / line['ours']['seconds']:.0f} %" for limit in line["limits"]
-        )
-        rows.append(
-            [
-                line["case"],
-                _time(line["ours"]["seconds"]),
-                f"{line['rival']['name']}: {_time(line['rival']['seconds'])}",
-                _times(told(line["ratio"])),
-                f"{bound} {_times(told(line['at_least']))}",
-                line["verdict"],
-                f"{line['date']}, {line['load']:.0f}" if "date" in line else "",
-                limits,
-            ]
-        )
-    heads = [
-        "case",
-        "ours",
-        "fastest peer",
-        "ratio",
-        "aim",
-        "",
-        "measured; load",
-        "limits, as fractions of our time",
-    ]
-    return table(heads, rows)
-
-
-def reaches():
-    """Return a table of the machine that performance was measured on, and what it reaches."""
-    machine = _measured()["machine"]
-    told = [["processor", machine["processor"]], ["cores", machine["cores"]], ["date", machine["date"]]]
-    told += [[name, number] for name, number in machine["versions"].items() if number]
-    told += [["load average at the start", f"{machine['load']:.1f}"]]
-    return table(["", ""], told + [[name, f"{figure:.3g}"] for name, figure in machine["reaches"].items()])
-
-
-def _times(ratio):
-    return f"{ratio:.3g}×" if ratio < 1000 else f"{ratio:,.0f}×"
-
-
-def _time(seconds):
-    unit, size = next((pair for pair in (("s", 1.0), ("ms", 1e-3)) if seconds >= pair[1]), ("µs", 1e-6))
-    return f"{seconds / size:.3g} {unit}"
 
 
 if __name__ == "__main__":
