@@ -8,7 +8,10 @@ The public names of the modules are listed, and a name without a page is an erro
 import importlib
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import lowrank_core
 
@@ -32,19 +35,37 @@ CORE = (
 BESIDE = ("rounding_noise", "noise", "testing", "models")
 
 
+class Page(NamedTuple):
+    """A page: its file's name and title, the package that its names are imported from, their module, the names."""
+
+    name: str
+    title: str
+    package: str
+    module: ModuleType
+    names: Sequence[str]
+
+
 def write_all(folder):
-    """Write every page into a folder."""
+    """Write every page into a folder, and the lists of names that the first page of the reference has."""
     core = {name: importlib.import_module(f"lowrank_core.{name}") for name in CORE}
     public = {name: getattr(lowrank_core, name) for name in lowrank_core.__all__ if name != "__version__"}
     listed = {name: defined_in(module, public) for name, module in core.items()}
     forgotten = set(public).difference(*listed.values())
     if forgotten:
         raise ValueError(f"no page of the reference has {sorted(forgotten)}; add their module to CORE")
-    for name, module in core.items():
-        write(folder, name, name.capitalize(), "lowrank_core", listed[name], introduction=f"{summary(module)}.")
+    pages = [Page(name, title(name), "lowrank_core", module, listed[name]) for name, module in core.items()]
     for name in BESIDE:
         module = importlib.import_module(f"lowrank_core.{name}")
-        write(folder, name, module.__name__, module.__name__, module.__all__, data=module)
+        pages.append(Page(name, module.__name__, module.__name__, module, module.__all__))
+    for page in pages:
+        Path(folder, f"{page.name}.rst").write_text(documented(page), encoding="utf-8")
+    # Not .md or .rst, which would make a page of it.
+    Path(folder, "names.txt").write_text("\n".join(map(section, pages)), encoding="utf-8")
+
+
+def title(name):
+    """Return the title of the page of a module of the core."""
+    return name.capitalize().replace("_", " ")
 
 
 def defined_in(module, public):
@@ -58,19 +79,37 @@ def summary(module):
     return module.__doc__.partition("\n")[0].rstrip(".")
 
 
-def write(folder, page, title, package, names, data=None, introduction=""):
-    """Write a page that lists names and documents each."""
+def section(page):
+    """Return a part of the list of all names: a link to their page, its summary, and a line for each name."""
+    table = [f".. currentmodule:: {page.package}", "", *summaries(page)]
+    parts = [f"### [{page.title}](generated/{page.name}.rst)", "", f"{summary(page.module)}.", ""]
+    return "\n".join([*parts, "```{eval-rst}", *table, "```", ""])
+
+
+def summaries(page):
+    """Return a table with a line for each class and function."""
+    names = [f"   {name}" for name in page.names if callable(value_of(page, name))]
+    return [".. autosummary::", "   :nosignatures:", "", *names, ""]
+
+
+def documented(page):
+    """Return a page that lists its names and documents each."""
     # Users import from a module of BESIDE, so its own docstring opens the page; those of the core they import from
     # `lowrank_core`.
-    module = f".. currentmodule:: {package}" if introduction else f".. automodule:: {package}"
-    parts = [title, "=" * len(title), "", introduction, "", module, "", ".. autosummary::", "   :nosignatures:", ""]
-    parts += [f"   {name}" for name in names if data is None or callable(getattr(data, name))]
-    parts.append("")
-    for name in names:
-        value = getattr(importlib.import_module(package), name)
+    of_core = page.package == "lowrank_core"
+    module = f".. currentmodule:: {page.package}" if of_core else f".. automodule:: {page.package}"
+    introduction = f"{summary(page.module)}." if of_core else ""
+    parts = [page.title, "=" * len(page.title), "", introduction, "", module, "", *summaries(page)]
+    for name in page.names:
+        value = value_of(page, name)
         kind = "autoclass" if inspect.isclass(value) else "autofunction" if callable(value) else "autodata"
         parts += [f".. {kind}:: {name}", *(["   :members:"] if kind == "autoclass" else []), ""]
-    Path(folder, f"{page}.rst").write_text("\n".join(parts), encoding="utf-8")
+    return "\n".join(parts)
+
+
+def value_of(page, name):
+    """Return the value of a public name."""
+    return getattr(importlib.import_module(page.package), name)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def write_all(folder):
 def verdicts(found):
     """Return a table of claims and verdicts."""
     rows = [[verdict.claim, f"**{verdict.outcome}**", verdict.because] for verdict in found]
-    return table(["claim", "verdict", "because"], rows).replace("--:", "---")
+    caption = "The claims, and the figures that decide their verdicts."
+    return table(["claim", "verdict", "because"], rows, caption).replace("--:", "---")
 
 
 def size(study):
@@ -60,7 +61,7 @@ def size(study):
         ["rates, SGD", rates(sizes.sgd_rates)],
         ["best rates that are at an end of their grid", "{} of {}".format(*analysis.at_an_edge(study))],
     ]
-    return table(["", "here"], rows)
+    return table(["", "here"], rows, "The size of the study, and what it took.")
 
 
 def measures(study):
@@ -74,7 +75,11 @@ def measures(study):
             rows.append([f"{measure}, {name}", *(findings.interval(one, ".1f") for one in found)])
     best = [f"{study.best_rate(task, 'adamw'):g}" for task in (style, facts)]
     heads = ["rank by", f"style (rate {best[0]})", f"facts (rate {best[1]})", "facts − style"]
-    return table(heads, rows)
+    return table(
+        heads,
+        rows,
+        "Ranks of the full updates by every measure: means over matrices, with 95 % intervals.",
+    )
 
 
 def kinds_of(study):
@@ -86,7 +91,8 @@ def kinds_of(study):
             for measure in analysis.MEASURES
         )
         rows.append([f"`{kind}`", *(f"{style:.1f}, {facts:.1f}" for style, facts in pairs)])
-    return table(["style, facts", *analysis.MEASURES], rows)
+    caption = "The same for each kind of matrix: means over layers and seeds, of style and then of facts."
+    return table(["style, facts", *analysis.MEASURES], rows, caption)
 
 
 def enough(study):
@@ -104,7 +110,8 @@ def enough(study):
         ]
         for name, source in [*sources, ("extracted from the full fine-tune", "extracted")]
     ]
-    return table(["", *(f"{task.split()[0]}, {what}" for task in tasks for what in ("loss", "recall"))], rows)
+    heads = ["", *(f"{task.split()[0]}, {what}" for task in tasks for what in ("loss", "recall"))]
+    return table(heads, rows, "The least rank that is enough, by loss and by recall, over the seeds.")
 
 
 def recalls(study):
@@ -117,7 +124,8 @@ def recalls(study):
             rows.append([f"{task.split()[0]}, r = {rank}", *(findings.interval(one, ".3f") for one in found)])
         full = analysis.estimate(study.at("recall", "best", task, "adamw"))
         rows.append([f"{task.split()[0]}, full fine-tuning", findings.interval(full, ".3f"), "", "", ""])
-    return table(["recall", *LABELS.values(), "extracted"], rows)
+    caption = "Recall at every rank, each rule at its best rate, with 95 % intervals."
+    return table(["recall", *LABELS.values(), "extracted"], rows, caption)
 
 
 def collapse(study):
@@ -137,7 +145,10 @@ def collapse(study):
                     [name, *(cell for choice in ("kept", "best") for cell in loss(choice, optimizer, rule, rank))]
                 )
         rows.append([f"{OPTIMIZERS[optimizer]}, full fine-tuning", "", "", *loss("best", optimizer)])
-    return table(["loss on facts, fresh seeds", "kept", "loss", "best", "loss"], rows)
+    heads = ["loss on facts, fresh seeds", "kept rate", "loss", "best rate", "loss"]
+    return table(
+        heads, rows, f"Loss on the facts: at the rate kept from rank {analysis.TUNED_AT}, and at the best of each rank."
+    )
 
 
 def prediction(study):
@@ -151,7 +162,8 @@ def prediction(study):
         ]
         for task in study.sizes.tasks
     ]
-    return table(["task", "LoRA needed", "extraction needed", *analysis.MEASURES], rows)
+    caption = "The rank that was enough for recall, beside the mean rank by each measure of the full update."
+    return table(["task", "LoRA needed", "extraction needed", *analysis.MEASURES], rows, caption)
 
 
 SOURCES = (("best", "twice"), "extracted")
@@ -170,7 +182,8 @@ def extraction(study):
                 findings.interval(findings.recall_lost(study, task, pick), "+.3f"),
             ]
         rows.append([pick, *cells])
-    return table(["rank picked by", "style: mean rank", "recall lost", "facts: mean rank", "recall lost"], rows)
+    heads = ["rank picked by", "style: mean rank", "recall lost", "facts: mean rank", "recall lost"]
+    return table(heads, rows, "The mean rank that each criterion picks, and the recall that is lost at it.")
 
 
 def sums():
@@ -192,7 +205,8 @@ def sums():
             ]
         )
     headings = ["seed", "cosine (random)", "sum", "φ of outputs (random)", "φ of inputs (random)"]
-    return table([*headings, "recall alone: style / facts", "summed", "half of each"], rows)
+    heads = [*headings, "recall alone: style / facts", "summed", "half of each"]
+    return table(heads, rows, "Two adapters, alone and added, beside what their comparison says; a row for each seed.")
 
 
 def rates(values):
