@@ -25,7 +25,7 @@ PAGES = {
 }
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 # Directives of Sphinx without code, and those of this site.
-MARKUP = {"{drawn}", "{include}", "{run}", "{toctree}"}
+MARKUP = {"{drawn}", "{include}", "{run}", "{thumbnails}", "{toctree}"}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(lowrank_core.__path__, "lowrank_core.")
@@ -133,6 +133,10 @@ SHELL_LINES = {
     # The README's install lines, with other extras or none, which the next test looks up in pyproject.toml.
     "python3 -m venv .venv && .venv/bin/pip install -q .",
     "pip install -q -e '.[all]' --group dev",
+    "pip install -q -e '.[testing]'",
+    "python3 -m venv .venv && .venv/bin/pip install -q '.[cli,gguf]'",
+    # The peers of one page.
+    "pip install -q scikit-learn==1.9.1 torch==2.13.0",
 }
 
 
@@ -150,6 +154,36 @@ def test_extras_and_groups_that_the_pages_install_exist():
         for named in re.findall(r"pip install [^\n`]*\.\[([\w,]+)\]", text):
             assert set(named.split(",")) <= set(extras), page
         assert set(re.findall(r"--group ([\w-]+)", text)) <= set(groups), page
+
+
+# What the first page of the documentation installs.
+START = {"cli"}
+
+
+def distributions_of(extras):
+    """Return the names of what the core and extras need, as imports: those of an extra within an extra too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = list(project["dependencies"])
+    for extra in extras:
+        for line in project["optional-dependencies"][extra]:
+            inner = re.match(r"lowrank_core\[([\w,]+)\]", line)
+            needed += distributions_of(inner[1].split(",")) if inner else [line]
+    return {re.match(r"[\w-]+", line)[0] for line in needed}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith(("README", "docs/g", "docs/start"))])
+def test_a_page_installs_what_its_blocks_import(page):
+    text = PAGES[page]
+    code = "\n".join(code for kind, code, _ in fences(text) if kind in {"python", "{run} python"})
+    imported = set(re.findall(r"^(?:>>> |\.\.\. )? *(?:import|from) (\w+)", code, re.MULTILINE))
+    extras = {name for named in re.findall(r"\.\[([\w,]+)\]|lowrank_core\[(\w+)\]", text) for name in named}
+    extras = {each for name in extras if name for each in name.split(",")}
+    installed = distributions_of(START | extras)
+    for line in re.findall(r"^ *pip install (.*)$", text, re.MULTILINE):
+        installed |= set(re.findall(r"(?<= )[\w-]+(?===| |$)", f" {line}"))
+    # The examples' own folder, and the package.
+    known = sys.stdlib_module_names | {"lowrank_core", "tiny_model"} | {name.replace("-", "_") for name in installed}
+    assert {"scikit_learn" if name == "sklearn" else name for name in imported} <= known
 
 
 @pytest.mark.parametrize("module", MODULES)

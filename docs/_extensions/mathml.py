@@ -10,6 +10,9 @@ from sphinx.util import logging
 # TeX reads \frac12 as \frac{1}{2} and \hat\sigma_i as \hat{\sigma}_i; docutils requires the braces.
 BRACES = ((re.compile(r"\\frac(\d)(\d)"), r"\\frac{\1}{\2}"), (re.compile(r"\\hat(\\[A-Za-z]+)"), r"\\hat{\1}"))
 
+# In characters of TeX: half of a phone's line and more.
+LONG = 40
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,7 +28,10 @@ def _converted(node, *, as_block):
 
 
 def _inline(self, node):
-    self.body.append(_converted(node, as_block=False))
+    formula = _converted(node, as_block=False)
+    # On a phone such a formula scrolls by itself, since no browser breaks it.
+    long = len(node.astext()) > LONG
+    self.body.append(f'<span class="long-formula">{formula}</span>' if long else formula)
     raise nodes.SkipNode
 
 
