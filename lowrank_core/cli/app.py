@@ -6,13 +6,18 @@ The console script imports this file even where the command line's extras are no
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lowrank_core.models.printable import printable
 
 _BAD_INPUT = 2
+# A shell's codes for a program that a signal ended are its number and this.
+_SIGNALLED = 128
 _INTERRUPTED = 130
 # A shell's code for a program that a closed pipe ended, as 130 is for one that Ctrl-C ended.
 _PIPE_CLOSED = 141
@@ -31,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0; 1 where some layers failed and the others were reported; 2 for bad input, said in one line on stderr; 130
-        after Ctrl-C; 141 where the reader of standard output closed it, as ``| head`` does.
+        after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, with nothing left beside the outputs; 141 where the reader
+        of standard output closed it, as ``| head`` does.
 
     Examples
     --------
@@ -44,9 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for category in (RuntimeWarning, UserWarning):
             warnings.simplefilter("always", category)
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            with _ending_by_exception():
+                return _run(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
             return _fail("interrupted", _INTERRUPTED)
+        except _Terminated as ended:
+            return _fail(f"ended by {ended.signal.name}", _SIGNALLED + ended.signal)
         except BrokenPipeError:
             return _leave_closed_pipe()
         except ModuleNotFoundError as error:
@@ -56,6 +65,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f'the command line needs {missing}, which is not installed: pip install "lowrank_core[cli]"')
         except (ValueError, OSError, ImportError) as error:
             return _fail(str(error))
+
+
+class _Terminated(BaseException):
+    """A signal that asks the program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def _ending_by_exception() -> Iterator[None]:
+    """Raise an exception on SIGTERM and SIGHUP, which end a process at once and leave what it has half written."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    # What is ignored, as after nohup, or handled already remains so.
+    handled = [number for number in known if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    # A second one would interrupt the removal of what is half written.
+    signal.signal(number, signal.SIG_IGN)
+    raise _Terminated(number)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from lowrank_core.cli.silence import silenced
 
 JsonFile = Annotated[
     Path | None,
@@ -23,6 +26,10 @@ FigureFile = Annotated[
     Path | None, typer.Option("--figure", metavar="FILE", help="Draw the results: .png, .pdf or .svg.")
 ]
 Full = Annotated[bool, typer.Option("--full", help="Print every row of every table, however many.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print errors alone: no tables, no progress, no warnings."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Threads over the layers.", show_default="every core this process may use"),
@@ -48,6 +55,23 @@ def parse_count(text: str) -> int:
     if not number.is_finite() or number != number.to_integral_value():
         raise typer.BadParameter(f"{text!r} is not a whole number, as 8000, 8k, 2.5M or 1G.")
     return int(number)
+
+
+def parse_megabytes(text: str) -> float:
+    """Return a size in 10⁶ bytes: of a number alone those, of one with k, M or G so many bytes.
+
+    Examples
+    --------
+    >>> parse_megabytes("20"), parse_megabytes("0.5G"), parse_megabytes("800kB")
+    (20.0, 500.0, 0.8)
+    """
+    size = text.removesuffix("B") if text[-2:-1] in {"k", "M", "G"} else text
+    if size[-1:] in {"k", "M", "G"}:
+        return parse_count(size) / 1e6
+    try:
+        return float(size)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a size, as 20, 20M or 0.5G.") from None
 
 
 Parameters = Annotated[
@@ -122,7 +146,11 @@ class RankChoice:
     parameters: Parameters = None
     megabytes: Annotated[
         float | None,
-        typer.Option(metavar="MB", help="Write a file of at most so many 10⁶ bytes, spent as those of --parameters."),
+        typer.Option(
+            metavar="MB",
+            parser=parse_megabytes,
+            help="Write a file of at most so many 10⁶ bytes (or as 0.5G), spent as those of --parameters.",
+        ),
     ] = None
     objective: Objective = None
     max_rank: MaxRank = None
@@ -251,18 +279,20 @@ def examples(*lines: str, after: str = "") -> str:
 
 
 def ungrouped(verb: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Return a verb as typer takes it: each group replaced by its options."""
+    """Return a verb as typer takes it: each group replaced by its options, and with --quiet."""
     parameters = inspect.signature(verb, eval_str=True).parameters.values()
     groups: dict[str, Any] = {one.name: one.annotation for one in parameters if is_dataclass(one.annotation)}
 
-    def run(**given: Any) -> int | None:
+    def run(*, quiet: bool = False, **given: Any) -> int | None:
         for name, group in groups.items():
             given[name] = group(**{option.name: given.pop(option.name) for option in fields(group)})
-        return verb(**given)
+        with silenced() if quiet else nullcontext():
+            return verb(**given)
 
     flat = [option for one in parameters for option in (_options(groups[one.name]) if one.name in groups else [one])]
     # Options by name come in any order, so those without a default need not be first. mypy does not know that a
     # function may have a signature of its own, which inspect.signature returns.
+    flat.append(inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet))
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in flat}
     run.__doc__ = verb.__doc__
@@ -299,8 +329,8 @@ def parse_ranks(text: str, option: str = "--ranks") -> tuple[int, ...]:
     (2, 4, 8)
     """
     try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
+        return tuple(sorted({parse_count(part.strip()) for part in text.split(",")}))
+    except typer.BadParameter:
         raise ValueError(f"{option} takes whole numbers separated by commas, such as 2,4,8; got {text!r}.") from None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from lowrank_core.cli.printable import in_csv, in_json
+from lowrank_core.cli.silence import is_silent
 from lowrank_core.models import to_json
 from lowrank_core.models.files.atomic import check_replaceable, explaining_full_disk, replacing
 from lowrank_core.models.printable import with_printable_texts
@@ -34,6 +35,8 @@ Result = TypeVar("Result")
 
 def show(parts: Iterable[RenderableType]) -> None:
     """Print to standard output: in colour and as wide as the terminal, or plain and of one width where piped."""
+    if is_silent():
+        return
     from rich.console import Console
 
     stdout = _stdout()
@@ -71,14 +74,20 @@ def _piped_width() -> int:
 
 @contextmanager
 def progress_bar(things: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function of (name, done, total) that moves a bar on standard error, or does nothing where piped."""
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+    """Yield a function of (name, done, total) that moves a bar on standard error, with the time that is left.
+
+    It does nothing where output is piped, and in silence.
+    """
+    if is_silent() or not (sys.stdout.isatty() and sys.stderr.isatty()):
         yield lambda _name, _done, _total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TimeRemainingColumn(), TextColumn("left")),
+    )
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(things, total=None)
         yield lambda _name, done, total: progress.update(task, completed=done, total=total)

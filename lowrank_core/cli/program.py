@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     verb = next((argument for argument in (*arguments, *_words_to_complete()) if not argument.startswith("-")), "")
     try:
         # Without its own error handling, because typer reports bad usage in several lines.
-        code = _program(verb)(args=list(arguments), prog_name="lowrank", standalone_mode=False)
+        code = program_of(verb)(args=list(arguments), prog_name="lowrank", standalone_mode=False)
     except SystemExit as error:
         if not error.code:  # a shell asked for completions, and has them
             return 0
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _program(chosen: str) -> typer.Typer:
+def program_of(chosen: str) -> typer.Typer:
     """Return the program with one verb that can run; the others are only listed, because importing them takes time."""
     program = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=_SETTINGS)
     program.callback(invoke_without_command=True, epilog=_EXAMPLES)(_without_verb)

@@ -8,6 +8,7 @@ from decimal import ROUND_CEILING, Decimal, localcontext
 from lowrank_core.cli.names import by_short_name
 from lowrank_core.models.executors import Named
 
+RELATIVE_NORM = "‖Δ‖/‖W‖"
 RULE_LABELS = {"standard": "α/r", "rslora": "α/√r", "unscaled": "γ = 1"}
 
 

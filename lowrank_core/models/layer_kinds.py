@@ -43,12 +43,23 @@ def common_prefix(names: Sequence[str]) -> str:
 def by_kind(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
     """Return layers, in natural order, by their kinds, without what all kinds begin with."""
     by_name = {layer.name: layer for layer in layers}
-    prefix = common_prefix(sorted({kind(name) for name in by_name}))
     kinds: dict[str, list[Layer]] = {}
     for name in in_natural_order(by_name):
-        short = kind(name).removeprefix(prefix).lstrip("*._")
-        kinds.setdefault(short or name, []).append(by_name[name])
-    return kinds
+        kinds.setdefault(kind(name), []).append(by_name[name])
+    prefix = common_prefix(list(kinds))
+    return {name.removeprefix(prefix): members for name, members in kinds.items()}
+
+
+def kinds_begin_with(layers: Iterable[Named]) -> str:
+    """Return what all kinds of layers begin with, with stars for numbers; nothing where they begin differently.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> kinds_begin_with([SimpleNamespace(name=f"h.{i}.{module}") for i in range(2) for module in ("fc", "proj")])
+    'h.*.'
+    """
+    return common_prefix(sorted({kind(layer.name) for layer in layers}))
 
 
 def steps_by_kind(rows: Sequence[Row]) -> dict[str, dict[int, list[Row]]]:

@@ -55,6 +55,11 @@ def frobenius_norm(array: NDArray[Any]) -> float:
         return math.hypot(*(_vector_norm(rows[block].astype(np.float64).ravel()) for block in row_blocks(rows.shape)))
 
 
+def ratio(part: float, whole: float) -> float:
+    """Return how large a norm is beside another: 0 of zero beside zero, and infinity of anything else beside zero."""
+    return part / whole if whole else (math.inf if part else 0.0)
+
+
 def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
     """Compute tuned − base, rounded once to float64, or to float32 where both are stored in float32 or below."""
     blocks = ((base[rows], tuned[rows]) for rows in row_blocks(base.shape))

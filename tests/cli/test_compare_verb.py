@@ -20,8 +20,9 @@ def test_two_adapters_have_a_row_for_each_layer(adapters: list[str], capsys: pyt
     assert main(["compare", *adapters[:2]]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines() if "(0." in line] == [
-        f"{layer}.{module}" for layer in range(2) for module in ("mlp.down_proj", "self_attn.q_proj")
-    ]
+        "mlp.down_proj",
+        "self_attn.q_proj",
+    ] * 2
     assert "Overlap is geometry and no promise" in " ".join(printed.split())
     assert "safe" not in printed
     assert "Complete" in printed

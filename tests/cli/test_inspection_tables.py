@@ -9,7 +9,7 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from lowrank_core.cli.reports.inspection_tables import inspection
-from lowrank_core.cli.tables import FEW_LAYERS
+from lowrank_core.cli.tables import FEW_ROWS
 from lowrank_core.models.inspection.layers import inspect
 from lowrank_core.models.inspection.report import Inspection
 
@@ -85,35 +85,40 @@ def test_an_adapter_on_its_base_has_its_own_columns(adapter: Path, tuning: tuple
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_many_layers_fit_the_width_and_each_has_one_line(deep: Inspection, width: int) -> None:
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_many_layers_fit_the_width_and_each_kind_has_a_line(deep: Inspection, width: int) -> None:
     text = printed(deep, width)
     assert max(len(line) for line in text.splitlines()) <= width
-    layers, _, errors = text.partition("Best relative error at rank r, median over the layers of a kind")
-    for module in ("self_attn.q_proj", "mlp.down_proj"):
-        assert sum(module in line for line in layers.splitlines()) == 100
-        assert f"{module} (100)" in errors
-    blocks = [line.strip() for line in layers.splitlines() if line.strip().isdecimal()]
-    assert blocks == [str(block) for block in range(100)]
+    layers, _, errors = text.partition("\nBest relative error at rank r\n")
+    for part in (layers, errors):
+        for module in ("self_attn.q_proj", "mlp.down_proj"):
+            lines = [line.split() for line in part.splitlines() if module in line]
+            assert lines[0][:2] == [module, "100"]
+            assert width < 80 or len(lines) == 1
+    assert text.count("\n") < (90 if width == 60 else 60)
 
 
-def test_full_prints_the_errors_of_every_layer(deep: Inspection) -> None:
-    text = printed(deep, full=True).partition("Best relative error at rank r")[2]
+def test_full_prints_every_layer_in_every_table(deep: Inspection) -> None:
+    text = printed(deep, full=True)
     assert "median" not in text
-    assert sum("self_attn.q_proj" in line or "mlp.down_proj" in line for line in text.splitlines()) == 200
+    for part in text.split("\nBest relative error at rank r\n"):
+        assert sum("self_attn.q_proj" in line or "mlp.down_proj" in line for line in part.splitlines()) == 200
+        blocks = [line.strip() for line in part.splitlines() if line.strip().isdecimal()]
+        assert blocks == [str(block) for block in range(100)]
 
 
-def test_median_errors_lie_between_those_of_the_layers(deep: Inspection) -> None:
-    line = next(line for line in printed(deep).splitlines() if line.strip().startswith("mlp.down_proj (100)"))
-    shown = float(line.split()[2])
+def test_a_kind_has_the_median_error_and_the_worst(deep: Inspection) -> None:
+    lines = printed(deep).partition("Best relative error")[2].splitlines()
+    place = next(place for place, line in enumerate(lines) if line.strip().startswith("mlp.down_proj"))
     errors = sorted(layer.best_error[0] for layer in deep.layers if "down_proj" in layer.name)
-    assert errors[49] - 5e-5 <= shown <= errors[50] + 5e-5
+    assert errors[49] - 5e-5 <= float(lines[place].split()[2]) <= errors[50] + 5e-5
+    assert lines[place + 1].split()[:2] == ["worst", f"{errors[-1]:.4f}"]
 
 
 def test_few_layers_have_their_own_errors(tmp_path: Path) -> None:
-    report = inspect(write_adapter(tmp_path / "few", layers=FEW_LAYERS // 2))
+    report = inspect(write_adapter(tmp_path / "few", layers=FEW_ROWS // 2))
     assert "median" not in printed(report)
-    report = inspect(write_adapter(tmp_path / "more", layers=FEW_LAYERS // 2 + 1))
+    report = inspect(write_adapter(tmp_path / "more", layers=FEW_ROWS // 2 + 1))
     assert "median" in printed(report)
 
 
@@ -169,8 +174,9 @@ def test_figures_beside_the_base_are_printed(adapter: Path, tmp_path: Path, widt
     report = inspect(adapter, base, ranks=[1], intruders=2)
     text = printed(report, width).partition("\nBeside the base\n")[2]
     assert max(len(line) for line in text.splitlines()) <= width
-    for layer in report.layers:
-        line = next(line for line in text.splitlines() if layer.name.removeprefix("model.layers.") in line).split()
+    lines = [line.split() for line in text.splitlines() if line.strip().startswith(("self_attn", "mlp"))]
+    for layer, line in zip(report.layers, lines, strict=True):
+        assert layer.name.endswith(line[0])
         figures = layer.base
         assert line[1:] == (
             ["–"] * 5

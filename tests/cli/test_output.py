@@ -132,7 +132,7 @@ def test_piped_output_is_plain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_markup_in_a_name_is_not_interpreted(capsys: pytest.CaptureFixture[str]) -> None:
     name = "[bold red]x[/bold red] :smile: [link=file:///]y[/]"
-    rows = table("name", names=1)
+    rows = table("name")
     rows.add_row(name)
     output.show([rows, section(name, note(name)), heading(name), *listed({name: name}, full=True)])
     assert " ".join(capsys.readouterr().out.split()).count(name) == 6

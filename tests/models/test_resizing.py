@@ -150,11 +150,11 @@ def test_warnings_that_concern_the_update_are_inherited(adapter, tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     report = resize(adapter, tmp_path / "out", uniform=True)
     assert [layer.scaling for layer in report.layers] == [1.0, 1.0, 1.0]
-    invocation, ambiguous = report.warnings
+    invocation, ambiguous, larger = report.warnings
     assert "alora_invocation_tokens" in invocation
     assert "match several alpha patterns, as 'a.q' ('.*q': 3, 'q': 4)" in ambiguous
     merged = merge([adapter], tmp_path / "merged", uniform=True)
-    assert merged.warnings == (f"{adapter}: {invocation}", f"{adapter}: {ambiguous}")
+    assert merged.warnings == (f"{adapter}: {invocation}", f"{adapter}: {ambiguous}", larger)
 
 
 @pytest.mark.parametrize("uniform", [False, True])

@@ -57,7 +57,7 @@ def _leading(results: Experiments) -> Text:
 
 
 def _captured(results: Experiments) -> Table:
-    rows = table("r", "variance:\nstyle", "facts", "best error:\nstyle", "facts")
+    rows = table("r", "variance:\nstyle", "facts", "best error:\nstyle", "facts", names=0)
     for rank in results.settings.ranks:
         rows.add_row(
             str(rank),
@@ -69,7 +69,7 @@ def _captured(results: Experiments) -> Table:
 
 def _scalings(results: Experiments) -> Table:
     scalings = results.scalings
-    rows = table("r", "γ:\nα/r", "α/√r", "gain γ²r:\nα/r", "α/√r")
+    rows = table("r", "γ:\nα/r", "α/√r", "gain γ²r:\nα/r", "α/√r", names=0)
     for row, rank in enumerate(scalings.ranks):
         columns = [numbers[rule] for numbers in (scalings.gamma, scalings.gain) for rule in RULES]
         rows.add_row(str(rank), *(f"{column[row]:.5g}" for column in columns))
@@ -77,7 +77,7 @@ def _scalings(results: Experiments) -> Table:
 
 
 def _reconstructions(results: Experiments) -> Table:
-    rows = table("r", "style:\nbest", "α/r", "α/√r", "facts:\nbest", "α/r", "α/√r")
+    rows = table("r", "style:\nbest", "α/r", "α/√r", "facts:\nbest", "α/r", "α/√r", names=0)
     for rank in results.settings.ranks:
         rows.add_row(str(rank), *_errors(results.style, rank), *_errors(results.facts, rank))
     return rows
@@ -89,7 +89,9 @@ def _errors(update: Reconstruction, rank: int) -> list[str]:
 
 
 def _learned(results: Experiments) -> Table:
-    rows = table("r", "best", *(heading for learning in results.learning for heading in _learning_headings(learning)))
+    rows = table(
+        "r", "best", *(heading for learning in results.learning for heading in _learning_headings(learning)), names=0
+    )
     for row, rank in enumerate(results.learning[0].ranks):
         errors = (learning.errors[rule][row] for learning in results.learning for rule in RULES)
         rows.add_row(str(rank), _error(results.learning[0].best[row]), *(_error(error) for error in errors))
@@ -121,7 +123,7 @@ def _largest(learning: Learning) -> float:
 
 def _side_by_side(results: Experiments) -> Table:
     facts, descent = results.facts, results.learning[0]
-    rows = table("r", "truncated:\nbest", "α/r", "α/√r", "learned:\nbest", "α/r", "α/√r")
+    rows = table("r", "truncated:\nbest", "α/r", "α/√r", "learned:\nbest", "α/r", "α/√r", names=0)
     for row, rank in enumerate(descent.ranks):
         truncated = [errors[rank - 1] for errors in (facts.best, *(facts.errors[rule] for rule in RULES))]
         learned = [errors[row] for errors in (descent.best, *(descent.errors[rule] for rule in RULES))]

@@ -8,21 +8,20 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.reports.loss_tables import losses
-from lowrank_core.cli.tables import FEW_LAYERS, heading, listed, section
+from lowrank_core.cli.tables import heading, listed, section
 from lowrank_core.cli.texts import beginning, count, percent
 from lowrank_core.models import Application
 
 
 def applied(report: Application, *, full: bool) -> Iterator[RenderableType]:
     """Yield the sections of a merged model; in full, every layer and all that is listed."""
-    each = full or len(report.layers) <= FEW_LAYERS
     yield heading(
         f"{report.base} + {report.adapter} → {report.out}",
         f"{count(len(report.layers), 'update')} of {report.rounding.entries:,} entries, of which rounding leaves "
         f"{percent(report.rounding.unchanged)} as in the base; {count(report.copied, 'tensor')} copied",
         beginning(report.layers),
     )
-    yield section("What rounding lost of the updates", *losses(report.layers, report.rounding, each=each))
+    yield section("What rounding lost of the updates", *losses(report.layers, report.rounding, full=full))
     for title, entries in (
         ("From the adapter in full", report.replaced),
         ("Dequantised", dict.fromkeys(report.dequantised, "")),

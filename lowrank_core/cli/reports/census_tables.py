@@ -10,14 +10,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.reports.inspection_tables import VARIANCE_HEADINGS
-from lowrank_core.cli.tables import heading, listed, note, section, table
+from lowrank_core.cli.tables import heading, is_folded, listed, note, section, table
 from lowrank_core.cli.texts import count, error_text, span
 from lowrank_core.models import AdapterRow
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
 from lowrank_core.models.layer_kinds import in_natural_order
 
-# Beyond, only the numbers of all of them together are printed, and the first failures.
-_FEW_ADAPTERS = 40
 _FILES = "--full, --csv, --json or --jsonl"
 
 
@@ -27,7 +25,7 @@ def census(folder: Path, rows: Sequence[AdapterRow], *, full: bool) -> Iterator[
     read = {name: named[name] for name in in_natural_order(named) if named[name].layers}
     failed = {name: row for name, row in named.items() if row.failure is not None}
     yield _heading(folder, rows, len(failed))
-    if read and (full or len(read) <= _FEW_ADAPTERS):
+    if read and not is_folded(len(read), full=full):
         yield section("Adapters", *_adapters(read))
     elif read:
         yield note(f"\nEvery adapter's own numbers: {_FILES} ({count(len(read), 'row')}).")
@@ -50,7 +48,7 @@ def _heading(folder: Path, rows: Sequence[AdapterRow], failed: int) -> Text:
 
 
 def _adapters(rows: Mapping[str, AdapterRow]) -> Iterator[RenderableType]:
-    adapters = table("adapter", "layers", "r", "γ", "norm", "eff.\nrank", *VARIANCE_HEADINGS, "warn-\nings", names=1)
+    adapters = table("adapter", "layers", "r", "γ", "norm", "eff.\nrank", *VARIANCE_HEADINGS, "warn-\nings")
     for name, row in rows.items():
         adapters.add_row(
             name,
@@ -72,7 +70,7 @@ def _adapters(rows: Mapping[str, AdapterRow]) -> Iterator[RenderableType]:
 
 
 def _distribution(rows: Sequence[AdapterRow]) -> Iterator[RenderableType]:
-    distribution = table("", "smallest", "median", "largest", names=1)
+    distribution = table("", "smallest", "median", "largest")
 
     def add(title: str, values: Sequence[float], form: str) -> None:
         distribution.add_row(title, *(f"{value:{form}}" for value in (min(values), median(values), max(values))))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import combinations
 from statistics import median
 
@@ -10,7 +11,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core import SpaceOverlap
-from lowrank_core.cli.tables import FEW_LAYERS, heading, listed, note, rows_of_layers, section, table
+from lowrank_core.cli.layer_tables import Column, figure, layer_table
+from lowrank_core.cli.tables import heading, listed, note, section, table
 from lowrank_core.cli.texts import beginning, count
 from lowrank_core.models import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
 from lowrank_core.models.operations.compared import NOTABLE
@@ -55,23 +57,15 @@ def _completeness(report: UpdateComparison) -> str:
 
 
 def _matrix(report: UpdateComparison) -> RenderableType:
-    rows = table("", *(str(number) for number in range(1, len(report.paths) + 1)), names=1)
+    rows = table("", *(str(number) for number in range(1, len(report.paths) + 1)))
     for number, cosines in enumerate(report.cosines, 1):
         rows.add_row(str(number), *(f"{cosine:.4f}" for cosine in cosines))
     return rows
 
 
 def _pair(pair: ComparedPair, *, full: bool) -> Iterator[RenderableType]:
-    each = full or len(pair.layers) <= FEW_LAYERS
-    rows = table(
-        "layer" if each else "kind (median)",
-        *("‖Δ₁‖", "‖Δ₂‖", "cosine", "random\n±", "sum", "φ of outputs\n(random)", "φ of inputs\n(random)"),
-        names=1,
-    )
-    for title, layers in rows_of_layers(pair.layers, each=each):
-        rows.add_row(title, *_cells(layers))
     if pair.layers:
-        yield rows
+        yield from layer_table(pair.layers, _COLUMNS, full=full)
         yield Text(_totals_text(pair.totals))
     for what, names in (("Reinforced", pair.totals.reinforcing), ("Cancelled", pair.totals.cancelling)):
         if names:
@@ -84,21 +78,25 @@ def _pair(pair: ComparedPair, *, full: bool) -> Iterator[RenderableType]:
         yield from listed(pair.failures, full=True)
 
 
-def _cells(layers: Sequence[ComparedLayer]) -> list[str]:
-    return [
-        f"{median(layer.first_norm for layer in layers):.3g}",
-        f"{median(layer.second_norm for layer in layers):.3g}",
-        f"{median(layer.cosine for layer in layers):.4f}",
-        f"{median(layer.cosine_deviation for layer in layers):.4f}",
-        f"{median(layer.growth for layer in layers):.3f}",
-        _overlap_text([layer.columns for layer in layers]),
-        _overlap_text([layer.rows for layer in layers]),
-    ]
+def _overlap(heading: str, space: Callable[[ComparedLayer], SpaceOverlap]) -> Column[ComparedLayer]:
+    """Return the column of how far spaces overlap, with the level of random ones."""
+
+    def text(layers: Sequence[ComparedLayer], together: Callable[[Iterable[float]], float] = median) -> str:
+        overlaps, chances = zip(*(whole_overlap(space(layer)) for layer in layers), strict=True)
+        return f"{together(overlaps):.3f} ({median(chances):.3f})"
+
+    return Column(heading, text, lambda layers: text(layers, max))
 
 
-def _overlap_text(spaces: Sequence[SpaceOverlap]) -> str:
-    overlap, chance = (median(numbers) for numbers in zip(*map(whole_overlap, spaces), strict=True))
-    return f"{overlap:.3f} ({chance:.3f})"
+_COLUMNS: tuple[Column[ComparedLayer], ...] = (
+    figure("‖Δ₁‖", lambda layer: layer.first_norm, "{:.3g}".format),
+    figure("‖Δ₂‖", lambda layer: layer.second_norm, "{:.3g}".format),
+    figure("cosine", lambda layer: layer.cosine, "{:.4f}".format, partial(max, key=abs)),
+    figure("random\n±", lambda layer: layer.cosine_deviation, "{:.4f}".format),
+    figure("sum", lambda layer: layer.growth, "{:.3f}".format, partial(max, key=lambda growth: abs(growth - 1.0))),
+    _overlap("φ of outputs\n(random)", lambda layer: layer.columns),
+    _overlap("φ of inputs\n(random)", lambda layer: layer.rows),
+)
 
 
 def _totals_text(totals: PairTotals) -> str:

@@ -11,19 +11,20 @@ from lowrank_core.cli.reports.completeness import completeness
 from lowrank_core.cli.tables import heading, listed, note, section, table
 from lowrank_core.cli.texts import count, percent
 from lowrank_core.models import HistoryRow, RunHistory
-from lowrank_core.models.layer_kinds import steps_by_kind
+from lowrank_core.models.layer_kinds import in_natural_order, steps_by_kind
 
 
 def history(report: RunHistory, *, full: bool) -> Iterator[RenderableType]:
-    """Yield the sections of a history: a table for each kind of layer, with a row for each step."""
+    """Yield the sections of a history: a table for each kind of layer, in full for each, with a row for each step."""
     layers = count(len({row.name for row in report.rows}), "layer")
     yield heading(
         f"{count(len(report.paths), 'checkpoint')} of one run", f"{layers}; {report.paths[0]} to {report.paths[-1]}"
     )
-    for kind, steps in steps_by_kind(report.rows).items():
-        members = len(next(iter(steps.values())))
-        title = f"{kind}{f', median of {members} layers' if members > 1 else ''}"
-        yield section(title, _table(steps))
+    if full:
+        for name in in_natural_order({row.name for row in report.rows}):
+            yield section(name, _table({row.step: [row] for row in report.rows if row.name == name}))
+    else:
+        yield from _tables_of_kinds(report)
     yield note(
         "σ₁: the largest singular value; in σ₁: its part of the variance, σ₁²/N². Turned: the largest angle between "
         f"the {report.leading} leading directions of outputs and of inputs, and those at the step before."
@@ -33,8 +34,18 @@ def history(report: RunHistory, *, full: bool) -> Iterator[RenderableType]:
     yield from completeness(complete=report.complete, failures=len(report.failures), compared_fraction=None)
 
 
+def _tables_of_kinds(report: RunHistory) -> Iterator[RenderableType]:
+    kinds = steps_by_kind(report.rows)
+    for kind, steps in kinds.items():
+        members = len(next(iter(steps.values())))
+        title = f"{kind}{f', median of {members} layers' if members > 1 else ''}"
+        yield section(title, _table(steps))
+    if any(len(layers) > 1 for steps in kinds.values() for layers in steps.values()):
+        yield note("\nEvery layer's own: --full, --csv or --json.")
+
+
 def _table(steps: dict[int, list[HistoryRow]]) -> RenderableType:
-    rows = table("step", "norm", "growth", "σ₁", "in σ₁", "eff.\nrank", "outputs\nturned", "inputs\nturned", names=1)
+    rows = table("step", "norm", "growth", "σ₁", "in σ₁", "eff.\nrank", "outputs\nturned", "inputs\nturned")
     before = 0.0
     for step, layers in sorted(steps.items()):
         norm = median(layer.norm for layer in layers)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from rich.console import RenderableType
 
-from lowrank_core.cli.tables import add_by_block, note, rows_of_layers, table
-from lowrank_core.cli.texts import error_text, percent, shape_text
+from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of
+from lowrank_core.cli.tables import note
+from lowrank_core.cli.texts import RELATIVE_NORM, error_text, percent, shape_text
 from lowrank_core.models import RoundingLoss
-from lowrank_core.models.operations.weight_merging import combined
-
-_TOGETHER = "all together"
 
 
 class MergedLayer(Protocol):
@@ -35,25 +33,38 @@ class MergedLayer(Protocol):
         """What rounding the sum lost."""
 
 
-def losses(layers: Sequence[MergedLayer], total: RoundingLoss, *, each: bool) -> Iterator[RenderableType]:
+def losses(layers: Sequence[MergedLayer], together: RoundingLoss, *, full: bool) -> Iterator[RenderableType]:
     """Yield what rounding lost of every layer, or of every kind of layer, and of all together."""
-    headings = ("m × n", "stored in", "norm", "lost", "below\n½ ulp", "un-\nchanged")
-    if each:
-        rows = table("layer", *headings, names=1)
-        add_by_block(rows, layers, lambda layer: [shape_text(layer.shape), layer.merged_dtype, *_cells(layer.rounding)])
-    else:
-        rows = table("kind", *headings[1:], names=1)
-        for title, members in rows_of_layers(layers, each=False):
-            stored = ", ".join(dict.fromkeys(layer.merged_dtype for layer in members))
-            rows.add_row(title, stored, *_cells(combined([layer.rounding for layer in members])))
-    rows.add_section()
-    rows.add_row(_TOGETHER, *([""] * (2 if each else 1)), *_cells(total))
-    yield rows
+    yield from layer_table(
+        layers, _COLUMNS, full=full, totals=["", "", *(text(value(together)) for _, value, text in _FIGURES)]
+    )
     yield note(
         "Lost: ‖round(W + Δ) − (W + Δ)‖/‖Δ‖. Below ½ ulp: entries of the update smaller than half a step of the stored "
         "weight, which rounding leaves as it was. Unchanged: entries of the merged weight that are the base's."
     )
 
 
-def _cells(loss: RoundingLoss) -> list[str]:
-    return [f"{loss.norm:.4g}", error_text(loss.error), percent(loss.below_half_ulp), percent(loss.unchanged)]
+class _Figure(NamedTuple):
+    """A figure of a loss: its heading, its value and its text."""
+
+    heading: str
+    value: Callable[[RoundingLoss], float]
+    text: Callable[[float], str]
+
+
+def _column(of: _Figure) -> Column[MergedLayer]:
+    return figure(of.heading, lambda layer: of.value(layer.rounding), of.text)
+
+
+_FIGURES = (
+    _Figure("norm", lambda loss: loss.norm, "{:.4g}".format),
+    _Figure(RELATIVE_NORM, lambda loss: loss.relative_norm, "{:.3g}".format),
+    _Figure("lost", lambda loss: loss.error, error_text),
+    _Figure("below\n½ ulp", lambda loss: loss.below_half_ulp, percent),
+    _Figure("un-\nchanged", lambda loss: loss.unchanged, percent),
+)
+_COLUMNS: tuple[Column[MergedLayer], ...] = (
+    property_of("m × n", lambda layer: shape_text(layer.shape)),
+    property_of("stored in", lambda layer: layer.merged_dtype),
+    *map(_column, _FIGURES),
+)

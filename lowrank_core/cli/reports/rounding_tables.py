@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core.cli.tables import add_by_block, note, table
+from lowrank_core.cli.layer_tables import Column, figure, layer_table
+from lowrank_core.cli.tables import note
 from lowrank_core.cli.texts import count, percent
 from lowrank_core.models import LayerReport
 from lowrank_core.models.inspection.report import LayerNoise
 
 
-def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:
+def rounding(layers: Sequence[LayerReport], *, full: bool) -> Iterator[RenderableType]:
     """Yield what of each layer exceeds the rounding of its stored weights, and what rounding hides."""
-    rows = table(
-        "layer",
-        "un-\nchanged",
-        "edge",
-        "rank\nabove",
-        "variance\nbelow",
-        "both\nsides:\nedge",
-        "rank\nabove",
-        "variance\nbelow",
-        names=1,
-    )
-    add_by_block(rows, layers, lambda layer: _cells(layer.rounding) if layer.rounding else ())
-    yield rows
+    yield from layer_table(layers, _COLUMNS, full=full)
     yield note(
         "Edge: in 99 of 100 draws, no singular value of rounding alone is larger. Below it, update and rounding cannot "
         "be told apart. Both sides: if tuning started from a finer copy of the base than is stored."
@@ -46,14 +35,29 @@ def rounding(layers: Sequence[LayerReport]) -> Iterator[RenderableType]:
         )
 
 
-def _cells(layer: LayerNoise) -> list[str]:
-    mark = "" if layer.noise.applies else " ?"
-    sides = zip((layer.noise.one_side, layer.noise.two_sides), layer.rank_above, layer.variance_below, strict=True)
-    return [
-        f"{100 * layer.noise.unchanged:.1f} %{mark}",
-        *(
-            text
-            for side, rank, below in sides
-            for text in (f"{side.edge:.3g}", f"{rank}{mark}", f"{percent(below)}{mark}")
-        ),
-    ]
+def _figure(
+    heading: str, value: Callable[[LayerNoise], float], form: Callable[[float], str], *, marked: bool = True
+) -> Column[LayerReport]:
+    """Return the column of a figure, with a question mark where it is not valid of a layer."""
+    column: Column[LayerReport] = figure(
+        heading, lambda layer: None if layer.rounding is None else value(layer.rounding), form
+    )
+    if not marked:
+        return column
+
+    def text(layers: Sequence[LayerReport]) -> str:
+        doubtful = any(layer.rounding and not layer.rounding.noise.applies for layer in layers)
+        return f"{column.text(layers)}{' ?' if doubtful else ''}"
+
+    return column._replace(text=text)
+
+
+_COLUMNS: tuple[Column[LayerReport], ...] = (
+    _figure("un-\nchanged", lambda noise: 100 * noise.noise.unchanged, "{:.1f} %".format),
+    _figure("edge", lambda noise: noise.noise.one_side.edge, "{:.3g}".format, marked=False),
+    _figure("rank\nabove", lambda noise: noise.rank_above[0], "{:g}".format),
+    _figure("variance\nbelow", lambda noise: noise.variance_below[0], percent),
+    _figure("both\nsides:\nedge", lambda noise: noise.noise.two_sides.edge, "{:.3g}".format, marked=False),
+    _figure("rank\nabove", lambda noise: noise.rank_above[1], "{:g}".format),
+    _figure("variance\nbelow", lambda noise: noise.variance_below[1], percent),
+)

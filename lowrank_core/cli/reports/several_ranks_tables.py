@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrank_core.cli.reports.completeness import alignment
-from lowrank_core.cli.reports.written_tables import beside, byte_text, layer_table, losses, sources_text
+from lowrank_core.cli.reports.written_tables import beside, byte_text, layers_of, losses, sources_text
 from lowrank_core.cli.tables import heading, note, section, table
-from lowrank_core.cli.texts import beginning, count
+from lowrank_core.cli.texts import beginning, count, percent
 from lowrank_core.models import Compression
 
 
@@ -22,7 +22,7 @@ def written_each(reports: Sequence[Compression], *, full: bool) -> Iterator[Rend
     largest = reports[-1]
     yield heading(
         f"{sources_text(largest)} → {', '.join(PurePath(report.out).name for report in reports)}",
-        f"{count(len(largest.layers), 'layer')}, in {largest.dtype} ({largest.format})",
+        f"{count(len(largest.layers), 'layer')}, in {largest.dtype} ({largest.format}){_beside_base(largest)}",
         beginning(largest.layers),
     )
     yield from alignment(largest.alignment)
@@ -36,15 +36,20 @@ def written_each(reports: Sequence[Compression], *, full: bool) -> Iterator[Rend
     )
     if full:
         for report in reports:
-            yield section(f"Layers of {PurePath(report.out).name}", *layer_table(report))
+            yield section(f"Layers of {PurePath(report.out).name}", *layers_of(report, full=True))
     warnings = dict.fromkeys(chain.from_iterable(report.warnings for report in reports))
     yield from beside(largest, warnings, full=full)
     adapters = f"{count(len(reports), 'adapter')} in {PurePath(largest.out).parent}"
     yield Text(f"{adapters} were written." if largest.written else f"A dry run: {adapters} were not written.")
 
 
+def _beside_base(report: Compression) -> str:
+    relative = report.totals.relative_norm
+    return "" if relative is None else f"; ‖Δ‖ is {percent(relative)} of ‖W‖"
+
+
 def _ranks(reports: Sequence[Compression]) -> Table:
-    rows = table("adapter", "r", "variance", "error", "best\nerror", "storage\nerror", "parameters", "bytes", names=1)
+    rows = table("adapter", "r", "variance", "error", "best\nerror", "storage\nerror", "parameters", "bytes")
     for report in reports:
         totals, rank = report.totals, max(layer.requested_rank for layer in report.layers)
         rows.add_row(

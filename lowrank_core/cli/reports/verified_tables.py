@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, total
 from lowrank_core.cli.reports.completeness import alignment
 from lowrank_core.cli.reports.loss_tables import losses
-from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, section, table
+from lowrank_core.cli.tables import heading, listed, note, section
 from lowrank_core.cli.texts import beginning, count, shape_text
 from lowrank_core.models import Verification, VerifiedLayer
 
 
 def verified(report: Verification, *, full: bool) -> Iterator[RenderableType]:
     """Yield the sections of a verified model; in full, every layer."""
-    each = full or len(report.layers) <= FEW_LAYERS
     right = [layer for layer in report.layers if layer.right]
     yield heading(
         f"{report.merged} = {report.base} + {report.adapter}: {'right' if report.right else 'wrong'}",
@@ -30,7 +31,7 @@ def verified(report: Verification, *, full: bool) -> Iterator[RenderableType]:
         yield section("Wrong", *_wrong(wrong, full=full))
     if report.layers:
         title = "What a merge in these dtypes loses of the updates"
-        yield section(title, *losses(report.layers, report.rounding, each=each))
+        yield section(title, *losses(report.layers, report.rounding, full=full))
     for title, entries in (
         ("Other tensors that differ", report.differences),
         ("Not looked for", report.skipped),
@@ -47,12 +48,14 @@ def _replays(layers: Sequence[VerifiedLayer]) -> str:
 
 
 def _wrong(layers: Sequence[VerifiedLayer], *, full: bool) -> Iterator[RenderableType]:
-    shown = layers if full else layers[:FEW_LAYERS]
-    rows = table("layer", "m × n", "stored in", "entries", "of", "ulps", names=1)
-    add_by_block(rows, shown, _cells)
-    yield rows
-    if len(shown) < len(layers):
-        yield note(f"… and {len(layers) - len(shown):,} more: --full or --json.")
+    columns: list[Column[VerifiedLayer]] = [
+        property_of("m × n", lambda layer: shape_text(layer.shape)),
+        property_of("stored in", lambda layer: layer.merged_dtype),
+        total("entries", lambda layer: layer.wrong_entries, "{:,}".format),
+        total("of", lambda layer: math.prod(layer.shape), "{:,}".format),
+        figure("ulps", lambda layer: layer.max_ulps, "{:.3g}".format),
+    ]
+    yield from layer_table(layers, columns, full=full)
     yield note(
         "Entries that are not what the merge in float64 makes of them, and by how many units in the last place at most."
     )
@@ -62,17 +65,6 @@ def _wrong(layers: Sequence[VerifiedLayer], *, full: bool) -> Iterator[Renderabl
     for diagnosis, names in named.items():
         more = f", and {count(len(names) - 1, 'more layer')}" if len(names) > 1 else ""
         yield Text(f"- {names[0]}{more}: {diagnosis}")
-
-
-def _cells(layer: VerifiedLayer) -> list[str]:
-    m, n = layer.shape
-    return [
-        shape_text(layer.shape),
-        layer.merged_dtype,
-        f"{layer.wrong_entries:,}",
-        f"{m * n:,}",
-        f"{layer.max_ulps:.3g}",
-    ]
 
 
 def _verdict(report: Verification) -> str:

@@ -5,27 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, spanned, total
 from lowrank_core.cli.reports.completeness import alignment, completeness
-from lowrank_core.cli.tables import FEW_LAYERS, add_by_block, heading, listed, note, rows_of_layers, section, table
-from lowrank_core.cli.texts import RULE_LABELS, beginning, bound_text, count, error_text, percent, shape_text, span
+from lowrank_core.cli.tables import heading, listed, note, section
+from lowrank_core.cli.texts import (
+    RELATIVE_NORM,
+    RULE_LABELS,
+    beginning,
+    bound_text,
+    count,
+    error_text,
+    percent,
+    shape_text,
+    span,
+)
 from lowrank_core.models import Compression, CompressionTotals, LayerCompression
 
 _CLAMPED = "*"
-_TOGETHER = "all together"
 _BEFORE = {"extract": "of the full update", "merge": "of all adapters"}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
     """Yield the sections of a written adapter; in full, sizes of every layer and all that was skipped."""
-    each = full or len(report.layers) <= FEW_LAYERS
     yield _heading(report)
     yield from alignment(report.alignment)
-    yield section("Layers", *layer_table(report))
-    yield section("Size" if each else "Size, by kind of layer", *_sizes(report, each=each))
+    yield section("Layers", *layers_of(report, full=full))
+    if report.totals.relative_norm is not None:
+        yield section("Beside the base", *_beside_base(report, full=full))
+    yield section("Size", *_sizes(report, full=full))
     yield from beside(report, report.warnings, full=full)
     yield Text(f"{report.out} was written." if report.written else f"A dry run: {report.out} was not written.")
 
@@ -75,23 +85,16 @@ def sources_text(report: Compression) -> str:
     return " ".join(signed).removeprefix("+ ")
 
 
-def layer_table(report: Compression) -> Iterator[RenderableType]:
+def layers_of(report: Compression, *, full: bool) -> Iterator[RenderableType]:
     """Yield the table of the layers' ranks and errors, and its notes."""
-    padded = any(layer.stored_rank > layer.rank for layer in report.layers)
+    columns = _columns(report)
+    settings = [""] * (len(columns) - len(losses(report.totals)))
+    totals = [*settings, *losses(report.totals)]
     partial = any(layer.missed for layer in report.layers)
-    headings = ["m × n", "r", *(["stored\nr"] if padded else []), "variance", "error", "best\nerror", "storage\nerror"]
-    headings += ["missed\n≤"] if partial else []
-    rows = table("layer", *headings, names=1)
-
-    def cells(layer: LayerCompression) -> list[str]:
-        stored = [str(layer.stored_rank)] if padded else []
-        mark = _CLAMPED if layer.requested_rank > layer.rank else ""
-        return [shape_text(layer.shape), f"{layer.rank}{mark}", *stored, *losses(layer, partial=partial)]
-
-    add_by_block(rows, report.layers, cells)
-    rows.add_section()
-    rows.add_row(_TOGETHER, "", "", *([""] if padded else []), *losses(report.totals, partial=partial))
-    yield rows
+    if partial:
+        columns.append(figure("missed\n≤", lambda layer: layer.missed, bound_text))
+        totals.append(bound_text(report.totals.missed))
+    yield from layer_table(report.layers, columns, full=full, totals=totals)
     yield note(
         "Error: ‖Δ − γBA‖/‖Δ‖ of what is stored; best: the least of any update of rank r; storage: what rounding to "
         f"{report.dtype} changed."
@@ -108,38 +111,65 @@ def layer_table(report: Compression) -> Iterator[RenderableType]:
         yield note("A layer with r = 0 is not in the adapter.")
 
 
-def losses(kept: LayerCompression | CompressionTotals, *, partial: bool = False) -> list[str]:
-    """Return the cells of the variance and the three errors, and of what is missed where layers are partial."""
-    errors = map(error_text, (kept.error, kept.best_error, kept.storage_error))
-    return [percent(kept.variance_captured), *errors, *([bound_text(kept.missed)] if partial else [])]
+def _columns(report: Compression) -> list[Column[LayerCompression]]:
+    """Return the columns of settings, and those of `losses` after them."""
+
+    def mark(layer: LayerCompression) -> str:
+        return _CLAMPED if layer.requested_rank > layer.rank else ""
+
+    columns: list[Column[LayerCompression]] = [
+        property_of("m × n", lambda layer: shape_text(layer.shape)),
+        spanned("r", lambda layer: layer.rank, "d", mark),
+    ]
+    if any(layer.stored_rank > layer.rank for layer in report.layers):
+        columns.append(spanned("stored\nr", lambda layer: layer.stored_rank, "d"))
+    return [
+        *columns,
+        figure("variance", lambda layer: layer.variance_captured, percent, min),
+        figure("error", lambda layer: layer.error, error_text),
+        figure("best\nerror", lambda layer: layer.best_error, error_text),
+        figure("storage\nerror", lambda layer: layer.storage_error, error_text),
+    ]
 
 
-def _sizes(report: Compression, *, each: bool) -> Iterator[RenderableType]:
-    rows = table(
-        "layer" if each else "kind", "parameters\nbefore", "after", "fraction", "bytes\nbefore", "after", names=1
-    )
-    for title, layers in rows_of_layers(report.layers, each=each):
-        _add_sizes(rows, title, layers)
-    rows.add_section()
-    _add_sizes(rows, _TOGETHER, report.layers)
-    yield rows
-    yield note(
-        f"Before: {_BEFORE.get(report.verb, 'of the adapter')}."
-        + ("" if each else " Every layer's own: --full, --csv or --json.")
-    )
+def losses(totals: CompressionTotals) -> list[str]:
+    """Return the cells of the variance and the three errors of all layers together."""
+    errors = map(error_text, (totals.error, totals.best_error, totals.storage_error))
+    return [percent(totals.variance_captured), *errors]
 
 
-def _add_sizes(rows: Table, title: str, layers: Sequence[LayerCompression]) -> None:
-    before, after = sum(layer.source_parameters for layer in layers), sum(layer.parameters for layer in layers)
-    sizes = sum(layer.source_bytes for layer in layers), sum(layer.bytes for layer in layers)
-    rows.add_row(title, f"{before:,}", f"{after:,}", percent(after / before), *map(byte_text, sizes))
+def _beside_base(report: Compression, *, full: bool) -> Iterator[RenderableType]:
+    columns: list[Column[LayerCompression]] = [
+        figure("norm", lambda layer: layer.norm, "{:.4g}".format),
+        figure(RELATIVE_NORM, lambda layer: layer.relative_norm, "{:.3g}".format),
+    ]
+    totals = [f"{report.totals.norm:.4g}", f"{report.totals.relative_norm:.3g}"]
+    yield from layer_table(report.layers, columns, full=full, totals=totals)
 
 
-def byte_text(number: int) -> str:
+def _sizes(report: Compression, *, full: bool) -> Iterator[RenderableType]:
+    yield from layer_table(report.layers, _SIZES, full=full, totals=[column.text(report.layers) for column in _SIZES])
+    yield note(f"Before: {_BEFORE.get(report.verb, 'of the adapter')}.")
+
+
+def byte_text(number: float) -> str:
     """Return a number of bytes as people say it, in powers of 1000."""
     size, units = float(number), iter(_UNITS)
     unit = next(units)
     # What would round to 1000.0 is 1.0 of the next.
     while size >= 999.95 and unit != _UNITS[-1]:
         size, unit = size / 1000, next(units)
-    return f"{size:.1f} {unit}" if unit != _UNITS[0] else f"{number} {unit}"
+    return f"{size:.1f} {unit}" if unit != _UNITS[0] else f"{number:.0f} {unit}"
+
+
+def _fraction(layers: Sequence[LayerCompression]) -> str:
+    return percent(sum(layer.parameters for layer in layers) / sum(layer.source_parameters for layer in layers))
+
+
+_SIZES: tuple[Column[LayerCompression], ...] = (
+    total("parameters\nbefore", lambda layer: layer.source_parameters, "{:,}".format),
+    total("after", lambda layer: layer.parameters, "{:,}".format),
+    Column("fraction", _fraction, is_sum=True),
+    total("bytes\nbefore", lambda layer: layer.source_bytes, byte_text),
+    total("after", lambda layer: layer.bytes, byte_text),
+)

@@ -52,19 +52,19 @@ def check_replaceable(path: Path, own: Iterable[str] | None, *, force: bool) -> 
 
 
 @contextmanager
-def replacing(path: Path, *, folder: bool) -> Iterator[Path]:
+def replacing(path: Path, *, folder: bool, size: int = 0) -> Iterator[Path]:
     """Yield a hidden path beside `path`, which is renamed to `path` on success and removed on failure.
 
     A new folder is made here, and takes over the README.md of the one that it replaces. A killed process leaves the old
     output whole. Files are replaced in one step, and so are folders on Linux; elsewhere the old folder is renamed
     before the new one is, and a process killed in between leaves it under a hidden name. The hidden paths of killed
-    processes are removed first.
+    processes are removed first. `size` is how many bytes the output takes, where that is known.
     """
     final = Path(os.path.realpath(path))
     _remove_leftovers(final)
     temporary = final.with_name(f"{_hidden_prefix(final)}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        with explaining_full_disk(path, temporary):
+        with explaining_full_disk(path, temporary, size):
             if folder:
                 temporary.mkdir()
             yield temporary
@@ -78,21 +78,54 @@ def replacing(path: Path, *, folder: bool) -> Iterator[Path]:
         _remove(temporary)
 
 
+class FullDiskError(OSError):
+    """A file that does not fit: its name, and how many bytes it has with what could not be written."""
+
+    def __init__(self, error: OSError, path: Path, needed: int) -> None:
+        super().__init__(error.errno, error.strerror, str(path))
+        self.needed = needed
+
+
 @contextmanager
-def explaining_full_disk(path: Path, written: Path) -> Iterator[None]:
-    """Yield, and name `path` in an OSError that says a disk or quota is full, with the size of what was `written`."""
+def naming_full_disk(path: Path, needed: int) -> Iterator[None]:
+    """Yield, and say in an OSError of a full disk which file was written, and the bytes that it `needed` by then."""
     try:
         yield
     except OSError as error:
-        # Of several outputs at once, the innermost has explained it.
-        if error.errno not in _FULL or isinstance(error.__cause__, OSError):
+        if error.errno not in _FULL:
+            raise
+        raise FullDiskError(error, path, needed) from None
+
+
+@contextmanager
+def explaining_full_disk(path: Path, written: Path, size: int = 0) -> Iterator[None]:
+    """Yield, and name `path` in an OSError that says a disk or quota is full, with the size of what was `written`.
+
+    `size` is that of the whole output, where it is known.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Of several outputs at once each names its own, and the innermost what names none.
+        if error.errno not in _FULL or isinstance(error.__cause__, OSError) or not _is_of(error, written):
             raise
         sizes = f"{_size(written):,} bytes of it were written"
+        if size:
+            sizes += f", of up to {size:,} that it needs"
+        elif isinstance(error, FullDiskError):
+            sizes += f", of at least {error.needed:,} that it needs"
         # What is free says nothing of a quota, nor of the largest file of a file system.
         if error.errno == errno.ENOSPC:
             sizes += f", and {shutil.disk_usage(written.parent).free:,} bytes are free there"
         message = f"{error.strerror}, for {str(path)!r}: {sizes}; make space, or write to another disk"
         raise OSError(error.errno, message) from error
+
+
+def _is_of(error: OSError, written: Path) -> bool:
+    """Whether an error names a file in what was written, or none at all."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    # One that is padded in place of a single file has that one's name before its own.
+    return not names or any(name.startswith(str(written)) for name in names)
 
 
 def _size(path: Path) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core.models.files.atomic import naming_full_disk
 from lowrank_core.models.files.gguf_file import gguf_package
 
 _ARCHITECTURE = "general.architecture"
@@ -27,6 +28,7 @@ class GGUFStream:
         self.metadata = dict(metadata)
         self._gguf = gguf_package()
         self._names: set[str] = set()
+        self.size = 0
         self._writer = self._gguf.GGUFWriter(path, self.metadata.get(_ARCHITECTURE, "llama"), use_temp_file=True)
 
     def add(self, key: str, tensor: NDArray[Any]) -> None:
@@ -35,6 +37,7 @@ class GGUFStream:
             raise ValueError(f"{key!r} would be written twice: two layers have one name")
         self._names.add(key)
         content = np.ascontiguousarray(tensor)
+        self.size += content.nbytes
         if content.dtype.name == "bfloat16":
             raw = self._gguf.GGMLQuantizationType.BF16
             self._writer.add_tensor(key, content.view(np.uint8), raw_dtype=raw)
@@ -51,10 +54,12 @@ class GGUFStream:
         self._writer.write_header_to_file()
         self._writer.write_kv_data_to_file()
         self._writer.write_tensors_to_file()
+        self._writer.close()
 
     def release(self) -> None:
-        """Close the file, written or not."""
-        self._writer.close()
+        """Close a file that could not be written."""
+        with suppress(OSError):
+            self._writer.close()
 
 
 @contextmanager
@@ -63,6 +68,7 @@ def stream_gguf(path: Path, _keys: Iterable[str], metadata: Mapping[str, str]) -
     stream = GGUFStream(path, metadata)
     try:
         yield stream
-        stream.close()
+        with naming_full_disk(path, stream.size):
+            stream.close()
     finally:
         stream.release()

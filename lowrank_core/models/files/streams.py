@@ -6,12 +6,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core.models.files.atomic import naming_full_disk
 from lowrank_core.models.files.safetensors_file import STORED_NAMES
 
 _LENGTH_BYTES = 8
@@ -37,13 +39,13 @@ class TensorStream:
     added to `metadata` until the file is closed.
     """
 
-    def __init__(self, file: BinaryIO, keys: Iterable[str], metadata: Mapping[str, str]) -> None:
+    def __init__(self, file: FileIO, keys: Iterable[str], metadata: Mapping[str, str]) -> None:
         self.metadata = dict(metadata)
         self._size = 0
         self._file = file
         self._entries: dict[str, dict[str, Any]] = {}
         self._reserved = header_size(keys, metadata) - _LENGTH_BYTES
-        file.write(b" " * (_LENGTH_BYTES + self._reserved))
+        self._write(memoryview(b" " * (_LENGTH_BYTES + self._reserved)))
 
     def add(self, key: str, tensor: NDArray[Any]) -> None:
         """Append a tensor; those of larger item size first, because readers map each at a multiple of its item size."""
@@ -53,7 +55,7 @@ class TensorStream:
             raise ValueError(f"{key!r} would not be aligned: tensors of larger item size are written first")
         # As bytes: NumPy's own buffers do not know bfloat16. Safetensors is little-endian everywhere.
         flat = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).reshape(-1)
-        self._file.write(flat.view(np.uint8).data)
+        self._write(flat.view(np.uint8).data)
         self._entries[key] = {
             "dtype": STORED_NAMES[tensor.dtype.name],
             "shape": list(tensor.shape),
@@ -68,9 +70,14 @@ class TensorStream:
         if len(header) > self._reserved:
             raise ValueError(f"the header takes {len(header)} bytes, and {self._reserved} are reserved for it")
         self._file.seek(0)
-        self._file.write(self._reserved.to_bytes(_LENGTH_BYTES, "little") + header)
-        self._file.flush()
+        self._write(memoryview(self._reserved.to_bytes(_LENGTH_BYTES, "little") + header))
         os.fsync(self._file.fileno())
+
+    def _write(self, content: memoryview) -> None:
+        # The system may write a part, as it does of more than 2 GiB and where the disk is almost full.
+        with naming_full_disk(Path(os.fsdecode(self._file.name)), self._file.tell() + content.nbytes):
+            while content.nbytes:
+                content = content[self._file.write(content) :]
 
 
 def named_twice(key: str) -> str:
@@ -88,7 +95,8 @@ def header_size(keys: Iterable[str], metadata: Mapping[str, str]) -> int:
 @contextmanager
 def stream_tensors(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) -> Iterator[TensorStream]:
     """Yield a stream to a new file for tensors of these names, not all of which have to come; at the end, close it."""
-    with path.open("wb") as file:
+    # Without a buffer, which Python would write when the file is closed, where a full disk has no name.
+    with path.open("wb", buffering=0) as file:
         stream = TensorStream(file, keys, metadata)
         yield stream
         stream.close()

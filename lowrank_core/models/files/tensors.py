@@ -30,6 +30,8 @@ _STEPPED = frozenset[str]().union(*(container.stepped for container in CONTAINER
 PLAIN_WEIGHTS = f"plain weights are {', '.join(FLOATS)}; a quantised model has to be dequantised first"
 """What to tell the owner of any other type."""
 
+# Entries of a weight in memory at a time for its norm: in a core's own cache.
+_NORM_ENTRIES = 1 << 17
 COARSE_DTYPES = tuple(name for name, dtype in FLOATS.items() if dtype.eps > FLOATS["float32"].eps)
 """The stored dtypes whose steps are of the size of fine-tuning updates."""
 
@@ -333,6 +335,11 @@ def read_blocks(weight: Weight, entries: int = 1 << 22) -> Iterator[NDArray[Any]
     else:
         whole = np.atleast_1d(weight.read())
         yield from (whole[rows] for rows in row_blocks(whole.shape, entries))
+
+
+def weight_norm(weight: Weight) -> float:
+    """Read a weight, a block of rows at a time, and return its Frobenius norm."""
+    return math.hypot(*map(frobenius_norm, read_blocks(weight, _NORM_ENTRIES)))
 
 
 def _read_steps(tensor: StoredTensor, shape: tuple[int, int]) -> NDArray[Any]:

@@ -20,16 +20,12 @@ from lowrank_core.models.files.tensors import (
     describe_shape,
     read_tensors,
 )
+from lowrank_core.models.formats.base_updates import WITH_MAGNITUDES
 from lowrank_core.models.norms import NOT_FINITE, Update, one_blas_thread
 from lowrank_core.models.pairing.changes import OtherChange
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
 _SPREAD_LIMIT = 1 << 27
-WITH_MAGNITUDES = (
-    "DoRA: the update is m·(W + γBA)/‖W + γBA‖ − W, with the magnitudes m, and the figures are of γBA alone: give the "
-    "base model (--base) for those of the update itself"
-)
-"""Why the layer of a DoRA adapter is not its update."""
 _GROUPED = "a grouped convolution, whose truncation is not one: leave it out, or keep the adapter as it is"
 
 

@@ -11,6 +11,16 @@ from numpy.typing import NDArray
 
 from lowrank_core.models.norms import Update
 
+ON_ITS_BASE = (
+    "inspect it on its base (lowrank inspect ADAPTER --base BASE), or extract a LoRA of it (lowrank extract BASE "
+    "ADAPTER OUT)"
+)
+"""What to do with an update that depends on the base model: in commands, whose options not every verb has."""
+WITH_MAGNITUDES = (
+    "DoRA: the update is m·(W + γBA)/‖W + γBA‖ − W, with the magnitudes m, and the figures are of γBA alone: for those "
+    f"of the update itself, {ON_ITS_BASE}"
+)
+"""Why the layer of a DoRA adapter is not its update."""
 # What LyCORIS and ComfyUI add to a norm before they divide by it; PEFT adds nothing.
 _EPSILON = float(np.finfo(np.float32).eps)
 

@@ -7,8 +7,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lowrank_core.models.files.tensors import StoredTensor
-from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, BaseUpdate, OtherTensor, Placement
-from lowrank_core.models.formats.base_updates import OrthogonalBlocks, ScaledChannels, glora
+from lowrank_core.models.formats.adapter import (
+    Adapter,
+    AdapterLayer,
+    BaseUpdate,
+    OtherTensor,
+    Placement,
+)
+from lowrank_core.models.formats.base_updates import ON_ITS_BASE, OrthogonalBlocks, ScaledChannels, glora
 from lowrank_core.models.formats.format import AdapterFile, Documented, Format, applied_scale
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.single_file import (
@@ -228,7 +234,7 @@ def _base_layer(
 
 
 def _with_base(kind: str, update: str) -> str:
-    return f"{kind}: the update is {update}, with W the base's weight: give the base model (--base)"
+    return f"{kind}: the update is {update}, with W the base's weight: {ON_ITS_BASE}"
 
 
 _KINDS = (

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core.models.formats.adapter import Adapter, BaseUpdate
+from lowrank_core.models.formats.base_updates import ON_ITS_BASE
 from lowrank_core.models.formats.format import AdapterFile
 from lowrank_core.models.formats.peft_types import layer_of, read_type
 from lowrank_core.models.formats.single_file import Scale
@@ -18,8 +19,8 @@ from lowrank_core.models.formats.structured import Parts, Tensors
 
 _SCALE = Scale(1.0, "standard", 1.0, "multiplied channels (IA3): scale 1")
 _REASON = (
-    "IA3: the update is l·W − W, with W the base's weight: give the base model (--base). Where l multiplies the "
-    "outputs, a bias is multiplied too"
+    f"IA3: the update is l·W − W, with W the base's weight: {ON_ITS_BASE}. Where l multiplies the outputs, a bias is "
+    "multiplied too"
 )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import LowRankUpdate
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, BaseUpdate
+from lowrank_core.models.formats.base_updates import ON_ITS_BASE
 from lowrank_core.models.formats.format import AdapterFile
 from lowrank_core.models.formats.peft_types import layer_of, read_type
 from lowrank_core.models.formats.single_file import Scale
@@ -25,7 +26,7 @@ _DRAWN = (
 )
 _WITH_BASE = (
     "VERA: each layer takes as many columns of the shared projection as it has inputs, which only the base model "
-    "tells: give it (--base)"
+    f"tells: {ON_ITS_BASE}"
 )
 
 

@@ -64,7 +64,7 @@ def with_base(adapter: Adapter, base: Checkpoint) -> Adapter:
     layers = [_with_kernel(layer, weights.get(modules.get(name, ""))) for name, layer in others.items()]
     return replace(
         adapter,
-        layers=_with_weights(sorted([*layers, *dense.values()], key=lambda layer: layer.name), base),
+        layers=with_weights(sorted([*layers, *dense.values()], key=lambda layer: layer.name), base),
         unsupported={name: why for name, why in adapter.unsupported.items() if name not in waiting} | failures,
         base_updates=(),
         others=tuple(other for other in adapter.others if not (other.magnitudes and other.follows in waiting)),
@@ -86,7 +86,7 @@ def matrices_of(base: Checkpoint) -> dict[str, str]:
     }
 
 
-def _with_weights(layers: Sequence[AdapterLayer], base: Checkpoint) -> tuple[AdapterLayer, ...]:
+def with_weights(layers: Sequence[AdapterLayer], base: Checkpoint) -> tuple[AdapterLayer, ...]:
     """Return layers with the weights that their updates are added to, where the base has them."""
     matrices = matrices_of(base)
     modules = modules_in_base(layers, matrices)

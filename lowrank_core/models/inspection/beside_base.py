@@ -18,6 +18,7 @@ from lowrank_core.models.norms import (
     Update,
     dense,
     frobenius_norm,
+    ratio,
     row_blocks,
     spectral_norm,
     update_blocks,
@@ -40,7 +41,7 @@ def base_figures(
     """
     if update is None and isinstance(layer, WeightPair):
         norm = layer.base_norm()
-        return BaseFigures(norm=norm, relative_norm=_ratio(float(decomposed.norm), norm))
+        return BaseFigures(norm=norm, relative_norm=ratio(float(decomposed.norm), norm))
     weight = read_weight(layer) if weight is None else weight
     if weight is None or update is None:
         return None
@@ -48,9 +49,9 @@ def base_figures(
     error, unchanged = merge_loss(weight, update) if isinstance(layer, AdapterLayer) else (None, None)
     return BaseFigures(
         norm=norm,
-        relative_norm=_ratio(float(decomposed.norm), norm),
+        relative_norm=ratio(float(decomposed.norm), norm),
         spectral_norm=largest,
-        relative_spectral_norm=_ratio(float(decomposed.values[0]), largest),
+        relative_spectral_norm=ratio(float(decomposed.values[0]), largest),
         merge_error=error,
         merge_unchanged=unchanged,
         intruders=count_intruders(weight, dense(update), intruders) if intruders else None,
@@ -87,7 +88,3 @@ def merge_loss(weight: NDArray[Any], update: Update) -> tuple[float, float]:
         unchanged += change.size - int(np.count_nonzero(change))
     norm = math.hypot(*norms)
     return math.hypot(*lost) / norm if norm else 0.0, unchanged / weight.size
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else (math.inf if part else 0.0)

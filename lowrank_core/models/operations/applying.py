@@ -196,7 +196,7 @@ def apply(
     plan = _plan(out, checkpoint, changes, dtype)
     if not dry_run:
         check_replaceable(out, plan.files.names if plan.is_folder else None, force=force)
-    with nullcontext(None) if dry_run else replacing(out, folder=plan.is_folder) as temporary:
+    with nullcontext(None) if dry_run else replacing(out, folder=plan.is_folder, size=plan.size) as temporary:
         layers, failures = _write_tensors(plan, temporary, progress)
         failures |= changes.failures
         if not layers and not changes.replaced:
@@ -252,6 +252,11 @@ class _Plan:
         """Return what a tensor is written in."""
         own = self.tensors[key].array_dtype
         return self.dtype or own if key in self.changes else own
+
+    @property
+    def size(self) -> int:
+        """The bytes of all tensors that are written."""
+        return sum(tensor.size * as_dtype(self.dtype_of(key)).itemsize for key, tensor in self.tensors.items())
 
     @property
     def dequantised(self) -> tuple[str, ...]:
@@ -318,8 +323,7 @@ def _write_beside(plan: _Plan, folder: Path) -> None:
     """Write the index, and copy the files beside the base's weights."""
     if plan.files.index:
         weight_map = {key: shard for shard, keys in plan.files.shards.items() for key in keys}
-        sizes = (tensor.size * as_dtype(plan.dtype_of(key)).itemsize for key, tensor in plan.tensors.items())
-        write_index(folder / plan.files.index, plan.base, weight_map, sum(sizes))
+        write_index(folder / plan.files.index, plan.base, weight_map, plan.size)
     copy_beside(plan.files, folder, dtype=plan.dtype, dequantised=bool(plan.dequantised))
 
 

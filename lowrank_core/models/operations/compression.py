@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core.models.formats import Adapter
+from lowrank_core.models.norms import ratio
 from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import NOT_IN_JSON
@@ -39,6 +40,8 @@ class LayerCompression:
         The alpha that the adapter has for this layer and the scale γ that a reader applies; None at rank 0.
     norm : float
         Frobenius norm of the update.
+    base_norm, relative_norm : float or None
+        That of the weight in the base, ‖W‖, and ‖Δ‖/‖W‖, where there is a base.
     singular_values : ndarray
         All, or the leading ones, descending.
     variance_captured, best_error : float
@@ -66,6 +69,8 @@ class LayerCompression:
     alpha: float | None
     scaling: float | None
     norm: float
+    base_norm: float | None
+    relative_norm: float | None
     singular_values: NDArray[np.float64]
     variance_captured: float
     best_error: float
@@ -88,6 +93,8 @@ class CompressionTotals:
         How many were decomposed and did change, and how many could not be.
     norm : float
         √ΣN² over the layers.
+    relative_norm : float or None
+        ‖Δ‖/‖W‖ of the layers that have a weight in the base.
     variance_captured, best_error, error, storage_error : float
         As of one layer, weighted by N².
     missed : float
@@ -99,6 +106,7 @@ class CompressionTotals:
     layers: int
     failures: int
     norm: float
+    relative_norm: float | None
     variance_captured: float
     best_error: float
     error: float
@@ -191,6 +199,11 @@ class Compression:
         return written.draw(shown.out, shown.layers)
 
 
+def _relative_norm(layers: Sequence[LayerCompression]) -> float | None:
+    known = [(layer.norm, layer.base_norm) for layer in layers if layer.base_norm is not None]
+    return ratio(*(math.hypot(*norms) for norms in zip(*known, strict=True))) if known else None
+
+
 def to_rows(report: Compression) -> list[dict[str, Any]]:
     """Return a report as rows of a table with the same columns, one for each layer; None where there is no figure."""
     fields = [name for name in LayerCompression.__dataclass_fields__ if name not in {"shape", "singular_values"}]
@@ -215,6 +228,7 @@ def totals_of(layers: Sequence[LayerCompression], failures: int) -> CompressionT
         layers=len(layers),
         failures=failures,
         norm=norm,
+        relative_norm=_relative_norm(layers),
         variance_captured=min(captured, 1.0) if norm else 1.0,
         best_error=together(layer.best_error for layer in layers),
         error=together(layer.error for layer in layers),

@@ -75,7 +75,7 @@ class Factored:
     `update` is None at rank 0. `requested_rank` is not clamped to the layer's own. `error` is that of the stored
     factors, ‖Δ − γBA‖ / ‖Δ‖, and `storage_error` what their rounding moved, ‖γBA − Δ_r‖ / ‖Δ‖, with Δ_r the best
     update of this rank. `missed` bounds the energy that Δ_r lacks, as in a Spectrum. `noise` is that of the stored
-    weights, where the rank was chosen by it.
+    weights, where the rank was chosen by it, and `base_norm` the norm of the weight before training, where it is known.
     """
 
     update: LowRankUpdate | None
@@ -90,6 +90,7 @@ class Factored:
     storage_error: float
     missed: float = 0.0
     noise: RoundingNoise | None = None
+    base_norm: float | None = None
 
 
 def factor(

@@ -24,6 +24,7 @@ from lowrank_core.models.formats import (
 from lowrank_core.models.formats.base_names import base_names, is_lossy
 from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.formats.peft_config import as_names
+from lowrank_core.models.formats.with_base import open_base, with_weights
 from lowrank_core.models.module_names import select
 from lowrank_core.models.norms import Update, weighted_sum
 from lowrank_core.models.operations.compression import Compression
@@ -33,7 +34,7 @@ from lowrank_core.models.operations.pipeline import compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank, keep_all
 from lowrank_core.models.operations.rank_words import choose_one_rank
-from lowrank_core.models.operations.tasks import Destination, Task
+from lowrank_core.models.operations.tasks import Destination, Task, base_norm_of
 from lowrank_core.models.sources import Source, is_path, names_of
 
 
@@ -178,6 +179,8 @@ def merge(
     # The first term decides where the sum goes.
     first = {name: sums[name].terms[0][1] for name in chosen if name in sums}
     layers = [replace(layer, placement=replace(layer.placement, name=name)) for name, layer in first.items()]
+    if base is not None:
+        layers = list(with_weights(layers, open_base(source_for(base, executor), adapters[0])))
     placed = place_layers(layers, target, same={target.name}, prefix=prefix, base=base)
     tasks = [
         Task(
@@ -186,6 +189,7 @@ def merge(
             dtype=" · ".join(dict.fromkeys(tensor.dtype for tensor in sums[layer.name].tensors)),
             tensors=sums[layer.name].tensors,
             update=sums[layer.name].update,
+            base_norm=base_norm_of(layer),
         )
         for layer in layers
         if layer.name in placed.placements

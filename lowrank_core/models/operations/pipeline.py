@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -15,15 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from lowrank_core import LowRankUpdate
-from lowrank_core._dtypes import FLOATS, as_dtype
+from lowrank_core._dtypes import as_dtype
 from lowrank_core.models.executors import Progress, map_layers
 from lowrank_core.models.files.atomic import replacing
 from lowrank_core.models.files.streams import Stream
 from lowrank_core.models.formats import Adapter, Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, StoredScale
+from lowrank_core.models.norms import ratio
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.destinations import Output, OutputFiles, OutputInMemory
+from lowrank_core.models.operations.factor_warnings import noise_warnings, size_warnings, storage_warnings
 from lowrank_core.models.operations.factoring import (
     Factored,
     FactorEncoding,
@@ -31,7 +33,6 @@ from lowrank_core.models.operations.factoring import (
     factor_each,
     item_size,
     unchanged,
-    wider_than,
 )
 from lowrank_core.models.operations.placing import check_distinct
 from lowrank_core.models.operations.rank_choice import (
@@ -84,7 +85,10 @@ def compress(
         for rank in destination.ranks.values()
     ]
     with ExitStack() as stack:
-        outputs = [_output(path, destination, stack) for path in destination.ranks]
+        outputs = [
+            _output(path, destination, stack, _size(tasks, rank, destination))
+            for path, rank in zip(destination.ranks, ranks, strict=True)
+        ]
         adapters = _write_layers(tasks, destination, ranks, outputs, executor, progress)
         completed: list[Adapter | None] = []
         for output, written in zip(outputs, adapters, strict=True):
@@ -100,14 +104,14 @@ def compress(
     return [replace(report, adapter=adapter) for report, adapter in zip(reports, completed, strict=True)]
 
 
-def _output(path: Path, destination: Destination, stack: ExitStack) -> Output | None:
+def _output(path: Path, destination: Destination, stack: ExitStack, size: int) -> Output | None:
     """Return where an adapter is written: to files that take their place when the stack is left, or to memory."""
     if destination.dry_run:
         return None
     if destination.in_memory:
         return OutputInMemory()
     target = destination.format
-    return OutputFiles(stack.enter_context(replacing(path, folder=bool(target.files))), target)
+    return OutputFiles(stack.enter_context(replacing(path, folder=bool(target.files), size=size)), target)
 
 
 def _complete(output: Output, destination: Destination, written: _Written) -> Adapter:
@@ -115,6 +119,23 @@ def _complete(output: Output, destination: Destination, written: _Written) -> Ad
     target = destination.format
     metadata = target.metadata(destination.kept) | dict(written.headers.metadata)
     return complete(output, target, written.scales, written.headers, written.unpadded, metadata)
+
+
+def _size(
+    tasks: Sequence[Task], rank: LayerRank | Mapping[str, int] | AboveNoise | None, destination: Destination
+) -> int:
+    """Return a bound on the bytes of an adapter's file; 0 where ranks follow from spectra or factors."""
+    counts = [count for task in tasks if isinstance(count := rank_of(rank, task.name), int)]
+    if len(counts) < len(tasks):
+        return 0
+    entries = sum(min(count, *task.shape) * sum(task.shape) for task, count in zip(tasks, counts, strict=True))
+    return entries * as_dtype(destination.encoding.dtype).itemsize + _bytes_beside(tasks, destination)
+
+
+def _bytes_beside(tasks: Sequence[Task], destination: Destination) -> int:
+    """Return a bound on what an adapter's file has beside its factors."""
+    beside = [other.tensor for other in (*destination.copied, *(bias for task in tasks for bias in task.biases))]
+    return bytes_beside_factors(_keys(tasks, destination), destination.format.metadata(destination.kept), beside)
 
 
 def _report(
@@ -136,7 +157,7 @@ def _report(
         for task, factored in written.layers
         if factored.norm > 0 or factored.rank > 0
     )
-    noticed = (*_storage_warnings(layers, encoding), *_noise_warnings(written.layers, rank))
+    noticed = (*size_warnings(layers), *storage_warnings(layers, encoding), *noise_warnings(written.layers, rank))
     return Compression(
         verb=verb,
         sources=tuple(sources),
@@ -168,9 +189,7 @@ def _allocated(
     """Read every layer's spectrum and return each layer's rank; a layer that cannot be read fails when factored."""
     if destination.encoding.uniform:
         raise ValueError("uniform pads every layer to the largest rank of all, which no budget provides for: give one")
-    beside = [other.tensor for other in (*destination.copied, *(bias for task in tasks for bias in task.biases))]
-    metadata = destination.format.metadata(destination.kept)
-    other_bytes = bytes_beside_factors(_keys(tasks, destination), metadata, beside)
+    other_bytes = _bytes_beside(tasks, destination)
     budget = budget.in_parameters(as_dtype(destination.encoding.dtype).itemsize, other_bytes)
     spectra, failures = layer_spectra(tasks, executor=executor, progress=progress)
     if budget.objective == "base":
@@ -284,6 +303,11 @@ class _Job(NamedTuple):
 
 
 def _factored(job: _Job) -> list[Factored]:
+    base_norm = job.task.base_norm() if job.task.has_base else None
+    return [replace(factored, base_norm=base_norm) for factored in _at_each_rank(job)]
+
+
+def _at_each_rank(job: _Job) -> list[Factored]:
     task, ranks, encoding = job
     counted = [rank for rank in ranks if not (rank is None or isinstance(rank, AboveNoise))]
     if len(counted) == len(ranks):
@@ -324,6 +348,8 @@ def _layer_report(
         alpha=None if scale is None else scale.alpha,
         scaling=None if scale is None else scale.scaling,
         norm=factored.norm,
+        base_norm=factored.base_norm,
+        relative_norm=None if factored.base_norm is None else ratio(factored.norm, factored.base_norm),
         singular_values=factored.singular_values,
         variance_captured=factored.variance_captured,
         best_error=factored.best_error,
@@ -335,39 +361,6 @@ def _layer_report(
         parameters=parameters,
         bytes=parameters * as_dtype(encoding.dtype).itemsize,
     )
-
-
-def _storage_warnings(layers: Sequence[LayerCompression], encoding: FactorEncoding) -> Iterator[str]:
-    # Rounding each entry within u = eps/2 moves the product by 2u·√(σ₁·Σσ) at most, which is within
-    # eps·r^¼·‖Δ_r‖. More than that is a factor with entries below the smallest normal number of its dtype.
-    # Twice that, and no less than what the float64 of the measurement itself loses.
-    bound = 2 * max(FLOATS[encoding.dtype].eps, 1e-14)
-    narrow = [layer for layer in layers if layer.storage_error > bound * layer.rank**0.25]
-    if narrow:
-        worst = max(narrow, key=lambda layer: layer.storage_error)
-        yield (
-            f"{encoding.dtype} is too narrow for the factors of {len(narrow)} of {len(layers)} layers: of "
-            f"{worst.name!r} it loses {worst.storage_error:.2g} of the norm to numbers too small for it. Store them in "
-            f"{wider_than(encoding.dtype)}"
-        )
-
-
-def _noise_warnings(layers: Sequence[tuple[Task, Factored]], rank: Rank | None) -> Iterator[str]:
-    vague = [(task, factored.noise) for task, factored in layers if factored.noise and not factored.noise.applies]
-    if vague:
-        task, noise = max(vague, key=lambda pair: pair[1].unchanged)
-        yield (
-            f"rounding and update cannot be told apart in {len(vague)} of {len(layers)} layers: most entries of them "
-            f"changed by less than a step of the stored numbers ({noise.unchanged:.0%} of {task.name!r} not at "
-            "all), so that what is kept of them may be neither. Take weights stored in float32, or a rank of your own"
-        )
-    coarse = [task for task, factored in layers if factored.noise and factored.noise.base_is_coarser]
-    if coarse and isinstance(rank, AboveNoise) and rank.sides == 1:
-        yield (
-            f"the base is stored more coarsely than the tuned checkpoint in {len(coarse)} of {len(layers)} layers, as "
-            f"{coarse[0].name!r} ({coarse[0].dtype}): if the tuning started from a finer copy of the base, what is "
-            "kept is mostly the base's rounding. Say then that both sides were rounded (--sides 2)"
-        )
 
 
 def _nothing_kept(sources: Sequence[str], tasks: int, failures: Mapping[str, str]) -> str:

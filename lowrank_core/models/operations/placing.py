@@ -28,7 +28,7 @@ def check_base(adapter: Adapter, *, restored: bool) -> None:
             f"{str(adapter.path)!r} was initialised by {adapter.initialisation!r}, which altered the base model: its "
             "factors are added to that altered base, and are not an update of the original one. Convert it with PEFT's "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...); or, if the base was restored and "
-            "the factors converted, say so (--base-restored)"
+            "the factors converted, say so (--base-restored of resize, convert, merge, apply and verify)"
         )
 
 

@@ -17,6 +17,7 @@ from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.module_names import is_embedding, select
 from lowrank_core.models.operations.extraction_tasks import skip_reason
+from lowrank_core.models.operations.factor_warnings import size_warnings
 from lowrank_core.models.operations.rank_choice import Budget, layer_spectra, over_base
 from lowrank_core.models.operations.rank_words import choose_budget
 from lowrank_core.models.pairing.changes import change_of
@@ -97,6 +98,8 @@ class Plan:
         Layers that no adapter is planned for, and those that could not be read, with the reason.
     complete : bool
         Whether the layers are all that differs, but for vectors (biases, norms) of two checkpoints.
+    warnings : tuple of str
+        Of layers whose factors would be larger than the matrices that they are for.
     config : dict
         What ``peft.LoraConfig(**config)`` takes: ranks, alphas and modules.
     """
@@ -114,6 +117,7 @@ class Plan:
     skipped: dict[str, str]
     failures: dict[str, str]
     complete: bool
+    warnings: tuple[str, ...]
     config: dict[str, Any]
 
 
@@ -258,6 +262,7 @@ def plan(
         skipped=skipped,
         failures=failures,
         complete=complete and not failures,
+        warnings=tuple(size_warnings(ranked)),
         config={name: config[name] for name in _PLANNED if name in config},
     )
 

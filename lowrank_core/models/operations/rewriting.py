@@ -10,7 +10,7 @@ from lowrank_core.models.executors import Progress, source_for
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
 from lowrank_core.models.formats.format import Kept
-from lowrank_core.models.formats.with_base import open_with_base
+from lowrank_core.models.formats.with_base import open_base, open_with_base, with_weights
 from lowrank_core.models.module_names import select
 from lowrank_core.models.operations.compression import Compression
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
@@ -18,7 +18,7 @@ from lowrank_core.models.operations.outputs import outputs_at
 from lowrank_core.models.operations.pipeline import compress
 from lowrank_core.models.operations.placing import check_base, check_no_magnitudes, place_layers
 from lowrank_core.models.operations.rank_choice import Rank
-from lowrank_core.models.operations.tasks import Destination, Task
+from lowrank_core.models.operations.tasks import Destination, Task, base_norm_of
 from lowrank_core.models.sources import Source, is_path, names_of
 
 
@@ -73,6 +73,8 @@ def rewrite(
     names = sorted([*(layer.name for layer in opened.layers), *opened.unsupported])
     chosen = set(select(names, include, exclude))
     layers = [layer for layer in opened.layers if layer.name in chosen]
+    if base is not None and rank is not None and not on_base:
+        layers = list(with_weights(layers, open_base(source_for(base, executor), adapter)))
     same = {layer.placement.format for layer in layers} if same_format else {target.name}
     placed = place_layers(layers, target, same=same, prefix=prefix, base=base)
     others = [other for other in opened.others if other.tensor.is_readable] if same_format else []
@@ -90,6 +92,7 @@ def rewrite(
             biases=tuple(other for other in followers.get(layer.name, []) if other.scaling is not None),
             min_rank=1 if layer.name in followers else 0,
             alpha=layer.alpha if keeps_alphas and layer.alpha > 0 else None,
+            base_norm=base_norm_of(layer),
         )
         for layer in layers
         if layer.name in placed.placements

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from lowrank_core.models.files.tensors import Weight
+from lowrank_core.models.files.tensors import Weight, as_matrix, weight_norm
 from lowrank_core.models.formats import Format, OtherTensor, Placement
+from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.formats.format import Kept
 from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.factoring import FactorEncoding
@@ -18,8 +20,18 @@ from lowrank_core.models.operations.rank_choice import Rank
 from lowrank_core.rounding_noise import RoundingNoise
 
 
-def _no_base_norm() -> float:
+def no_base_norm() -> float:
+    """Refuse: nothing is known of the weights that an adapter was trained from."""
     raise ValueError("it is a layer of an adapter: take another objective, or extract from two checkpoints")
+
+
+def base_norm_of(layer: AdapterLayer) -> Callable[[], float]:
+    """Return what reads the norm of the weight that a layer's update is added to, where that is known."""
+    weight = layer.weight
+    if weight is None or not weight.is_floating:
+        return no_base_norm
+    shape = as_matrix(weight.shape)
+    return partial(weight_norm, weight) if layer.shape in (shape, shape[::-1]) else no_base_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,12 @@ class Task:
     tolerance: float | None = None
     alpha: float | None = None
     update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
-    base_norm: Callable[[], float] = _no_base_norm
+    base_norm: Callable[[], float] = no_base_norm
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the weight before training is known."""
+        return self.base_norm is not no_base_norm
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._dtypes import as_dtype
-from lowrank_core.models.norms import frobenius_norm, row_blocks, update_blocks
+from lowrank_core.models.norms import frobenius_norm, ratio, row_blocks, update_blocks
 from lowrank_core.models.operations.changes import Change, WeightUpdate
 from lowrank_core.models.rounding import includes, rounded, ulps_in
 
@@ -24,8 +24,10 @@ class RoundingLoss:
     ----------
     entries : int
         Number of entries of the update.
-    norm, lost : float
-        ‖Δ‖, and ‖round(W + Δ) − (W + Δ)‖.
+    norm, base_norm, relative_norm : float
+        ‖Δ‖, ‖W‖, and ‖Δ‖/‖W‖.
+    lost : float
+        ‖round(W + Δ) − (W + Δ)‖.
     error : float
         lost / norm; 0 where nothing is lost, infinite where that is more than an update of zero.
     below_half_ulp : float
@@ -37,6 +39,8 @@ class RoundingLoss:
 
     entries: int
     norm: float
+    base_norm: float
+    relative_norm: float
     lost: float
     error: float
     below_half_ulp: float
@@ -89,34 +93,43 @@ def block_loss(
 ) -> RoundingLoss:
     """Return what rounding `exact`, the sum of weight and delta, to `stored` loses in a block of rows."""
     lost = frobenius_norm(stored.astype(np.float64) - exact)
-    norm = frobenius_norm(delta)
+    norm, base_norm = frobenius_norm(delta), frobenius_norm(weight)
     below = np.count_nonzero(np.abs(delta) < ulps_in(weight, dtype) / 2) if delta.size else 0
     unchanged = np.count_nonzero(stored == rounded(weight, dtype))
     size = max(delta.size, 1)
-    return RoundingLoss(delta.size, norm, lost, _ratio(lost, norm), below / size, unchanged / size)
+    return RoundingLoss(
+        entries=delta.size,
+        norm=norm,
+        base_norm=base_norm,
+        relative_norm=ratio(norm, base_norm),
+        lost=lost,
+        error=ratio(lost, norm),
+        below_half_ulp=below / size,
+        unchanged=unchanged / size,
+    )
 
 
 def combined(losses: Sequence[RoundingLoss]) -> RoundingLoss:
     """Return the loss of several updates together, as if they were the diagonal blocks of one."""
     entries = sum(loss.entries for loss in losses)
-    norm, lost = math.hypot(*(loss.norm for loss in losses)), math.hypot(*(loss.lost for loss in losses))
+    norm, base_norm, lost = (
+        math.hypot(*(getattr(loss, name) for loss in losses)) for name in ("norm", "base_norm", "lost")
+    )
 
     def together(fractions: Sequence[float]) -> float:
         counts = (loss.entries * fraction for loss, fraction in zip(losses, fractions, strict=True))
         return math.fsum(counts) / max(entries, 1)
 
     return RoundingLoss(
-        entries,
-        norm,
-        lost,
-        _ratio(lost, norm),
-        together([loss.below_half_ulp for loss in losses]),
-        together([loss.unchanged for loss in losses]),
+        entries=entries,
+        norm=norm,
+        base_norm=base_norm,
+        relative_norm=ratio(norm, base_norm),
+        lost=lost,
+        error=ratio(lost, norm),
+        below_half_ulp=together([loss.below_half_ulp for loss in losses]),
+        unchanged=together([loss.unchanged for loss in losses]),
     )
-
-
-def _ratio(lost: float, norm: float) -> float:
-    return lost / norm if norm else (math.inf if lost else 0.0)
 
 
 def _add(update: WeightUpdate, change: Change, tensor: NDArray[Any], dtype: str) -> RoundingLoss:

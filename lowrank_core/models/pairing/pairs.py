@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from filecmp import cmp
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.quantised import check_dequantised
-from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape, read_blocks
-from lowrank_core.models.norms import difference, difference_of_blocks, frobenius_norm, one_blas_thread
+from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape, read_blocks, weight_norm
+from lowrank_core.models.norms import difference, difference_of_blocks, one_blas_thread
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
 from lowrank_core.models.pairing.changes import OtherChange, change_of, find_tied, only_in
 from lowrank_core.models.pairing.fusions import PartMatch, describe_parts, is_stack, match_experts, split_fused
@@ -110,7 +109,7 @@ class WeightPair:
 
     def base_norm(self) -> float:
         """Read the weight before training, a block of rows at a time, and return its Frobenius norm."""
-        return math.hypot(*map(frobenius_norm, read_blocks(self.base, _READ_ENTRIES)))
+        return weight_norm(self.base)
 
     def update_and_noise(self) -> tuple[NDArray[Any], RoundingNoise]:
         """Read both weights once, and return their difference and the rounding noise in it."""
