@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg import Crossing, Operand, cross, scaled_to_unit
+from lowrank_core._linalg import Operand, Side, cross, scaled_to_unit
 from lowrank_core._results import EqualByContent, html_table, shape_text, span
 from lowrank_core._validation import as_matrices, as_rank, as_stack, as_workers, broadcast_batches, check_finite
 from lowrank_core.kronecker_updates import KroneckerUpdate
@@ -18,9 +17,6 @@ from lowrank_core.space_overlap import SpaceOverlap, overlap_dimensions
 from lowrank_core.spectra import Spectrum, spectrum
 from lowrank_core.truncation import truncate
 from lowrank_core.updates import LowRankUpdate, low_rank_sum
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Comparison", "compare"]
 
@@ -161,22 +157,21 @@ def compare(first: Any, second: Any, *, rank: int | None = None, workers: int | 
             "are needed, as two adapters have for one module. Pass the transpose of one that is stored transposed."
         )
     batch = broadcast_batches({"first": one.factors.shape[:-2], "second": other.factors.shape[:-2]})
-    crossings = cross(_operand(one, batch), _operand(other, batch), count)
-    if len(crossings) < math.prod(batch):
+    crossing, is_finite = cross(_operand(one, batch), _operand(other, batch), count)
+    if not is_finite:
         for factors, name in ((one.factors, "first"), (other.factors, "second")):
             check_finite(factors.B, f"B of {name}")
             check_finite(factors.A, f"A of {name}")
-    norms = [np.array([crossing.norms[i] for crossing in crossings]).reshape(batch) for i in (0, 1)]
-    cosine = np.array([crossing.cosine for crossing in crossings]).reshape(batch)
-    kept = (one.kept, other.kept)
+    norms = [norm.reshape(batch) for norm in crossing.norms]
+    ranks = [rank.reshape(batch) for rank in crossing.ranks]
+    cosine = crossing.cosines.reshape(batch)
+    sides = (crossing.left, crossing.right)
+    columns, rows = (
+        _space_overlap(dimension, side, (ranks[0], ranks[1]), angles.reshape(*batch, angles.shape[-1]))
+        for dimension, side, angles in zip(shape, sides, _angles(sides, crossing.ranks, count), strict=True)
+    )
     return Comparison(
-        shape,
-        norms[0],
-        norms[1],
-        cosine,
-        _sum_norm(one, other, norms[0], norms[1], cosine),
-        _space_overlap(shape[0], crossings, "left", batch, kept, count),
-        _space_overlap(shape[1], crossings, "right", batch, kept, count),
+        shape, norms[0], norms[1], cosine, _sum_norm(one, other, norms[0], norms[1], cosine), columns, rows
     )
 
 
@@ -193,13 +188,15 @@ class _Sided(NamedTuple):
         """Whether the factors are a leading part."""
         return self.matrices is not None and self.kept < min(self.matrices.shape[-2:])
 
-    def count_above_rounding(self, values: Floats, norm: float) -> int:
-        """Return the numerical rank, or the number of leading values if it is more; `values` are over the norm."""
-        if norm == 0.0 or not values.size:
-            return 0
+    def count_above_rounding(self, values: Floats, norms: Floats) -> NDArray[np.int64]:
+        """Return numerical ranks, or the number of leading values if it is less; `values` are over the norms."""
+        if not values.size:
+            return np.zeros(len(norms), np.int64)
+        is_zero = norms == 0.0
         m, n = self.factors.shape[-2:]
-        unit = Spectrum(values, np.array(1.0), (m, n), not self.is_partial, self.dtype)
-        return max(1, int(np.sum(above_rounding(unit))))
+        unit = Spectrum(values, np.where(is_zero, 0.0, 1.0), (m, n), not self.is_partial, self.dtype)
+        counts = above_rounding(unit).sum(axis=-1)
+        return np.where(is_zero, 0, np.maximum(1, counts))
 
 
 def _sided(update: Any, name: str, rank: int | None, workers: int) -> _Sided:
@@ -276,31 +273,26 @@ def _exact_sum_norm(one: LowRankUpdate | NDArray[Any], other: LowRankUpdate | ND
 
 
 def _space_overlap(
-    side: int, crossings: list[Crossing], which: str, batch: tuple[int, ...], kept: tuple[int, int], workers: int
+    dimension: int, side: Side, ranks: tuple[NDArray[np.int64], NDArray[np.int64]], angles: Floats
 ) -> SpaceOverlap:
     """Return the overlap of the left, or of the right, spaces of all pairs of a stack."""
-    sides = [getattr(crossing, which) for crossing in crossings]
-    ranks = [np.array([crossing.ranks[i] for crossing in crossings], np.int64).reshape(batch) for i in (0, 1)]
-    products = np.array([each.products for each in sides]).reshape(*batch, *kept)
-    sines = np.array([each.sines for each in sides]).reshape(*batch, min(kept))
+    batch, kept = angles.shape[:-1], side.products.shape[1:]
     captured = [
-        np.minimum(np.cumsum(np.array(energies).reshape(*batch, size), axis=-1), 1.0)
-        for energies, size in (
-            ([each.of_first for each in sides], kept[1]),
-            ([each.of_second for each in sides], kept[0]),
-        )
+        np.minimum(np.cumsum(energies, axis=-1), 1.0).reshape(*batch, energies.shape[-1])
+        for energies in (side.of_first, side.of_second)
     ]
-    common = np.cumsum(np.cumsum(np.square(products), axis=-2), axis=-1)
-    i, j = overlap_dimensions((ranks[0], ranks[1]), kept)
+    common = np.cumsum(np.cumsum(np.square(side.products), axis=-2), axis=-1).reshape(*batch, *kept)
+    i, j = overlap_dimensions(ranks, kept)
     overlap = np.minimum(common / np.maximum(np.minimum(i, j), 1), 1.0)
-    angles = _angles(products, sines, np.minimum(*ranks), workers)
-    return SpaceOverlap(side, ranks[0], ranks[1], angles, overlap, captured[0], captured[1])
+    return SpaceOverlap(dimension, ranks[0], ranks[1], angles, overlap, captured[0], captured[1])
 
 
-def _angles(products: Floats, sines: Floats, counts: NDArray[np.int64], workers: int) -> Floats:
-    """Return principal angles, ascending: of the cosines, or of the sines where these are the smaller."""
+def _angles(sides: tuple[Side, Side], ranks: NDArray[np.int64], workers: int) -> Floats:
+    """Return principal angles (2, count, k), ascending: of the cosines, or of the sines where these are the smaller."""
+    sines = np.stack([side.sines for side in sides])
     if not sines.size:
         return sines
-    cosines = np.minimum(spectrum(products, workers=workers).values, 1.0)
+    # Both sides at once: the kernel takes several matrices in the time of one.
+    cosines = np.minimum(spectrum(np.stack([side.products for side in sides]), workers=workers).values, 1.0)
     angles = np.where(cosines**2 > 0.5, np.arcsin(np.minimum(sines, 1.0)), np.arccos(cosines))
-    return np.where(np.arange(sines.shape[-1]) < counts[..., np.newaxis], angles, np.nan)
+    return np.where(np.arange(sines.shape[-1]) < np.minimum(*ranks)[:, np.newaxis], angles, np.nan)

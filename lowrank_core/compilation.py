@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from lowrank_core._linalg import code_folder, kernels_in_use, residual_energy
+from lowrank_core.comparison import compare
 from lowrank_core.learning import learning_sweep
 from lowrank_core.spectra import spectrum
 from lowrank_core.sweeps import error_sweep, reconstruction_error
@@ -77,7 +78,9 @@ def compile_kernels() -> Compilation:
     learning_sweep(small, [1], steps=2)
     single = draw((LARGE_SIDE, LARGE_SIDE)).astype(np.float32)
     factor = single[:, :8]
-    spectrum(LowRankUpdate(factor, factor.T))
+    product = LowRankUpdate(factor, factor.T)
+    spectrum(product)
+    compare(product, product)
     spectrum(single[:100, :100])
     spectrum(single)
     double = single.astype(np.float64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lowrank_core._linalg.crossings import Crossing, Operand, cross
+from lowrank_core._linalg.crossings import Crossing, Operand, Side, cross
 from lowrank_core._linalg.decompositions import (
     best_factors,
     best_factors_and_values,
@@ -33,6 +33,7 @@ __all__ = [
     "Operand",
     "Product",
     "Scaled",
+    "Side",
     "Values",
     "best_factors",
     "best_factors_and_values",

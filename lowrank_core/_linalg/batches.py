@@ -24,11 +24,15 @@ MIN_THREADED_WORK = 2**22
 
 
 class Batching(NamedTuple):
-    """How a stack is divided: one matrix after another on all threads, or in chunks on one BLAS thread a worker."""
+    """How a stack is divided: one matrix after another on all threads, or in chunks on one BLAS thread a worker.
+
+    `entries` are those of a matrix that are in float64 at a time; None for all.
+    """
 
     one_at_a_time: bool
     multiple_of: int = 1
     takes_blas_lock: bool = False
+    entries: int | None = None
 
     def blas_lock(self) -> AbstractContextManager[None]:
         """Return the lock on BLAS's threads that matrices of such a stack are decomposed under."""
@@ -45,7 +49,7 @@ def map_batch(
     with nullcontext() if batching.takes_blas_lock else batching.blas_lock():
         if batching.one_at_a_time:
             return [function(slice(i, i + 1)) for i in range(count)]
-        entries, work = shape[0] * shape[1], shape[0] * shape[1] * min(shape)
+        entries, work = batching.entries or shape[0] * shape[1], shape[0] * shape[1] * min(shape)
         threads = workers if count * work >= MIN_THREADED_WORK else 1
         # Several chunks a worker even out their times; a chunk's float64 copy is the working set of its worker.
         chunk = max(1, min(BLOCK_ENTRIES // entries, -(-count // (4 * threads))))

@@ -158,9 +158,15 @@ def c_types(argument: str) -> Sequence[Any]:
     return (pointer, pointer, size, size, pointer, *[size] * (2 * axes))
 
 
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """Return a dtype's name, which NumPy makes anew in the time of a small kernel."""
+    return dtype.name
+
+
 def _numbers(given: Any, kind: str) -> Sequence[Any]:
     if not isinstance(given, np.ndarray):
         return (given,)
-    if f"{given.dtype.name}[{given.ndim}]" != kind or not given.flags.c_contiguous:
+    if f"{_name(given.dtype)}[{given.ndim}]" != kind or not given.flags.c_contiguous:
         raise TypeError(f"a kernel takes {kind} in C order, and was given {given.dtype.name}[{given.ndim}]")
     return (None, None, given.size, given.itemsize, given.__array_interface__["data"][0], *given.shape, *given.strides)

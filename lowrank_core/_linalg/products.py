@@ -101,15 +101,22 @@ def _gram_matrices(B: NDArray[Any], A: NDArray[Any], workers: int, kernel_rank: 
     return grams if len(grams) == 2 else None
 
 
-def kernel_gram(factors: NDArray[Any], *, of_rows: bool) -> Floats:
-    """Compute the Gram matrices of narrow factors by a kernel, which makes no float64 copy of them."""
-    singles = np.ascontiguousarray(factors, dtype=np.float32).view()
-    # Numba would compile the kernel once for writeable arrays and once for read-only ones.
-    singles.flags.writeable = False
-    rank = factors.shape[-2 if of_rows else -1]
-    grams = np.empty((len(factors), rank, rank))
-    kernel("products", "gram_matrices")(singles, of_rows, grams)
+def kernel_gram(first: NDArray[Any], second: NDArray[Any] | None = None, *, of_rows: bool) -> Floats:
+    """Compute the Gram matrices of narrow factors, or of two beside each other, without a float64 copy of them."""
+    if second is None:
+        second = first[:, :0] if of_rows else first[..., :0]
+    singles = [_frozen_singles(factor) for factor in (first, second)]
+    rank = sum(factor.shape[-2 if of_rows else -1] for factor in singles)
+    grams = np.empty((len(first), rank, rank))
+    kernel("products", "gram_matrices")(*singles, of_rows, grams)
     return grams
+
+
+def _frozen_singles(factors: NDArray[Any]) -> NDArray[np.float32]:
+    """Return factors in float32 and C order, read-only: Numba would compile the kernel once more for writeable ones."""
+    singles = np.ascontiguousarray(factors, dtype=np.float32).view()
+    singles.flags.writeable = False
+    return singles
 
 
 def _without_rounding(values: Floats, R_B: Floats, R_A: Floats, exponents: NDArray[np.int64], size: int) -> Floats:

@@ -93,9 +93,10 @@ class ProductRoute(NamedTuple):
 
 
 class CrossingRoute(NamedTuple):
-    """How two products are crossed: whether a kernel computes the Gram matrices of factors beside each other."""
+    """How two products are crossed: whether a kernel computes Gram matrices of factors, and what decomposes cores."""
 
     by_kernel: bool
+    core_factors: Callable[[NDArray[Any], int | None, int], Factors]
     batching: Batching
 
 
@@ -112,10 +113,15 @@ def choose_product_route(method: str, dtype: str, shape: tuple[int, int], rank: 
     return ProductRoute(PRODUCT_METHODS[method](dtype, shape, rank), batching)
 
 
-def choose_crossing_route(shape: tuple[int, int], rank: int) -> CrossingRoute:
-    """Return the route for two products whose ranks have this sum."""
+def choose_crossing_route(dtype: str, shape: tuple[int, int], ranks: tuple[int, int]) -> CrossingRoute:
+    """Return the route for two products of factors of these ranks, whose widest dtype this is."""
+    rank = sum(ranks)
+    by_kernel = dtype != "float64" and rank <= thresholds.NARROW_FACTOR
     return CrossingRoute(
-        rank <= thresholds.NARROW_FACTOR, Batching(one_at_a_time=min(sum(shape), rank) > thresholds.LARGE)
+        by_kernel,
+        bidiagonal_svd_factors if max(ranks) <= thresholds.LARGE else lapack_svd_factors,
+        # The kernel makes no float64 copy of the factors: what there is of a pair are a few matrices of its ranks.
+        Batching(one_at_a_time=min(sum(shape), rank) > thresholds.LARGE, entries=4 * rank**2 if by_kernel else None),
     )
 
 

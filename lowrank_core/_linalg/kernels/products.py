@@ -17,74 +17,97 @@ from lowrank_core._linalg.kernels.simd import TILE_ROWS, WIDTH
 
 __all__ = ["balance", "gram_matrices"]
 
-# Vectors converted to float64 at a time: with rank 64, 32 KiB, which stays in a core's first cache.
+# Vectors converted to float64 at a time: eight columns of them are 4 KiB, of which a core's first cache has several.
 BLOCK = 64
+
+# A block is in panels of WIDTH columns, each contiguous: rows of all columns, a power of two apart, would compete for a
+# few places in the cache.
+PANEL = BLOCK * WIDTH
 
 
 @kernel
-def _add_outer_products(X: Floats, i: int, j: int, stride: int, count: int, out: Floats) -> None:
-    """Add Σ x xᵀ over the rows x of X, ``stride`` apart, to a tile of ``out`` that begins in row i and column j."""
+def _add_outer_products(block: Floats, i: int, j: int, stride: int, count: int, out: Floats) -> None:
+    """Add Σ x xᵀ over the rows x of a block to a tile of ``out`` that begins in row i and column j."""
+    rows, columns = i // WIDTH * PANEL + i % WIDTH, j // WIDTH * PANEL
     tile = simd.load_rows(out, i * stride + j, stride, TILE_ROWS)
-    for k in range(0, count * stride, stride):
-        tile = simd.fma(simd.load_column(X, k + i, 1, TILE_ROWS), simd.load(X, k + j), tile)
+    for k in range(0, count * WIDTH, WIDTH):
+        tile = simd.fma(simd.load_column(block, rows + k, 1, TILE_ROWS), simd.load(block, columns + k), tile)
     simd.store_rows(out, i * stride + j, stride, tile)
 
 
 @kernel
-def _copy_columns(X: NDArray[Any], first: int, size: int, length: int, count: int, stride: int, block: Floats) -> None:
-    """Convert some columns of a factor (size, length), of which the first begins at ``first``, to rows of a block."""
+def _copy_columns(X: NDArray[Any], first: int, size: int, length: int, count: int, place: int, block: Floats) -> None:
+    """Convert some columns of a factor (size, length), from the entry ``first`` on, to panels from ``place`` on."""
     whole = count - count % WIDTH
     for i in range(0, size, WIDTH):
-        at, converted = first + i * length, whole if i + WIDTH <= size else 0
+        at, to, converted = first + i * length, place + i * BLOCK, whole if i + WIDTH <= size else 0
         for k in range(0, converted, WIDTH):
             tile = simd.to_float64(simd.load_rows(X, at + k, length, WIDTH))
-            simd.store_rows(block, k * stride + i, stride, simd.transpose(tile))
+            simd.store_rows(block, to + k * WIDTH, WIDTH, simd.transpose(tile))
         for lane in range(min(WIDTH, size - i)):
             for k in range(converted, count):
-                block[k * stride + i + lane] = X[at + lane * length + k]
+                block[to + k * WIDTH + lane] = X[at + lane * length + k]
 
 
 @kernel
-def _copy_rows(X: NDArray[Any], first: int, size: int, count: int, stride: int, block: Floats) -> None:
-    """Convert some rows of a factor (length, size), of which the first begins at ``first``, to rows of a block."""
+def _copy_rows(X: NDArray[Any], first: int, size: int, count: int, place: int, block: Floats) -> None:
+    """Convert some rows of a factor (length, size), from the entry ``first`` on, to panels from ``place`` on."""
     whole = size - size % WIDTH
     for k in range(count):
-        at, to = first + k * size, k * stride
+        at, to = first + k * size, place + k * WIDTH
         for j in range(0, whole, WIDTH):
-            simd.store(block, to + j, simd.to_float64(simd.load(X, at + j)))
+            simd.store(block, to + j * BLOCK, simd.to_float64(simd.load(X, at + j)))
         for j in range(whole, size):
-            block[to + j] = X[at + j]
+            block[to + whole * BLOCK + j - whole] = X[at + j]
 
 
 @kernel
-def gram_matrices(factors: NDArray[Any], of_rows: bool, grams: Floats) -> None:
-    """Fill grams (batch, r, r) with X Xᵀ of float32 factors (batch, r, n), or with Xᵀ X of (batch, m, r).
+def _copy(
+    X: NDArray[Any],
+    of_rows: bool,
+    matrix: int,
+    size: int,
+    length: int,
+    start: int,
+    count: int,
+    place: int,
+    block: Floats,
+) -> None:
+    """Convert some of the ``length`` vectors of a factor to panels from ``place`` on."""
+    if of_rows:
+        _copy_columns(X, matrix * size * length + start, size, length, count, place, block)
+    else:
+        _copy_rows(X, (matrix * length + start) * size, size, count, place, block)
 
-    A float32 has a square in float64, so that a Gram matrix has a diagonal that is not finite just where X is not.
+
+@kernel
+def gram_matrices(first: NDArray[Any], second: NDArray[Any], of_rows: bool, grams: Floats) -> None:
+    """Fill grams (batch, r, r) with Xᵀ X of X = [X₁ X₂], float32 factors (batch, m, r₁) and (batch, m, r₂).
+
+    Of rows, the factors are (batch, r₁, n) and (batch, r₂, n), and the Gram matrix is X Xᵀ. A float32 has a square in
+    float64, so that a Gram matrix has a diagonal that is not finite just where X is not.
     """
-    size = grams.shape[1]
-    stride = ((size - 1) // WIDTH + 1) * WIDTH
-    if stride % (4 * WIDTH) == 0:
-        # Rows a power of two apart would compete for a few places in the cache.
-        stride += WIDTH
-    length = factors.shape[2] if of_rows else factors.shape[1]
-    flat = factors.reshape(factors.size)
-    # Beyond column r the block stays zero.
+    size, other = (first.shape[1], second.shape[1]) if of_rows else (first.shape[2], second.shape[2])
+    length = first.shape[2] if of_rows else first.shape[1]
+    padded, padded_other = (size + WIDTH - 1) // WIDTH * WIDTH, (other + WIDTH - 1) // WIDTH * WIDTH
+    stride = padded + padded_other
+    flat, flat_other = first.reshape(first.size), second.reshape(second.size)
+    # Beyond the last column of each the block stays zero.
     block, sums = np.zeros(BLOCK * stride), np.empty(stride * stride)
-    for matrix in range(factors.shape[0]):
+    for matrix in range(first.shape[0]):
         sums[:] = 0.0
         for start in range(0, length, BLOCK):
             count = min(BLOCK, length - start)
-            if of_rows:
-                _copy_columns(flat, matrix * size * length + start, size, length, count, stride, block)
-            else:
-                _copy_rows(flat, (matrix * length + start) * size, size, count, stride, block)
-            for i in range(0, size, TILE_ROWS):
-                for j in range(0, i + 1, WIDTH):
+            _copy(flat, of_rows, matrix, size, length, start, count, 0, block)
+            _copy(flat_other, of_rows, matrix, other, length, start, count, padded * BLOCK, block)
+            for j in range(0, stride, WIDTH):
+                for i in range(j, stride, TILE_ROWS):
                     _add_outer_products(block, i, j, stride, count, sums)
-        for i in range(size):
+        for i in range(size + other):
+            row = i if i < size else padded + i - size
             for j in range(i + 1):
-                grams[matrix, i, j] = grams[matrix, j, i] = sums[i * stride + j]
+                column = j if j < size else padded + j - size
+                grams[matrix, i, j] = grams[matrix, j, i] = sums[row * stride + column]
 
 
 @kernel

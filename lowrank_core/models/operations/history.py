@@ -14,7 +14,7 @@ from lowrank_core.models.executors import Progress, collect_layers, source_for
 from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.norms import Update
-from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_row
+from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_rows
 from lowrank_core.models.pairing.pairs import WeightPair
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.sources import Source, is_path, name_of, names_of
@@ -169,7 +169,7 @@ def _rows(series: _LayerSeries, steps: Sequence[int], leading: int) -> list[Hist
     previous: Update | None = None
     for step, layer in zip(steps, series.layers, strict=True):
         update = layer.update()
-        rows.append(history_row(step, series.name, update, previous, leading))
+        rows += history_rows(step, [series.name], update, previous, leading)
         previous = update
     return rows
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank_core import SpaceOverlap, compare, effective_rank, spectrum
 from lowrank_core.models.norms import Update
@@ -44,27 +45,34 @@ class HistoryRow:
     row_angle: float
 
 
-def history_row(step: int, name: str, update: Update, previous: Update | None, leading: int) -> HistoryRow:
-    """Return the row of an update, from the cores of its factors and of those of the step before."""
-    values = spectrum(update, workers=1)
-    norm, largest = float(values.norm), float(values.values[0]) if values.values.size else 0.0
-    angles = (math.nan, math.nan)
+# What is computed of an update, in the order of the fields.
+_FIGURES = tuple(field.name for field in fields(HistoryRow) if field.name not in {"step", "name"})
+
+
+def history_rows(
+    step: int, names: Sequence[str], updates: Update, previous: Update | None, leading: int
+) -> list[HistoryRow]:
+    """Return the rows of a stack of updates, from the cores of its factors and of those of the step before.
+
+    Of one update by itself they are one row.
+    """
+    values = spectrum(updates, workers=1)
+    norms, largest = np.atleast_1d(values.norm), np.zeros(len(names))
+    if values.values.size:
+        largest = np.atleast_1d(values.values[..., 0])
+    angles = np.full((2, len(names)), np.nan)
     if previous is not None and leading:
-        compared = compare(previous, update, rank=min(leading, *update.shape[-2:]), workers=1)
-        angles = _largest_angle(compared.columns), _largest_angle(compared.rows)
-    return HistoryRow(
-        step=step,
-        name=name,
-        norm=norm,
-        largest_value=largest,
-        leading_variance=(largest / norm) ** 2 if norm else 0.0,
-        effective_rank=float(effective_rank(values)),
-        column_angle=angles[0],
-        row_angle=angles[1],
-    )
+        compared = compare(previous, updates, rank=min(leading, *updates.shape[-2:]), workers=1)
+        angles = np.stack([_largest_angles(space) for space in (compared.columns, compared.rows)])
+    fractions = np.square(largest / np.where(norms > 0, norms, 1.0))
+    figures = (norms, largest, fractions, np.atleast_1d(effective_rank(values)), *angles)
+    return [
+        HistoryRow(step=step, name=name, **dict(zip(_FIGURES, numbers, strict=True)))
+        for name, *numbers in zip(names, *(column.tolist() for column in figures), strict=True)
+    ]
 
 
-def _largest_angle(space: SpaceOverlap) -> float:
-    """Return the largest principal angle in degrees; NaN where there is none."""
-    angles = space.angles[np.isfinite(space.angles)]
-    return float(np.degrees(angles[-1])) if angles.size else math.nan
+def _largest_angles(space: SpaceOverlap) -> NDArray[np.float64]:
+    """Return the largest principal angle of each pair in degrees; NaN where there is none."""
+    largest = np.fmax.reduce(space.angles, axis=-1, initial=np.nan)
+    return np.asarray(np.degrees(np.atleast_1d(largest)))

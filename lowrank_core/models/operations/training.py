@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lowrank_core import LowRankUpdate
-from lowrank_core.models.formats.adapter import product
-from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_row
+from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_rows
 
 _PREFIX = "base_model.model."
 
@@ -64,45 +62,83 @@ def history_callback(path: str | PathLike[str], *, leading: int = DEFAULT_LEADIN
 
 
 class _HistoryWriter:
-    """What the callback does: the Trainer calls `on_log`."""
+    """What the callback does: the Trainer calls `on_train_begin` and `on_log`."""
 
     def __init__(self, path: Path, leading: int) -> None:
         self._path, self._leading = path, leading
         self._step = -1
-        self._previous: dict[str, LowRankUpdate] = {}
+        self._layers: list[LoraLayer] = []
+        self._previous: dict[tuple[LoraLayer, ...], LowRankUpdate] = {}
 
-    def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002 - the Trainer's signature
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:  # noqa: ARG002 - the Trainer's signature
+        """Look the LoRA layers up: a walk over all modules takes longer than the rows of a small model."""
+        self._step, self._layers, self._previous = -1, list(lora_layers(model)), {}
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002 - the Trainer's signature
         """Add the rows of this step to the file, once however often the Trainer logs it."""
-        if model is None or not state.is_world_process_zero or state.global_step == self._step:
+        if not state.is_world_process_zero or state.global_step == self._step:
             return
         self._step = state.global_step
-        updates = dict(lora_updates(model))
-        rows = [
-            history_row(self._step, name, update, self._previous.get(name), self._leading)
-            for name, update in updates.items()
-        ]
+        updates = {tuple(layers): stacked(layers) for layers in of_one_kind(self._layers)}
+        rows: dict[LoraLayer, HistoryRow] = {}
+        for layers, stack in updates.items():
+            names = [layer.name for layer in layers]
+            computed = history_rows(self._step, names, stack, self._previous.get(layers), self._leading)
+            rows |= zip(layers, computed, strict=True)
         self._previous = updates
         with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(_finite(row))}\n" for row in rows)
+            file.writelines(f"{json.dumps(_finite(rows[layer]))}\n" for layer in self._layers if layer in rows)
 
 
-def lora_updates(model: Any) -> Iterator[tuple[str, LowRankUpdate]]:
-    """Yield the update of every LoRA layer of a model of PEFT's with its module's name, of its active adapter."""
+class LoraLayer(NamedTuple):
+    """A LoRA layer of a model of PEFT's: the name of its module, the layer itself, and one of its adapters."""
+
+    name: str
+    module: Any
+    adapter: str
+
+    @property
+    def factors(self) -> tuple[Any, Any]:
+        """The parameters B and A."""
+        return self.module.lora_B[self.adapter].weight, self.module.lora_A[self.adapter].weight
+
+    @property
+    def scaling(self) -> float:
+        """The effective scale γ."""
+        return float(self.module.scaling[self.adapter])
+
+
+def lora_layers(model: Any) -> Iterator[LoraLayer]:
+    """Yield every adapter of every LoRA layer of a model of PEFT's."""
     for name, module in model.named_modules():
-        # A model of transformers has a method `active_adapters`; PEFT's layers have a list.
-        factors = getattr(module, "lora_A", None) or {}
-        for adapter in (adapter for adapter in factors if adapter in module.active_adapters):
-            B, A = (_array(part[adapter].weight) for part in (module.lora_B, factors))
-            yield name.removeprefix(_PREFIX), product(B, A, float(module.scaling[adapter]))
+        for adapter in getattr(module, "lora_A", None) or {}:
+            yield LoraLayer(name.removeprefix(_PREFIX), module, adapter)
 
 
-def _array(parameter: Any) -> Any:
-    """Copy a parameter to float32: the next step of training changes it in place."""
-    return parameter.detach().to("cpu", copy=True).float().numpy()
+def of_one_kind(layers: Sequence[LoraLayer]) -> Collection[list[LoraLayer]]:
+    """Return the layers whose adapter is active, those together that can be one stack."""
+    kinds: dict[Any, list[LoraLayer]] = {}
+    for layer in layers:
+        # Of a model itself, transformers has a method of this name; PEFT's layers have a list.
+        if layer.adapter in layer.module.active_adapters:
+            kind = layer.scaling, *((factor.shape, factor.dtype, factor.device) for factor in layer.factors)
+            kinds.setdefault(kind, []).append(layer)
+    return kinds.values()
+
+
+def stacked(layers: Sequence[LoraLayer]) -> LowRankUpdate:
+    """Copy the factors of layers of one kind to the CPU, those of a convolution as matrices, in float32."""
+    import torch  # what the layers are made of
+
+    B, A = (
+        torch.stack([factor.detach().flatten(1) for factor in factors]).to("cpu", torch.float32).numpy()
+        for factors in zip(*(layer.factors for layer in layers), strict=True)
+    )
+    return LowRankUpdate(B, A, layers[0].scaling)
 
 
 def _finite(row: HistoryRow) -> dict[str, Any]:
     """Return a row as JSON has it, with None for NaN."""
     return {
-        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in asdict(row).items()
+        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in vars(row).items()
     }

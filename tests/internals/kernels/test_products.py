@@ -10,21 +10,26 @@ EPS = 2.0**-52
 RNG = np.random.default_rng(0)
 
 
+def transposes(factors):
+    return np.ascontiguousarray(np.swapaxes(factors, 1, 2))
+
+
 @both(products.gram_matrices)
+@pytest.mark.parametrize("other", [0, 1, 8, 11])
 @pytest.mark.parametrize(
     ("length", "rank"), [(1, 1), (7, 3), (8, 8), (65, 9), (64, 16), (131, 24), (130, 17), (70, 32)]
 )
-def test_gram_matrices_of_float32_factors(kernel, length, rank):
-    factors = RNG.standard_normal((3, length, rank), dtype=np.float32)
-    exact = np.swapaxes(factors, 1, 2).astype(float) @ factors.astype(float)
-    room = 2 * (length + 1) * EPS * (np.swapaxes(np.abs(factors), 1, 2).astype(float) @ np.abs(factors).astype(float))
-    across = np.ascontiguousarray(np.swapaxes(factors, 1, 2))
-    for held, of_rows in ((factors, False), (across, True)):
-        grams, alone = np.full((3, rank, rank), np.nan), np.full((1, rank, rank), np.nan)
-        kernel(held, of_rows, grams)
-        assert np.all(np.abs(grams - exact) <= room)
+def test_gram_matrices_of_float32_factors_beside_each_other(kernel, length, rank, other):
+    first, second = (RNG.standard_normal((3, length, size), dtype=np.float32) for size in (rank, other))
+    joined = np.concatenate([first, second], axis=2).astype(float)
+    exact, size = transposes(joined) @ joined, rank + other
+    bound = 2 * (length + 1) * EPS * (transposes(np.abs(joined)) @ np.abs(joined))
+    for pair, of_rows in (((first, second), False), ((transposes(first), transposes(second)), True)):
+        grams, alone = np.full((3, size, size), np.nan), np.full((1, size, size), np.nan)
+        kernel(*pair, of_rows, grams)
+        assert np.all(np.abs(grams - exact) <= bound)
         assert np.array_equal(grams, np.swapaxes(grams, 1, 2))
-        kernel(held[1:2], of_rows, alone)
+        kernel(*(factor[1:2] for factor in pair), of_rows, alone)
         assert np.array_equal(alone[0], grams[1])
 
 
@@ -34,7 +39,9 @@ def test_a_gram_matrix_has_a_finite_diagonal_just_where_its_factor_is_finite(bad
     extreme = np.full((2, 70, 70), np.finfo(np.float32).max)
     extreme[1, 69, 3] = bad
     grams = np.empty((2, 70, 70))
-    products.gram_matrices(extreme.astype(np.float32), of_rows, grams)
+    products.gram_matrices(
+        extreme.astype(np.float32), np.empty((2, 0, 70) if of_rows else (2, 70, 0), "f4"), of_rows, grams
+    )
     finite = np.isfinite(np.diagonal(grams, axis1=1, axis2=2))
     assert finite[0].all()
     assert np.flatnonzero(~finite[1]).tolist() == [69 if of_rows else 3]
