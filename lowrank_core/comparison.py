@@ -236,7 +236,8 @@ def _sum_norm(one: _Sided, other: _Sided, first: Floats, second: Floats, cosine:
     """Compute the norm of the sum: by the cosine, or from the sum itself where it cancels."""
     exponents = np.frexp(np.maximum(first, second))[1]
     a, b = np.ldexp(first, -exponents), np.ldexp(second, -exponents)
-    squares = a**2 + b**2
+    # Not a**2: of a lone number NumPy computes that by another function, which rounds differently.
+    squares = np.square(a) + np.square(b)
     sums = squares + 2.0 * cosine * a * b
     with np.errstate(over="ignore"):
         norms = np.array(np.ldexp(np.sqrt(np.maximum(sums, 0.0)), exponents))

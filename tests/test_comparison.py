@@ -34,6 +34,47 @@ def test_long_factors_are_compared_as_dense_matrices_are(dtype, condition):
             assert np.allclose(getattr(getattr(comparison, side), name)[kept], expected, rtol=0, atol=bound), name
 
 
+def figures(comparison):
+    yield from (comparison.first_norm, comparison.second_norm, comparison.cosine, comparison.sum_norm)
+    for space in (comparison.columns, comparison.rows):
+        yield from (space.first_rank, space.angles, space.overlap, space.first_captured, space.second_captured)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(("shape", "ranks"), [((520, 30), (6, 6)), ((300, 280), (150, 20)), ((40, 30), (3, 5))])
+@pytest.mark.parametrize("near", [False, True])
+def test_a_pair_has_the_bits_that_it_has_in_a_stack(dtype, shape, ranks, near):
+    count = 100 if max(shape) < 100 else 9
+    rng = np.random.default_rng(0)
+    (B, A), (B2, A2) = (
+        (rng.standard_normal((count, shape[0], rank)), rng.standard_normal((count, rank, shape[1]))) for rank in ranks
+    )
+    if near:
+        common = slice(min(ranks))
+        B2[..., common] = B[..., common] + 0.02 * B2[..., common]
+        A2[:, common] = A[:, common] + 0.02 * A2[:, common]
+    # Not by Gram matrices: one pair is ill conditioned, one zero.
+    B[1] *= np.geomspace(1.0, 1e-9, ranks[0])
+    B[2] = 0.0
+    one, other = LowRankUpdate(B.astype(dtype), A.astype(dtype), 0.5), LowRankUpdate(B2.astype(dtype), A2.astype(dtype))
+    for rank in (None, 2):
+        whole = compare(one, other, rank=rank, workers=2)
+        for i in range(count):
+            alone = compare(
+                LowRankUpdate(one.B[i], one.A[i], 0.5), LowRankUpdate(other.B[i], other.A[i]), rank=rank, workers=1
+            )
+            for batched, single in zip(figures(whole), figures(alone), strict=True):
+                assert np.asarray(batched[i]).tobytes() == np.asarray(single).tobytes()
+
+
+def test_the_norm_of_a_lone_sum_is_rounded_as_in_a_stack():
+    # NumPy's power of a lone number differs from that of an array in one of a thousand squares.
+    B, A, B2, A2 = np.random.default_rng(0).standard_normal((4, 1500, 1, 1))
+    stack = compare(LowRankUpdate(B, A), LowRankUpdate(B2, A2)).sum_norm
+    alone = [compare(LowRankUpdate(B[i], A[i]), LowRankUpdate(B2[i], A2[i])).sum_norm for i in range(len(B))]
+    assert np.array_equal(stack, alone)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_random_spaces_have_the_level_and_the_deviation_of_chance(seed):
     count, m, n = 300, 24, 30
