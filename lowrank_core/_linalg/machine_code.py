@@ -12,6 +12,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from lowrank_core._linalg.threads import call_with_lock
+
 __all__ = ["code_folder", "kernel", "kernels_in_use"]
 
 KERNELS = "lowrank_core._linalg.kernels"
@@ -30,12 +32,15 @@ def kernel(module: str, name: str) -> Callable[..., Any]:
     imported: Callable[..., Any] | None = getattr(sys.modules.get(f"{KERNELS}.{module}"), name, None)
     if imported is not None and (module not in _imported_here or (module, name) in _written):
         return imported
-    with _lock:
-        if (module, name) not in _loaded:
-            from lowrank_core._linalg.object_files import load
+    return call_with_lock(_lock, _load, module, name)
 
-            _loaded[module, name] = load(module, name) or _compiling(module, name)
-        return _loaded[module, name]
+
+def _load(module: str, name: str) -> Callable[..., Any]:
+    if (module, name) not in _loaded:
+        from lowrank_core._linalg.object_files import load
+
+        _loaded[module, name] = load(module, name) or _compiling(module, name)
+    return _loaded[module, name]
 
 
 def _compiling(module: str, name: str) -> Callable[..., Any]:
@@ -47,10 +52,13 @@ def _compiling(module: str, name: str) -> Callable[..., Any]:
         _imported_here.add(module)
         function = getattr(import_module(f"{KERNELS}.{module}"), name)
         result = function(*arguments)
-        with _lock:
+
+        def write() -> None:
             if (module, name) not in _written:  # threads that came here together need one file
                 _written.add((module, name))
                 write_machine_code(function, module, name)
+
+        call_with_lock(_lock, write)
         return result
 
     return call

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Self, TypeVar
 
-__all__ = ["Team", "blas_threads", "in_threads"]
+__all__ = ["Team", "blas_threads", "call_with_lock", "in_threads"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -85,6 +85,22 @@ def in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], worker
         return team.map(function, tasks)
 
 
+def call_with_lock(lock: Any, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return what a function returns while a reentrant lock is held, which no interrupt leaves held.
+
+    From Python 3.14 on an interrupt can come between the acquisition and the block of a ``with`` statement.
+    """
+    is_owned = lock._is_owned  # noqa: SLF001 - as threading.Condition asks
+    owned_before = is_owned()
+    try:
+        with lock:
+            return function(*arguments)
+    except BaseException:
+        if is_owned() and not owned_before:
+            lock.release()
+        raise
+
+
 @cache
 def _controller() -> Any:
     # A new controller searches all loaded libraries, in about 0.5 ms: the time of the SVD of a 64 × 64 matrix.
@@ -116,10 +132,9 @@ class _BlasLock:
     earlier ones that want another count, those that wait themselves among them, so that no stream of later calls can
     keep it waiting.
 
-    An interrupt may come anywhere. To release is therefore safe twice, and for a call that never acquired; and the
-    mutex is acquired by its own ``with`` statement, between which and its block no interrupt can come. A signal handler
-    may come anywhere too, and call in the thread that it interrupts. The mutex is therefore reentrant, and a call is
-    registered before it changes anything, and until it has changed everything back.
+    An interrupt may come anywhere. To release is therefore safe twice, and for a call that never acquired. A signal
+    handler may come anywhere too, and call in the thread that it interrupts. The mutex is therefore reentrant, and a
+    call is registered before it changes anything, and until it has changed everything back.
     """
 
     def __init__(self) -> None:
@@ -130,40 +145,44 @@ class _BlasLock:
         self._before: list[tuple[Any, int]] = []
 
     def acquire(self, holder: object, threads: int | None) -> None:
-        with self._mutex:
-            call = _Call(threads, threading.get_ident())
-            # A list, since a handler may call in between, and be served.
-            outer = {other for other, earlier in list(self._calls.items()) if earlier.caller == call.caller}
-            if outer - self._holders or any(self._calls[other] != call for other in outer):
-                raise RuntimeError(
-                    "lowrank_core was called within another call of it that is under way in the same thread, as a "
-                    "signal handler or a destructor can do, and would wait for that one for ever. Let the handler set "
-                    "a flag, and call lowrank_core where the flag is read, or call it in a thread of its own."
-                )
-            self._calls[holder] = call
-            # Within a call of its own thread it cannot wait for those that wait for that one.
-            while not outer and not self._is_next(holder):
-                self._released.wait()
-            if not self._holders and threads is not None:
-                self._before = [(library, library.get_num_threads()) for library in _controller().lib_controllers]
-                for library, _ in self._before:
-                    _set_threads(library, threads)
-            self._holders.add(holder)
+        call_with_lock(self._mutex, self._acquire, holder, threads)
+
+    def release(self, holder: object) -> None:
+        call_with_lock(self._mutex, self._release, holder)
+
+    def _acquire(self, holder: object, threads: int | None) -> None:
+        call = _Call(threads, threading.get_ident())
+        # A list, since a handler may call in between, and be served.
+        outer = {other for other, earlier in list(self._calls.items()) if earlier.caller == call.caller}
+        if outer - self._holders or any(self._calls[other] != call for other in outer):
+            raise RuntimeError(
+                "lowrank_core was called within another call of it that is under way in the same thread, as a signal "
+                "handler or a destructor can do, and would wait for that one for ever. Let the handler set a flag, and "
+                "call lowrank_core where the flag is read, or call it in a thread of its own."
+            )
+        self._calls[holder] = call
+        # Within a call of its own thread it cannot wait for those that wait for that one.
+        while not outer and not self._is_next(holder):
+            self._released.wait()
+        if not self._holders and threads is not None:
+            self._before = [(library, library.get_num_threads()) for library in _controller().lib_controllers]
+            for library, _ in self._before:
+                _set_threads(library, threads)
+        self._holders.add(holder)
 
     def _is_next(self, holder: object) -> bool:
         """Whether all earlier calls want the same count."""
         earlier = itertools.takewhile(lambda other: other is not holder, self._calls)
         return all(self._calls[other].threads == self._calls[holder].threads for other in earlier)
 
-    def release(self, holder: object) -> None:
-        with self._mutex:
-            if holder not in self._calls:
-                return
-            self._holders.discard(holder)
-            if not self._holders:
-                self.restore()
-            self._released.notify_all()
-            del self._calls[holder]
+    def _release(self, holder: object) -> None:
+        if holder not in self._calls:
+            return
+        self._holders.discard(holder)
+        if not self._holders:
+            self.restore()
+        self._released.notify_all()
+        del self._calls[holder]
 
     def restore(self) -> None:
         for library, threads in self._before:
