@@ -121,13 +121,11 @@ def _add_kinds(rows: Table, layers: Sequence[Layer], lines: Sequence[Sequence[Co
 
 
 def _what_is_folded(layers: Sequence[Named], columns: Sequence[Column[Layer]], files: str) -> str:
-    sums = [" ".join(column.heading.split()) for column in columns if column.is_sum]
-    figures = "the median of each figure, and under it the worst where that differs"
+    sums = " and ".join(" ".join(column.heading.split()) for column in columns if column.is_sum)
+    figures = f"the median, and under it the worst{f'; of {sums} the sum' if sums else ''}"
     if sums and not any(column.worst for column in columns):
-        figures = "the sum of each figure"
-    elif sums:
-        figures += f"; of {' and '.join(sums)} the sum"
-    beginning = kinds_begin_with(layers)
+        figures = "the sum"
+    beginning = kinds_begin_with(layers).rstrip("._")
     whose = f" of {beginning}" if beginning else ""
     kinds = count(len(by_kind(layers)), "kind")
-    return f"{count(len(layers), 'layer')} in {kinds}{whose} (* is a number): {figures}. Every layer's own: {files}."
+    return f"{count(len(layers), 'layer')} in {kinds}{whose}: {figures}. Every layer: {files}."

@@ -54,6 +54,9 @@ class LineTable(Table):
                 yield Segment.line()
             yield self._head([0, *group], widths)
             for row, lines in enumerate(names):
+                is_blank = not any(texts[place][row] for place in group)
+                if is_blank and any(column[row] for column in texts[1:]):
+                    continue
                 cells = [
                     Segment(self._aligned(place, texts[place][row], widths), styles[place][row]) for place in group
                 ]
@@ -61,7 +64,13 @@ class LineTable(Table):
 
     def _head(self, places: Sequence[int], widths: Sequence[int]) -> Table:
         head = bare_table(Table)
-        head.columns = [replace(self.columns[place].copy(), width=widths[place], no_wrap=True) for place in places]
+        headings = [str(self.columns[place].header) for place in places]
+        # Headings end at the bottom of the whole table's head, which may be higher than those of some of its columns.
+        spare = min(len(heading) - len(heading.lstrip("\n")) for heading in headings)
+        head.columns = [
+            replace(self.columns[place].copy(), header=heading[spare:], width=widths[place], no_wrap=True)
+            for place, heading in zip(places, headings, strict=True)
+        ]
         return head
 
     def _aligned(self, place: int, text: str, widths: Sequence[int]) -> str:

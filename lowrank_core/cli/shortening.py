@@ -19,8 +19,8 @@ def fitted(texts: Sequence[str], width: int) -> list[list[str]]:
 
     Examples
     --------
-    >>> fitted(["model.layers.*.q_proj", "lm_head", "all together"], 18)
-    [['model.….q_proj'], ['lm_head'], ['all together']]
+    >>> fitted(["model.layers.*.attn.q_proj", "lm_head", "all together"], 21)
+    [['model.layers.….q_proj'], ['lm_head'], ['all together']]
     """
     short = shortened(texts, width)
     return [[short[text]] if text in short else list(_lines(_words(text), width)) for text in texts]

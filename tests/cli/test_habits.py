@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from lowrank_core.cli.options import parse_count
+from lowrank_core.cli.options import parse_count, parse_megabytes, parse_ranks
 
 from .test_written_verbs import run
 
@@ -22,6 +22,23 @@ def test_large_numbers_have_suffixes(text: str, number: int) -> None:
 def test_what_is_not_a_whole_number_is_refused_by_name(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not a whole number, as 8000, 8k"):
         parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("20", 20.0), ("2.5", 2.5), ("20M", 20.0), ("0.5G", 500.0), ("800kB", 0.8), ("1GB", 1000.0)]
+)
+def test_a_size_is_a_number_of_megabytes_or_says_its_unit(text: str, size: float) -> None:
+    assert parse_megabytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "2TB", "M"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is not a"):
+        parse_megabytes(text)
+
+
+def test_ranks_have_suffixes_too() -> None:
+    assert parse_ranks("1k, 64") == (64, 1000)
 
 
 def test_a_budget_with_a_suffix_is_the_same_budget(

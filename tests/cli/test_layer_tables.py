@@ -67,8 +67,8 @@ def test_many_layers_are_folded_to_their_kinds_with_median_and_worst() -> None:
         ["all", "together", "40", "7"],
     ]
     assert " ".join(word for line in lines[6:] for word in line) == (
-        "40 layers in 2 kinds of model.layers.*. (* is a number): the median of each figure, and under it the worst "
-        "where that differs; of bytes the sum. Every layer's own: --full, --csv or --json."
+        "40 layers in 2 kinds of model.layers.*: the median, and under it the worst; of bytes the sum. Every layer: "
+        "--full, --csv or --json."
     )
 
 
@@ -96,7 +96,7 @@ def test_a_kind_without_a_figure_has_a_dash_and_one_of_its_own_keeps_its_name() 
 
 def test_sums_alone_are_called_so() -> None:
     *_, text = layer_table(layers(20), [COLUMNS[-1]], full=False)
-    assert "kinds of model.layers.*. (* is a number): the sum of each figure. Every" in text.plain
+    assert "2 kinds of model.layers.*: the sum. Every layer: --full" in text.plain
 
 
 def test_several_lines_of_a_layer_are_under_one_name() -> None:

@@ -182,3 +182,4 @@ def test_the_progress_bar_is_for_terminals_only(
     with output.progress_bar("layers") as advance:
         advance("a", 1, 2)
     assert "1/2" in terminal.getvalue()
+    assert "left" in terminal.getvalue()

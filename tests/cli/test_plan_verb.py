@@ -105,7 +105,7 @@ def test_many_layers_are_gathered_by_kind(tmp_path: Path, capsys: pytest.Capture
     adapter = write_adapter(tmp_path / "a", layers=30)
     assert run("plan", adapter, "--variance", 0.7) == 0
     printed = capsys.readouterr().out
-    assert "60 layers in 2 kinds of model.layers.*." in " ".join(printed.split())
+    assert "60 layers in 2 kinds of model.layers.*:" in " ".join(printed.split())
     assert len([line for line in printed.splitlines() if "q_proj" in line]) == 1
     assert run("plan", adapter, "--variance", 0.7, "--full") == 0
     assert len([line for line in capsys.readouterr().out.splitlines() if "q_proj" in line]) == 30

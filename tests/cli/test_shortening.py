@@ -78,3 +78,16 @@ def test_a_narrow_table_cuts_no_number_and_keeps_names_apart(titles: list[str], 
     assert all(cell_len(line.rstrip()) <= width for line in printed.splitlines())
     shown = printed.split()
     assert all(number in shown for cells in numbers for number in cells)
+
+
+def test_a_further_table_has_no_empty_rows_and_a_head_of_its_own_height() -> None:
+    rows = table("layer", *("a\nhigh\nhead", "number"), *(f"figure {place}" for place in range(6)))
+    rows.add_row("block")
+    rows.add_row("  first", *"12345678")
+    rows.add_row("  worst", "9")
+    console = Console(file=io.StringIO(), width=50)
+    console.print(rows)
+    first, second = ([line.split() for line in part.splitlines()] for part in console.file.getvalue().split("\n\n"))
+    assert [line[0] for line in first[-3:]] == ["block", "first", "worst"]
+    assert second[0][0] == "layer"
+    assert [line[0] for line in second[2:]] == ["block", "first"]

@@ -120,7 +120,7 @@ def test_full_and_few_layers_print_the_sizes_of_every_layer(deep: Compression, t
     for blocks, folded in ((FEW_ROWS // 2, False), (FEW_ROWS // 2 + 1, True)):
         source = write_adapter(tmp_path / f"of {blocks}", layers=blocks)
         made = resize(source, tmp_path / "out", rank=1, dry_run=True)
-        assert ("the sum of each figure" in " ".join(printed(made).split())) is folded
+        assert (": the sum. Every layer" in " ".join(printed(made).split())) is folded
 
 
 def test_long_names_are_shortened_and_no_number_is_cut(report: Compression) -> None:
