@@ -22,6 +22,7 @@ SPEAKERS = [
     ("cli/output.py", {"demo", "inspect", "compare", *WRITING}, {"--figure"}),
     ("cli/program.py", {"inspect"}, {"--base"}),
     ("cli/rank_choice.py", {"extract", "resize", "merge"}, {"--rank"}),
+    ("cli/reports/verified_tables.py", {"verify"}, {"--full", "--json"}),
     ("cli/tables.py", LAYER_TABLES | {"plan"}, {"--full", "--json"}),
     ("cli/written.py", {"extract", "resize"}, {"--figure", "--rank"}),
     ("cli/reports/census_tables.py", {"inspect"}, {"--full", "--csv", "--json", "--jsonl"}),

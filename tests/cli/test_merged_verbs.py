@@ -70,3 +70,27 @@ def test_what_is_not_applied_makes_the_exit_code_1(base, adapter, tmp_path, caps
     assert "does not stand for any module" in rows.read_text(encoding="utf-8").splitlines()[-1]
     assert main(["verify", str(base), str(adapter), str(out)]) == 1
     assert "Wrong: 1 not compared." in capsys.readouterr().out
+
+
+def test_many_wrong_layers_are_folded_and_few_diagnoses_named(tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    names = [f"h.{i}.q" for i in range(30)]
+    base = {f"{name}.weight": rng.standard_normal((6, 5)).astype(np.float32) for name in names}
+    factors = {f"transformer.{name}.lora_A.weight": rng.standard_normal((2, 5)).astype(np.float32) for name in names}
+    factors |= {f"transformer.{name}.lora_B.weight": rng.standard_normal((6, 2)).astype(np.float32) for name in names}
+    wrong = {key: weight + 0.1 * rng.standard_normal((6, 5)).astype(np.float32) for key, weight in base.items()}
+    paths = [tmp_path / f"{name}.safetensors" for name in ("base", "lora", "wrong")]
+    for path, tensors in zip(paths, (base, factors, wrong), strict=True):
+        save_file(tensors, path)
+    command = ["verify", *map(str, paths)]
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "30 layers in 1 kind: the median, and under it the worst; of wrong and entries the sum." in printed
+    row = next(line.split() for line in printed.splitlines() if line.strip().startswith("h.*.q"))
+    assert row[:6] == ["h.*.q", "30", "6", "×", "5", "float32"]
+    assert sum(line.startswith("  - h.") for line in printed.splitlines()) == 12
+    assert "… and 18 more: --full or --json." in printed
+    assert main([*command, "--full"]) == 1
+    printed = capsys.readouterr().out
+    assert sum(line.startswith("  - h.") for line in printed.splitlines()) == 30
+    assert "in 1 kind" not in printed

@@ -41,7 +41,7 @@ def _tables_of_kinds(report: RunHistory) -> Iterator[RenderableType]:
         title = f"{kind}{f', median of {members} layers' if members > 1 else ''}"
         yield section(title, _table(steps))
     if any(len(layers) > 1 for steps in kinds.values() for layers in steps.values()):
-        yield note("\nEvery layer's own: --full, --csv or --json.")
+        yield note("\nEvery layer: --full, --csv or --json.")
 
 
 def _table(steps: dict[int, list[HistoryRow]]) -> RenderableType:

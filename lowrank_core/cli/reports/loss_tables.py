@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of
 from lowrank_core.cli.tables import note
-from lowrank_core.cli.texts import RELATIVE_NORM, error_text, percent, shape_text
+from lowrank_core.cli.texts import RELATIVE_NORM, error_text, percent
 from lowrank_core.models import RoundingLoss
 
 
@@ -19,10 +19,6 @@ class MergedLayer(Protocol):
     @property
     def name(self) -> str:
         """Its name."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of its update."""
 
     @property
     def merged_dtype(self) -> str:
@@ -36,7 +32,7 @@ class MergedLayer(Protocol):
 def losses(layers: Sequence[MergedLayer], together: RoundingLoss, *, full: bool) -> Iterator[RenderableType]:
     """Yield what rounding lost of every layer, or of every kind of layer, and of all together."""
     yield from layer_table(
-        layers, _COLUMNS, full=full, totals=["", "", *(text(value(together)) for _, value, text in _FIGURES)]
+        layers, _COLUMNS, full=full, totals=["", *(text(value(together)) for _, value, text in _FIGURES)]
     )
     yield note(
         "Lost: ‖round(W + Δ) − (W + Δ)‖/‖Δ‖. Below ½ ulp: entries of the update smaller than half a step of the stored "
@@ -64,7 +60,6 @@ _FIGURES = (
     _Figure("un-\nchanged", lambda loss: loss.unchanged, percent),
 )
 _COLUMNS: tuple[Column[MergedLayer], ...] = (
-    property_of("m × n", lambda layer: shape_text(layer.shape)),
     property_of("stored in", lambda layer: layer.merged_dtype),
     *map(_column, _FIGURES),
 )

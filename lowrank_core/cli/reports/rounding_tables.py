@@ -19,7 +19,8 @@ def rounding(layers: Sequence[LayerReport], *, full: bool) -> Iterator[Renderabl
     yield from layer_table(layers, _COLUMNS, full=full)
     yield note(
         "Edge: in 99 of 100 draws, no singular value of rounding alone is larger. Below it, update and rounding cannot "
-        "be told apart. Both sides: if tuning started from a finer copy of the base than is stored."
+        "be told apart. Both: both sides were rounded, as where tuning started from a finer copy of the base than is "
+        "stored."
     )
     doubtful = sum(not layer.rounding.noise.applies for layer in layers if layer.rounding)
     if doubtful:
@@ -57,7 +58,7 @@ _COLUMNS: tuple[Column[LayerReport], ...] = (
     _figure("edge", lambda noise: noise.noise.one_side.edge, "{:.3g}".format, marked=False),
     _figure("rank\nabove", lambda noise: noise.rank_above[0], "{:g}".format),
     _figure("variance\nbelow", lambda noise: noise.variance_below[0], percent),
-    _figure("both\nsides:\nedge", lambda noise: noise.noise.two_sides.edge, "{:.3g}".format, marked=False),
-    _figure("rank\nabove", lambda noise: noise.rank_above[1], "{:g}".format),
-    _figure("variance\nbelow", lambda noise: noise.variance_below[1], percent),
+    _figure("both:\nedge", lambda noise: noise.noise.two_sides.edge, "{:.3g}".format, marked=False),
+    _figure("both:\nrank\nabove", lambda noise: noise.rank_above[1], "{:g}".format),
+    _figure("both:\nvariance\nbelow", lambda noise: noise.variance_below[1], percent),
 )

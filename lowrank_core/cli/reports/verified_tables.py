@@ -11,7 +11,7 @@ from rich.text import Text
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, total
 from lowrank_core.cli.reports.completeness import alignment
 from lowrank_core.cli.reports.loss_tables import losses
-from lowrank_core.cli.tables import heading, listed, note, section
+from lowrank_core.cli.tables import ENTRIES_SHOWN, heading, listed, note, section
 from lowrank_core.cli.texts import beginning, count, shape_text
 from lowrank_core.models import Verification, VerifiedLayer
 
@@ -51,20 +51,24 @@ def _wrong(layers: Sequence[VerifiedLayer], *, full: bool) -> Iterator[Renderabl
     columns: list[Column[VerifiedLayer]] = [
         property_of("m × n", lambda layer: shape_text(layer.shape)),
         property_of("stored in", lambda layer: layer.merged_dtype),
-        total("entries", lambda layer: layer.wrong_entries, "{:,}".format),
-        total("of", lambda layer: math.prod(layer.shape), "{:,}".format),
+        total("wrong", lambda layer: layer.wrong_entries, "{:,}".format),
+        total("entries", lambda layer: math.prod(layer.shape), "{:,}".format),
         figure("ulps", lambda layer: layer.max_ulps, "{:.3g}".format),
     ]
     yield from layer_table(layers, columns, full=full)
     yield note(
-        "Entries that are not what the merge in float64 makes of them, and by how many units in the last place at most."
+        "Wrong: entries that are not what the merge in float64 makes of them; ulps: by how many units in the last place "
+        "at most."
     )
     named: dict[str, list[str]] = {}
     for layer in layers:
         named.setdefault(layer.diagnosis or "like no known mistake", []).append(layer.name)
-    for diagnosis, names in named.items():
+    shown = list(named.items())[: None if full else ENTRIES_SHOWN]
+    for diagnosis, names in shown:
         more = f", and {count(len(names) - 1, 'more layer')}" if len(names) > 1 else ""
         yield Text(f"- {names[0]}{more}: {diagnosis}")
+    if len(shown) < len(named):
+        yield note(f"… and {len(named) - len(shown):,} more: --full or --json.")
 
 
 def _verdict(report: Verification) -> str:
