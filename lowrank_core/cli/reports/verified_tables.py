@@ -57,8 +57,8 @@ def _wrong(layers: Sequence[VerifiedLayer], *, full: bool) -> Iterator[Renderabl
     ]
     yield from layer_table(layers, columns, full=full)
     yield note(
-        "Wrong: entries that are not what the merge in float64 makes of them; ulps: by how many units in the last place "
-        "at most."
+        "Wrong: entries that are not what the merge in float64 makes of them; ulps: by how many units in the last "
+        "place at most."
     )
     named: dict[str, list[str]] = {}
     for layer in layers:
