@@ -1,6 +1,7 @@
 """Configure the site: `pip install -e '.[all]' --group docs && sphinx-build -W -n -b html docs docs/_build/html`."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -13,12 +14,20 @@ author = "the lowrank_core developers"
 project_copyright = author
 version = release = lowrank_core.__version__
 
-extensions = ["sphinx.ext.autodoc", "numpydoc", "myst_parser", "generated", "mathml", "run"]
-exclude_patterns = ["_build", "_generated"]
+# The notebook is run by myst-nb, beside PyTorch and PEFT: without these the site is built without it.
+NOTEBOOKS = all(find_spec(name) for name in ("myst_nb", "pandas", "peft"))
+extensions = [
+    *("sphinx.ext.autodoc", "numpydoc", "myst_nb" if NOTEBOOKS else "myst_parser"),
+    *("generated", "mathml", "run"),
+]
+exclude_patterns = ["_build", "_generated", *([] if NOTEBOOKS else ["guides/notebook.md"])]
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
 myst_enable_extensions = ["amsmath", "attrs_block", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nitpicky = True
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", *([] if NOTEBOOKS else ["toc.excluded"])]
 
 # MathML, so that the pages load nothing from the network.
 html_math_renderer = "mathml"

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 LineStyle = str | tuple[int, tuple[float, ...]]
@@ -70,6 +71,16 @@ _LABELLED = "label:"
 # In rows: between the marks of two layers of a kind, and at most between those of the first and the last.
 _APART = 0.15
 _DEPTH_SPREAD = 0.6
+
+
+class ReportFigure(Figure):
+    """A figure that shows itself in a notebook, as those of pyplot do once that was imported."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        with style():
+            self.savefig(content, format="png")
+        return content.getvalue()
 
 
 def save(figure: Figure, path: Path, ending: str) -> None:

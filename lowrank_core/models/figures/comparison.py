@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lowrank_core._figures import BLUE, GREY, VERMILION, depth_rows, style
+from lowrank_core._figures import BLUE, GREY, VERMILION, ReportFigure, depth_rows, style
 from lowrank_core.models.layer_kinds import by_kind
 from lowrank_core.models.overlaps import whole_overlap
 
@@ -49,7 +48,7 @@ class Layer(Protocol):
         """The leading row spaces."""
 
 
-def draw_layers(title: str, compared: Sequence[Layer]) -> Figure:
+def draw_layers(title: str, compared: Sequence[Layer]) -> ReportFigure:
     """Draw a comparison of two updates: the cosine, the norm of the sum and the overlap of each layer.
 
     A layer is a mark, the deeper in the model the lower. What random updates have is grey.
@@ -59,7 +58,7 @@ def draw_layers(title: str, compared: Sequence[Layer]) -> Figure:
     kinds = by_kind(compared)
     layers = [layer for members in kinds.values() for layer in members]
     with style():
-        figure = Figure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
+        figure = ReportFigure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
         cosines, sums, overlaps = figure.subplots(1, 3, sharey=True)
         figure.suptitle(f"{title}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
         heights = depth_rows(cosines, kinds)
@@ -86,10 +85,10 @@ def _marks(
     axes.scatter(values, heights, s=_MARK, c=color, marker=marker, linewidths=0, alpha=0.8, zorder=2, label=label)
 
 
-def draw_matrix(paths: Sequence[str], cosines: NDArray[np.float64]) -> Figure:
+def draw_matrix(paths: Sequence[str], cosines: NDArray[np.float64]) -> ReportFigure:
     """Draw a comparison of several updates: the cosines of all with all."""
     with style():
-        figure = Figure(figsize=(max(6.0, 2.5 + 0.8 * len(cosines)),) * 2, layout="constrained")
+        figure = ReportFigure(figsize=(max(6.0, 2.5 + 0.8 * len(cosines)),) * 2, layout="constrained")
         axes = figure.subplots()
         axes.imshow(cosines, cmap="RdBu", vmin=-1.0, vmax=1.0)
         for (row, column), cosine in np.ndenumerate(cosines):

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from lowrank_core._figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, style
+from lowrank_core._figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, ReportFigure, style
 from lowrank_core.models.layer_kinds import AtStep, steps_by_kind
 
 _PANELS = (
@@ -21,13 +20,13 @@ _COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, BLACK, SKY, GREY)
 _MARKERS = "os^vDPXp"
 
 
-def draw(rows: Sequence[AtStep], run_steps: Sequence[int]) -> Figure:
+def draw(rows: Sequence[AtStep], run_steps: Sequence[int]) -> ReportFigure:
     """Draw the median of each kind of layer against the step, in a panel for each figure."""
     kinds = steps_by_kind(rows)
     if not kinds:
         raise ValueError("there is no figure to draw: no layer could be read.")
     with style():
-        figure = Figure(figsize=(18, 4.6), layout="constrained")
+        figure = ReportFigure(figsize=(18, 4.6), layout="constrained")
         for axes, (name, title, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
             for nth, (kind, steps) in enumerate(kinds.items()):
                 values = [median(getattr(row, name) for row in steps[step]) for step in run_steps]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -22,6 +21,7 @@ from lowrank_core._figures import (
     VERMILION,
     LineStyle,
     Look,
+    ReportFigure,
     depth_rows,
     place_labels,
     plain_decades,
@@ -77,7 +77,7 @@ _LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
 )
 
 
-def draw(title: str, layers: Sequence[Layer]) -> Figure:
+def draw(title: str, layers: Sequence[Layer]) -> ReportFigure:
     """Draw an inspection: spectra, best possible error against rank, and the rank for 95 % of the variance.
 
     On the left every layer is a thin line, and the median of each kind of layer (of all, where there are many kinds) a
@@ -87,7 +87,7 @@ def draw(title: str, layers: Sequence[Layer]) -> Figure:
     if not kinds:
         raise ValueError("there is no figure to draw: every update is zero.")
     with style():
-        figure = Figure(figsize=(16, max(5.2, 1.6 + 0.32 * len(kinds))), layout="constrained")
+        figure = ReportFigure(figsize=(16, max(5.2, 1.6 + 0.32 * len(kinds))), layout="constrained")
         spectra, errors, ranks = figure.subplots(1, 3)
         figure.suptitle(f"{title}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
         _lines(spectra, kinds, _relative_values)

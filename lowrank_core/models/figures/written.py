@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from lowrank_core._figures import BLUE, GREY, ORANGE, VERMILION, depth_rows, plain_decades, style
+from lowrank_core._figures import BLUE, GREY, ORANGE, VERMILION, ReportFigure, depth_rows, plain_decades, style
 from lowrank_core.models.layer_kinds import by_kind
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ _SIDE_MARGIN = 0.18
 _DECADES = 6
 
 
-def draw(title: str, compressed: Sequence[Layer]) -> Figure:
+def draw(title: str, compressed: Sequence[Layer]) -> ReportFigure:
     """Draw what became of the layers: the rank kept, the relative error, and the number of parameters.
 
     Each kind of layer has a row and each layer a mark, the deeper in the model the lower. A value of zero, for which
@@ -80,7 +79,7 @@ def draw(title: str, compressed: Sequence[Layer]) -> Figure:
     kinds = by_kind(compressed)
     layers = [layer for members in kinds.values() for layer in members]
     with style():
-        figure = Figure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
+        figure = ReportFigure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
         ranks, errors, sizes = figure.subplots(1, 3, sharey=True)
         figure.suptitle(f"{title}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
         heights = depth_rows(ranks, kinds, above=_LABEL_ROWS)
