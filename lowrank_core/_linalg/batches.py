@@ -52,7 +52,7 @@ def map_batch(
         entries, work = batching.entries or shape[0] * shape[1], shape[0] * shape[1] * min(shape)
         threads = workers if count * work >= MIN_THREADED_WORK else 1
         # Several chunks a worker even out their times; a chunk's float64 copy is the working set of its worker.
-        chunk = max(1, min(BLOCK_ENTRIES // entries, -(-count // (4 * threads))))
+        chunk = max(1, min(BLOCK_ENTRIES // entries, count if threads == 1 else -(-count // (4 * threads))))
         chunk = -(-chunk // batching.multiple_of) * batching.multiple_of
         slices = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
         return in_threads(function, slices, threads)

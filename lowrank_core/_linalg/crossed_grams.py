@@ -207,7 +207,13 @@ def _orthonormal(
     factors: NDArray[Any], side: _GramSide, which: int, chosen: NDArray[np.int64], coefficients: Floats
 ) -> Floats:
     """Compute the vectors that are combinations of the columns of factors, orthonormal to rounding."""
-    columns = np.ascontiguousarray(factors.swapaxes(-1, -2) if side.of_rows else factors, dtype=np.float64)
-    vectors = np.ldexp(columns, -side.exponents[which][chosen][:, np.newaxis]) @ coefficients[chosen]
+    doubles, weights = np.ascontiguousarray(factors, dtype=np.float64), coefficients[chosen]
+    exponents = -side.exponents[which][chosen]
+    if factors.dtype == np.float64:
+        doubles = np.ldexp(doubles, exponents[:, :, np.newaxis] if side.of_rows else exponents[:, np.newaxis])
+    else:
+        # As exact, and of fewer numbers: scaled by what scales float32, none leaves the range of float64.
+        weights = np.ldexp(weights, exponents[:, :, np.newaxis])
+    vectors = (weights.swapaxes(-1, -2) @ doubles).swapaxes(-1, -2) if side.of_rows else doubles @ weights
     # Cholesky QR of what is orthonormal to 1e-12, as the second pass of two.
     return vectors @ _cholesky(vectors.swapaxes(-1, -2) @ vectors)[1]
