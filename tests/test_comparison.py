@@ -68,9 +68,10 @@ def test_a_pair_has_the_bits_that_it_has_in_a_stack(dtype, shape, ranks, near):
 
 
 def test_the_norm_of_a_lone_sum_is_rounded_as_in_a_stack():
-    # One of a thousand numbers whose power by NumPy differs from that of an entry of an array.
-    one, other = (np.full((8, 1, 1), float.fromhex(x)) for x in ("0x1.f0dfb04p-1", "0x1.3d2e2e2cp-1"))
-    assert np.all(compare(one, other).sum_norm == compare(one[0], other[0]).sum_norm)
+    # Two of a thousand numbers whose square by NumPy's power differs from that of an entry of an array.
+    one, other = (LowRankUpdate(np.full((8, 1, 1), x / 2**20), np.ones((8, 1, 1))) for x in (786449.0, 762838.0))
+    alone = compare(*(LowRankUpdate(update.B[0], update.A[0]) for update in (one, other))).sum_norm
+    assert np.all(compare(one, other).sum_norm == alone)
 
 
 @pytest.mark.parametrize("seed", range(3))
