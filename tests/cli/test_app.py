@@ -92,7 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["inspect", "--help"], "lowrank inspect tuned/ --base base/ --ranks 4,16,64"),
         (["extract", "--help"], "lowrank extract base/ tuned/ my-adapter/ --rank 32"),
         (["resize", "--help"], "lowrank resize my-adapter/ smaller/ --rank 8"),
-        (["merge", "--help"], "lowrank merge one/ two.safetensors both/ --weights 1,-0.5 --rank 16 --base base/"),
+        (["merge", "--help"], "lowrank merge one/ two.safetensors both/ --weights 1,-0.5 --rank 16"),
     ],
 )
 def test_every_help_text_has_an_example_on_a_line_of_its_own(

@@ -115,3 +115,10 @@ def test_a_shell_completes_verbs_and_their_options(
 def test_the_words_of_a_line_matter_only_where_a_shell_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_WORDS", "lowrank nothing")
     assert main([]) == 0
+
+
+@pytest.mark.parametrize("verb", program.VERBS)
+def test_examples_fit_a_terminal_of_80_columns(verb: str) -> None:
+    lines = import_module(f"lowrank_core.cli.verbs.{verb}").EXAMPLES.splitlines()
+    # The help indents them by two more.
+    assert [line for line in lines if len(line) > 78] == []

@@ -12,7 +12,7 @@ import pytest
 
 from lowrank_core.models.files import atomic
 from lowrank_core.models.files.atomic import check_replaceable, replacing
-from lowrank_core.models.files.streams import stream_tensors
+from lowrank_core.models.files.streams import header_size, stream_tensors
 from lowrank_core.models.operations.extraction import extract
 from tests.models.models_on_disk import checkpoint_pair, fingerprint
 
@@ -254,6 +254,33 @@ def test_a_tensor_beyond_the_largest_file_names_the_output(tmp_path):
         with pytest.raises(
             OSError, match=r"File too large, for '.*out': 4,096 bytes of it were written, of at least 80\d,\d+ that"
         ):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no limit of file sizes on this system")
+@pytest.mark.parametrize("size", [0, 7_000])
+def test_of_two_outputs_the_one_that_does_not_fit_is_named(tmp_path, size):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    needed = f"up to {size:,}" if size else f"at least {header_size(['a'], {}) + 8 * 800:,}"
+
+    def write():
+        with (
+            replacing(tmp_path / "large", folder=False, size=size) as large,
+            stream_tensors(large, ["a"], {}) as first,
+            replacing(tmp_path / "small", folder=False) as small,
+            stream_tensors(small, ["a"], {}) as second,
+        ):
+            second.add("a", np.zeros(10))
+            first.add("a", np.zeros(800))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"for '.*large': 4,096 bytes of it were written, of {needed}"):
             write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -109,6 +109,15 @@ def test_factors_larger_than_their_matrices_are_warned_of(files):
     assert not resize(lora, files[0] / "out", rank=2, dry_run=True).warnings
 
 
+def test_factors_as_large_as_their_matrix_are_not_warned_of(tmp_path, rng):
+    """Of 4 × 4, rank 2 has 2·(4 + 4) = 16 entries, and so has the matrix."""
+    paths = [tmp_path / f"{name}.safetensors" for name in ("base", "tuned")]
+    for path, weight in zip(paths, (np.zeros((4, 4)), rng.standard_normal((4, 4))), strict=True):
+        save_file({"q.weight": weight}, path)
+    reports = extract(*paths, tmp_path / "out", rank=[2, 3], dry_run=True)
+    assert [len(report.warnings) for report in reports] == [0, 1]
+
+
 def test_a_plan_warns_of_them_and_a_matrix_of_one_row_is_better_left_out(tmp_path, rng):
     paths = [tmp_path / f"{name}.safetensors" for name in ("base", "tuned")]
     save_file({"wide.weight": np.zeros((1, 8)), "gate.weight": np.zeros((8, 8))}, paths[0])

@@ -10,8 +10,8 @@ from lowrank_core.cli.written import write_adapter
 
 EXAMPLES = options.examples(
     "lowrank convert lora.safetensors my-adapter/ --format peft",
-    "lowrank convert my-adapter/ lora.safetensors --format diffusers --dtype bfloat16",
-    "lowrank convert my-adapter/ for-vllm/ --uniform   (the scale 1 in every reader)",
+    "lowrank convert my-adapter/ lora.safetensors --format diffusers",
+    "lowrank convert my-adapter/ for-vllm/ --uniform   (scale 1 in every reader)",
 )
 
 

@@ -15,10 +15,10 @@ from lowrank_core.cli.written import write_adapter
 
 EXAMPLES = options.examples(
     "lowrank extract base/ tuned/ my-adapter/ --rank 32",
-    "lowrank extract base/ tuned/ my-adapter --rank 4,8,16,32   (my-adapter-r4, -r8, -r16 and -r32)",
-    "lowrank extract base/ tuned/ my-adapter/ --variance 0.95 --max-rank 64 --exclude lm_head",
-    "lowrank extract base/ tuned/ my-adapter.safetensors --rank 16 --dtype bfloat16   (a kohya file)",
-    "lowrank extract base/ tuned/ my-adapter/ --parameters 2000000 --dtype bfloat16",
+    "lowrank extract base/ tuned/ lora --rank 4,8,16   (lora-r4, -r8 and -r16)",
+    "lowrank extract base/ tuned/ my-adapter/ --variance 0.95 --exclude lm_head",
+    "lowrank extract base/ tuned/ lora.safetensors --rank 16   (a kohya file)",
+    "lowrank extract base/ tuned/ my-adapter/ --parameters 2M --dtype bfloat16",
     "lowrank extract base/ tuned/ my-adapter/ --error 0.1 --dry-run",
 )
 

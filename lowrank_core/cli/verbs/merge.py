@@ -15,7 +15,7 @@ from lowrank_core.cli.written import write_adapter
 
 EXAMPLES = options.examples(
     "lowrank merge one/ two/ both/",
-    "lowrank merge one/ two.safetensors both/ --weights 1,-0.5 --rank 16 --base base/",
+    "lowrank merge one/ two.safetensors both/ --weights 1,-0.5 --rank 16",
 )
 
 

@@ -16,9 +16,9 @@ from lowrank_core.cli.workers import over_layers
 from lowrank_core.models.operations.rank_words import choose_budget
 
 EXAMPLES = options.examples(
-    "lowrank plan base/ tuned/ --parameters 2000000 --out plan.json",
-    "lowrank plan base/ tuned/ --variance 0.9 --max-rank 128 --rule rslora --scale 2",
-    "lowrank plan my-adapter/ --parameters 500000",
+    "lowrank plan base/ tuned/ --parameters 2M --out plan.json",
+    "lowrank plan base/ tuned/ --variance 0.9 --rule rslora --scale 2",
+    "lowrank plan my-adapter/ --parameters 500k",
     after="then, in Python: peft.LoraConfig(**json.load(open('plan.json')))",
 )
 

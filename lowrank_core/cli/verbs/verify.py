@@ -16,7 +16,7 @@ from lowrank_core.models.operations.verification import to_rows
 
 EXAMPLES = options.examples(
     "lowrank verify base/ my-adapter/ merged/",
-    "lowrank verify base/ lora.safetensors merged/ --json verified.json --workers 4",
+    "lowrank verify base/ lora.safetensors merged/ --json verified.json",
 )
 
 
