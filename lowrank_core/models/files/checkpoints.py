@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ class Checkpoint:
     """
 
     path: Path
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredTensor] = field(repr=False)
     components: tuple[str, ...] = ()
-    given_config: dict[str, Any] | None = None
+    given_config: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> Path | None:

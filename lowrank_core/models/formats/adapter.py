@@ -270,16 +270,16 @@ class Adapter:
 
     path: Path
     format: str
-    layers: tuple[AdapterLayer, ...]
+    layers: tuple[AdapterLayer, ...] = field(repr=False)
     unsupported: dict[str, str] = field(default_factory=dict)
-    base_updates: tuple[BaseUpdate, ...] = ()
-    others: tuple[OtherTensor, ...] = ()
-    unread: Mapping[str, StoredTensor] = field(default_factory=dict)
+    base_updates: tuple[BaseUpdate, ...] = field(default=(), repr=False)
+    others: tuple[OtherTensor, ...] = field(default=(), repr=False)
+    unread: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
     inherited_warnings: tuple[str, ...] = ()
     initialisation: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)
     tensors: Mapping[str, StoredTensor] = field(default_factory=dict, repr=False)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:

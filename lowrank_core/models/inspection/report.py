@@ -15,6 +15,7 @@ from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, vari
 from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import to_json
+from lowrank_core.models.shown import Columns, counted, layers_table, shape_of
 from lowrank_core.rounding_noise import RoundingNoise
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 # The figures of a base's weight alone.
 _OF_WEIGHT = ("norm", "spectral_norm")
 VARIANCE_FRACTIONS = (0.90, 0.95, 0.99)
+# Of the table in a notebook.
+_COLUMNS: Columns = {
+    "m × n": shape_of,
+    "norm": lambda layer: layer.norm,
+    "effective rank": lambda layer: layer.effective_rank,
+    "stable rank": lambda layer: layer.stable_rank,
+    "rank for 95 %": lambda layer: layer.rank_for_variance[0.95],
+}
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,7 @@ class Verdict:
     sentence: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Inspection:
     """What is in an adapter, or in the difference of two checkpoints.
 
@@ -240,11 +249,17 @@ class Inspection:
     warnings: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
 
+    def __repr__(self) -> str:
+        title = self.path if self.base is None else f"{self.path} − {self.base}"
+        failed = f", {self.totals.failures} failed" if self.totals.failures else ""
+        layers = counted(self.totals.layers, "layer")
+        return f"<Inspection of {title} ({self.format}): {layers}{failed}, norm {self.totals.norm:.4g}>"
+
+    def _repr_html_(self) -> str:
+        return layers_table(repr(self), self.layers, _COLUMNS)
+
     def figure(self) -> Figure:
         """Draw what ``lowrank inspect --figure`` does: spectra, best errors, and the ranks for 95 % of the variance.
-
-        On the left every layer is a thin line, and the median of each kind of layer (of all, where there are many
-        kinds) a thick one. On the right every layer is a mark, the deeper in the model the lower.
 
         Returns
         -------

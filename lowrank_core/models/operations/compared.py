@@ -13,12 +13,22 @@ from lowrank_core import SpaceOverlap
 from lowrank_core.models.overlaps import smallest_angle, whole_overlap
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import to_json
+from lowrank_core.models.shown import Columns, layers_table, shape_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # A layer reinforces or cancels where the norm of the sum differs by more than this from that of orthogonal updates.
 NOTABLE = 0.05
+# Of the table in a notebook.
+_COLUMNS: Columns = {
+    "m × n": shape_of,
+    "norms": lambda layer: f"{layer.first_norm:.4g} and {layer.second_norm:.4g}",
+    "cosine": lambda layer: layer.cosine,
+    "sum over orthogonal": lambda layer: layer.growth,
+    "overlap of outputs": lambda layer: whole_overlap(layer.columns)[0],
+    "overlap of inputs": lambda layer: whole_overlap(layer.rows)[0],
+}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -105,7 +115,7 @@ class ComparedPair:
     failures: dict[str, str]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class UpdateComparison:
     """Adapters, or fine-tunes of one base, compared in pairs.
 
@@ -138,6 +148,17 @@ class UpdateComparison:
     failures: dict[str, str]
     complete: bool
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        cosines = ", ".join(f"{pair.totals.cosine:.3f}" for pair in self.pairs[:3])
+        more = ", …" if len(self.pairs) > 3 else ""
+        return f"<UpdateComparison of {' and '.join(self.paths)}: cosine {cosines}{more}>"
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            layers_table(f"{pair.first} and {pair.second}: cosine {pair.totals.cosine:.3f}", pair.layers, _COLUMNS)
+            for pair in self.pairs
+        )
 
     def figure(self) -> Figure:
         """Draw what ``lowrank compare --figure`` does: two updates layer by layer, or the cosines of several.

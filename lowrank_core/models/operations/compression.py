@@ -15,9 +15,19 @@ from lowrank_core.models.norms import ratio
 from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import NOT_IN_JSON
+from lowrank_core.models.shown import Columns, counted, layers_table, shape_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Of the table in a notebook.
+_COLUMNS: Columns = {
+    "m × n": shape_of,
+    "rank": lambda layer: layer.rank,
+    "variance": lambda layer: layer.variance_captured,
+    "error": lambda layer: layer.error,
+    "best error": lambda layer: layer.best_error,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +128,7 @@ class CompressionTotals:
     bytes: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Compression:
     """An adapter that was written, or would be, and what it keeps of the updates it came from.
 
@@ -183,6 +193,14 @@ class Compression:
     compared_fraction: float | None = None
     alignment: tuple[AlignedNames, ...] = ()
     adapter: Adapter | None = field(default=None, repr=False, metadata=NOT_IN_JSON)
+
+    def __repr__(self) -> str:
+        kept = sum(layer.rank > 0 for layer in self.layers)
+        totals = f"{self.totals.variance_captured:.1%} of the variance, {self.totals.parameters:,} parameters"
+        return f"<Compression {self.verb} → {self.out} ({self.format}): {counted(kept, 'layer')}, {totals}>"
+
+    def _repr_html_(self) -> str:
+        return layers_table(repr(self), self.layers, _COLUMNS)
 
     def figure(self) -> Figure:
         """Draw what ``lowrank extract --figure`` does: the rank kept, the relative error and the parameters.

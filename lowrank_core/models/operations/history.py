@@ -17,6 +17,7 @@ from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_rows
 from lowrank_core.models.pairing.pairs import WeightPair
 from lowrank_core.models.printable import for_figure
+from lowrank_core.models.shown import Columns, counted, layers_table
 from lowrank_core.models.sources import Source, is_path, name_of, names_of
 
 if TYPE_CHECKING:
@@ -27,9 +28,17 @@ _STEP = re.compile(r"(\d+)$")
 _CHECKPOINTS = "checkpoint-*"
 
 Layer = AdapterLayer | WeightPair
+# Of the table in a notebook.
+_COLUMNS: Columns = {
+    "step": lambda row: row.step,
+    "norm": lambda row: row.norm,
+    "variance in one direction": lambda row: row.leading_variance,
+    "effective rank": lambda row: row.effective_rank,
+    "outputs turned (°)": lambda row: row.column_angle,
+}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunHistory:
     """The history of a run.
 
@@ -57,6 +66,13 @@ class RunHistory:
     rows: tuple[HistoryRow, ...]
     failures: dict[str, str]
     complete: bool
+
+    def __repr__(self) -> str:
+        layers = counted(len({row.name for row in self.rows}), "layer")
+        return f"<RunHistory: {layers} at the steps {', '.join(map(str, self.steps))}>"
+
+    def _repr_html_(self) -> str:
+        return layers_table(repr(self), self.rows, _COLUMNS)
 
     def figure(self) -> Figure:
         """Draw what ``lowrank compare --series --figure`` does: the median of each kind of layer at each step.
