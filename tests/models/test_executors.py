@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from lowrank_core import rank_for_variance
 from lowrank_core.models import executors
-from lowrank_core.models.executors import dask_cluster, local_processes, map_in_order, path_for
+from lowrank_core.models.executors import dask_cluster, local_processes, map_in_order, source_for
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
 from lowrank_core.models.operations.resizing import resize
@@ -78,8 +78,10 @@ def test_an_error_of_a_task_is_raised_in_its_turn():
 
 def test_paths_are_absolute_for_workers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(path_for("file", None)) == "file"
-    assert path_for("file", ThreadPoolExecutor(1)) == tmp_path / "file"
+    assert str(source_for("file", None)) == "file"
+    assert source_for("file", ThreadPoolExecutor(1)) == tmp_path / "file"
+    weights = {"a.weight": np.ones((2, 2))}
+    assert source_for(weights, ThreadPoolExecutor(1)) is weights
 
 
 @pytest.fixture(scope="module")
