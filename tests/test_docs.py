@@ -89,6 +89,12 @@ def test_a_page_whose_results_are_kept_runs_once(tmp_path, monkeypatch):
     assert shell.results(counting + "\n")[0].printed.strip() == "3"
 
 
+def test_a_block_prints_to_a_terminal_without_bars_of_progress_and_its_figure_is_kept():
+    code = "import sys\nopen('x.svg', 'w').write('<svg/>')\nprint(sys.stdout.isatty(), sys.stderr.isatty())"
+    (result,) = shell.results(f"```{{run}} python\n:figure: x.svg\n\n{code}\n```\n")
+    assert (result.language, result.printed, result.code, result.figure) == ("python", "True False\n", 0, "<svg/>")
+
+
 def test_every_block_of_code_is_of_a_kind_that_is_run():
     kinds = {(page, kind) for page, text in PAGES.items() for kind, _, _ in fences(text)}
     assert {(page, kind) for page, kind in kinds if kind.partition(" ")[0] not in MARKUP | {"python", "sh"}} == set()
