@@ -141,8 +141,9 @@ SHELL_LINES = {
     "pip install -q -e '.[all]' --group dev",
     "pip install -q -e '.[testing]'",
     "python3 -m venv .venv && .venv/bin/pip install -q '.[cli,gguf]'",
-    # The peers of one page.
+    # What one page alone needs.
     "pip install -q scikit-learn==1.9.1 torch==2.13.0",
+    "pip install -q -e '.[cli,transformers]' pandas torch==2.13.0",
 }
 
 
@@ -180,7 +181,9 @@ def distributions_of(extras):
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith(("README", "docs/g", "docs/start"))])
 def test_a_page_installs_what_its_blocks_import(page):
     text = PAGES[page]
-    code = "\n".join(code for kind, code, _ in fences(text) if kind in {"python", "{run} python"})
+    code = "\n".join(
+        code for kind, code, _ in fences(text) if kind in {"python", "{run} python", "{code-cell} ipython3"}
+    )
     imported = set(re.findall(r"^(?:>>> |\.\.\. )? *(?:import|from) (\w+)", code, re.MULTILINE))
     extras = {name for named in re.findall(r"\.\[([\w,]+)\]|lowrank_core\[(\w+)\]", text) for name in named}
     extras = {each for name in extras if name for each in name.split(",")}
