@@ -143,7 +143,9 @@ def test_extracted_from_a_transformers_model_stored_as_in_by_out(tmp_path, rank,
         model.save_pretrained(tmp_path / name)
     report = extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=rank, **form)
     # The two embeddings did not change, and the tied head is not in the file.
-    assert (report.skipped, report.warnings) == ({}, report.warnings if form == FORMS[1] else ())
+    assert report.skipped == {}
+    # At their full rank factors are larger than their matrices, which is said.
+    assert form == FORMS[1] or all("larger than the matrices" in warning for warning in report.warnings)
     updates = weight_updates(base, tuned, modules)
     expected = with_updates(base, {name: best(update, rank) for name, update in updates.items()})
     assert_outputs(loaded(base, tmp_path / "out"), expected, tokens(), FLOAT32)
