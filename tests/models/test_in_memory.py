@@ -1,5 +1,6 @@
 """Weights and adapters in memory: every report is that of the same arrays in files, but for what it calls them."""
 
+import math
 import pickle
 
 import ml_dtypes
@@ -30,7 +31,9 @@ NAMES = {"path", "paths", "base", "sources", "adapter", "merged", "out", "writte
 
 
 def figures(report):
-    """A report as JSON, without what its sources and its output are called."""
+    """A report as JSON, without what its sources and its output are called; NaN, which is not itself, as None."""
+    if isinstance(report, float) and math.isnan(report):
+        return None
     if isinstance(report, dict):
         return {name: figures(value) for name, value in report.items() if name not in NAMES}
     return [figures(item) for item in report] if isinstance(report, list) else report
