@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowrank_core.cli.line_table import LineTable, bare_table
+from lowrank_core.cli.texts import count
 from lowrank_core.models.layer_kinds import in_natural_order
 
 # Up to here a table has a row for every layer or adapter.
@@ -64,6 +65,28 @@ def listed(entries: Mapping[str, str], *, full: bool, files: str = "--full or --
         yield Text(f"{name}: {entries[name]}" if entries[name] else name)
     if len(names) > len(shown):
         yield note(f"… and {len(names) - len(shown):,} more: {files}.")
+
+
+def failed(failures: Mapping[str, str], *, full: bool) -> Iterator[RenderableType]:
+    """Yield a line for each failure, or where they are many for each reason, unless in full."""
+    if not is_folded(len(failures), full=full):
+        yield from listed(failures, full=True)
+        return
+    reasons = by_reason(failures)
+    yield from (Text(f"{names}: {reason}") for reason, names in reasons.items())
+    if len(reasons) < len(failures):
+        yield note("Every layer: --full or --json.")
+
+
+def by_reason(entries: Mapping[str, str]) -> dict[str, str]:
+    """Return each reason with the first of the names that it is given for, and the number of the others."""
+    reasons: dict[str, list[str]] = {}
+    for name in in_natural_order(entries):
+        reasons.setdefault(entries[name], []).append(name)
+    return {
+        reason: names[0] + (f", and {count(len(names) - 1, 'more layer')}" if len(names) > 1 else "")
+        for reason, names in reasons.items()
+    }
 
 
 def note(text: str) -> Text:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lowrank_core.cli.layer_tables import figure, layer_table, property_of, spanned, total
-from lowrank_core.cli.tables import FEW_ROWS
+from lowrank_core.cli.tables import FEW_ROWS, failed
 
 
 @dataclass(frozen=True)
@@ -104,3 +104,15 @@ def test_several_lines_of_a_layer_are_under_one_name() -> None:
     few, many = (printed(layer_table(layers(blocks), *lines, full=False)) for blocks in (1, 20))
     assert few[2:4] == [["attn.q", "best", "0.00"], ["α/r", "0.00"]]
     assert many[2:6] == [["attn.q", "20", "best", "0.47"], ["worst", "0.95"], ["α/r", "0.47"], ["worst", "0.95"]]
+
+
+def test_many_failures_have_a_line_for_each_reason() -> None:
+    failures = {f"h.{i}.fc": "no base" for i in range(FEW_ROWS)} | {"lm_head": "NaN"}
+    assert printed(failed(failures, full=False)) == [
+        ["h.0.fc,", "and", "23", "more", "layers:", "no", "base"],
+        ["lm_head:", "NaN"],
+        ["Every", "layer:", "--full", "or", "--json."],
+    ]
+    few = dict(list(failures.items())[1:])
+    for entries, full in ((failures, True), (few, False)):
+        assert printed(failed(entries, full=full)) == [[f"{name}:", *why.split()] for name, why in entries.items()]

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core.cli.reports.loss_tables import losses
-from lowrank_core.cli.tables import heading, listed, section
+from lowrank_core.cli.tables import failed, heading, listed, section
 from lowrank_core.cli.texts import beginning, count, percent
 from lowrank_core.models import Application
 
@@ -31,7 +31,7 @@ def applied(report: Application, *, full: bool) -> Iterator[RenderableType]:
             yield section(title, *listed(entries, full=full))
     for title, entries in (("Not applied", report.skipped), ("Failed, and as in the base", report.failures)):
         if entries:
-            yield section(title, *listed(entries, full=True))
+            yield section(title, *failed(entries, full=full))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
     yield Text(f"\n{report.out} was written." if report.written else f"\nA dry run: {report.out} was not written.")

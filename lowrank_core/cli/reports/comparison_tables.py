@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lowrank_core import SpaceOverlap
 from lowrank_core.cli.layer_tables import Column, figure, layer_table
-from lowrank_core.cli.tables import heading, listed, note, section, table
+from lowrank_core.cli.tables import failed, heading, listed, note, section, table
 from lowrank_core.cli.texts import beginning, count
 from lowrank_core.models import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
 from lowrank_core.models.operations.compared import NOTABLE
@@ -44,7 +44,7 @@ def comparison(report: UpdateComparison, *, full: bool) -> Iterator[RenderableTy
     if report.not_low_rank:
         yield section("Not low-rank, and not in the numbers above", *listed(report.not_low_rank, full=full))
     if report.failures:
-        yield section("Failed", *listed(report.failures, full=True))
+        yield section("Failed", *failed(report.failures, full=full))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
     yield Text(f"\n{_completeness(report)}")
@@ -75,7 +75,7 @@ def _pair(pair: ComparedPair, *, full: bool) -> Iterator[RenderableType]:
             yield Text(f"Only in {path}, and not in the numbers above: {_some(names)}.")
     if pair.failures:
         yield Text(f"Failed: {count(len(pair.failures), 'layer')}.")
-        yield from listed(pair.failures, full=True)
+        yield from failed(pair.failures, full=full)
 
 
 def _overlap(heading: str, space: Callable[[ComparedLayer], SpaceOverlap]) -> Column[ComparedLayer]:

@@ -8,7 +8,7 @@ from statistics import median
 from rich.console import RenderableType
 
 from lowrank_core.cli.reports.completeness import completeness
-from lowrank_core.cli.tables import heading, listed, note, section, table
+from lowrank_core.cli.tables import failed, heading, note, section, table
 from lowrank_core.cli.texts import count, percent
 from lowrank_core.models import HistoryRow, RunHistory
 from lowrank_core.models.layer_kinds import in_natural_order, steps_by_kind
@@ -30,7 +30,7 @@ def history(report: RunHistory, *, full: bool) -> Iterator[RenderableType]:
         f"the {report.leading} leading directions of outputs and of inputs, and those at the step before."
     )
     if report.failures:
-        yield section("Failed", *listed(report.failures, full=full))
+        yield section("Failed", *failed(report.failures, full=full))
     yield from completeness(complete=report.complete, failures=len(report.failures), compared_fraction=None)
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, spanned
 from lowrank_core.cli.reports import base_tables, rounding_tables
 from lowrank_core.cli.reports.completeness import alignment, completeness
-from lowrank_core.cli.tables import heading, listed, note, section, table
+from lowrank_core.cli.tables import failed, heading, listed, note, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models import Inspection, LayerReport
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
@@ -38,7 +38,7 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
     if report.not_low_rank:
         yield section("Not low-rank, and not in the numbers above", *listed(report.not_low_rank, full=full))
     if report.failures:
-        yield section("Failed", *listed(report.failures, full=True))
+        yield section("Failed", *failed(report.failures, full=full))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
     if report.verdicts:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, spanned, total
 from lowrank_core.cli.reports.completeness import completeness
-from lowrank_core.cli.tables import heading, listed, note, section, table
+from lowrank_core.cli.tables import failed, heading, listed, note, section, table
 from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
 from lowrank_core.models import Plan, PlannedLayer
 
@@ -22,7 +22,7 @@ def plan(report: Plan, *, full: bool) -> Iterator[RenderableType]:
     if report.skipped:
         yield section("Not planned for", *listed(report.skipped, full=full))
     if report.failures:
-        yield section("Failed", *listed(report.failures, full=True))
+        yield section("Failed", *failed(report.failures, full=full))
     if report.warnings:
         yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
     yield from completeness(complete=report.complete, failures=len(report.failures), compared_fraction=None)

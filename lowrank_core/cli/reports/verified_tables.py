@@ -11,7 +11,7 @@ from rich.text import Text
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, total
 from lowrank_core.cli.reports.completeness import alignment
 from lowrank_core.cli.reports.loss_tables import losses
-from lowrank_core.cli.tables import ENTRIES_SHOWN, heading, listed, note, section
+from lowrank_core.cli.tables import ENTRIES_SHOWN, by_reason, heading, listed, note, section
 from lowrank_core.cli.texts import beginning, count, shape_text
 from lowrank_core.models import Verification, VerifiedLayer
 
@@ -60,13 +60,9 @@ def _wrong(layers: Sequence[VerifiedLayer], *, full: bool) -> Iterator[Renderabl
         "Wrong: entries that are not what the merge in float64 makes of them; ulps: by how many units in the last "
         "place at most."
     )
-    named: dict[str, list[str]] = {}
-    for layer in layers:
-        named.setdefault(layer.diagnosis or "like no known mistake", []).append(layer.name)
+    named = by_reason({layer.name: layer.diagnosis or "like no known mistake" for layer in layers})
     shown = list(named.items())[: None if full else ENTRIES_SHOWN]
-    for diagnosis, names in shown:
-        more = f", and {count(len(names) - 1, 'more layer')}" if len(names) > 1 else ""
-        yield Text(f"- {names[0]}{more}: {diagnosis}")
+    yield from (Text(f"- {names}: {diagnosis}") for diagnosis, names in shown)
     if len(shown) < len(named):
         yield note(f"… and {len(named) - len(shown):,} more: --full or --json.")
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, spanned, total
 from lowrank_core.cli.reports.completeness import alignment, completeness
-from lowrank_core.cli.tables import heading, listed, note, section
+from lowrank_core.cli.tables import failed, heading, listed, note, section
 from lowrank_core.cli.texts import (
     RELATIVE_NORM,
     RULE_LABELS,
@@ -50,7 +50,7 @@ def beside(report: Compression, warnings: Iterable[str], *, full: bool) -> Itera
         if entries:
             yield section(title, *listed(entries, full=full))
     if report.failures:
-        yield section("Failed, and not in the adapter", *listed(report.failures, full=True))
+        yield section("Failed, and not in the adapter", *failed(report.failures, full=full))
     lines = [Text(f"- {warning}") for warning in warnings]
     if lines:
         yield section("Warnings", *lines)
