@@ -25,7 +25,7 @@ PAGES = {
 }
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 # Directives of Sphinx without code, and those of this site; cells of the notebook are run in tests/interop.
-MARKUP = {"{code-cell}", "{drawn}", "{include}", "{run}", "{thumbnails}", "{toctree}"}
+MARKUP = {"{code-cell}", "{drawn}", "{include}", "{literalinclude}", "{run}", "{thumbnails}", "{toctree}"}
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(lowrank_core.__path__, "lowrank_core.")

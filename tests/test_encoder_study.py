@@ -9,6 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "encoder"))
 
 import curves
+import schedule
 import truncations
 
 
@@ -66,13 +67,14 @@ def test_weighted_energy_is_the_mean_over_the_inputs(layer, rng):
 def test_measures_of_nothing_and_of_everything(layer):
     update, moment = layer
     weights, moments = {"": np.ones((7, 9))}, {"": moment}
-    nothing = truncations.measure({"": update}, {"": np.zeros_like(update)}, weights, moments)
+    whole = weighted_energy(update, moment)
+    nothing = truncations.measure({"": update}, {"": np.zeros_like(update)}, weights, moments, whole)
     assert nothing == pytest.approx(
         {"variance": 0, "base_relative": np.linalg.norm(update) / np.sqrt(63), "weighted_error": 1}
     )
-    everything = truncations.measure({"": update}, {"": update}, weights, moments)
+    everything = truncations.measure({"": update}, {"": update}, weights, moments, whole)
     assert everything == {"variance": 1, "base_relative": 0, "weighted_error": 0}
-    half = truncations.measure({"": update}, {"": update / 2}, weights, moments)
+    half = truncations.measure({"": update}, {"": update / 2}, weights, moments, whole)
     assert half["variance"] == pytest.approx(0.75)
     assert half["weighted_error"] == pytest.approx(0.5)
 
@@ -99,3 +101,120 @@ def test_monotone_fit_averages_what_falls():
     np.testing.assert_allclose(
         curves.monotone(np.array([1.0, 2, 3, 3]), np.array([0.0, 4, 1, 3]), [0, 1, 2.5, 9]), [0, 0, 8 / 3, 8 / 3]
     )
+
+
+@pytest.fixture(scope="module")
+def results():
+    return curves.load()
+
+
+def test_the_data_in_the_repository_are_complete(results):
+    assert sorted(map(str, (record["job"] for record in results.records))) == sorted(
+        str(job.key) for job in schedule.jobs()
+    )
+    # As run.py says, on a machine with other work.
+    assert curves.cost(results) < 3600
+    assert schedule.RESULTS.stat().st_size < 100_000
+
+
+def test_fine_tunes_are_better_than_heads_of_their_base(results):
+    for task, seed in curves.FINE_TUNES:
+        whole = results.of("full", task, seed)
+        assert whole["accuracy"] > results.part(task, seed, "nothing")["accuracy"] + 0.05
+        assert np.mean(curves.right(whole, whole["texts"])) == pytest.approx(whole["accuracy"], abs=1e-4)
+
+
+def kept(results, way, rank=None, what="loss"):
+    return [results.kept(*each, results.part(*each, way, rank), what) for each in curves.FINE_TUNES]
+
+
+def test_few_ranks_keep_the_task_where_the_variance_takes_many(results):
+    for task, seed in curves.FINE_TUNES:
+        update = results.of("full", task, seed)["update"]
+        for what in ("accuracy", "loss"):
+            enough = curves.rank_enough(results, task, seed, "plain", what)
+            assert enough <= 16
+            assert min(update["all_together"]["variance 0.9"], update["ranks"]["variance 0.9"]) > 4 * enough
+            assert update["ranks"]["effective rank"] > 10 * enough
+            # The stable rank is nearest.
+            assert update["ranks"]["stable rank"] < 10
+    for task in ("movies", "corpus"):
+        assert curves.lost(results, task, "plain", 4).mean() < 0.03
+    assert min(kept(results, "plain", 4)) > 0.85
+
+
+def test_the_best_rank_1_is_useless_and_a_trained_one_is_not(results):
+    for seed in schedule.SEEDS:
+        trained = results.of("lora", "movies", seed, 1)["accuracy"]
+        assert trained > results.part("movies", seed, "plain", 1)["accuracy"] + 0.1
+        # The leading direction alone is worse than none.
+        assert (
+            results.part("movies", seed, "plain", 1)["accuracy"] < results.part("movies", seed, "nothing")["accuracy"]
+        )
+
+
+def test_weighing_by_the_inputs_does_not_help_the_task(results):
+    """It lowers the error that it is the best for, and not the loss of the task."""
+    for each in curves.FINE_TUNES:
+        for rank in schedule.WEIGHTED_RANKS:
+            plain, weighted = (results.part(*each, way, rank) for way in curves.RANKED)
+            assert weighted["weighted_error"] < plain["weighted_error"]
+            assert weighted["variance"] < plain["variance"]
+    for task in ("movies", "corpus"):
+        plain, weighted = (curves.lost(results, task, way, 4).mean() for way in curves.RANKED)
+        assert abs(plain - weighted) < 0.015
+        # At rank 1 neither keeps the task.
+        assert min(curves.lost(results, task, way, 1).mean() for way in curves.RANKED) > 0.1
+
+
+def test_biases_and_norms_hardly_matter(results):
+    for each in curves.FINE_TUNES:
+        whole, matrices = results.of("full", *each), results.part(*each, "matrices")
+        assert abs(matrices["accuracy"] - whole["accuracy"]) < 0.02
+    assert min(kept(results, "matrices")) > 0.95
+
+
+def test_a_variance_is_no_guide_across_kinds_of_parts(results):
+    """Δ/2 captures more than rank 4 and keeps less; what looks at inputs or outputs orders all parts better."""
+    for each in curves.FINE_TUNES:
+        assert results.part(*each, "half")["variance"] == pytest.approx(0.75)
+        assert results.part(*each, "plain", 4)["variance"] < 0.75
+    assert max(kept(results, "half")) < min(kept(results, "plain", 4))
+    found = {
+        measure: curves.predict(*curves.points(results, measure, None, "loss"), sign)
+        for measure, sign in curves.MEASURES.items()
+    }
+    geometry, outputs = (
+        [found[name] for name in names]
+        for names in (("variance", "base_relative"), ("weighted_error", "output_change"))
+    )
+    assert max(each.high for each in geometry) < min(each.low for each in outputs)
+    # Among truncations a variance is as good as any.
+    among = {
+        measure: curves.predict(*curves.points(results, measure, curves.RANKED, "loss"), sign).correlation
+        for measure, sign in curves.MEASURES.items()
+    }
+    assert among["variance"] > max(among.values()) - 0.05
+
+
+def test_outputs_say_more_than_geometry_of_who_loses_by_a_sum(results):
+    rows = curves.sums(results)
+    assert len(rows) == 18
+    pairs = curves.of_two_tasks(rows)
+    found = {name: curves.predict_sums(pairs, name, "loss") for name in curves.CANDIDATES}
+    assert found["output_ratio"].high < -0.4
+    assert abs(found["output_ratio"].correlation) > abs(found["cosine"].correlation) + 0.2
+    assert abs(found["output_ratio"].correlation) > abs(found["columns"].correlation) + 0.2
+    # Of most pairs the one whose outputs are moved further loses more.
+    by_pair = {}
+    for row in pairs:
+        by_pair.setdefault(frozenset((row["one"], row["other"])), []).append(row)
+    right = [
+        (one["output_ratio"] > other["output_ratio"]) == (one["loss kept"] < other["loss kept"])
+        for one, other in by_pair.values()
+    ]
+    assert sum(right) > len(right) / 2
+    # Two seeds of one task move the outputs as far and lose little.
+    same = [row for row in rows if row["relation"] == "one task, two seeds"]
+    assert min(row["loss kept"] for row in same) > 0.7
+    assert max(row["output_ratio"] for row in same) > 1

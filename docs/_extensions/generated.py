@@ -9,6 +9,8 @@ from sphinx.util.docutils import SphinxDirective
 
 def make_all(app):
     """Run every script of ``_generate``."""
+    import encoder_figures
+    import encoder_tables
     import figures
     import formats
     import model_tables
@@ -18,7 +20,8 @@ def make_all(app):
     import study_tables
     import tables
 
-    scripts = (figures, formats, tables, performance_tables, model_tables, study_figures, study_tables)
+    studies = (study_figures, study_tables, encoder_figures, encoder_tables)
+    scripts = (figures, formats, tables, performance_tables, model_tables, *studies)
     for script, folder in (*((script, "_generated") for script in scripts), (reference, "reference/generated")):
         target = Path(app.srcdir, folder)
         target.mkdir(parents=True, exist_ok=True)

@@ -50,27 +50,29 @@ def write_all(folder):
 
 
 def ranks(results, theme):
-    """Draw the fraction of the accuracy gained by rank, for extraction and LoRA, beside the variance."""
+    """Draw the accuracy by rank, extracted and trained by LoRA, between nothing and the whole, beside the variance."""
     figure, panels = canvas(9.6, 3.6, 2, sharey=True)
     for axes, task in zip(panels, ("movies", "corpus"), strict=True):
         seeds = results.seeds(task)
-        lines = {
-            "variance": (schedule.PLAIN_RANKS, "plain", lambda _, __, row: row["variance"]),
-            "plain": (schedule.PLAIN_RANKS, "plain", results.kept),
-            "weighted": (schedule.WEIGHTED_RANKS, "weighted", results.kept),
-        }
-        for name, (shown, way, figure_of) in lines.items():
-            values = [[figure_of(task, seed, results.part(task, seed, way, r)) for r in shown] for seed in seeds]
+        for name, what in (("variance", "variance"), ("plain", "accuracy"), ("weighted", "accuracy")):
+            shown = schedule.WEIGHTED_RANKS if name == "weighted" else schedule.PLAIN_RANKS
+            way = "weighted" if name == "weighted" else "plain"
+            values = [[results.part(task, seed, way, rank)[what] for rank in shown] for seed in seeds]
             band(axes, shown, np.array(values), name, theme)
-        if task == "movies":
-            shown = schedule.RANKS
-            trained = [[results.kept(task, s, results.of("lora", task, s, r)) for r in shown] for s in seeds]
-            band(axes, shown, np.array(trained), "lora", theme)
-        axes.axhline(1, color=color_of("full", theme), linestyle=(0, (1, 1.5)), linewidth=1)
-        axes.set(title=TITLES[task], xlabel="rank r", xscale="log")
+        shown = schedule.RANKS if task == "movies" else (schedule.SUMMED_RANK,)
+        trained = [[results.of("lora", task, seed, rank)["accuracy"] for rank in shown] for seed in seeds]
+        band(axes, shown, np.array(trained), "lora", theme)
+        for label, records in (
+            ("the whole fine-tune", [results.of("full", task, seed) for seed in seeds]),
+            ("its head alone", [results.part(task, seed, "nothing") for seed in seeds]),
+        ):
+            height = np.mean([record["accuracy"] for record in records])
+            axes.axhline(height, color=color_of("full", theme), linestyle=(0, (1, 1.5)), linewidth=1)
+            axes.annotate(label, (schedule.PLAIN_RANKS[-1], height), (0, 3), textcoords="offset points", ha="right")
+        axes.set(title=TITLES[task], xlabel="rank r", xscale="log", ylim=(0.15, 1))
         rank_ticks(axes, schedule.PLAIN_RANKS)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panels[0].set_ylabel("of the accuracy gained")
+    panels[0].set_ylabel("accuracy; variance captured")
     key(panels[1], theme, (0.42, 0.36))
     return figure
 
@@ -98,44 +100,58 @@ def key(axes, theme, corner):
 
 
 def prediction(results, theme):
-    """Draw the accuracy kept against each measure, for all parts of all fine-tunes."""
-    figure, panels = canvas(9.6, 3.1, 4, sharey=True)
+    """Draw what is kept of the loss against each measure, for all parts of all fine-tunes."""
+    figure, panels = canvas(9.6, 3.3, 4, sharey=True)
     for axes, measure in zip(panels, curves.MEASURES, strict=True):
-        for name, ways in (("plain", ("plain",)), ("weighted", ("weighted",)), ("variance", OTHER_PARTS)):
-            x, kept, _ = curves.points(results, measure, ways)
-            color = color_of(COLORS[name], theme)
-            axes.plot(x, kept, linestyle="", marker=MARKERS[name] or "x", markersize=4, color=color, alpha=0.8)
-        axes.axhline(1, color=color_of("full", theme), linestyle=(0, (1, 1.5)), linewidth=1)
+        for label, (ways, color, marker) in KINDS_OF_PARTS.items():
+            x, kept, _ = curves.points(results, measure, ways, "loss")
+            scatter(axes, x, kept, label, color_of(color, theme), marker)
         axes.set(xlabel=AXES[measure])
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panels[0].set_ylabel("of the accuracy gained")
+        whole_line(axes, theme)
+    panels[0].set_ylabel("of the loss gained")
+    legend(panels[0])
     return figure
 
 
-OTHER_PARTS = ("attention", "MLP", "half", "random", "matrices")
+def scatter(axes, x, y, label, color, marker):
+    """Draw points of one kind."""
+    axes.plot(x, y, linestyle="", marker=marker, markersize=4, color=color, alpha=0.8, label=label)
+
+
+def whole_line(axes, theme):
+    """Draw the line of the whole fine-tune, and write fractions in percent."""
+    axes.axhline(1, color=color_of("full", theme), linestyle=(0, (1, 1.5)), linewidth=1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def legend(axes):
+    """Write the legend of a panel above the figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(
+        handles, labels, fontsize=9, frameon=False, labelcolor="linecolor", loc="outside upper left", ncols=3
+    )
+
+
+KINDS_OF_PARTS = {
+    "plain truncation": (("plain",), "rslora", "s"),
+    "weighted truncation": (("weighted",), "standard", "o"),
+    "other parts": (("attention", "MLP", "half", "random", "matrices"), "extracted", "x"),
+}
 
 
 def sums(results, theme):
-    """Draw what a sum keeps of a gain against figures that were to be seen before."""
-    figure, panels = canvas(9.6, 3.2, 4, sharey=True)
+    """Draw what a sum keeps of a gain against figures of the pair."""
+    figure, panels = canvas(9.6, 3.3, 4, sharey=True)
     rows = curves.sums(results)
     for axes, (candidate, label) in zip(panels, SUM_AXES.items(), strict=True):
-        for (relation, color), marker in zip(RELATIONS.items(), "so^", strict=True):
+        for relation, (color, marker) in RELATIONS.items():
             some = [row for row in rows if row["relation"].startswith(relation)]
-            axes.plot(
-                [row[candidate] for row in some],
-                [row["kept"] for row in some],
-                linestyle="",
-                marker=marker,
-                markersize=4,
-                color=color_of(color, theme),
-                label=relation,
-            )
-        axes.axhline(1, color=color_of("full", theme), linestyle=(0, (1, 1.5)), linewidth=1)
+            x, kept = ([row[name] for row in some] for name in (candidate, "loss kept"))
+            scatter(axes, x, kept, relation, color_of(color, theme), marker)
         axes.set(xlabel=label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panels[0].set_ylabel("of the accuracy gained")
-    panels[0].legend(fontsize=8, frameon=False, loc="lower right", labelcolor="linecolor")
+        whole_line(axes, theme)
+    panels[0].set_ylabel("of the loss gained")
+    legend(panels[0])
     return figure
 
 
@@ -143,9 +159,13 @@ SUM_AXES = {
     "cosine": "cosine of the updates",
     "columns": "overlap of the outputs' spaces",
     "weighted_ratio": "‖Δ₂x‖/‖Δ₁x‖",
-    "sum_change": "outputs moved by adding",
+    "output_ratio": "outputs moved by the other",
 }
-RELATIONS = {"one task": "rslora", "sentiment of two": "style", "sentiment and corpus": "standard"}
+RELATIONS = {
+    "one task": ("rslora", "s"),
+    "sentiment of two corpora": ("style", "o"),
+    "sentiment and corpus": ("standard", "^"),
+}
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ NAMES = {
     "columns": "overlap of the outputs' spaces",
     "rows": "overlap of the inputs' spaces",
     "norm_ratio": "‖Δ₂‖/‖Δ₁‖",
-    "weighted_cosine": "cosine weighted by the first's inputs",
-    "weighted_ratio": "‖Δ₂x‖/‖Δ₁x‖ on the first's inputs",
-    "output_ratio": "outputs moved by the second alone, over those by the first",
-    "sum_change": "outputs moved by adding the second, over those by the first",
+    "weighted_cosine": "cosine weighted by this one's inputs",
+    "weighted_ratio": "‖Δ₂x‖/‖Δ₁x‖ on this one's inputs x",
+    "output_ratio": "outputs moved by the other, over those moved by this one",
+    "sum_change": "outputs moved by adding it, over those moved by this one",
 }
 PART_NAMES = {
     "matrices": "all matrices, without biases and norms",
@@ -43,6 +43,7 @@ def write_all(folder):
     """Write every table into a folder."""
     results = curves.load()
     tables = {
+        "encoder-summary": summary(results),
         "encoder-size": size(results),
         "encoder-scores": scores(results),
         "encoder-ranks": ranks(results),
@@ -59,10 +60,73 @@ def write_all(folder):
         Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
 
 
+SUMMARY = """\
+- **The task needs far fewer ranks than a copy of the update does.** 90 % of the variance of all layers takes rank
+  {copied}. Rank 4 captures {movies}; {corpus}.
+- **The rank to train at is another question.** LoRA of rank 1 has an accuracy of {lora} on the movies, and the best
+  rank 1 of the full update {extracted}.
+- **Weighing by the layers' inputs does not help.** At rank 1 neither truncation is of use here, and at rank 4 both lose
+  about the same.
+- **Biases and norms hardly matter.** With the base's own, the accuracy changes by {vectors}.
+- **The same variance means different things in different parts.** Half of every matrix, Δ/2, captures 75 % of the
+  variance and keeps {half} of the loss gained; rank 4 captures less and keeps {four}. Over all parts, the rank
+  correlation with the loss kept is {variance} for the variance, {base_relative} for the error
+  beside the base, {weighted_error} for the error weighted by the inputs and {output_change} for
+  the change of the outputs on {few} texts, whose labels are not needed.
+- **Which adapter a sum ruins, no cosine says.** Of two adapters for two tasks often one suffers and the other does not.
+  How far the other one moves this one's outputs says which: the rank correlation with the loss kept is
+  {output_ratio}, and {cosine} for the cosine. But two seeds of one task move the outputs as far, and
+  lose little: no figure here tells that apart.
+"""
+
+
+def summary(results):
+    """Return what the study found, as a list; tests/test_encoder_study.py compares the words with the data."""
+    every = curves.FINE_TUNES
+    vectors = [results.part(*each, "matrices")["accuracy"] - results.of("full", *each)["accuracy"] for each in every]
+    loss_kept = {
+        name: np.mean([results.kept(*each, results.part(*each, *part), "loss") for each in every])
+        for name, part in {"half": ("half",), "four": ("plain", 4)}.items()
+    }
+    pairs = curves.of_two_tasks(curves.sums(results))
+    return SUMMARY.format(
+        copied=span([results.of("full", *each)["update"]["all_together"]["variance 0.9"] for each in every]),
+        **{task: at_four(results, task) for task in ("movies", "corpus")},
+        lora=accuracies([results.of("lora", "movies", seed, 1) for seed in schedule.SEEDS]),
+        extracted=accuracies([results.part("movies", seed, "plain", 1) for seed in schedule.SEEDS]),
+        vectors=f"{100 * np.mean(vectors):+.1f} points",
+        **{name: f"{value:.0%}" for name, value in loss_kept.items()},
+        **{
+            name: correlation(curves.predict(*curves.points(results, name, None, "loss"), sign))
+            for name, sign in curves.MEASURES.items()
+        },
+        **{name: correlation(curves.predict_sums(pairs, name, "loss")) for name in curves.CANDIDATES},
+        few=schedule.FEW_TEXTS,
+    )
+
+
+def at_four(results, task):
+    """Return what rank 4 captures of a task's updates, and what it costs, as text."""
+    variance = np.mean([results.part(task, seed, "plain", 4)["variance"] for seed in results.seeds(task)])
+    points = 100 * curves.lost(results, task, "plain", 4).mean()
+    return f"{variance:.0%} of the variance on the {task} and costs {points:.1f} points of accuracy"
+
+
+def accuracies(records):
+    """Return the range of the accuracies of some records, as text."""
+    return span_of([record["accuracy"] for record in records], ".2f")
+
+
 def interval(values, digits=".3f"):
-    """Return a mean over seeds with half its 95 % interval, as text."""
+    """Return a mean over seeds, as text, with half its 95 % interval, or with the range of two seeds alone."""
+    if len(values) < MOST_RANGE:
+        return f"{np.mean(values):{digits}} ({span_of(values, digits)})"
     found = estimate(values)
     return f"{found.mean:{digits}} ± {found.half:{digits.lstrip('+')}}"
+
+
+# An interval of Student's t from two seeds is wider than anything that could be said of them.
+MOST_RANGE = 3
 
 
 def span(values):
@@ -112,15 +176,16 @@ def scores(results):
     return table(["", "accuracy", "loss"], rows)
 
 
-def kept(results, task, way, rank=None, what="accuracy"):
-    """Return the fraction of the gain that a part keeps, for each seed."""
-    return [results.kept(task, seed, results.part(task, seed, way, rank), what) for seed in results.seeds(task)]
+def kept(results, task, way, rank=None):
+    """Return the fraction of the loss gained that a part keeps, as text."""
+    values = [results.kept(task, seed, results.part(task, seed, way, rank), "loss") for seed in results.seeds(task)]
+    return interval(values, ".0%")
 
 
-def percent(values):
-    """Return a mean fraction over seeds with half its 95 % interval, in percent."""
-    found = estimate(values)
-    return f"{found.mean:.0%} ± {100 * found.half:.0f}"
+def lost(results, task, way, rank=None):
+    """Return the accuracy lost, as text, and its interval by texts."""
+    low, high = curves.text_interval(results, task, way, rank)
+    return f"{interval(curves.lost(results, task, way, rank))}; {low:.3f} to {high:.3f}"
 
 
 def ranks(results):
@@ -131,10 +196,9 @@ def ranks(results):
         cells = ["all" if rank is None else f"{rank}"]
         for task in ("movies", "corpus"):
             captured = np.mean([results.part(task, seed, way, rank)["variance"] for seed in results.seeds(task)])
-            low, high = curves.text_interval(results, task, way, rank)
-            cells += [f"{captured:.0%}", percent(kept(results, task, way, rank)), f"{low:.0%} to {high:.0%}"]
+            cells += [f"{captured:.0%}", lost(results, task, way, rank), kept(results, task, way, rank)]
         rows.append(cells)
-    heads = ["variance", "accuracy kept, by seeds", "by texts"]
+    heads = ["variance", "accuracy lost; by texts", "loss kept"]
     return table(["rank", *(f"{task}: {head}" for task in ("movies", "corpus") for head in heads)], rows)
 
 
@@ -157,37 +221,26 @@ def weighted(results):
 def enough(results):
     """Return a table of the ranks that were enough, beside the ranks that measures of the whole update give."""
     rows = []
-    for task in ("movies", "corpus"):
-        seeds = results.seeds(task)
-        updates = [results.of("full", task, seed)["update"] for seed in seeds]
-        rows += [
-            [f"{task}: plain truncation keeps {curves.ENOUGH:.0%} of the gain", ranks_of(results, task, "plain")],
-            [f"{task}: weighted truncation does", ranks_of(results, task, "weighted")],
-            *(
-                [
-                    [
-                        f"{task}: LoRA trained at the rank does",
-                        span([curves.lora_enough(results, seed) for seed in seeds]),
-                    ]
-                ]
-                if task == "movies"
-                else []
-            ),
-            *(
-                [f"{task}: {name}, mean over the layers", span([round(update["ranks"][name], 1) for update in updates])]
-                for name in updates[0]["ranks"]
-            ),
-            *(
-                [f"{task}: {name}, one rank for all layers", span([update["all_together"][name] for update in updates])]
-                for name in updates[0]["all_together"]
-            ),
+    for name, way in ENOUGH.items():
+        cells = [
+            span([curves.rank_enough(results, task, seed, way, what) for seed in results.seeds(task)])
+            if task == "movies" or way != "lora"
+            else ""
+            for task in ("movies", "corpus")
+            for what in ("accuracy", "loss")
         ]
-    return table(["", "rank, least to greatest over seeds"], rows)
+        rows.append([name, *cells])
+    for kind, where in (("ranks", "mean over the layers"), ("all_together", "one rank for all layers")):
+        for name in results.of("full", "movies", 0)["update"][kind]:
+            cells = []
+            for task in ("movies", "corpus"):
+                values = [results.of("full", task, seed)["update"][kind][name] for seed in results.seeds(task)]
+                cells += [span([round(value) for value in values]), ""]
+            rows.append([f"{name}, {where}", *cells])
+    return table(["rank", *(f"{task}: {what}" for task in ("movies", "corpus") for what in ("accuracy", "loss"))], rows)
 
 
-def ranks_of(results, task, way):
-    """Return the span over seeds of the rank that was enough."""
-    return span([curves.rank_enough(results, task, seed, way) for seed in results.seeds(task)])
+ENOUGH = {"plain truncation": "plain", "weighted truncation": "weighted", "LoRA trained at the rank": "lora"}
 
 
 def vectors(results):
@@ -233,24 +286,24 @@ def parts(results):
             [
                 name,
                 *(f"{value:.2g}" for value in measured),
-                *(percent(kept(results, task, way)) for task in ("movies", "corpus")),
+                *(kept(results, task, way) for task in ("movies", "corpus")),
             ]
         )
-    return table(
-        ["part", *(NAMES[name] for name in curves.MEASURES), "movies: accuracy kept", "corpus: accuracy kept"], rows
-    )
+    return table(["part", *(NAMES[name] for name in curves.MEASURES), "movies: loss kept", "corpus: loss kept"], rows)
 
 
 def prediction(results):
-    """Return a table of how well each measure predicts the accuracy kept."""
+    """Return a table of how well each measure predicts the accuracy and the loss that parts keep."""
+    cases = [(ways, what) for ways in (curves.RANKED, None) for what in ("accuracy", "loss")]
     rows = []
     for measure, sign in curves.MEASURES.items():
         cells = [NAMES[measure]]
-        for ways in (curves.RANKED, None):
-            found = curves.predict(*curves.points(results, measure, ways), sign)
-            cells += [correlation(found), f"{found.error:.2f}"]
+        for ways, what in cases:
+            found = curves.predict(*curves.points(results, measure, ways, what), sign)
+            cells.append(f"{correlation(found)}, {found.error:.2f}")
         rows.append(cells)
-    return table(["measure", "ranks: ρ", "error", "all parts: ρ", "error"], rows)
+    heads = [f"{'truncations' if ways else 'all parts'}: {what}" for ways, what in cases]
+    return table(["measure", *heads], rows)
 
 
 def correlation(found):
@@ -259,27 +312,22 @@ def correlation(found):
 
 
 def sums(results):
-    """Return a table of what sums keep of each adapter's gain, by what the two have in common."""
-    rows = curves.sums(results)
-    lines = []
-    for relation in sorted({row["relation"] for row in rows}):
-        some = [row for row in rows if row["relation"] == relation]
-        alone, summed = (np.mean([row[name] for row in some]) for name in ("alone", "summed"))
-        fractions = [row["kept"] for row in some]
-        lines.append(
-            [
-                relation,
-                len(some),
-                span_of([row["cosine"] for row in some], "+.3f"),
-                span_of([row["columns"] for row in some], ".2f"),
-                f"{alone:.3f}",
-                f"{summed:.3f}",
-                f"{np.mean(fractions):.0%} ({min(fractions):.0%} to {max(fractions):.0%})",
-            ]
-        )
-    return table(
-        ["the two adapters", "cases", "cosine", "φ of outputs", "accuracy alone", "of the sum", "gain kept"], lines
-    )
+    """Return a table of what a sum keeps of each adapter's gain, a row for each adapter of each pair."""
+    rows = [
+        [
+            " ".join(map(str, row["one"])),
+            " ".join(map(str, row["other"])),
+            f"{row['cosine']:+.3f}",
+            f"{row['columns']:.2f}",
+            f"{row['weighted_ratio']:.2f}",
+            f"{row['output_ratio']:.2f}",
+            *(f"{row[name]:.3f}" for name in ("before", "alone", "summed")),
+            f"{row['loss kept']:.0%}",
+        ]
+        for row in sorted(curves.sums(results), key=lambda row: row["loss kept"])
+    ]
+    heads = ["task, seed", "added", "cosine", "φ of outputs", "‖Δ₂x‖/‖Δ₁x‖", "outputs moved"]
+    return table([*heads, "accuracy before", "alone", "of the sum", "loss kept"], rows)
 
 
 def span_of(values, digits):
@@ -290,28 +338,25 @@ def span_of(values, digits):
 def sum_prediction(results):
     """Return a table of how well each figure of a pair predicts what the sum keeps."""
     rows = curves.sums(results)
+    cases = [(rows, "loss"), (curves.of_two_tasks(rows), "loss"), (curves.of_two_tasks(rows), "accuracy")]
     return table(
-        ["figure", "rank correlation with the gain kept"],
-        [[NAMES[name], correlation(curves.predict_sums(rows, name))] for name in curves.CANDIDATES],
+        ["figure", "all pairs: loss kept", "two tasks: loss kept", "two tasks: accuracy kept"],
+        [
+            [NAMES[name], *(correlation(curves.predict_sums(some, name, what)) for some, what in cases)]
+            for name in curves.CANDIDATES
+        ],
     )
 
 
 def written(results):
-    """Return a table of the adapters of the guide: their size, and what they do for the task."""
-    job = results.of("written", "movies", 0)
-    whole = results.of("full", "movies", 0)
+    """Return a table of the adapters of the guide: their size, what they capture, and what they do for the task."""
     rows = [
-        [
-            row["rank"],
-            f"{row['bytes'] / 1e6:.1f} MB",
-            f"{row['variance']:.0%}",
-            f"{row['accuracy']:.3f}",
-            f"{results.kept('movies', 0, row):.0%}",
-        ]
-        for row in job["written"]
+        [row["rank"], f"{row['bytes'] / 1e6:.1f} MB", f"{row['variance']:.0%}", f"{row['accuracy']:.3f}"]
+        for row in results.of("written", "movies", 0)["written"]
     ]
-    rows.append(["full fine-tune", "", "", f"{whole['accuracy']:.3f}", "100%"])
-    return table(["rank", "folder", "variance", "accuracy", "of the accuracy gained"], rows)
+    ends = {"base": results.part("movies", 0, "nothing"), "full-movies-0": results.of("full", "movies", 0)}
+    rows += [[f"none: `{name}` itself", "", "", f"{record['accuracy']:.3f}"] for name, record in ends.items()]
+    return table(["rank", "size", "variance captured", "accuracy"], rows)
 
 
 if __name__ == "__main__":

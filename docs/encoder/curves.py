@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from schedule import FEWER_SEEDS, RANKS, RESULTS, SEEDS
+from schedule import RANKS, RESULTS, SEEDS
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 
 sys.path.append(str(Path(__file__).parents[1] / "study"))
 
-from analysis import estimate
+# What is enough is what the study of a small transformer takes for enough.
+from analysis import CLOSED, WITHIN, estimate
 
-__all__ = ["estimate"]
+__all__ = ["CLOSED", "WITHIN", "estimate"]
 
-# A part is enough when it keeps this fraction of the accuracy gained, as in the study of a small transformer.
-ENOUGH = 0.95
-FINE_TUNES = [("movies", seed) for seed in SEEDS] + [("corpus", seed) for seed in FEWER_SEEDS]
+FINE_TUNES = [("movies", seed) for seed in SEEDS] + [("corpus", 0)]
 # Each measure, and whether more of it is better.
 MEASURES = {"variance": 1, "base_relative": -1, "weighted_error": -1, "output_change": -1}
 RANKED = ("plain", "weighted")
@@ -59,7 +58,7 @@ class Results:
         rank = 0 if way in ("nothing", "vectors") else rank
         return next(row for row in self.parts(task, seed) if (row["way"], row["rank"]) == (way, rank))
 
-    def kept(self, task, seed, row, what="accuracy"):
+    def kept(self, task, seed, row, what):
         """Return the fraction of what the fine-tune gained, over its head on the untouched encoder, that a row has."""
         nothing, whole = self.part(task, seed, "nothing")[what], self.of("full", task, seed)[what]
         return (row[what] - nothing) / (whole - nothing)
@@ -79,41 +78,47 @@ def right(row, count):
     return np.unpackbits(np.frombuffer(bytes.fromhex(row["right"]), np.uint8))[:count].astype(bool)
 
 
-def text_interval(results, task, way, rank, draws=1000):
-    """Return the 95 % interval of the mean fraction kept when the texts of each test set are drawn again."""
-    rng, kept = np.random.default_rng(0), np.zeros(draws)
+def lost(results, task, way, rank=None):
+    """Return the accuracy that a part loses beside the whole fine-tune, for each seed."""
+    return np.array(
+        [
+            results.of("full", task, seed)["accuracy"] - results.part(task, seed, way, rank)["accuracy"]
+            for seed in results.seeds(task)
+        ]
+    )
+
+
+def text_interval(results, task, way, rank=None, draws=1000):
+    """Return the 95 % interval of the mean accuracy lost when the texts of each test set are drawn again."""
+    rng, means = np.random.default_rng(0), []
     for seed in results.seeds(task):
         whole = results.of("full", task, seed)
         drawn = rng.integers(whole["texts"], size=(draws, whole["texts"]))
-        rows = (results.part(task, seed, "nothing"), whole, results.part(task, seed, way, rank))
-        before, after, part = (right(row, whole["texts"])[drawn].mean(1) for row in rows)
-        kept += (part - before) / (after - before) / len(results.seeds(task))
-    return np.quantile(kept, [0.025, 0.975])
+        after, part = (right(row, whole["texts"])[drawn] for row in (whole, results.part(task, seed, way, rank)))
+        means.append(after.mean(1) - part.mean(1))
+    return np.quantile(np.mean(means, axis=0), [0.025, 0.975])
 
 
-def rank_enough(results, task, seed, way):
-    """Return the least rank whose part keeps ENOUGH of the accuracy gained; infinite where none does."""
-    rows = [row for row in results.parts(task, seed) if row["way"] == way]
-    return min((row["rank"] for row in rows if results.kept(task, seed, row) >= ENOUGH), default=math.inf)
+def is_enough(results, task, seed, row, what):
+    """Whether a row has as good an accuracy or loss as the whole fine-tune, as WITHIN and CLOSED say."""
+    if what == "loss":
+        return results.kept(task, seed, row, what) >= CLOSED
+    return row["accuracy"] >= results.of("full", task, seed)["accuracy"] - WITHIN
 
 
-def enough_by(results, task, seed, way, measure, limit):
-    """Return the least rank at which a measure of the part is at least, or at most, a limit."""
-    sign = MEASURES[measure]
-    rows = [row for row in results.parts(task, seed) if row["way"] == way]
-    return min((row["rank"] for row in rows if sign * row[measure] >= sign * limit), default=math.inf)
+def rank_enough(results, task, seed, way, what):
+    """Return the least rank that is enough, of a way to extract or of "lora"; infinite where none is."""
+    if way == "lora":
+        rows = {rank: results.of("lora", task, seed, rank) for rank in RANKS}
+    else:
+        rows = {row["rank"]: row for row in results.parts(task, seed) if row["way"] == way}
+    return min((rank for rank, row in rows.items() if is_enough(results, task, seed, row, what)), default=math.inf)
 
 
-def lora_enough(results, seed):
-    """Return the least rank at which LoRA on the movies has ENOUGH of the accuracy gained by full fine-tuning."""
-    trained = {rank: results.of("lora", "movies", seed, rank) for rank in RANKS}
-    return min((rank for rank, row in trained.items() if results.kept("movies", seed, row) >= ENOUGH), default=math.inf)
-
-
-def points(results, measure, ways=None):
-    """Return the measure, the fraction of the accuracy kept and the fine-tune's number, for every part of some ways."""
+def points(results, measure, ways, what):
+    """Return a measure, what is kept of the accuracy or loss, and the fine-tune's number, for parts of some ways."""
     rows = [
-        (row[measure], results.kept(task, seed, row), number)
+        (row[measure], results.kept(task, seed, row, what), number)
         for number, (task, seed) in enumerate(FINE_TUNES)
         for row in results.parts(task, seed)
         if row["way"] not in ("nothing", "vectors", "plain and vectors") and (ways is None or row["way"] in ways)
@@ -151,42 +156,51 @@ def monotone(x, y, at):
 
 
 def sums(results):
-    """Return for each adapter that another was added to: both, what is kept of its gain, and every candidate."""
+    """Return for each adapter that another was added to: both, its scores, what is kept of them, every candidate."""
     rows = []
     for record in results.kind("sum"):
         pair = tuple(record["job"][1:3]), tuple(record["job"][4])
         for one, other, task in zip(pair, pair[::-1], record["tasks"], strict=True):
-            gained = task["alone"]["accuracy"] - task["before"]["accuracy"]
-            lost = task["alone"]["accuracy"] - task["summed"]["accuracy"]
             figures = {"cosine": record["cosine"]} | record["overlap"] | task
             rows.append(
-                {"one": one, "other": other, "relation": relation(one, other), "kept": 1 - lost / gained}
+                {"one": one, "other": other, "relation": relation(one, other)}
                 | {name: task[name]["accuracy"] for name in ("before", "alone", "summed")}
+                | {f"{what} kept": gain_kept(task, what) for what in ("accuracy", "loss")}
                 | {name: figures[name] for name in CANDIDATES}
             )
     return rows
+
+
+def of_two_tasks(rows):
+    """Return the rows of pairs that were trained for two tasks."""
+    return [row for row in rows if row["one"][0] != row["other"][0]]
+
+
+def gain_kept(task, what):
+    """Return the fraction of an adapter's gain that its sum with another has."""
+    before, alone, summed = (task[name][what] for name in ("before", "alone", "summed"))
+    return (summed - before) / (alone - before)
 
 
 def relation(one, other):
     """Return what two adapters have in common."""
     if one[0] == other[0]:
         return "one task, two seeds"
-    kind = "sentiment and corpus" if "corpus" in (one[0], other[0]) else "sentiment of two corpora"
-    return f"{kind}, {'one seed' if one[1] == other[1] else 'two seeds'}"
+    return "sentiment and corpus" if "corpus" in (one[0], other[0]) else "sentiment of two corpora"
 
 
-def predict_sums(rows, candidate):
+def predict_sums(rows, candidate, what):
     """Return the rank correlation of a candidate with what a sum keeps, and its range as each adapter is left out."""
     left_out = [
-        correlate(candidate, [row for row in rows if adapter not in (row["one"], row["other"])])
+        correlate([row for row in rows if adapter not in (row["one"], row["other"])], candidate, what)
         for adapter in {row["one"] for row in rows}
     ]
-    return Prediction(float(correlate(candidate, rows)), min(left_out), max(left_out))
+    return Prediction(float(correlate(rows, candidate, what)), min(left_out), max(left_out))
 
 
-def correlate(candidate, rows):
-    """Return the rank correlation of a candidate with what a sum keeps."""
-    return spearmanr([row[candidate] for row in rows], [row["kept"] for row in rows]).statistic
+def correlate(rows, candidate, what):
+    """Return the rank correlation of a candidate with what is kept of the accuracy or of the loss."""
+    return spearmanr([row[candidate] for row in rows], [row[f"{what} kept"] for row in rows]).statistic
 
 
 def cost(results):

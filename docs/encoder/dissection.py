@@ -25,6 +25,7 @@ def dissect(base, classifier, shown, asked, outputs, seed):
     old, new = networks.vectors(base), networks.vectors(classifier.encoder)
     updates = {name: after[name] - before[name] for name in before}
     moments = networks.second_moments(classifier, shown.texts[:MOMENT_TEXTS])
+    whole = truncations.energy(updates, moments)
     rows, untouched = [], None
     for way, rank, kept, is_tuned in ways(updates, moments, np.random.default_rng(seed)):
         networks.set_weights(
@@ -34,7 +35,9 @@ def dissect(base, classifier, shown, asked, outputs, seed):
         # The first way is the base.
         untouched = vectors if untouched is None else untouched
         few = (part[:FEW_TEXTS] for part in (vectors, untouched, outputs))
-        measured = truncations.measure(updates, kept, before, moments) | {"output_change": truncations.change(*few)}
+        measured = truncations.measure(updates, kept, before, moments, whole) | {
+            "output_change": truncations.change(*few)
+        }
         rows.append(
             {"way": way, "rank": rank}
             | {name: significant(value) for name, value in measured.items()}

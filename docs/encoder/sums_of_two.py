@@ -19,7 +19,7 @@ from lowrank_core.models import compare, open_adapter
 def summed(job, materials):
     """Return the record of a pair: the comparison of both adapters, and what their sum does to the task of each."""
     pair = [learn(materials, *who) for who in ((job.task, job.seed), job.other)]
-    report = compare([one["folder"] for one in pair], rank=SUMMED_RANK).pairs[0]
+    report = compare([one.folder for one in pair], rank=SUMMED_RANK).pairs[0]
     return {
         "cosine": significant(report.totals.cosine),
         "overlap": {side: mean_overlap(report, side, "overlap") for side in ("columns", "rows")},

@@ -45,8 +45,11 @@ def random_part(update, rng):
     return directions @ (directions.T @ update)
 
 
-def measure(updates, kept, weights, moments):
-    """Return the variance captured, and the error beside the base and weighted by the inputs, all layers together."""
+def measure(updates, kept, weights, moments, outputs_energy):
+    """Return the variance captured, and the error beside the base and weighted by the inputs, all layers together.
+
+    `outputs_energy` is that of the whole update, computed once for all its parts.
+    """
     missed = {name: updates[name] - kept[name] for name in updates}
     error = sum(np.sum(part**2) for part in missed.values())
     whole = sum(np.sum(update**2) for update in updates.values())
@@ -54,7 +57,7 @@ def measure(updates, kept, weights, moments):
     return {
         "variance": 1 - error / whole,
         "base_relative": math.sqrt(error / base),
-        "weighted_error": math.sqrt(energy(missed, moments) / energy(updates, moments)),
+        "weighted_error": math.sqrt(energy(missed, moments) / outputs_energy),
     }
 
 
