@@ -94,7 +94,8 @@ def summary(results):
         **{task: at_four(results, task) for task in ("movies", "corpus")},
         lora=accuracies([results.of("lora", "movies", seed, 1) for seed in schedule.SEEDS]),
         extracted=accuracies([results.part("movies", seed, "plain", 1) for seed in schedule.SEEDS]),
-        vectors=f"{100 * np.mean(vectors):+.1f} points",
+        # Not "-0.0".
+        vectors=f"{round(100 * np.mean(vectors), 1) + 0.0:+.1f} points",
         **{name: f"{value:.0%}" for name, value in loss_kept.items()},
         **{
             name: correlation(curves.predict(*curves.points(results, name, None, "loss"), sign))
