@@ -158,7 +158,7 @@ def sums(results, theme):
 SUM_AXES = {
     "cosine": "cosine of the updates",
     "columns": "overlap of the outputs' spaces",
-    "weighted_ratio": "‖Δ₂x‖/‖Δ₁x‖",
+    "norm_ratio": "‖Δ₂‖/‖Δ₁‖",
     "output_ratio": "outputs moved by the other",
 }
 RELATIONS = {

@@ -8,7 +8,7 @@ RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 # Not tuned: a usual rate of full fine-tuning, and ten times that for LoRA, as LoRA Without Regret found.
 RATES = {"full": 1e-4, "lora": 1e-3}
 SEEDS = (0, 1, 2)
-# The seeds of a second task, and of the adapters that are summed.
+# The seeds of the adapters that are added.
 FEWER_SEEDS = (0, 1)
 RANKS = (1, 8)
 SUMMED_RANK = 8
