@@ -27,7 +27,7 @@ nb_execution_timeout = 600
 myst_enable_extensions = ["amsmath", "attrs_block", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nitpicky = True
-suppress_warnings = ["config.cache", *([] if NOTEBOOKS else ["toc.excluded"])]
+suppress_warnings = ["config.cache", *([] if NOTEBOOKS else ["toc.not_readable"])]
 
 # MathML, so that the pages load nothing from the network.
 html_math_renderer = "mathml"
