@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import sys
@@ -121,6 +122,24 @@ def test_the_worked_changes_of_the_architecture_are_run():
     assert examples.keys() == calls.keys()
     for change, called in calls.items():
         assert all(call in "\n".join(examples[change]) for call in called), change
+
+
+def test_the_figures_of_the_readme_are_those_of_the_study():
+    lines = (DOCS / "encoder" / "results" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = {tuple(run["job"][:3]): run for run in map(json.loads, lines)}
+    full, written = runs["full", "movies", 0], runs["written", "movies", 0]["written"]
+    untouched = next(part["accuracy"] for part in full["parts"] if part["way"] == "nothing")
+    first, *_, last = written
+    for text in (
+        f"accuracy {full['accuracy']:.3f}; its head on the untouched encoder: {untouched:.3f}",
+        f"90 % of the variance takes rank {full['update']['all_together']['variance 0.9']}",
+        f"--rank {','.join(str(each['rank']) for each in written)}`",
+        f"that of rank {first['rank']}, with {first['bytes'] / 1e6:.1f} MB and {first['variance']:.0%}".replace(
+            "%", " %"
+        ),
+        f"an accuracy of {first['accuracy']:.3f} when PEFT loads it (rank {last['rank']}: {last['accuracy']:.3f})",
+    ):
+        assert text in PAGES["README.md"].replace("\n", " ")
 
 
 def test_lines_that_install_or_need_the_checkout_are_run_by_continuous_integration():
