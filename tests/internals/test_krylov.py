@@ -143,7 +143,7 @@ def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):
     monkeypatch.setattr(thresholds, "SMALL_ENTRIES", 0)
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 60)
     monkeypatch.setattr(thresholds, "KRYLOV_LARGEST_FRACTION", 1.0)
-    monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", {"float32": (0.1, 0.1)})
+    monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", dict.fromkeys(("float32", "float64"), (0.1, 0.1)))
     matrix = np.random.default_rng(0).standard_normal((70, 60)).astype(np.float32)
     assert krylov.krylov_factors(matrix, Leading(50, 1e-4, 6, 6, 0), 1) is None
     exact = np.linalg.svd(matrix.astype(float), compute_uv=False)[:50]
@@ -154,3 +154,19 @@ def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):
     route = choose_route("auto", Problem("float32", matrix.shape, 50))
     # The values in the factors are all that the Gram matrix has.
     assert route.factors(matrix[np.newaxis], 50, 1).values.shape == (1, 60)
+
+
+def test_factors_that_products_in_float32_do_not_show_come_from_those_in_float64(monkeypatch):
+    monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 200)
+    tried = []
+
+    def attempt(matrix, leading, workers):
+        tried.append((matrix.dtype.name, leading.tolerance))
+        return None if matrix.dtype == np.float32 else krylov.krylov_factors(matrix, leading, workers)
+
+    monkeypatch.setattr(routes, "krylov_factors", attempt)
+    matrix = update_with_spectrum(0.9 ** np.arange(220), (240, 220), rng=0).astype(np.float32)
+    exact = np.linalg.svd(matrix.astype(float), compute_uv=False)
+    update = truncate(matrix, 8)
+    assert tried == [("float32", 1e-6), ("float64", 1e-12)]
+    assert np.linalg.norm(matrix - update.B @ update.A) ** 2 <= (1 + 1e-12) * np.sum(exact[8:] ** 2)
