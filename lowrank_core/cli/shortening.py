@@ -44,13 +44,13 @@ def shortened(names: Iterable[str], width: int) -> dict[str, str]:
 
 
 def _forms(name: str) -> Iterator[str]:
-    """Yield a name without some of its middle words, the longest first; parts of words between dots come last."""
+    """Yield a name without some of its middle words, the longest first; words between underscores come last."""
     for words in (_words(name), _words(name, "._/")):
         omitted = [(start, end) for end in range(1, len(words)) for start in range(1, end)]
         forms = [
             f"{''.join(words[:start])}{_ELLIPSIS}{words[end - 1][-1]}{''.join(words[end:])}" for start, end in omitted
         ]
-        yield from sorted(forms, key=cell_len, reverse=True)
+        yield from sorted(forms, key=lambda form: (cell_len(form), form.index(_ELLIPSIS)), reverse=True)
 
 
 def _words(text: str, separators: str = "") -> list[str]:
