@@ -220,6 +220,7 @@ def test_of_two_tasks_the_smaller_adapter_suffers_in_a_sum_and_no_cosine_says_so
     norms = {row["one"]: [] for row in pairs}
     for row in pairs:
         norms[row["one"]].append(row["norm_ratio"])
+    assert curves.smaller_suffers(pairs) == (5, 6)
     # The movies' adapters are the smallest: every other one is larger.
     assert {one for one, ratios in norms.items() if min(ratios) > 1} == {("movies", 0), ("movies", 1)}
     # Two seeds of one task can be added at little loss, whatever the figures say.

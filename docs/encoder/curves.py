@@ -176,6 +176,13 @@ def of_two_tasks(rows):
     return [row for row in rows if row["one"][0] != row["other"][0]]
 
 
+def smaller_suffers(rows):
+    """Return in how many pairs the adapter of the smaller norm keeps less of its loss, and the number of pairs."""
+    smaller = {frozenset((row["one"], row["other"])): row["loss kept"] for row in rows if row["norm_ratio"] > 1}
+    larger = {frozenset((row["one"], row["other"])): row["loss kept"] for row in rows if row["norm_ratio"] < 1}
+    return sum(smaller[pair] < larger[pair] for pair in smaller), len(smaller)
+
+
 def gain_kept(task, what):
     """Return the fraction of an adapter's gain that its sum with another has."""
     before, alone, summed = (task[name][what] for name in ("before", "alone", "summed"))
