@@ -172,7 +172,7 @@ def test_an_update_below_half_a_step_is_lost_whoever_merges(write, rng):
     base, factors = drawn(rng, BFLOAT16)
     for key, factor in factors.items():
         factors[key] = factor * np.float32(1e-4) if "lora_up" in key else factor
-    base = {key: np.abs(each) + 1 if each.dtype == BFLOAT16 else each for key, each in base.items()}
+    base = {key: (np.abs(each) + 1).astype(BFLOAT16) if each.dtype == BFLOAT16 else each for key, each in base.items()}
     report = verify(write("base", base), write("lora", factors), write("merged", base))
     assert report.right
     assert (report.rounding.below_half_ulp, report.rounding.unchanged) == (1.0, 1.0)
