@@ -13,8 +13,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lowrank_core.models.printable import printable
-
 _BAD_INPUT = 2
 # A shell's codes for a program that a signal ended are its number and this.
 _SIGNALLED = 128
@@ -115,12 +113,18 @@ def _leave_closed_pipe() -> int:
 
 
 def _fail(message: str, code: int = _BAD_INPUT) -> int:
-    print(f"lowrank: {printable(' '.join(message.split()))}", file=sys.stderr)
+    _print(message)
     return code
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"lowrank: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+    _print(f"warning: {message}")
+
+
+def _print(message: str) -> None:
+    from lowrank_core.models.printable import printable  # the help needs none of the models' packages
+
+    print(f"lowrank: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ def test_a_run_that_is_ended_leaves_nothing(
     folder = tmp_path / "outputs"
     folder.mkdir()
     (folder / "README").write_text("mine")
-    # Background jobs of some shells ignore SIGINT, which Python then does too.
-    before = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + ENDED.format(name=name)
+    # Background jobs of some shells ignore SIGINT, and nohup SIGHUP, which Python then does too.
+    handled = "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    before = f"import signal; {handled}{ENDED.format(name=name)}"
     run = extracting(tuning, folder / f"out{ending}", before)
     assert run.returncode == code, run.stderr
     assert "Traceback" not in run.stderr
