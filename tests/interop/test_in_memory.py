@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
 
@@ -128,3 +128,22 @@ def test_tensors_without_numbers_name_the_way_out():
     for dtype in (torch.float32, torch.bfloat16):
         with pytest.raises(ValueError, match=r"sparse.*to_dense"):
             open_checkpoint({"weight": torch.eye(3, dtype=dtype).to_sparse()})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, target_modules=TARGETS, use_dora=True),
+        LoHaConfig(r=2, target_modules=TARGETS),
+        OFTConfig(oft_block_size=4, target_modules=TARGETS),
+        IA3Config(target_modules=TARGETS, feedforward_modules=[]),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_below_an_adapter_of_any_kind_is_the_base(config):
+    torch.manual_seed(0)
+    base = Transformer()
+    state = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    tensors = open_checkpoint(get_peft_model(base, config)).tensors
+    assert tensors.keys() == open_checkpoint(state).tensors.keys()
+    assert all(torch.equal(torch.from_numpy(tensors[name].read()), state[name]) for name in tensors)

@@ -39,9 +39,11 @@ def is_adapted(source: object) -> bool:
 
 def base_weights(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the weights that a model had before PEFT wrapped its modules, under their names then."""
+    # Beside the module that it wraps, one of PEFT's has the tensors of its adapters, of whatever kind.
+    wrapped = tuple({f"{key.partition(_WRAPPED)[0]}." for key in state if _WRAPPED in key})
     weights = {}
     for key, tensor in state.items():
-        if _TRAINED in key or ".lora_" in key:
+        if _TRAINED in key or (_WRAPPED not in key and key.startswith(wrapped)):
             continue
         name = key.removeprefix(_MODEL_PREFIX).replace(_WRAPPED, ".").replace(_ORIGINAL, ".")
         weights[name] = tensor
