@@ -91,12 +91,13 @@ def call_with_lock(lock: Any, function: Callable[..., Result], *arguments: Any) 
     From Python 3.14 on an interrupt can come between the acquisition and the block of a ``with`` statement.
     """
     is_owned = lock._is_owned  # noqa: SLF001 - as threading.Condition asks
-    owned_before = is_owned()
+    if is_owned():  # by a call that a signal handler has interrupted
+        return function(*arguments)
     try:
         with lock:
             return function(*arguments)
     except BaseException:
-        if is_owned() and not owned_before:
+        if is_owned():
             lock.release()
         raise
 

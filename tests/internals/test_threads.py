@@ -23,7 +23,7 @@ from lowrank_core import (
     variance_captured,
 )
 from lowrank_core._linalg import thresholds
-from lowrank_core._linalg.threads import Team, blas_threads, in_threads
+from lowrank_core._linalg.threads import Team, blas_threads, call_with_lock, in_threads
 from lowrank_core._processors import usable_processors
 from lowrank_core._validation import as_workers
 from tests.blas import blas_now
@@ -290,3 +290,41 @@ def test_a_fresh_process_answers_alike():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert run.stdout == lowrank_core.spectrum(STACK).values.tobytes()
+
+
+class InterruptedLock:
+    """A lock that is acquired, and an interrupt before the block begins."""
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self.release, self._is_owned = self.lock.release, self.lock._is_owned
+
+    def __enter__(self):
+        self.lock.acquire()
+        raise KeyboardInterrupt
+
+    def __exit__(self, *_):
+        raise AssertionError("the block was never begun")
+
+
+def test_an_interrupt_between_acquisition_and_block_leaves_a_lock_free():
+    interrupted = InterruptedLock()
+    with pytest.raises(KeyboardInterrupt):
+        call_with_lock(interrupted, list)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(interrupted.lock.acquire, blocking=False).result()
+
+
+def test_a_call_within_another_of_its_thread_leaves_the_lock_to_that():
+    lock = threading.RLock()
+
+    def fail():
+        raise KeyboardInterrupt
+
+    def outer():
+        with pytest.raises(KeyboardInterrupt):
+            call_with_lock(lock, fail)
+        return lock._is_owned()
+
+    assert call_with_lock(lock, outer)
+    assert not lock._is_owned()
