@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["EqualByContent", "few_ranks", "html_table", "shape_text", "span"]
+__all__ = ["EqualByContent", "count", "few_ranks", "html_table", "shape_text", "span"]
 
 # Rows of a table of ranks, and of one of layers or of matrices, in a notebook.
 _RANKS_SHOWN = 12
@@ -68,6 +68,11 @@ def span(numbers: ArrayLike, form: str = ".4g") -> str:
         return "none"
     first, last = f"{flat[0]:{form}}", f"{flat[-1]:{form}}"
     return first if first == last else f"{first} to {last}"
+
+
+def count(number: int, what: str) -> str:
+    """Return a number of things, in the plural but for one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -4,15 +4,15 @@ python docs/_generate/encoder_figures.py FOLDER
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from figures import THEMES, canvas, theme_parameters
+from figures import canvas, write_figures
 from matplotlib.ticker import PercentFormatter
 from study_figures import color_of
 
-from lowrank_core._figures import rank_ticks, style
+from lowrank_core._figures import rank_ticks
 
 sys.path.append(str(Path(__file__).parents[1] / "encoder"))
 
@@ -40,13 +40,7 @@ def write_all(folder):
     """Write every figure in every theme into a folder."""
     results = curves.load()
     figures = {"encoder-ranks": ranks, "encoder-prediction": prediction, "encoder-sums": sums}
-    for theme in THEMES:
-        with style():
-            mpl.rcParams.update(theme_parameters(theme))
-            for name, draw in figures.items():
-                draw(results, theme).savefig(
-                    Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None}
-                )
+    write_figures(folder, {name: partial(draw, results) for name, draw in figures.items()})
 
 
 def ranks(results, theme):

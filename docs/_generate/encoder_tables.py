@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tables import table
+from tables import table, write_tables
 
 sys.path.append(str(Path(__file__).parents[1] / "encoder"))
 
@@ -56,8 +56,7 @@ def write_all(folder):
         "encoder-sum-prediction": sum_prediction(results),
         "encoder-written": written(results),
     }
-    for name, text in tables.items():
-        Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
+    write_tables(folder, tables)
 
 
 SUMMARY = """\

@@ -64,13 +64,16 @@ def write_all(folder, only=()):
         "learned": lambda theme: learned(article, theme),
         "curves": lambda theme: curves(article, theme),
     }
+    write_figures(folder, {name: figures[name] for name in only or figures})
+
+
+def write_figures(folder, figures):
+    """Write what functions of a theme draw, by the names of the figures, in every theme into a folder."""
     for theme in THEMES:
         with style():
             mpl.rcParams.update(theme_parameters(theme))
-            for name in only or figures:
-                figures[name](theme).savefig(
-                    Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None}
-                )
+            for name, draw in figures.items():
+                draw(theme).savefig(Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None})
 
 
 def theme_parameters(theme):

@@ -4,9 +4,8 @@ python docs/_generate/model_tables.py FOLDER
 """
 
 import sys
-from pathlib import Path
 
-from tables import recorded, table
+from tables import recorded, table, write_tables
 
 
 def write_all(folder):
@@ -19,8 +18,7 @@ def write_all(folder):
         "model-memory": model_memory(),
         "census": adapter_census(),
     }
-    for name, text in tables.items():
-        Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
+    write_tables(folder, tables)
 
 
 def whole_models():

@@ -6,7 +6,7 @@ python docs/_generate/performance_tables.py FOLDER
 import sys
 from pathlib import Path
 
-from tables import recorded, table
+from tables import recorded, table, write_tables
 
 
 def write_all(folder):
@@ -19,8 +19,7 @@ def write_all(folder):
         "performance-runs": runs(measured),
         "reaches": reaches(measured),
     }
-    for name, text in tables.items():
-        Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
+    write_tables(folder, tables)
 
 
 def ratios(measured):

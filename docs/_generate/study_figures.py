@@ -5,14 +5,14 @@ python docs/_generate/study_figures.py FOLDER
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from figures import THEMES, canvas, theme_parameters
+from figures import canvas, write_figures
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from lowrank_core._figures import GREY, LOOKS, ORANGE, Look, rank_ticks, style
+from lowrank_core._figures import GREY, LOOKS, ORANGE, Look, rank_ticks
 
 sys.path.append(str(Path(__file__).parents[1] / "study"))
 
@@ -42,13 +42,7 @@ def write_all(folder):
         "study-prediction": prediction,
         "study-extraction": extraction,
     }
-    for theme in THEMES:
-        with style():
-            mpl.rcParams.update(theme_parameters(theme))
-            for name, draw in figures.items():
-                draw(study, theme).savefig(
-                    Path(folder, f"{name}-{theme.name}.svg"), transparent=True, metadata={"Date": None}
-                )
+    write_figures(folder, {name: partial(draw, study) for name, draw in figures.items()})
 
 
 def spectra(study, theme):

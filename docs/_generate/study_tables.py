@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from tables import table
+from tables import table, write_tables
 
 sys.path.append(str(Path(__file__).parents[1] / "study"))
 
@@ -34,8 +34,7 @@ def write_all(folder):
         "study-sums": sums(),
     }
     judged = {f"study-verdicts-{question}": verdicts(found) for question, found in findings.findings(study).items()}
-    for name, text in (tables | judged).items():
-        Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
+    write_tables(folder, tables | judged)
 
 
 def verdicts(found):

@@ -41,6 +41,11 @@ def write_all(folder):
         "versions": versions(),
         "fuzz": fuzzed(),
     }
+    write_tables(folder, tables)
+
+
+def write_tables(folder, tables):
+    """Write tables, by their names, into a folder."""
     for name, text in tables.items():
         Path(folder, f"{name}.md").write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Take a full fine-tune's update apart: its ranks, and what parts of it do for the task."""
+"""Compute what ranks and parts of a full fine-tune's update do for its task."""
 
 import classifier as networks
 import numpy as np

@@ -16,7 +16,7 @@ from lowrank_core._linalg.decompositions import (
     singular_values,
 )
 from lowrank_core._linalg.kronecker import Dense, Product, best_kronecker_factors, kronecker_singular_values
-from lowrank_core._linalg.largest_value import spectral_norm
+from lowrank_core._linalg.largest_value import largest_singular_value
 from lowrank_core._linalg.machine_code import code_folder, kernel, kernels_in_use
 from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_unit
 from lowrank_core._linalg.residuals import residual_energy
@@ -47,12 +47,12 @@ __all__ = [
     "in_threads",
     "kernels_in_use",
     "kronecker_singular_values",
+    "largest_singular_value",
     "learn",
     "product_singular_values",
     "residual_energy",
     "scaled_to_unit",
     "singular_values",
-    "spectral_norm",
 ]
 
 _KERNELS = {"energies": "energies", "error_sweep": "energies", "learn": "learning"}

@@ -10,9 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.names import blocks, by_short_name
 from lowrank_core.cli.tables import is_folded, note, table
-from lowrank_core.cli.texts import count, span
+from lowrank_core.cli.texts import span
 from lowrank_core.models.executors import Named
 from lowrank_core.models.layer_kinds import Layer, by_kind, kinds_begin_with
 

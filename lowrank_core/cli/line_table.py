@@ -30,7 +30,7 @@ class LineTable(Table):
     """A table of texts in one style each, the first of a row a name.
 
     Rich measures, wraps and aligns each cell by itself, in about a millisecond a row. Where the terminal is narrow it
-    cuts names and numbers alike; here names are shortened in the middle, and columns that find no place are in further
+    cuts names and numbers alike; here names are shortened in the middle, and columns that do not fit are in further
     tables, under the same names.
     """
 
@@ -81,12 +81,12 @@ class LineTable(Table):
 def _groups(widths: Sequence[int], limit: int) -> list[list[int]] | None:
     """Return the columns after the first in groups that fit beside it; None where a column alone does not."""
     others = range(1, len(widths))
-    room = limit - min(widths[0], limit // _NAMES_PART)
-    if any(widths[place] + len(_GAP) > room for place in others):
+    available = limit - min(widths[0], limit // _NAMES_PART)
+    if any(widths[place] + len(_GAP) > available for place in others):
         return None
     groups: list[list[int]] = [[]]
     for place in others:
-        if sum(widths[one] + len(_GAP) for one in (*groups[-1], place)) > room:
+        if sum(widths[one] + len(_GAP) for one in (*groups[-1], place)) > available:
             groups.append([])
         groups[-1].append(place)
     return groups

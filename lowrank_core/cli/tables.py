@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.line_table import LineTable, bare_table
-from lowrank_core.cli.texts import count
 from lowrank_core.models.layer_kinds import in_natural_order
 
 # Up to here a table has a row for every layer or adapter.

@@ -18,11 +18,6 @@ def beginning(layers: Sequence[Named]) -> str:
     return f"names begin with {prefix}" if prefix else ""
 
 
-def shape_text(shape: tuple[int, int]) -> str:
-    """Return a shape as rows × columns."""
-    return f"{shape[0]} × {shape[1]}"
-
-
 def percent(fraction: float) -> str:
     """Return a fraction in percent."""
     return f"{100 * fraction:.2f} %"
@@ -44,8 +39,3 @@ def span(values: Iterable[float], form: str = ".5g", to: str = " to ") -> str:
     ordered = sorted(values)
     smallest, largest = (f"{value:{form}}" for value in (ordered[0], ordered[-1]))
     return smallest if smallest == largest else f"{smallest}{to}{largest}"
-
-
-def count(number: int, what: str) -> str:
-    """Return a number of things, in the plural but for one."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import KroneckerUpdate, LowRankUpdate, low_rank_sum, spectrum
 from lowrank_core._dtypes import FLOATS
-from lowrank_core._linalg import blas_threads, residual_energy
-from lowrank_core._linalg import spectral_norm as largest_singular_value
+from lowrank_core._linalg import blas_threads, largest_singular_value, residual_energy
 from lowrank_core._validation import as_workers
 
 Update = LowRankUpdate | KroneckerUpdate | NDArray[Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lowrank_core._results import html_table
+from lowrank_core._results import html_table, shape_text
 from lowrank_core.models.executors import Named
 from lowrank_core.models.printable import printable
 
@@ -19,11 +19,6 @@ def layers_table(title: str, layers: Sequence[Named], columns: Columns) -> str:
     return html_table(printable(title), ["layer", *columns], rows)
 
 
-def counted(count: int, what: str) -> str:
-    """Return a number of things in words."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
 def shape_of(layer: Any) -> str:
     """Return the shape of a layer in words."""
-    return " × ".join(map(str, layer.shape))
+    return shape_text(layer.shape)

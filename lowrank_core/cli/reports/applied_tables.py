@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.reports.loss_tables import losses
 from lowrank_core.cli.tables import failed, heading, listed, section
-from lowrank_core.cli.texts import beginning, count, percent
+from lowrank_core.cli.texts import beginning, percent
 from lowrank_core.models import Application
 
 

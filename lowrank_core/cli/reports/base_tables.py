@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.layer_tables import NONE, Column, figure, layer_table, total
 from lowrank_core.cli.tables import note
-from lowrank_core.cli.texts import RELATIVE_NORM, count, percent
+from lowrank_core.cli.texts import RELATIVE_NORM, percent
 from lowrank_core.models import BaseFigures, LayerReport, Totals
 
 # What a column means that its heading does not say.

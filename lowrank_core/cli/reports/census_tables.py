@@ -9,9 +9,10 @@ from statistics import median
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.reports.inspection_tables import VARIANCE_HEADINGS
 from lowrank_core.cli.tables import heading, is_folded, listed, note, section, table
-from lowrank_core.cli.texts import count, error_text, span
+from lowrank_core.cli.texts import error_text, span
 from lowrank_core.models import AdapterRow
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
 from lowrank_core.models.layer_kinds import in_natural_order

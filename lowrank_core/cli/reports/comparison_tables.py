@@ -11,9 +11,10 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from lowrank_core import SpaceOverlap
+from lowrank_core._results import count
 from lowrank_core.cli.layer_tables import Column, figure, layer_table
 from lowrank_core.cli.tables import failed, heading, listed, note, section, table
-from lowrank_core.cli.texts import beginning, count
+from lowrank_core.cli.texts import beginning
 from lowrank_core.models import ComparedLayer, ComparedPair, PairTotals, UpdateComparison
 from lowrank_core.models.operations.compared import NOTABLE
 from lowrank_core.models.overlaps import whole_overlap

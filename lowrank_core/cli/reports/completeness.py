@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.tables import note
-from lowrank_core.cli.texts import count, percent
+from lowrank_core.cli.texts import percent
 from lowrank_core.models.pairing.alignment import AlignedNames
 
 

@@ -7,9 +7,10 @@ from statistics import median
 
 from rich.console import RenderableType
 
+from lowrank_core._results import count
 from lowrank_core.cli.reports.completeness import completeness
 from lowrank_core.cli.tables import failed, heading, note, section, table
-from lowrank_core.cli.texts import count, percent
+from lowrank_core.cli.texts import percent
 from lowrank_core.models import HistoryRow, RunHistory
 from lowrank_core.models.layer_kinds import in_natural_order, steps_by_kind
 

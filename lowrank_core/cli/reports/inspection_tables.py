@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count, shape_text
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, spanned
 from lowrank_core.cli.reports import base_tables, rounding_tables
 from lowrank_core.cli.reports.completeness import alignment, completeness
 from lowrank_core.cli.tables import failed, heading, listed, note, section, table
-from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
+from lowrank_core.cli.texts import RULE_LABELS, beginning, error_text, percent
 from lowrank_core.models import Inspection, LayerReport
 from lowrank_core.models.inspection.report import VARIANCE_FRACTIONS
 from lowrank_core.models.pairing.pairs import CheckpointPair

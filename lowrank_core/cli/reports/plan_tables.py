@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count, shape_text
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, spanned, total
 from lowrank_core.cli.reports.completeness import completeness
 from lowrank_core.cli.tables import failed, heading, listed, note, section, table
-from lowrank_core.cli.texts import RULE_LABELS, beginning, count, error_text, percent, shape_text
+from lowrank_core.cli.texts import RULE_LABELS, beginning, error_text, percent
 from lowrank_core.models import Plan, PlannedLayer
 
 

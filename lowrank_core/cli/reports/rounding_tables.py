@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.layer_tables import Column, figure, layer_table
 from lowrank_core.cli.tables import note
-from lowrank_core.cli.texts import count, percent
+from lowrank_core.cli.texts import percent
 from lowrank_core.models import LayerReport
 from lowrank_core.models.inspection.report import LayerNoise
 

@@ -10,10 +10,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli.reports.completeness import alignment
 from lowrank_core.cli.reports.written_tables import beside, byte_text, layers_of, losses, sources_text
 from lowrank_core.cli.tables import heading, note, section, table
-from lowrank_core.cli.texts import beginning, count, percent
+from lowrank_core.cli.texts import beginning, percent
 from lowrank_core.models import Compression
 
 

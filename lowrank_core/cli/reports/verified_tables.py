@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count, shape_text
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, total
 from lowrank_core.cli.reports.completeness import alignment
 from lowrank_core.cli.reports.loss_tables import losses
 from lowrank_core.cli.tables import ENTRIES_SHOWN, by_reason, heading, listed, note, section
-from lowrank_core.cli.texts import beginning, count, shape_text
+from lowrank_core.cli.texts import beginning
 from lowrank_core.models import Verification, VerifiedLayer
 
 

@@ -7,20 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from lowrank_core._results import count, shape_text
 from lowrank_core.cli.layer_tables import Column, figure, layer_table, property_of, spanned, total
 from lowrank_core.cli.reports.completeness import alignment, completeness
 from lowrank_core.cli.tables import failed, heading, listed, note, section
-from lowrank_core.cli.texts import (
-    RELATIVE_NORM,
-    RULE_LABELS,
-    beginning,
-    bound_text,
-    count,
-    error_text,
-    percent,
-    shape_text,
-    span,
-)
+from lowrank_core.cli.texts import RELATIVE_NORM, RULE_LABELS, beginning, bound_text, error_text, percent, span
 from lowrank_core.models import Compression, CompressionTotals, LayerCompression
 
 _CLAMPED = "*"

@@ -6,8 +6,8 @@ import warnings
 
 from rich.text import Text
 
+from lowrank_core._results import count
 from lowrank_core.cli import options, output
-from lowrank_core.cli.texts import count
 from lowrank_core.compilation import compile_kernels
 
 EXAMPLES = options.examples(

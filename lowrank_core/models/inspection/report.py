@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import Spectrum, rank_for_variance, reconstruction_error, variance_captured
+from lowrank_core._results import count
 from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import to_json
-from lowrank_core.models.shown import Columns, counted, layers_table, shape_of
+from lowrank_core.models.shown import Columns, layers_table, shape_of
 from lowrank_core.rounding_noise import RoundingNoise
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Inspection:
     def __repr__(self) -> str:
         title = self.path if self.base is None else f"{self.path} − {self.base}"
         failed = f", {self.totals.failures} failed" if self.totals.failures else ""
-        layers = counted(self.totals.layers, "layer")
+        layers = count(self.totals.layers, "layer")
         return f"<Inspection of {title} ({self.format}): {layers}{failed}, norm {self.totals.norm:.4g}>"
 
     def _repr_html_(self) -> str:

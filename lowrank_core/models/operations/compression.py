@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core._results import count
 from lowrank_core.models.formats import Adapter
 from lowrank_core.models.norms import ratio
 from lowrank_core.models.pairing.alignment import AlignedNames
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.results import NOT_IN_JSON
-from lowrank_core.models.shown import Columns, counted, layers_table, shape_of
+from lowrank_core.models.shown import Columns, layers_table, shape_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -197,7 +198,7 @@ class Compression:
     def __repr__(self) -> str:
         kept = sum(layer.rank > 0 for layer in self.layers)
         totals = f"{self.totals.variance_captured:.1%} of the variance, {self.totals.parameters:,} parameters"
-        return f"<Compression {self.verb} → {self.out} ({self.format}): {counted(kept, 'layer')}, {totals}>"
+        return f"<Compression {self.verb} → {self.out} ({self.format}): {count(kept, 'layer')}, {totals}>"
 
     def _repr_html_(self) -> str:
         return layers_table(repr(self), self.layers, _COLUMNS)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_core._results import count
 from lowrank_core.models.executors import Progress, collect_layers, source_for
 from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.layers import open_updates
@@ -17,7 +18,7 @@ from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_rows
 from lowrank_core.models.pairing.pairs import WeightPair
 from lowrank_core.models.printable import for_figure
-from lowrank_core.models.shown import Columns, counted, layers_table
+from lowrank_core.models.shown import Columns, layers_table
 from lowrank_core.models.sources import Source, is_path, name_of, names_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class RunHistory:
     complete: bool
 
     def __repr__(self) -> str:
-        layers = counted(len({row.name for row in self.rows}), "layer")
+        layers = count(len({row.name for row in self.rows}), "layer")
         return f"<RunHistory: {layers} at the steps {', '.join(map(str, self.steps))}>"
 
     def _repr_html_(self) -> str:
