@@ -293,7 +293,7 @@ def ungrouped(verb: Callable[..., int | None]) -> Callable[..., int | None]:
     # Options by name come in any order, so those without a default need not be first. mypy does not know that a
     # function may have a signature of its own, which inspect.signature returns.
     flat.append(inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet))
-    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # Typer reads it, and functions are not typed to have it
+    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # what Typer reads
     run.__annotations__ = {option.name: option.annotation for option in flat}
     run.__doc__ = verb.__doc__
     return run

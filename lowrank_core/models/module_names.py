@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model that it wraps."""
+
 # Modules that look tokens or positions up: what the transformers library calls them.
 EMBEDDINGS = frozenset(
     {

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from lowrank_core._arrays import as_stored_array
 from lowrank_core.models.files.tensors import ArrayInMemory, StoredTensor
+from lowrank_core.models.module_names import PEFT_PREFIX
 from lowrank_core.models.sources import Source
 
 _WRAPPED, _ORIGINAL, _TRAINED = ".base_layer.", ".original_module.", ".modules_to_save."
-_MODEL_PREFIX = "base_model.model."
 
 
 def state_of(source: Source) -> Mapping[str, Any]:
@@ -45,7 +45,7 @@ def base_weights(state: Mapping[str, Any]) -> dict[str, Any]:
     for key, tensor in state.items():
         if _TRAINED in key or (_WRAPPED not in key and key.startswith(wrapped)):
             continue
-        name = key.removeprefix(_MODEL_PREFIX).replace(_WRAPPED, ".").replace(_ORIGINAL, ".")
+        name = key.removeprefix(PEFT_PREFIX).replace(_WRAPPED, ".").replace(_ORIGINAL, ".")
         weights[name] = tensor
     return weights
 

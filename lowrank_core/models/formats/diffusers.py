@@ -20,6 +20,7 @@ from lowrank_core.models.formats.single_file import (
     scale_or_one,
     without_component,
 )
+from lowrank_core.models.module_names import PEFT_PREFIX
 
 _PAIRS: tuple[Ends, ...] = (
     (".lora_A.weight", ".lora_B.weight"),
@@ -83,7 +84,7 @@ def _configured(config: PeftConfig, name: str, rank: int) -> Scale:
 
 def _warnings(layers: Iterable[AdapterLayer]) -> Iterator[str]:
     unscaled = [layer.placement for layer in layers if layer.placement.unscaled]
-    if any(placement.module.startswith("base_model.model.") for placement in unscaled):
+    if any(placement.module.startswith(PEFT_PREFIX) for placement in unscaled):
         yield (
             "names as PEFT writes them, without PEFT's configuration: the scale is 1, as diffusers and ComfyUI read "
             "such a file. If PEFT wrote it, the scale is in its adapter_config.json: name the file "

@@ -34,12 +34,11 @@ from lowrank_core.models.formats.peft_experts import (
     targeted_parameters,
 )
 from lowrank_core.models.formats.peft_other_types import OTHER_TYPES
-from lowrank_core.models.module_names import followed_module
+from lowrank_core.models.module_names import PEFT_PREFIX, followed_module
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
 _DEFAULT_ADAPTER = "default"
-_PREFIX = "base_model.model."
 # Of a name with a newline in it too, or its layer would be passed over.
 _FACTOR = re.compile(r"(?s)(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_embedding_A|lora_embedding_B)(\.weight)?")
 _FACTORS, _EMBEDDING_FACTORS = ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")
@@ -113,7 +112,7 @@ def _names(file: AdapterFile) -> tuple[dict[str, str], list[str]]:
         if match:
             adapters.add(match["adapter"])
             name = match["before"] + match["after"]
-        names[key] = name.removeprefix(_PREFIX)
+        names[key] = name.removeprefix(PEFT_PREFIX)
     if len(adapters) > 1 or len(set(names.values())) < len(names):
         several = " and ".join(map(repr, sorted(adapters))) or "twice the same"
         raise ValueError(
@@ -317,7 +316,7 @@ def _reader_warnings(scales: Mapping[str, StoredScale], config: PeftConfig) -> I
 def _place(name: str, dims: tuple[int, ...], prefix: str | None, embedding: bool) -> Placement:
     module = f"{prefix}.{name}" if prefix else name
     A, B = _EMBEDDING_FACTORS if embedding else (f"{factor}.weight" for factor in _FACTORS)
-    keys = f"{_PREFIX}{module}.{A}", f"{_PREFIX}{module}.{B}"
+    keys = f"{PEFT_PREFIX}{module}.{A}", f"{PEFT_PREFIX}{module}.{B}"
     return Placement(PEFT.name, name, module, keys, dims, embedding)
 
 
@@ -345,7 +344,7 @@ def _headers(stored: Mapping[Placement, StoredScale], rule: str, kept: Kept) -> 
 
 def _module_of(placement: Placement) -> str:
     key = _COMPILED.sub("", placement.keys[0])
-    match = _FACTOR.fullmatch(re.sub(_ADAPTER_NAME, r"\g<before>\g<after>", key).removeprefix(_PREFIX))
+    match = _FACTOR.fullmatch(re.sub(_ADAPTER_NAME, r"\g<before>\g<after>", key).removeprefix(PEFT_PREFIX))
     return match["module"] if match else placement.module
 
 

@@ -11,8 +11,8 @@ from lowrank_core.models.formats.format import AdapterFile
 from lowrank_core.models.formats.peft_config import PeftConfig, as_names, check_peft_config, meaning_in_full
 from lowrank_core.models.formats.single_file import Scale
 from lowrank_core.models.formats.structured import Parts, Tensors
+from lowrank_core.models.module_names import PEFT_PREFIX
 
-PREFIX = "base_model.model."
 FORMAT = "peft"
 # What a LoRA of the same update needs of the configuration of another type.
 _KEPT = ("auto_mapping", "base_model_name_or_path", "fan_in_fan_out", "modules_to_save", "revision", "task_type")
@@ -28,13 +28,13 @@ def read_type(
     modules: dict[str, dict[str, StoredTensor]] = {}
     rest: dict[str, StoredTensor] = {}
     for key, tensor in file.tensors.items():
-        module, _, end = key.removeprefix(PREFIX).rpartition(".")
+        module, _, end = key.removeprefix(PEFT_PREFIX).rpartition(".")
         if end in ends:
             # An adapter's part of no rank, which AdaLoRA leaves of a layer, changes nothing.
             if tensor.size:
                 modules.setdefault(module, {})[end] = tensor
         else:
-            rest[key.removeprefix(PREFIX)] = tensor
+            rest[key.removeprefix(PEFT_PREFIX)] = tensor
     if not modules:
         raise ValueError(f"{str(file.path)!r} has peft_type {raw['peft_type']!r}, but no {ends[0]}: it is incomplete")
     layers: list[AdapterLayer] = []
@@ -83,7 +83,7 @@ def structured_layer(module: str, parts: Parts, config: PeftConfig) -> AdapterLa
 
 def layer_of(module: str, parts: Parts, scale: Scale, *, transposed: bool = False) -> AdapterLayer:
     """Return a layer from its parts, placed as a LoRA of the same module."""
-    keys = tuple(f"{PREFIX}{module}.{factor}.weight" for factor in ("lora_A", "lora_B"))
+    keys = tuple(f"{PEFT_PREFIX}{module}.{factor}.weight" for factor in ("lora_A", "lora_B"))
     return AdapterLayer(
         placement=Placement(FORMAT, module, module, keys, parts.dims),
         rank=parts.rank,

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lowrank_core import LowRankUpdate
+from lowrank_core.models.module_names import PEFT_PREFIX
 from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_rows
-
-_PREFIX = "base_model.model."
 
 
 def history_callback(path: str | PathLike[str], *, leading: int = DEFAULT_LEADING) -> Any:
@@ -112,7 +111,7 @@ def lora_layers(model: Any) -> Iterator[LoraLayer]:
     """Yield every adapter of every LoRA layer of a model of PEFT's."""
     for name, module in model.named_modules():
         for adapter in getattr(module, "lora_A", None) or {}:
-            yield LoraLayer(name.removeprefix(_PREFIX), module, adapter)
+            yield LoraLayer(name.removeprefix(PEFT_PREFIX), module, adapter)
 
 
 def of_one_kind(layers: Sequence[LoraLayer]) -> Collection[list[LoraLayer]]:
