@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core.models import Budget, apply, convert, extract, merge, plan, resize, verify
+from lowrank_core.models import AboveNoise, Budget, apply, convert, extract, merge, plan, resize, verify
 
 SHAPES = {"h.0.q": (6, 8), "h.1.q": (6, 8), "h.2.out": (5, 4)}
 
@@ -136,3 +138,18 @@ def test_a_converted_adapter_is_warned_of_as_it_is(tmp_path):
     save_file({name: factor.astype(np.float32) for name, factor in factors.items()}, lora)
     report = convert(lora, tmp_path / "out.safetensors", dry_run=True)
     assert json.dumps(report.warnings).count("larger than the matrices") == 1
+
+
+@pytest.mark.parametrize("rank", [2, [1, 2], AboveNoise()])
+def test_an_extraction_reads_each_weight_once(files, monkeypatch, rank):
+    opened = Counter()
+    open_path = Path.open
+
+    def counting(path, *arguments, **options):
+        # Weights are read without a buffer, and each is sought anew.
+        opened[path.name] += options.get("buffering") == 0 and path.parent == files[0]
+        return open_path(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    extract(files[0] / "base.safetensors", files[0] / "tuned.safetensors", rank=rank)
+    assert +opened == dict.fromkeys(("base.safetensors", "tuned.safetensors"), len(SHAPES))

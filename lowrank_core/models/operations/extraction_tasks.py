@@ -102,7 +102,8 @@ def _task(
         tensors=(layer.tuned,),
         update=layer.update,
         transposed=is_transposed,
-        update_and_noise=layer.update_and_noise,
+        update_and_base_norm=layer.update_and_base_norm,
+        base_update_and_noise=layer.base_update_and_noise,
         base_norm=layer.base_norm,
     )
 

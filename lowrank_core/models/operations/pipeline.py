@@ -22,7 +22,7 @@ from lowrank_core.models.files.streams import Stream
 from lowrank_core.models.formats import Adapter, Placement, format_named
 from lowrank_core.models.formats.adapter import transposed
 from lowrank_core.models.formats.format import Headers, StoredScale
-from lowrank_core.models.norms import ratio
+from lowrank_core.models.norms import frobenius_norm, ratio
 from lowrank_core.models.operations.compression import Compression, LayerCompression, totals_of
 from lowrank_core.models.operations.destinations import Output, OutputFiles, OutputInMemory
 from lowrank_core.models.operations.factor_warnings import noise_warnings, size_warnings, storage_warnings
@@ -303,22 +303,25 @@ class _Job(NamedTuple):
 
 
 def _factored(job: _Job) -> list[Factored]:
-    base_norm = job.task.base_norm() if job.task.has_base else None
-    return [replace(factored, base_norm=base_norm) for factored in _at_each_rank(job)]
-
-
-def _at_each_rank(job: _Job) -> list[Factored]:
     task, ranks, encoding = job
+    if isinstance(ranks[0], AboveNoise):
+        return [_above_noise(task, ranks[0], encoding)]
+    update, base_norm = task.read()
     counted = [rank for rank in ranks if not (rank is None or isinstance(rank, AboveNoise))]
     if len(counted) == len(ranks):
-        return factor_each(task.update(), counted, encoding, min_rank=task.min_rank, tolerance=task.tolerance)
-    (rank,) = ranks
-    if not isinstance(rank, AboveNoise):
-        return [unchanged(task.update(), encoding)]
-    if task.update_and_noise is None:
+        each = factor_each(update, counted, encoding, min_rank=task.min_rank, tolerance=task.tolerance)
+    else:
+        each = [unchanged(update, encoding)]
+    return [replace(factored, base_norm=base_norm) for factored in each]
+
+
+def _above_noise(task: Task, rank: AboveNoise, encoding: FactorEncoding) -> Factored:
+    """Factor what is above the rounding noise of a layer."""
+    if task.base_update_and_noise is None:
         raise ValueError("what storing has added is known of the difference of two checkpoints, and not of an adapter")
-    update, noise = task.update_and_noise()
-    return [replace(factor(update, partial(rank.rank, noise), encoding, min_rank=task.min_rank), noise=noise)]
+    base, update, noise = task.base_update_and_noise()
+    factored = factor(update, partial(rank.rank, noise), encoding, min_rank=task.min_rank)
+    return replace(factored, noise=noise, base_norm=frobenius_norm(base))
 
 
 def _encodings(tasks: Sequence[Task], encoding: FactorEncoding) -> dict[Placement, FactorEncoding]:

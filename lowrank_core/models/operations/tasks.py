@@ -38,10 +38,11 @@ def base_norm_of(layer: AdapterLayer) -> Callable[[], float]:
 class Task:
     """One layer to be compressed; picklable, because it may run in another process.
 
-    `shape`, `dtype` and `tensors` describe what is compressed. `update` reads it, as the
-    transpose of its module's map where `transposed`; `update_and_noise` reads it with its rounding noise, where there
-    are two stored weights; `base_norm` reads the norm of the one before training. `biases` are multiplied with the
-    layer's scale by readers, and are divided by it here.
+    `shape`, `dtype` and `tensors` describe what is compressed. `update` reads it, as the transpose of its module's map
+    where `transposed`, and `base_norm` the norm of the weight before training, where that is known. Of two stored
+    weights, which are to be read once, `update_and_base_norm` reads both of these, and `base_update_and_noise` the
+    weight before training, the update and its rounding noise. `biases` are multiplied with the layer's scale by
+    readers, and are divided by it here.
     `alpha` is the layer's own, where not all have the same. `tolerance` is that of a truncation to a rank.
     """
 
@@ -55,13 +56,15 @@ class Task:
     min_rank: int = 0
     tolerance: float | None = None
     alpha: float | None = None
-    update_and_noise: Callable[[], tuple[NDArray[Any], RoundingNoise]] | None = None
+    update_and_base_norm: Callable[[], tuple[NDArray[Any], float]] | None = None
+    base_update_and_noise: Callable[[], tuple[NDArray[Any], NDArray[Any], RoundingNoise]] | None = None
     base_norm: Callable[[], float] = no_base_norm
 
-    @property
-    def has_base(self) -> bool:
-        """Whether the weight before training is known."""
-        return self.base_norm is not no_base_norm
+    def read(self) -> tuple[Update, float | None]:
+        """Read the update, and the norm of the weight before training where that is known."""
+        if self.update_and_base_norm is not None:
+            return self.update_and_base_norm()
+        return self.update(), None if self.base_norm is no_base_norm else self.base_norm()
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from filecmp import cmp
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.quantised import check_dequantised
 from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape, read_blocks, weight_norm
-from lowrank_core.models.norms import difference, difference_of_blocks, one_blas_thread
+from lowrank_core.models.norms import difference, difference_of_blocks, frobenius_norm, one_blas_thread
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
 from lowrank_core.models.pairing.changes import OtherChange, change_of, find_tied, only_in
 from lowrank_core.models.pairing.fusions import PartMatch, describe_parts, is_stack, match_experts, split_fused
@@ -100,7 +101,23 @@ class WeightPair:
         value by more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice. Both weights are read a block
         of rows at a time, and never in memory as a whole where their files allow it.
         """
-        blocks = zip(read_blocks(self.base, _READ_ENTRIES), read_blocks(self.tuned, _READ_ENTRIES), strict=True)
+        return self._difference(self._blocks())
+
+    def update_and_base_norm(self) -> tuple[NDArray[Any], float]:
+        """Read both weights once, and return their difference and the Frobenius norm of the one before training."""
+        norms: list[float] = []
+
+        def noted() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+            for before, after in self._blocks():
+                norms.append(frobenius_norm(before))
+                yield before, after
+
+        return self._difference(noted()), math.hypot(*norms)
+
+    def _blocks(self) -> Iterable[tuple[NDArray[Any], NDArray[Any]]]:
+        return zip(read_blocks(self.base, _READ_ENTRIES), read_blocks(self.tuned, _READ_ENTRIES), strict=True)
+
+    def _difference(self, blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> NDArray[Any]:
         delta = difference_of_blocks(blocks, self.tuned.shape, self.base.array_dtype, self.tuned.array_dtype)
         if delta is None:
             # Over the whole of both, which says where and why.
