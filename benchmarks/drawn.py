@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import mpmath
@@ -20,12 +21,6 @@ from numpy.typing import NDArray
 
 from benchmarks.repeated import missed_over_tolerance, rotated, stepped_values
 from lowrank_core import LowRankUpdate, spectrum, truncate
-from lowrank_core._linalg.bidiagonal import bidiagonal_svd_values
-from lowrank_core._linalg.gram import kernel_gram_values, lapack_gram_values
-from lowrank_core._linalg.lapack import lapack_svd_values
-from lowrank_core._linalg.small import kernel_svd_values
-from lowrank_core._linalg.tall import tall_svd_values
-from lowrank_core._linalg.two_stage_svd import two_stage_svd_values
 from lowrank_core._validation import as_matrices
 from lowrank_core.testing import FACTOR_KINDS, KINDS, low_rank_updates, updates
 
@@ -144,9 +139,19 @@ def _over(errors: Floats, unit: float) -> float:
     return beyond / unit if beyond else 0.0
 
 
-def _found_by(find: Callable[[Any], tuple[Floats, Floats]]) -> Callable[[Any], Floats]:
+def _found_by(find: str, *arguments: Any) -> Callable[[Any], Floats]:
     """Return a function for values of a dense matrix by one way, whatever `method` would take at its size."""
-    return lambda update: find(as_matrices(update)[0][np.newaxis])[0][0]
+
+    def values(update: Any) -> Floats:
+        return _engine(find)(as_matrices(update)[0][np.newaxis], *arguments)[0][0]
+
+    return values
+
+
+def _engine(name: str) -> Any:
+    """Import a function of the engine when it is called: asv imports this file beside commits that may not have it."""
+    module, function = name.split(".")
+    return getattr(import_module(f"lowrank_core._linalg.{module}"), function)
 
 
 def _values(method: str) -> Callable[[Any], Floats]:
@@ -164,18 +169,19 @@ def _lengths(method: str) -> Callable[[Any], Floats]:
     return lengths
 
 
-def _by_a_triangle(stack: NDArray[Any]) -> tuple[Floats, Floats]:
-    return tall_svd_values(kernel_svd_values, stack, 1)
+def _by_a_triangle(update: Any) -> Floats:
+    tall, of_triangle = _engine("tall.tall_svd_values"), _engine("small.kernel_svd_values")
+    return tall(of_triangle, as_matrices(update)[0][np.newaxis], 1)[0][0]
 
 
 ROUTES = {
-    "direct, eight in lanes": Route(_found_by(lambda one: kernel_svd_values(one, 1)), False, "eps64·σ₁"),
-    "direct, one column after another": Route(_found_by(lambda one: bidiagonal_svd_values(one, 1)), False, "eps64·σ₁"),
-    "direct, QR first": Route(_found_by(_by_a_triangle), False, "eps64·σ₁"),
-    "direct, two stages": Route(_found_by(lambda one: two_stage_svd_values(one, 1)), False, "eps64·σ₁"),
-    "lapack": Route(_found_by(lapack_svd_values), False, "eps64·σ₁"),
-    "gram, three diagonals": Route(_found_by(lambda one: kernel_gram_values(one, 1)), False, "eps32·σ₁"),
-    "gram, LAPACK": Route(_found_by(lapack_gram_values), False, "eps32·σ₁"),
+    "direct, eight in lanes": Route(_found_by("small.kernel_svd_values", 1), False, "eps64·σ₁"),
+    "direct, one column after another": Route(_found_by("bidiagonal.bidiagonal_svd_values", 1), False, "eps64·σ₁"),
+    "direct, QR first": Route(_by_a_triangle, False, "eps64·σ₁"),
+    "direct, two stages": Route(_found_by("two_stage_svd.two_stage_svd_values", 1), False, "eps64·σ₁"),
+    "lapack": Route(_found_by("lapack.lapack_svd_values"), False, "eps64·σ₁"),
+    "gram, three diagonals": Route(_found_by("gram.kernel_gram_values", 1), False, "eps32·σ₁"),
+    "gram, LAPACK": Route(_found_by("gram.lapack_gram_values"), False, "eps32·σ₁"),
     "truncation, direct": Route(_lengths("direct"), False, "eps64·σ₁"),
     "truncation, gram": Route(_lengths("gram"), False, "eps32·σ₁"),
     "factors, QR": Route(_values("direct"), True, "eps64·γΣ‖bᵢ‖‖aᵢ‖"),
