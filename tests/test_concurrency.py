@@ -71,8 +71,14 @@ def answer(name):
     return [np.asarray(part).tobytes() for part in (result if isinstance(result, tuple) else (result,))]
 
 
-def all_answers(_=None):
+def all_answers():
     return {name: answer(name) for name in CALLS}
+
+
+def answers_on_one_blas_thread(_=None):
+    """Return all answers, with the count of BLAS's threads set: older releases of OpenBLAS round by it."""
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        return all_answers()
 
 
 def test_every_public_function_is_called():
@@ -112,11 +118,9 @@ def test_workers_under_a_pool_of_the_callers_own(blas_before):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_process_pool_answers_alike(start):
-    alone = all_answers()
-    context = multiprocessing.get_context(start)
-    # The count of BLAS's threads is the process's own, and on others older releases of OpenBLAS round otherwise.
-    with ProcessPoolExecutor(2, context, threadpoolctl.threadpool_limits, (1, "blas")) as pool:
-        assert list(pool.map(all_answers, range(2))) == [alone, alone]
+    alone = answers_on_one_blas_thread()
+    with ProcessPoolExecutor(2, multiprocessing.get_context(start)) as pool:
+        assert list(pool.map(answers_on_one_blas_thread, range(2))) == [alone, alone]
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
