@@ -15,11 +15,8 @@ from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
-
-from lowrank_core.models.sources import Source, is_path
 
 CONNECT_SECONDS = 15
 # Layers under way, and results that wait for an earlier one: enough to keep the workers of a cluster busy.
@@ -227,11 +224,6 @@ def map_as_completed(
     finally:
         for future in pending:
             future.cancel()
-
-
-def source_for(source: Source, executor: Executor | None) -> Source:
-    """Return a source by which an executor's workers find it: a path absolute, because their folder may differ."""
-    return Path(source).absolute() if executor is not None and is_path(source) else source
 
 
 def _result_or_reason(function: Callable[[Layer], Result], layer: Layer) -> Result | str:

@@ -1,8 +1,10 @@
 import os
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from safetensors.numpy import load_file
 
 from lowrank_core import rank_for_variance
 from lowrank_core.models import executors
-from lowrank_core.models.executors import dask_cluster, local_processes, map_in_order, source_for
+from lowrank_core.models.executors import dask_cluster, local_processes, map_in_order
+from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.operations.extraction import extract
 from lowrank_core.models.operations.merging import merge
 from lowrank_core.models.operations.resizing import resize
@@ -76,12 +79,20 @@ def test_an_error_of_a_task_is_raised_in_its_turn():
             next(results)
 
 
-def test_paths_are_absolute_for_workers(tmp_path, monkeypatch):
+def test_workers_get_absolute_paths_and_messages_those_given(tmp_path, rng, monkeypatch):
+    checkpoint_pair(tmp_path, rng)
     monkeypatch.chdir(tmp_path)
-    assert str(source_for("file", None)) == "file"
-    assert source_for("file", ThreadPoolExecutor(1)) == tmp_path / "file"
-    weights = {"a.weight": np.ones((2, 2))}
-    assert source_for(weights, ThreadPoolExecutor(1)) is weights
+    tensors = open_checkpoint("base.safetensors").tensors.values()
+    assert {tensor.file for tensor in tensors} == {Path("base.safetensors")}
+    assert {tensor.file for tensor in pickle.loads(pickle.dumps(list(tensors)))} == {tmp_path / "base.safetensors"}
+    Path("empty").mkdir()
+    with ThreadPoolExecutor(1) as executor, pytest.raises(FileNotFoundError, match=r"^no adapter in 'empty'"):
+        resize("empty", "smaller", rank=1, executor=executor)
+
+
+def test_a_tensor_in_memory_is_sent_under_its_own_name():
+    (tensor,) = open_checkpoint({"a.weight": np.ones((2, 2))}).tensors.values()
+    assert pickle.loads(pickle.dumps(tensor)).file == tensor.file
 
 
 @pytest.fixture(scope="module")

@@ -60,10 +60,8 @@ def explain_missing(path: Path) -> FileNotFoundError:
 
 def hub_id(path: Path) -> str | None:
     """Return a path that may be the id of a model, as "org/name": nothing has that name here, nor its first part."""
-    # A worker in another folder is given an absolute path.
-    name = (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
     is_file = path.suffix.lower() in _FILE_SUFFIXES or path.is_symlink() or path.exists() or path.parent.exists()
-    return None if is_file or not _HUB_ID.fullmatch(name) else name
+    return None if is_file or not _HUB_ID.fullmatch(path.as_posix()) else path.as_posix()
 
 
 def _mistake(beginning: bytes) -> str:

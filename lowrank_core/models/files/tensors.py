@@ -86,6 +86,10 @@ class StoredTensor:
     quantised: Quantisation | None = None
     memory: ArrayInMemory | None = field(default=None, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields for another process, with an absolute path: its working folder may differ."""
+        return vars(self) if self.memory is not None else vars(self) | {"file": self.file.absolute()}
+
     @property
     def size(self) -> int:
         """Number of entries."""

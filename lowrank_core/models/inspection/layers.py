@@ -17,7 +17,7 @@ from lowrank_core import (
     spectrum,
     stable_rank,
 )
-from lowrank_core.models.executors import Progress, collect_layers, source_for
+from lowrank_core.models.executors import Progress, collect_layers
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.formats import is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
@@ -134,8 +134,7 @@ def inspect(
     if intruders and base is None:
         raise ValueError("intruders are beside the base's weights: give the base too (--base)")
     names = names_of([path] if base is None else [path, base])
-    sources = source_for(path, executor), None if base is None else source_for(base, executor)
-    source = open_updates(*sources, match=match, component=component)
+    source = open_updates(path, base, match=match, component=component)
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, intruders=intruders, executor=executor, progress=progress
     )

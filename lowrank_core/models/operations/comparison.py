@@ -9,7 +9,7 @@ from functools import partial
 from itertools import combinations
 
 import lowrank_core
-from lowrank_core.models.executors import Progress, collect_layers, source_for
+from lowrank_core.models.executors import Progress, collect_layers
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.base_names import base_names, is_lossy
 from lowrank_core.models.inspection.layers import open_updates
@@ -92,8 +92,7 @@ def compare(
         raise ValueError(f"a comparison is of at least two adapters or checkpoints; got {len(paths)}")
     if rank < 0:
         raise ValueError(f"the rank is a whole number of at least 0; got {rank}")
-    at = None if base is None else source_for(base, executor)
-    sources = [open_updates(source_for(path, executor), at, match=match, component=component) for path in paths]
+    sources = [open_updates(path, base, match=match, component=component) for path in paths]
     names = names_of(paths)
     layers = _by_module(sources)
     pairs = tuple(

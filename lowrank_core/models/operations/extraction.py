@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack, overload
 
 from lowrank_core._validation import as_tolerance
-from lowrank_core.models.executors import Progress, source_for
+from lowrank_core.models.executors import Progress
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.checkpoints import Checkpoint, open_checkpoint
 from lowrank_core.models.formats import format_of_output, is_adapter
@@ -209,7 +209,7 @@ def extract(
     }
     words |= {"above_noise": above_noise, "sides": sides, "objective": objective, "max_rank": max_rank}
     rank = choose_rank({"rank": rank, **words}, required=True)
-    if is_adapter(source_for(tuned, executor)):
+    if is_adapter(tuned):
         _check_options_of_adapters(rank, embeddings, transposed, match, names, component)
         rewritten = rewrite(
             "extract",
@@ -235,7 +235,7 @@ def extract(
         return rewritten if isinstance(rank, Sequence) else rewritten[0]
     tolerance = as_tolerance(tolerance)
     pair = pair_checkpoints(
-        *(open_checkpoint(source_for(path, executor), component=component) for path in (base, tuned)),
+        *(open_checkpoint(path, component=component) for path in (base, tuned)),
         match=match,
         names=names,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_core._results import count
-from lowrank_core.models.executors import Progress, collect_layers, source_for
+from lowrank_core.models.executors import Progress, collect_layers
 from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.norms import Update
@@ -151,8 +151,7 @@ def history(
         raise ValueError(f"the number of leading directions is a whole number of at least 0; got {leading}")
     ordered, steps = _in_order(paths)
     names = names_of(ordered)
-    at = None if base is None else source_for(base, executor)
-    sources = [open_updates(source_for(path, executor), at) for path in ordered]
+    sources = [open_updates(path, base) for path in ordered]
     by_step: list[dict[str, Layer]] = [{layer.name: layer for layer in source.layers} for source in sources]
     common = sorted(set.intersection(*(set(layers) for layers in by_step)))
     if not common:

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from lowrank_core.models.executors import Progress, source_for
+from lowrank_core.models.executors import Progress
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.files.tensors import StoredTensor, describe_shape
 from lowrank_core.models.formats import (
@@ -164,7 +164,7 @@ def merge(
     if not adapters:
         raise ValueError("there is nothing to merge: give at least one adapter")
     weights = _checked_weights(weights, len(adapters))
-    opened = [open_adapter(source_for(adapter, executor)) for adapter in adapters]
+    opened = [open_adapter(adapter) for adapter in adapters]
     for adapter in opened:
         check_base(adapter, restored=base_restored)
         check_no_magnitudes(adapter)
@@ -180,7 +180,7 @@ def merge(
     first = {name: sums[name].terms[0][1] for name in chosen if name in sums}
     layers = [replace(layer, placement=replace(layer.placement, name=name)) for name, layer in first.items()]
     if base is not None:
-        layers = list(with_weights(layers, open_base(source_for(base, executor), adapters[0])))
+        layers = list(with_weights(layers, open_base(base, adapters[0])))
     placed = place_layers(layers, target, same={target.name}, prefix=prefix, base=base)
     tasks = [
         Task(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_core import Spectrum, equivalent_alpha, reconstruction_error, variance_captured
-from lowrank_core.models.executors import Progress, source_for
+from lowrank_core.models.executors import Progress
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.peft_config import lora_config
 from lowrank_core.models.inspection.layers import open_updates
@@ -202,8 +202,7 @@ def plan(
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and positive; got {scale}. 1 applies the factors' product as it is.")
     names = names_of([path] if base is None else [path, base])
-    sources = source_for(path, executor), None if base is None else source_for(base, executor)
-    source = open_updates(*sources, match=match, component=component)
+    source = open_updates(path, base, match=match, component=component)
     layers = {layer.name: layer for layer in source.layers}
     bad = source.incomplete
     chosen = select(sorted(layers.keys() | bad.keys()), include, exclude)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from os import PathLike
 
-from lowrank_core.models.executors import Progress, source_for
+from lowrank_core.models.executors import Progress
 from lowrank_core.models.files.atomic import check_replaceable
 from lowrank_core.models.formats import OtherTensor, format_of_output, open_adapter
 from lowrank_core.models.formats.format import Kept
@@ -50,10 +50,7 @@ def rewrite(
 
     With `on_base`, the updates that depend on the base model are made from its weights.
     """
-    source = source_for(adapter, executor)
-    opened = (
-        open_with_base(source, source_for(base, executor)) if on_base and base is not None else open_adapter(source)
-    )
+    opened = open_with_base(adapter, base) if on_base and base is not None else open_adapter(adapter)
     if dtype is None:
         dtype = finest_dtype(tensor for layer in opened.layers for tensor in layer.tensors)
     target = format_of_output(out, opened.format, format)
@@ -74,7 +71,7 @@ def rewrite(
     chosen = set(select(names, include, exclude))
     layers = [layer for layer in opened.layers if layer.name in chosen]
     if base is not None and rank is not None and not on_base:
-        layers = list(with_weights(layers, open_base(source_for(base, executor), adapter)))
+        layers = list(with_weights(layers, open_base(base, adapter)))
     same = {layer.placement.format for layer in layers} if same_format else {target.name}
     placed = place_layers(layers, target, same=same, prefix=prefix, base=base)
     others = [other for other in opened.others if other.tensor.is_readable] if same_format else []

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from lowrank_core.models.executors import Progress, map_layers, source_for
+from lowrank_core.models.executors import Progress, map_layers
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.files.tensors import StoredTensor, describe
 from lowrank_core.models.formats import open_adapter
@@ -139,11 +139,11 @@ def verify(
     (False, 12, 'applied twice')
     """
     names = names_of((base, adapter, merged))
-    checkpoint = open_base(source_for(base, executor), adapter)
-    opened = with_base(open_adapter(source_for(adapter, executor)), checkpoint)
+    checkpoint = open_base(base, adapter)
+    opened = with_base(open_adapter(adapter), checkpoint)
     check_base(opened, restored=base_restored)
     changes = changes_of(opened, checkpoint)
-    model = open_checkpoint(source_for(merged, executor))
+    model = open_checkpoint(merged)
     expected = checkpoint.tensors | {key: change.weight for key, change in changes.by_key.items()}
     matches = align_names(expected, model.tensors, {}, lambda _one, _other: True).matches
     jobs = [
