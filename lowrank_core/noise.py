@@ -59,10 +59,10 @@ def marchenko_pastur_median(beta: float) -> float:
     Notes
     -----
     Bisection of the distribution function, which has a closed form: with :math:`\rho = \sqrt\beta` and
-    :math:`x = 1 + \rho^2 - 2\rho\cos\theta`
+    :math:`x = 1 + \rho^2 - 2\rho\,\cos\theta`
 
-    .. math:: F(\theta) = \frac{1}{\pi}\left(\theta + \phi - \frac{\phi - \rho \sin\theta}{\rho^2}\right),
-       \qquad \phi = \arctan\frac{\rho\sin\theta}{1 - \rho\cos\theta}.
+    .. math:: F(\theta) = \frac{1}{\pi}\left(\theta + \phi - \frac{\phi - \rho\,\sin\theta}{\rho^2}\right),
+       \qquad \phi = \arctan\frac{\rho\,\sin\theta}{1 - \rho\,\cos\theta}.
 
     References
     ----------

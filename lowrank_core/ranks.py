@@ -190,8 +190,8 @@ def numerical_rank(spectrum: Spectrum) -> Any:
     r"""Return the number of singular values above rounding.
 
     The threshold is the largest of :math:`\max(m, n)\,\epsilon_{64}\,\sigma_1`, for float32 and below
-    :math:`10\,\epsilon_{32}\,\sigma_1` (the error of the decomposition), and :math:`\frac12 \epsilon_{dtype} N` (the
-    error of storing the update).
+    :math:`10\,\epsilon_{32}\,\sigma_1` (the error of the decomposition), and
+    :math:`\frac12 \epsilon_{\mathrm{dtype}} N` (the error of storing the update).
 
     Parameters
     ----------

@@ -210,8 +210,8 @@ def equivalent_alpha(
 ) -> Any:
     r"""Compute the alpha that keeps the scaling when the rank or the rule changes.
 
-    Solves :math:`\gamma_{to}(\alpha', r') = \gamma(\alpha, r)` for a target rule that is proportional to alpha:
-    :math:`\alpha' = \gamma(\alpha, r) / \gamma_{to}(1, r')`.
+    Solves :math:`\gamma_{\mathrm{to}}(\alpha', r') = \gamma(\alpha, r)` for a target rule that is proportional to
+    alpha: :math:`\alpha' = \gamma(\alpha, r) / \gamma_{\mathrm{to}}(1, r')`.
 
     Parameters
     ----------

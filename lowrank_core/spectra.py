@@ -202,9 +202,10 @@ def spectrum(
         factors, ``gram`` by their Gram matrices, and ``auto`` is ``direct`` if both factors are float64, else ``gram``.
         Those of a KroneckerUpdate are the products of the values of its sides, which have the method each.
     tolerance : float, optional
-        For ``krylov``, how much of the leading energy H_k may be missed, as a fraction t of the energy T_k beyond it,
-        from 0 to 1; 0 makes ``auto`` take a full decomposition. None is 1e-6, or 1e-12 for float64. A tail of less
-        than 1e-6·N² (1e-12·N² for float64) counts for that. What was achieved is in the result, as ``missed``.
+        For ``krylov``, how much of the leading energy :math:`H_k` may be missed, as a fraction t of the energy
+        :math:`T_k` beyond it, from 0 to 1; 0 makes ``auto`` take a full decomposition. None is 1e-6, or 1e-12 for
+        float64. A tail of less than 1e-6·N² (1e-12·N² for float64) counts for that. What was achieved is in the result,
+        as ``missed``.
     workers : int, optional
         Threads over the batch, or over one large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator

@@ -23,8 +23,8 @@ _EPS64 = FLOATS["float64"].eps
 def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _EPS64) -> None:
     r"""Check singular values against those of LAPACK in float64.
 
-    The bound is :math:`|\hat\sigma_i - \sigma_i| \le c \max(m, n)\,(\epsilon\,\sigma_1 + 2^{-1074})`; its last term is
-    the spacing of subnormal numbers.
+    The bound is :math:`|\hat\sigma{}_i - \sigma_i| \le c \max(m, n)\,(\epsilon\,\sigma_1 + 2^{-1074})`; its last term
+    is the spacing of subnormal numbers.
 
     Parameters
     ----------
