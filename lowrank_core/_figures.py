@@ -40,6 +40,17 @@ class Look:
 # Okabe and Ito's colours, which colour-blind readers can distinguish; purple and orange darkened for text.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#A04A86", "#B37400"
 SKY, BLACK, GREY = "#2E8BC0", "#000000", "#777777"
+# Of kinds of layer: colour, line and marker.
+KIND_LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
+    (BLUE, "-", "o"),
+    (VERMILION, (0, (5, 2)), "s"),
+    (GREEN, (0, (3, 1, 1, 1)), "^"),
+    (PURPLE, (0, (1, 1.2)), "v"),
+    (ORANGE, (0, (7, 2, 1, 2)), "D"),
+    (BLACK, (0, (2, 1)), "P"),
+    (SKY, (0, (7, 2)), "X"),
+    (GREY, "-", "p"),
+)
 LOOKS = {
     "standard": Look("α/r", VERMILION, (0, (5, 2)), "o"),
     "rslora": Look("α/√r", BLUE, "-", "s"),

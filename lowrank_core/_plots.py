@@ -81,6 +81,7 @@ def draw_ranks(names: Sequence[str], ranks: Sequence[int], axes: Any) -> Axes:
     drawn = _axes(axes, height=max(2.4, 1.2 + 0.22 * min(len(names), _NAMES_SHOWN)))
     from lowrank_core._figures import BLUE
 
+    drawn.set_axisbelow(True)
     drawn.barh(range(len(names)), ranks, color=BLUE)
     drawn.set(title="Rank of each layer", xlabel="rank r", ylim=(len(names) - 0.5, -0.5))
     if len(names) <= _NAMES_SHOWN:

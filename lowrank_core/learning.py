@@ -66,6 +66,7 @@ class LearningSweep(EqualByContent):
     rules : tuple of str
         Names of the rules.
     alpha : float64
+        As passed.
     """
 
     errors: NDArray[np.float64]

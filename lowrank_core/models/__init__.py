@@ -1,7 +1,5 @@
-"""Whole models, as files: adapters and checkpoints inspected, extracted, resized, merged, planned for.
-
-The public API of this package. A name is imported when it is first used.
-"""
+"""Whole models, as files: adapters and checkpoints inspected, extracted, resized, merged, planned for."""
+# A name is imported when it is first used.
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def local_processes(workers: int) -> Iterator[Executor]:
 
     Examples
     --------
-    >>> from lowrank_core.models.executors import local_processes
+    >>> from lowrank_core.models import local_processes
     >>> with local_processes(1) as executor:
     ...     list(executor.map(abs, [-1, 2]))
     [1, 2]

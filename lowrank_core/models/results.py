@@ -34,8 +34,7 @@ def to_json(result: Any) -> Any:
 
     Examples
     --------
-    >>> from lowrank_core.models.inspection.census_rows import AdapterRow
-    >>> from lowrank_core.models.results import to_json
+    >>> from lowrank_core.models import AdapterRow, to_json
     >>> to_json(AdapterRow("/adapters/one", "12@34 56@78", ranks=(4, 8)))["ranks"]
     [4, 8]
     """

@@ -12,7 +12,7 @@ from lowrank_core.models import to_json
 from tests.models.test_in_memory import figures
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "notebook.md"
-CELL = re.compile(r"^```\{code-cell\} ipython3\n(?::tags:[^\n]*\n)?(.*?)^```$", re.MULTILINE | re.DOTALL)
+CELL = re.compile(r"^```\{code-cell\} ipython3\n(?::[^\n]*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")

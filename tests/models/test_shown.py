@@ -54,3 +54,22 @@ def test_layers_are_records_of_their_fields(reports):
     assert set(vars(layer)) == set(type(layer).__dataclass_fields__)
     assert len(repr(open_checkpoint({"a.weight": np.ones((300, 300))}))) < 100
     assert len(repr(reports["adapter"].adapter)) < 200
+
+
+def test_no_legend_of_a_comparison_hides_a_mark(rng):
+    one, other = ({f"h.0.{kind}.weight": rng.standard_normal((8, 6)) for kind in "abcdefgh"} for _ in range(2))
+    figure = compare([one, other], {name: np.zeros((8, 6)) for name in one}).figure()
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        frame = axes.get_legend().get_window_extent()
+        for marks in axes.collections:
+            places = marks.get_offset_transform().transform(marks.get_offsets())
+            assert not any(frame.contains(*place) for place in places), axes.get_title()
+
+
+def test_the_rounding_of_angles_is_not_drawn_as_growth(rng):
+    tuned = {"h.0.proj.weight": rng.standard_normal((8, 6))}
+    figure = history([tuned] * 3, {"h.0.proj.weight": np.zeros((8, 6))}).figure()
+    angles = figure.axes[-1]
+    assert np.nanmax([line.get_ydata() for line in angles.lines]) < 1e-3
+    assert angles.get_ylim() == (0.0, 1.0)

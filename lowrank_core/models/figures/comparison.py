@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lowrank_core import SpaceOverlap
 
 _MARK = 26
+# In rows: the height of the legends above the first row.
+_LEGEND_ROWS = 1.0
 
 
 class Layer(Protocol):
@@ -61,7 +63,7 @@ def draw_layers(title: str, compared: Sequence[Layer]) -> ReportFigure:
         figure = ReportFigure(figsize=(15, max(3.6, 2.0 + 0.55 * len(kinds))), layout="constrained")
         cosines, sums, overlaps = figure.subplots(1, 3, sharey=True)
         figure.suptitle(f"{title}   ({len(layers)} layers)", fontsize=14, x=0.01, ha="left")
-        heights = depth_rows(cosines, kinds)
+        heights = depth_rows(cosines, kinds, above=_LEGEND_ROWS)
         deviations = 2.0 * np.array([layer.cosine_deviation for layer in layers])
         cosines.hlines(heights, -deviations, deviations, color=GREY, linewidth=1.5, label="random updates, ±2 s.d.")
         _marks(cosines, [layer.cosine for layer in layers], heights, BLUE, "o", "these")
@@ -75,7 +77,8 @@ def draw_layers(title: str, compared: Sequence[Layer]) -> ReportFigure:
                 _marks(overlaps, [level[place] for level in levels], heights, drawn, marker, label)
         overlaps.set(title="Overlap of leading spaces", xlabel="φ", xlim=(-0.03, 1.03))
         for axes in (cosines, sums, overlaps):
-            axes.legend(loc="best", framealpha=0.9, edgecolor="none", fontsize=9)
+            axes.legend(loc="upper left", ncols=2, framealpha=0.9, edgecolor="none", fontsize=9)
+            axes.locator_params(axis="x", nbins=5)
     return figure
 
 

@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from lowrank_core import Spectrum, reconstruction_error
 from lowrank_core._figures import (
     BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
+    KIND_LOOKS,
     VERMILION,
-    LineStyle,
     Look,
     ReportFigure,
     depth_rows,
@@ -65,16 +59,6 @@ _FRACTION = 0.95
 _POINTS = 200
 _LONGEST_LABEL = 20
 _SMALLEST = 1e-6
-_LOOKS: tuple[tuple[str, LineStyle, str], ...] = (
-    (BLUE, "-", "o"),
-    (VERMILION, (0, (5, 2)), "s"),
-    (GREEN, (0, (3, 1, 1, 1)), "^"),
-    (PURPLE, (0, (1, 1.2)), "v"),
-    (ORANGE, (0, (7, 2, 1, 2)), "D"),
-    (BLACK, (0, (2, 1)), "P"),
-    (SKY, (0, (7, 2)), "X"),
-    (GREY, "-", "p"),
-)
 
 
 def draw(title: str, layers: Sequence[Layer]) -> ReportFigure:
@@ -119,8 +103,8 @@ def _best_errors(layer: Layer, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _lines(axes: Axes, kinds: Mapping[str, Sequence[Layer]], curve: Curve, *, labelled: bool = True) -> None:
     layers = [layer for members in kinds.values() for layer in members]
-    shown = kinds if len(kinds) <= len(_LOOKS) else {f"median of {len(layers)}": layers}
-    for nth, ((name, members), look) in enumerate(zip(shown.items(), _LOOKS, strict=False)):
+    shown = kinds if len(kinds) <= len(KIND_LOOKS) else {f"median of {len(layers)}": layers}
+    for nth, ((name, members), look) in enumerate(zip(shown.items(), KIND_LOOKS, strict=False)):
         grid = _thinned(max(layer.singular_values.size for layer in members))
         table = np.full((len(members), grid.size), np.nan)
         for row, layer in zip(table, members, strict=True):

@@ -91,7 +91,7 @@ def open_checkpoint(source: Source, *, component: str | None = None) -> Checkpoi
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.files.checkpoints import open_checkpoint
+    >>> from lowrank_core.models import open_checkpoint
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_file({"layer.weight": np.ones((2, 3), np.float32)}, pathlib.Path(folder, "model.safetensors"))
     ...     open_checkpoint(folder).tensors["layer.weight"].shape

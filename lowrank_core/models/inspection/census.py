@@ -69,7 +69,7 @@ def census(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.inspection.census import census
+    >>> from lowrank_core.models import census
     >>> factors = {"a.lora_down.weight": np.eye(2, 4), "a.lora_up.weight": np.diag([4.0, 3.0])}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_file(factors, pathlib.Path(folder, "first.safetensors"))

@@ -120,7 +120,7 @@ def inspect(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.inspection.layers import inspect
+    >>> from lowrank_core.models import inspect
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     base, tuned = pathlib.Path(folder, "base.safetensors"), pathlib.Path(folder, "tuned.safetensors")
     ...     save_file({"proj.weight": np.zeros((2, 2))}, base)

@@ -78,7 +78,7 @@ def compare(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.operations.comparison import compare
+    >>> from lowrank_core.models import compare
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     paths = [pathlib.Path(folder, f"{name}.safetensors") for name in ("one", "two")]
     ...     for path, size in zip(paths, (1.0, -1.0)):

@@ -137,7 +137,7 @@ def history(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from safetensors.numpy import save_file
-    >>> from lowrank_core.models.operations.history import history
+    >>> from lowrank_core.models import history
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     paths = [pathlib.Path(folder, f"run-{step}.safetensors") for step in (100, 200)]
     ...     for path, size in zip(paths, (1.0, 2.0)):

@@ -46,7 +46,7 @@ def history_callback(path: str | PathLike[str], *, leading: int = DEFAULT_LEADIN
     Examples
     --------
     >>> import importlib.util
-    >>> from lowrank_core.models.operations.training import history_callback
+    >>> from lowrank_core.models import history_callback
     >>> if importlib.util.find_spec("transformers"):
     ...     callback = history_callback("history.jsonl")
     """
