@@ -233,6 +233,16 @@ def test_nan_in_one_layer_is_one_failure(write, rng, which):
     assert (report.right, report.complete) == (False, False)
 
 
+def test_a_weight_of_another_shape_is_that_layers_failure(write, rng):
+    base, factors = drawn(rng)
+    tensors = merged(base, factors) | {"model.1.q_proj.weight": np.ones((7, 6), np.float32)}
+    paths = [write(name, each) for name, each in (("base", base), ("lora", factors), ("merged", tensors))]
+    report = verify(*paths)
+    assert report.failures.keys() == {"model.1.q_proj"}
+    assert [report.base, report.adapter, report.merged] == [str(path) for path in paths]
+    assert (report.right, report.complete) == (False, False)
+
+
 def test_workers_change_nothing(write, rng):
     base, factors = drawn(rng)
     paths = [write(name, each) for name, each in (("base", base), ("lora", factors), ("merged", merged(base, factors)))]

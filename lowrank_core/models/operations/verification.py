@@ -156,8 +156,8 @@ def verify(
     equal = 0
     for job, result in map_layers(_checked, sorted(jobs, key=lambda job: job.name), executor, progress):
         if isinstance(result, str):
-            names = [update.name for update in job.change.updates] or [job.name]
-            failures |= dict.fromkeys(names, result)
+            failed = [update.name for update in job.change.updates] or [job.name]
+            failures |= dict.fromkeys(failed, result)
             continue
         layers += result.layers
         failures |= result.failures
