@@ -188,7 +188,8 @@ def test_figures_beside_the_base_are_printed(adapter: Path, tmp_path: Path, widt
         )
     assert sum(layer.base is None for layer in report.layers) == 1
     text = " ".join(text.split())
-    assert "The base has no weight of the name and shape of 1 layer." in text
+    assert "the base has no readable weight of the name and shape of 1 layer, as 'model.layers.1.mlp.down_proj'" in text
+    assert "Not complete: some figures are missing, as the warnings say." in text
     totals = report.totals
     assert f"‖Δ‖ is {100 * totals.relative_norm:.2f} % of ‖W‖; intruders: {totals.intruders}." in text
 

@@ -91,13 +91,23 @@ def test_an_expert_is_beside_its_own_matrix_of_the_stack(write_file, rng):
     assert [layer.base.relative_norm for layer in report.layers] == pytest.approx([0.1, 0.2, 0.3])
 
 
-@pytest.mark.parametrize("name", ["other", "proj"])
-def test_a_layer_without_a_weight_of_its_name_and_shape_has_no_such_figures(write_adapter, write_file, rng, name):
-    shape = SHAPE if name == "other" else (5, 7)
+@pytest.mark.parametrize(("name", "shape"), [("other", SHAPE), ("proj", (5, 7))])
+def test_a_base_without_a_weight_of_any_layers_name_and_shape_is_refused(write_adapter, write_file, rng, name, shape):
     base = write_file({f"{name}.weight": rng.standard_normal(shape)}, "base.safetensors")
-    report = inspect(write_adapter(*factors(rng)), base, intruders=4)
-    assert report.layers[0].base is None
-    assert (report.totals.relative_norm, report.totals.intruders) == (None, None)
+    with pytest.raises(ValueError, match=r"no readable weight of the name .* any layer of .*'proj' \(24 × 16\)"):
+        inspect(write_adapter(*factors(rng)), base)
+
+
+def test_a_layer_that_the_base_has_no_weight_for_is_missing_from_the_figures(write_peft, write_file, rng):
+    tensors = {}
+    for name in ("k", "q"):
+        B, A = factors(rng)
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    base = write_file({"q.weight": rng.standard_normal(SHAPE)}, "base.safetensors")
+    report = inspect(write_peft(tensors), base, intruders=4)
+    assert [layer.base is None for layer in report.layers] == [True, False]
+    assert report.warnings == ("the base has no readable weight of the name and shape of 1 layer, as 'k' (24 × 16)",)
+    assert not report.complete
 
 
 def test_a_base_that_is_not_finite_is_that_layers_failure(write_adapter, write_file, rng):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
-from lowrank_core._results import count
 from lowrank_core.cli.layer_tables import NONE, Column, figure, layer_table, total
 from lowrank_core.cli.tables import note
 from lowrank_core.cli.texts import RELATIVE_NORM, percent
@@ -40,9 +39,6 @@ def beside_base(layers: Sequence[LayerReport], totals: Totals, *, full: bool) ->
     columns = [column for column in _COLUMNS if column.text(layers) != NONE]
     yield from layer_table(layers, columns, full=full)
     yield from (note(_MEANINGS[column.heading]) for column in columns if column.heading in _MEANINGS)
-    missing = sum(layer.base is None for layer in layers)
-    if missing:
-        yield note(f"The base has no weight of the name and shape of {count(missing, 'layer')}.")
     if totals.relative_norm is not None:
         intruders = "" if totals.intruders is None else f"; intruders: {totals.intruders}"
         yield Text(f"All layers together: ‖Δ‖ is {percent(totals.relative_norm)} of ‖W‖{intruders}.")

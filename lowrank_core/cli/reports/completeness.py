@@ -12,10 +12,18 @@ from lowrank_core.cli.texts import percent
 from lowrank_core.models.pairing.alignment import AlignedNames
 
 
-def completeness(*, complete: bool, failures: int, compared_fraction: float | None) -> Iterator[Text]:
-    """Yield the line that says whether all that differs is in the layers, and how much of it is."""
+def completeness(
+    *, complete: bool, failures: int, compared_fraction: float | None, all_in_layers: bool = False
+) -> Iterator[Text]:
+    """Yield the line that says whether all that differs is in the layers, and how much of it is.
+
+    A report that is of `all_in_layers`, and not complete, lacks figures that its warnings name.
+    """
     if complete:
         yield Text("\nComplete: no layer failed, and no other matrix differs.")
+        return
+    if all_in_layers and not failures:
+        yield Text("\nNot complete: some figures are missing, as the warnings say.")
         return
     why = f"{count(failures, 'layer')} failed" if failures else "some of what differs is in no layer"
     part = "" if compared_fraction is None else f" have {percent(compared_fraction)} of the entries that differ, and"

@@ -45,7 +45,10 @@ def inspection(report: Inspection, *, full: bool) -> Iterator[RenderableType]:
     if report.verdicts:
         yield section("Verdicts", Text(" ".join(verdict.sentence for verdict in report.verdicts)))
     yield from completeness(
-        complete=report.complete, failures=len(report.failures), compared_fraction=report.compared_fraction
+        complete=report.complete,
+        failures=len(report.failures),
+        compared_fraction=report.compared_fraction,
+        all_in_layers=not report.not_low_rank,
     )
 
 

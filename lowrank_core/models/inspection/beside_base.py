@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core import Spectrum
-from lowrank_core.models.files.tensors import as_matrix
+from lowrank_core.models.files.tensors import Weight, as_matrix
 from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.intruders import count_intruders
 from lowrank_core.models.inspection.report import BaseFigures
@@ -58,14 +58,21 @@ def base_figures(
     )
 
 
-def read_weight(layer: AdapterLayer | WeightPair) -> NDArray[Any] | None:
-    """Read the base's weight as a matrix of a layer's shape; None where there is none of that shape."""
+def weight_of(layer: AdapterLayer | WeightPair) -> Weight | None:
+    """Return the base's weight that a layer's update is added to; None where there is none of its shape."""
     stored = layer.base if isinstance(layer, WeightPair) else layer.weight
     if stored is None or not stored.is_floating:
         return None
     shape = as_matrix(stored.shape)
-    if layer.shape not in (shape, shape[::-1]):
+    return stored if layer.shape in (shape, shape[::-1]) else None
+
+
+def read_weight(layer: AdapterLayer | WeightPair) -> NDArray[Any] | None:
+    """Read the base's weight as a matrix of a layer's shape; None where there is none of that shape."""
+    stored = weight_of(layer)
+    if stored is None:
         return None
+    shape = as_matrix(stored.shape)
     weight = stored.read().reshape(shape)
     bad = weight.size - sum(int(np.count_nonzero(np.isfinite(weight[rows]))) for rows in row_blocks(shape))
     if bad:

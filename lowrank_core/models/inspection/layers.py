@@ -17,12 +17,14 @@ from lowrank_core import (
     spectrum,
     stable_rank,
 )
+from lowrank_core._results import count
 from lowrank_core.models.executors import Progress, collect_layers
 from lowrank_core.models.files.checkpoints import open_checkpoint
+from lowrank_core.models.files.tensors import describe_shape
 from lowrank_core.models.formats import is_adapter, open_adapter
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer
 from lowrank_core.models.formats.with_base import open_with_base
-from lowrank_core.models.inspection.beside_base import base_figures
+from lowrank_core.models.inspection.beside_base import base_figures, weight_of
 from lowrank_core.models.inspection.report import (
     Inspection,
     LayerReport,
@@ -135,6 +137,7 @@ def inspect(
         raise ValueError("intruders are beside the base's weights: give the base too (--base)")
     names = names_of([path] if base is None else [path, base])
     source = open_updates(path, base, match=match, component=component)
+    beside = _without_weight(source, *names) if isinstance(source, Adapter) and base is not None else []
     layers, failures = layer_reports(
         source, ranks=ranks, rules=rules, alpha=alpha, intruders=intruders, executor=executor, progress=progress
     )
@@ -153,10 +156,10 @@ def inspect(
         layers=tuple(layers),
         failures=failures,
         not_low_rank={name: other.description for name, other in others.items()},
-        complete=not failures and all(other.is_vector for other in others.values()),
+        complete=not (failures or beside) and all(other.is_vector for other in others.values()),
         compared_fraction=pair.fraction_in(changed, unchanged, others.values()) if pair else None,
         alignment=pair.alignment if pair else (),
-        warnings=source.warnings,
+        warnings=(*source.warnings, *beside),
         verdicts=find_verdicts(layers, failures, of_checkpoints=pair is not None),
     )
 
@@ -175,6 +178,20 @@ def open_updates(
     if match or component:
         raise ValueError("a match (--match) and a component (--component) are for two checkpoints, not for an adapter")
     return open_adapter(path) if base is None else open_with_base(path, base)
+
+
+def _without_weight(source: Adapter, path: str, base: str) -> list[str]:
+    """Return the warning of layers that the base has no weight for; the base of none of them is refused."""
+    missing = [layer for layer in source.layers if weight_of(layer) is None]
+    if not missing:
+        return []
+    example = f"{missing[0].name!r} ({describe_shape(missing[0].shape)})"
+    if len(missing) == len(source.layers):
+        raise ValueError(
+            f"{base!r} has no readable weight of the name and shape of any layer of {path!r}, as {example}: give the "
+            "checkpoint that it was trained from as its base"
+        )
+    return [f"the base has no readable weight of the name and shape of {count(len(missing), 'layer')}, as {example}"]
 
 
 def layer_reports(

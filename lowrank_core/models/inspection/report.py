@@ -223,7 +223,7 @@ class Inspection:
     not_low_rank : dict of str to str
         Tensors that are not in any low-rank update, described with their norms.
     complete : bool
-        Whether the layers are all that differs, but for vectors (biases, norms) of two checkpoints.
+        Whether the layers are all that differs, but for vectors of two checkpoints, and none lacks a requested figure.
     compared_fraction : float or None
         Of two checkpoints: the fraction of the entries of all tensors that differ which is in the layers.
     alignment : tuple of AlignedNames
