@@ -1,5 +1,6 @@
 """``{run}``: a block that is run when the site is built, with its output and figure; ``{thumbnails}`` of these."""
 
+import re
 from pathlib import Path
 
 import shell
@@ -13,6 +14,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "_generated/runs"
 # Select Graphic Rendition: weights, and the eight colours.
 WEIGHTS = {"1": "bold", "2": "dim", "3": "italic", "4": "underline"}
+# In points, as matplotlib writes it.
+SIZE = re.compile(r'<svg [^>]*?width="([\d.]+)pt" height="([\d.]+)pt"')
 COLORS = dict(enumerate(("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"), start=30))
 
 
@@ -39,7 +42,7 @@ class Run(SphinxDirective):
         shown = nodes.literal_block(commands, commands, language=result.language, classes=["commands", result.language])
         parts = [shown]
         if "hide-output" not in self.options and result.printed.strip():
-            parts.append(output(result.printed.strip("\n")))
+            parts.append(output(result.printed.strip("\n"), is_message=bool(result.expected)))
         block = nodes.container("", *parts, classes=["terminal"])
         return [block, *self.figure(result)]
 
@@ -51,7 +54,15 @@ class Run(SphinxDirective):
             self.warn(f"no file {self.options['figure']} was written")
             return []
         name = Path(self.options["figure"]).stem
-        image = nodes.image("", uri=saved(self.env, name, result.figure), alt=self.options["alt"])
+        width, height = map(float, SIZE.search(result.figure).groups())
+        # An image with a width is made a link to its file by Sphinx, where small labels can be read.
+        image = nodes.image(
+            "",
+            uri=saved(self.env, name, result.figure),
+            alt=self.options["alt"],
+            width=f"{width:g}pt",
+            classes=[*(["wide"] if width > 2 * height else []), *heat_map(result.figure)],
+        )
         return [nodes.figure("", image, classes=["plotted"], ids=[name])]
 
     def warn(self, message):
@@ -70,7 +81,8 @@ class Thumbnails(SphinxDirective):
         for result, name in zip(results_of(self.env), names, strict=True):
             if name and result.figure:
                 stem = Path(name).stem
-                image = nodes.image("", uri=saved(self.env, stem, result.figure), alt="")
+                uri = saved(self.env, stem, result.figure)
+                image = nodes.image("", uri=uri, alt="", classes=heat_map(result.figure))
                 links.append(nodes.reference("", "", image, nodes.Text(stem.replace("-", " ")), refuri=f"#{stem}"))
         return [nodes.container("", nodes.paragraph("", "", *links), classes=["thumbnails"])]
 
@@ -96,11 +108,17 @@ def saved(env, name, figure):
     return f"/{uri}"
 
 
-def output(printed):
-    """Return what a block printed, with its colours and weights."""
+def heat_map(figure):
+    """Return the class of a figure with an array drawn as an image, in a list; of another figure none."""
+    return ["heat-map"] if "<image " in figure else []
+
+
+def output(printed, *, is_message):
+    """Return what a block printed, with its colours and weights; a message of one line is broken where it is long."""
     pieces = shell.STYLE.split(printed)
     # Sphinx would highlight as code what is equal to its source, and none is taken to be equal.
-    block = nodes.literal_block(f"{printed}\n", "", classes=["output"])
+    classes = ["output", "message"] if is_message and "\n" not in printed else ["output"]
+    block = nodes.literal_block(f"{printed}\n", "", classes=classes)
     styles = frozenset()
     for text, codes in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
         if text:

@@ -102,7 +102,7 @@ def prediction(results, theme):
             scatter(axes, x, kept, label, color_of(color, theme), marker)
         axes.set(xlabel=AXES[measure])
         whole_line(axes, theme)
-    panels[0].set_ylabel("of the loss gained")
+    panels[0].set_ylabel("loss kept")
     legend(panels[0])
     return figure
 
@@ -144,7 +144,7 @@ def sums(results, theme):
             scatter(axes, x, kept, relation, color_of(color, theme), marker)
         axes.set(xlabel=label)
         whole_line(axes, theme)
-    panels[0].set_ylabel("of the loss gained")
+    panels[0].set_ylabel("loss kept")
     legend(panels[0])
     return figure
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tables import table, write_tables
+from tables import table, with_minus_signs, write_tables
 
 sys.path.append(str(Path(__file__).parents[1] / "encoder"))
 
@@ -66,7 +66,7 @@ SUMMARY = """\
   rank 1 of the full update {extracted}.
 - **Weighing by the layers' inputs does not help for sure.** At ranks 1 and 2 it gains on the corpus, at rank 2 it loses
   on the movies, and at rank 4 both truncations cost about the same.
-- **Biases and norms hardly matter.** With the base's own, the accuracy changes by {vectors}.
+- **Biases and norms hardly matter.** With the base's own, the accuracy changes by {vectors} points.
 - **The same variance means different things in different parts.** Half of every matrix, Δ/2, captures 75 % of the
   variance and keeps {half} of the loss gained; rank 4 captures less and keeps {four}. Over all parts, the rank
   correlation with the loss kept is {variance} for the variance, {base_relative} for the error
@@ -88,14 +88,13 @@ def summary(results):
         for name, part in {"half": ("half",), "four": ("plain", 4)}.items()
     }
     pairs = curves.of_two_tasks(curves.sums(results))
-    return SUMMARY.format(
+    found = SUMMARY.format(
         copied=span([results.of("full", *each)["update"]["all_together"]["variance 0.9"] for each in every]),
         **{task: at_four(results, task) for task in ("movies", "corpus")},
         lora=accuracies([results.of("lora", "movies", seed, 1) for seed in schedule.SEEDS]),
         extracted=accuracies([results.part("movies", seed, "plain", 1) for seed in schedule.SEEDS]),
-        # Not "-0.0".
-        vectors=f"{round(100 * np.mean(vectors), 1) + 0.0:+.1f} points",
-        **{name: f"{value:.0%}" for name, value in loss_kept.items()},
+        vectors=changed(100 * np.mean(vectors)),
+        **{name: percent(value) for name, value in loss_kept.items()},
         **{
             name: correlation(curves.predict(*curves.points(results, name, None, "loss"), sign))
             for name, sign in curves.MEASURES.items()
@@ -104,13 +103,19 @@ def summary(results):
         few=schedule.FEW_TEXTS,
         suffering="{} of {}".format(*curves.smaller_suffers(pairs)),
     )
+    return with_minus_signs(found)
+
+
+def changed(points):
+    """Return a change to one decimal, as text."""
+    return f"{points:+.1f}" if abs(points) >= 0.05 else "less than 0.1"
 
 
 def at_four(results, task):
     """Return what rank 4 captures of a task's updates, and what it costs, as text."""
     variance = np.mean([results.part(task, seed, "plain", 4)["variance"] for seed in results.seeds(task)])
     points = 100 * curves.lost(results, task, "plain", 4).mean()
-    return f"{variance:.0%} of the variance on the {task} and costs {points:.1f} points of accuracy"
+    return f"{percent(variance)} of the variance on the {task} and costs {points:.1f} points of accuracy"
 
 
 def accuracies(records):
@@ -124,6 +129,11 @@ def interval(values, digits=".3f"):
         return f"{values[0]:{digits}}"
     found = estimate(values)
     return f"{found.mean:{digits}} ± {found.half:{digits.lstrip('+')}}"
+
+
+def percent(fraction):
+    """Return a fraction in percent, as text."""
+    return f"{100 * fraction:.0f} %"
 
 
 def span(values):
@@ -152,7 +162,7 @@ def size(results):
         ["pairs of adapters added", len(results.kind("sum"))],
         ["processor time", f"{curves.cost(results) / 60:.0f} min"],
     ]
-    return table(["", "here"], rows)
+    return table(["", "here"], rows, "The size of the study, and what it took.")
 
 
 def scores(results):
@@ -173,13 +183,13 @@ def scores(results):
             [f"{task}, {name}", *(interval([record[what] for record in records]) for what in ("accuracy", "loss"))]
             for name, records in sources
         ]
-    return table(["", "accuracy", "loss"], rows)
+    return table(["", "accuracy", "loss"], rows, "What full fine-tuning, LoRA and a head alone reach.")
 
 
 def kept(results, task, way, rank=None):
     """Return the fraction of the loss gained that a part keeps, as text."""
     values = [results.kept(task, seed, results.part(task, seed, way, rank), "loss") for seed in results.seeds(task)]
-    return interval(values, ".0%")
+    return f"{interval([100 * value for value in values], '.0f')} %"
 
 
 def lost(results, task, way, rank=None):
@@ -196,10 +206,11 @@ def ranks(results):
         cells = ["all" if rank is None else f"{rank}"]
         for task in ("movies", "corpus"):
             captured = np.mean([results.part(task, seed, way, rank)["variance"] for seed in results.seeds(task)])
-            cells += [f"{captured:.0%}", lost(results, task, way, rank), kept(results, task, way, rank)]
+            cells += [percent(captured), lost(results, task, way, rank), kept(results, task, way, rank)]
         rows.append(cells)
-    heads = ["variance", "accuracy lost; by texts", "loss kept"]
-    return table(["rank", *(f"{task}: {head}" for task in ("movies", "corpus") for head in heads)], rows)
+    columns = ["variance", "accuracy lost; by texts", "loss kept"]
+    heads = ["rank", *(f"{task}: {head}" for task in ("movies", "corpus") for head in columns)]
+    return table(heads, rows, "What the best update of each rank captures, and what it keeps of the task.")
 
 
 def weighted(results):
@@ -214,8 +225,9 @@ def weighted(results):
             ]
             cells += [*(f"{values.mean():.3f}" for values in pair), interval(pair[1] - pair[0], "+.3f")]
         rows.append(cells)
-    heads = ["plain", "weighted", "difference"]
-    return table(["rank", *(f"{task}: {head}" for task in ("movies", "corpus") for head in heads)], rows)
+    columns = ["plain", "weighted", "difference"]
+    heads = ["rank", *(f"{task}: {head}" for task in ("movies", "corpus") for head in columns)]
+    return table(heads, rows, "Accuracy of truncations by the norm alone, and weighted by the layers' inputs.")
 
 
 def enough(results):
@@ -237,7 +249,9 @@ def enough(results):
                 values = [results.of("full", task, seed)["update"][kind][name] for seed in results.seeds(task)]
                 cells += [span([round(value) for value in values]), ""]
             rows.append([f"{name}, {where}", *cells])
-    return table(["rank", *(f"{task}: {what}" for task in ("movies", "corpus") for what in ("accuracy", "loss"))], rows)
+    heads = ["rank", *(f"{task}: {what}" for task in ("movies", "corpus") for what in ("accuracy", "loss"))]
+    caption = "The least rank that was enough (none: not one tried), and the ranks by measures of the whole update."
+    return table(heads, rows, caption)
 
 
 ENOUGH = {"plain truncation": "plain", "weighted truncation": "weighted", "LoRA trained at the rank": "lora"}
@@ -271,7 +285,8 @@ def vectors(results):
             ),
         ]
     )
-    return table(["what is kept of the fine-tune", "movies: accuracy", "corpus: accuracy"], rows)
+    heads = ["what is kept of the fine-tune", "movies: accuracy", "corpus: accuracy"]
+    return table(heads, rows, "What biases and norms do, alone and beside the matrices.")
 
 
 def parts(results):
@@ -289,7 +304,8 @@ def parts(results):
                 *(kept(results, task, way) for task in ("movies", "corpus")),
             ]
         )
-    return table(["part", *(NAMES[name] for name in curves.MEASURES), "movies: loss kept", "corpus: loss kept"], rows)
+    heads = ["part", *(NAMES[name] for name in curves.MEASURES), "movies: loss kept", "corpus: loss kept"]
+    return table(heads, rows, "Parts that are not leading ones: their measures, and what they keep.")
 
 
 def prediction(results):
@@ -303,7 +319,7 @@ def prediction(results):
             cells.append(f"{correlation(found)}, {found.error:.2f}")
         rows.append(cells)
     heads = [f"{'truncations' if ways else 'all parts'}: {what}" for ways, what in cases]
-    return table(["measure", *heads], rows)
+    return table(["measure", *heads], rows, "How well each measure predicts what a part keeps.")
 
 
 def correlation(found):
@@ -322,12 +338,13 @@ def sums(results):
             f"{row['norm_ratio']:.2f}",
             f"{row['output_ratio']:.2f}",
             *(f"{row[name]:.3f}" for name in ("before", "alone", "summed")),
-            f"{row['loss kept']:.0%}",
+            percent(row["loss kept"]),
         ]
         for row in sorted(curves.sums(results), key=lambda row: row["loss kept"])
     ]
     heads = ["task, seed", "added", "cosine", "φ of outputs", "‖Δ₂‖/‖Δ₁‖", "outputs moved"]
-    return table([*heads, "accuracy before", "alone", "of the sum", "loss kept"], rows)
+    heads += ["accuracy before", "alone", "of the sum", "loss kept"]
+    return table(heads, rows, "What each adapter of a pair keeps of its gain in the sum, the least first.")
 
 
 def span_of(values, digits):
@@ -345,13 +362,14 @@ def sum_prediction(results):
             [NAMES[name], *(correlation(curves.predict_sums(some, name, what)) for some, what in cases)]
             for name in curves.CANDIDATES
         ],
+        "How well each figure of a pair predicts what the sum keeps.",
     )
 
 
 def written(results):
     """Return a table of the adapters of the guide: their size, what they capture, and what they do for the task."""
     rows = [
-        [row["rank"], f"{row['bytes'] / 1e6:.1f} MB", f"{row['variance']:.0%}", f"{row['accuracy']:.3f}"]
+        [row["rank"], f"{row['bytes'] / 1e6:.1f} MB", percent(row["variance"]), f"{row['accuracy']:.3f}"]
         for row in results.of("written", "movies", 0)["written"]
     ]
     ends = {"base": results.part("movies", 0, "nothing"), "full-movies-0": results.of("full", "movies", 0)}

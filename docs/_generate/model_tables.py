@@ -3,9 +3,12 @@
 python docs/_generate/model_tables.py FOLDER
 """
 
+import re
 import sys
 
 from tables import recorded, table, write_tables
+
+POWER = re.compile(r"i\^(-[\d.]+)")
 
 
 def write_all(folder):
@@ -30,7 +33,7 @@ def whole_models():
             ours = line["ours"]
             for peer in line["peers"]:
                 per_layer = [f"{1000 * timed['seconds'] / line['timed_layers']:.0f} ms" for timed in (ours, peer)]
-                case = f"{line['case']}, {line['model']}"
+                case = POWER.sub(r"$i^{\1}$", f"{line['case']}, {line['model']}")
                 rows.append([case, peer["name"], *per_layer, f"{peer['ratio']:.1f}", f"{max(ours['error'], 0):.0e}"])
     heads = ["", "peer", "ours, per layer", "the peer's", "ratio", "our error above the best"]
     return table(heads, rows)

@@ -17,6 +17,7 @@ def write_all(folder):
         "performance-machine": machine(measured),
         "performance-missed": missed(measured),
         "performance-runs": runs(measured),
+        "performance-limits": limited(measured),
         "reaches": reaches(measured),
     }
     write_tables(folder, tables)
@@ -60,11 +61,12 @@ def missed(measured):
 
 def limits(line):
     """Return each part that cannot be avoided, as a fraction of our time."""
-    return [f"{limit['name']}, {100 * limit['seconds'] / line['ours']['seconds']:.0f} %" for limit in line["limits"]]
+    ours = line["ours"]["seconds"]
+    return [f"{limit['name']}, {100 * limit['seconds'] / ours:.0f} %" for limit in line["limits"]]
 
 
 def runs(measured):
-    """Return a table of everything that is recorded of each row but the errors."""
+    """Return a table of what is recorded of each row: times, target, and once where all rows have the same, when."""
     rows = [
         [
             line["case"],
@@ -73,14 +75,27 @@ def runs(measured):
             ratio(line),
             times(line["at_least"]) if line["at_least"] else "–",
             line["verdict"],
-            line["date"],
-            f"{line['load']:.1f}",
-            "; ".join(limits(line)),
+            *when(line).values(),
         ]
         for line in measured["lines"]
     ]
-    heads = ["case", "ours", "fastest peer", "ratio", "target", "verdict", "measured", "load", "limits"]
-    return table(heads, rows)
+    heads = ["case", "ours", "fastest peer", "ratio", "target", "verdict"]
+    conditions = [when(line) for line in measured["lines"]]
+    if any(each != conditions[0] for each in conditions):
+        return table([*heads, *conditions[0]], rows)
+    date, load = conditions[0].values()
+    told = f"All rows were measured on {date}, at a load average of {load}.\n\n"
+    return told + table(heads, [row[: len(heads)] for row in rows])
+
+
+def when(line):
+    """Return when a row was measured, and beside what load."""
+    return {"measured": line["date"], "load": f"{line['load']:.1f}"}
+
+
+def limited(measured):
+    """Return a list of the parts that cannot be avoided, of each row that has some."""
+    return "".join(f"- {line['case']}: {'; '.join(limits(line))}.\n" for line in measured["lines"] if line["limits"])
 
 
 def reaches(measured):

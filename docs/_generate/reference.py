@@ -7,11 +7,14 @@ The public names of the modules are listed, and a name without a page is an erro
 
 import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+
+from sphinx.pycode import ModuleAnalyzer
 
 import lowrank_core
 
@@ -102,9 +105,21 @@ def documented(page):
     parts = [page.title, "=" * len(page.title), "", introduction, "", module, "", *summaries(page)]
     for name in page.names:
         value = value_of(page, name)
-        kind = "autoclass" if inspect.isclass(value) else "autofunction" if callable(value) else "autodata"
-        parts += [f".. {kind}:: {name}", *(["   :members:"] if kind == "autoclass" else []), ""]
+        if callable(value):
+            kind = "autoclass" if inspect.isclass(value) else "autofunction"
+            parts += [f".. {kind}:: {name}", *(["   :members:"] if kind == "autoclass" else []), ""]
+        else:
+            parts += [f".. data:: {name}", f"   :value: {value!r}", "", f"   {comment(page, name)}", ""]
     return "\n".join(parts)
+
+
+def comment(page, name):
+    """Return the ``#:`` comment of a constant, which autodoc finds only in the module that assigns it."""
+    for module in pkgutil.iter_modules(page.module.__path__, f"{page.package}."):
+        comments = ModuleAnalyzer.for_module(module.name).find_attr_docs()
+        if ("", name) in comments:
+            return " ".join(comments["", name]).strip()
+    raise ValueError(f"{page.package}.{name} has no #: comment where it is assigned")
 
 
 def value_of(page, name):

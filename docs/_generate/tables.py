@@ -4,6 +4,7 @@ python docs/_generate/tables.py FOLDER
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from lowrank_core.cli.demo.verdicts import verdicts
 ROOT = Path(__file__).parents[2]
 RULES = {"standard": "α/r", "rslora": "α/√r"}
 SIZE, SMALL = 256, 64  # powers of four; SMALL is the largest side of matrices taken eight at once
+CODE_OR_FORMULA = re.compile(r"(`[^`]*`|\$[^$]*\$)")
+MINUS = re.compile(r"(?<![\w^-])-(?=\d)")
 EPS32, EPS64 = 2.0**-23, 2.0**-52
 
 
@@ -55,9 +58,16 @@ def table(heads, rows, caption=None):
     lines = [
         "| " + " | ".join(heads) + " |",
         "|---" + "|--:" * (len(heads) - 1) + "|",
-        *("| " + " | ".join(map(str, row)) + " |" for row in rows),
+        *("| " + " | ".join(with_minus_signs(str(cell)) for cell in row) + " |" for row in rows),
     ]
     return "\n".join(["```{table} " + caption, *lines, "```", ""] if caption else [*lines, ""])
+
+
+def with_minus_signs(text):
+    """Return text with minus signs where it has hyphens for them, except in code and formulas."""
+    parts = CODE_OR_FORMULA.split(text)
+    parts[::2] = [MINUS.sub("−", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def truncated(article):
@@ -208,19 +218,20 @@ def mutation():
 
 
 def survivors():
-    """Return a table of the mutants that survive, and why."""
-    rows = [
-        [
-            f"`{name}.py`",
-            f"`{survivor['was']}`",
-            f"`{survivor['became']}`",
-            survivor["reason"] or "**a test is missing**",
-        ]
-        for name, result in recorded("mutation").items()
-        for survivor in result["survivors"]
-    ]
-    heads = ["module", "was", "became", "why it is equivalent"]
-    return table(heads, [[str(cell).replace("|", "\\|") for cell in row] for row in rows]).replace("--:", "---")
+    """Return a folded list for each module of the mutants that survive, each as a difference, and why."""
+    modules = {name: result["survivors"] for name, result in recorded("mutation").items() if result["survivors"]}
+    return "\n".join(
+        f"<details>\n<summary><code>{name}.py</code>: {len(found)}</summary>\n\n{differences(found)}\n</details>\n"
+        for name, found in modules.items()
+    )
+
+
+def differences(survivors):
+    """Return each mutant as the line that it changes, the line that it makes of it, and why they are equivalent."""
+    return "\n".join(
+        f"```diff\n- {mutant['was']}\n+ {mutant['became']}\n```\n\n{mutant['reason'] or '**A test is missing**'}.\n"
+        for mutant in survivors
+    )
 
 
 def long_profile():
@@ -235,7 +246,7 @@ def long_profile():
 def versions():
     """Return a table of the releases that the tests ran with, and the outcome."""
     results = recorded("versions").values()
-    names = [name for name in max(results, key=len) if name not in {"python", "releases", "tests", "outcome"}]
+    names = ("numpy", "numba", "safetensors", "hypothesis")
     rows = [
         [result["python"], result["releases"], *(result.get(name, "–") for name in names), result_of(result)]
         for result in results
