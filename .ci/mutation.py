@@ -53,8 +53,17 @@ TESTS = {
     "spectra": "tests/test_spectra.py tests/test_messages.py tests/test_public_api.py tests/test_ranks.py "
     "tests/test_sweeps.py tests/properties/test_ranks.py",
     "sweeps": "tests/test_sweeps.py tests/test_messages.py tests/test_public_api.py tests/properties/test_sweeps.py",
-    "learning": f"tests/test_learning.py {INTERNALS}/test_learning_tasks.py tests/test_messages.py "
+    "learning": f"tests/test_learning.py {INTERNALS}/test_sweep_tasks.py tests/test_messages.py "
     "tests/test_public_api.py tests/properties/test_learning.py",
+    "truncation": "tests/test_truncation.py tests/test_truncated_stacks.py tests/test_messages.py "
+    "tests/properties/test_truncation.py",
+    "comparison": "tests/test_comparison.py tests/test_results.py tests/properties/test_comparison.py",
+    "space_overlap": "tests/test_comparison.py tests/test_results.py tests/properties/test_comparison.py",
+    "synthetic": "tests/test_synthetic.py tests/test_messages.py tests/properties/test_synthetic.py",
+    "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py",
+    "_linalg/largest_value": f"{INTERNALS}/test_largest_value.py",
+    f"{KERNELS}cholesky": f"{COMPILED} {INTERNALS}/kernels/test_cholesky.py",
+    f"{KERNELS}vectors": f"{COMPILED} {INTERNALS}/kernels/test_vectors.py",
     f"{KERNELS}energies": f"{COMPILED} {INTERNALS}/kernels/test_energies.py tests/test_sweeps.py "
     "tests/properties/test_sweeps.py",
     f"{KERNELS}learning": f"{COMPILED} {INTERNALS}/kernels/test_learning.py tests/test_learning.py",

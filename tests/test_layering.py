@@ -1,6 +1,7 @@
 """The layers of the package: imports run downwards without circles, and the core needs no extra."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -231,3 +232,25 @@ def test_without_hypothesis_testing_names_what_to_install():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert 'ImportError: lowrank_core.testing needs Hypothesis: pip install "lowrank_core[testing]"' in run.stderr
+
+
+def test_mutation_tests_each_module_of_the_mathematics_by_tests_that_exist():
+    text = (ROOT / ".ci" / "mutation.py").read_text(encoding="utf-8").replace("{INTERNALS}", "tests/internals")
+    absent = [path for path in re.findall(r"tests/[\w/]+\.py", text) if not (ROOT / path).exists()]
+    assert not absent
+    modules = {path.stem for path in PACKAGE.glob("[a-z]*.py")} - {"compilation"}
+    assert modules <= set(re.findall(r'^    "(\w+)": ', text, re.MULTILINE))
+
+
+def test_contributing_names_every_module_of_the_package():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__main__.py"}
+    assert modules == {name for name in re.findall(r"`(\w+\.py)`", text) if (PACKAGE / name).exists()}
+
+
+def test_contributing_names_the_kernel_files_that_others_import():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.search(r"other kernels import\n\(([^)]*) in `lowrank_core/_linalg/kernels/`\)", text)[1]
+    kernels = [module for module in TREES if module.startswith("_linalg.kernels.")]
+    shared = {imported for module in kernels for imported in modules_imported(module)} & set(kernels)
+    assert shared == {f"_linalg.kernels.{name}" for name in re.findall(r"`(\w+)\.py`", named)}
