@@ -142,7 +142,8 @@ def _as_real(numbers: Any, name: str) -> tuple[NDArray[Any], str]:
     if dtype not in FLOATS:
         advice = _ADVICE.get(array.dtype.kind, "Convert it with .astype('float64')")
         raise ValueError(f"{name} has unsupported dtype {dtype}; {ACCEPTED}. {advice}.")
-    return array, dtype
+    # LAPACK and the kernels read the machine's order of bytes.
+    return array.astype(array.dtype.newbyteorder("="), copy=False), dtype
 
 
 def as_dtype_name(dtype: DTypeLike) -> str:

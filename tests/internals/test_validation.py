@@ -8,6 +8,7 @@ import pytest
 from scipy import sparse
 
 from lowrank_core import (
+    KroneckerUpdate,
     LowRankUpdate,
     Spectrum,
     error_sweep,
@@ -235,6 +236,18 @@ def test_conversions_return_the_documented_dtypes_and_shapes():
     assert as_stack(np.ones((2, 0, 4, 5)), 2).shape == (0, 4, 5)
     assert as_factors(np.ones((4, 0)), np.ones((0, 3)))[2] == (4, 3)
     check_finite(np.ones((0, 3, 3)))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("method", ["lapack", "gram"])
+def test_the_order_of_bytes_changes_no_bit(dtype, method):
+    stored = (MATRIX * {"f2": 1e3, "f4": 1e30, "f8": 1e200}[dtype]).astype(dtype)
+    swapped = stored.astype(stored.dtype.newbyteorder())
+    assert spectrum(swapped, method=method) == spectrum(stored, method=method)
+    assert truncate(swapped, 2) == truncate(stored, 2)
+    assert LowRankUpdate(swapped, swapped.T) == LowRankUpdate(stored, stored.T)
+    pairs = [KroneckerUpdate(side, side, 1e-200) for side in (swapped, stored)]
+    assert spectrum(pairs[0]) == spectrum(pairs[1])
 
 
 def test_an_empty_batch_gives_empty_batches():
