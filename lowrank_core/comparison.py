@@ -188,11 +188,12 @@ class _Sided(NamedTuple):
         """Whether the factors are a leading part."""
         return self.matrices is not None and self.kept < min(self.matrices.shape[-2:])
 
-    def count_above_rounding(self, values: Floats, norms: Floats) -> NDArray[np.int64]:
+    def count_above_rounding(self, values: Floats) -> NDArray[np.int64]:
         """Return numerical ranks, or the number of leading values if it is less; `values` are over the norms."""
         if not values.size:
-            return np.zeros(len(norms), np.int64)
-        is_zero = norms == 0.0
+            return np.zeros(len(values), np.int64)
+        # By their values: the norm itself may be below float64.
+        is_zero = ~values.any(axis=-1)
         m, n = self.factors.shape[-2:]
         unit = Spectrum(values, np.where(is_zero, 0.0, 1.0), (m, n), not self.is_partial, self.dtype)
         counts = above_rounding(unit).sum(axis=-1)

@@ -102,6 +102,15 @@ def test_a_rank_keeps_so_many_vectors_and_the_energies_of_whole_updates():
     assert compare(one, other, rank=0).columns.overlap.shape == (0, 0)
 
 
+def test_an_update_whose_norm_underflows_is_compared_as_larger_ones_are():
+    tiny = LowRankUpdate(np.full((4, 1), 1e-200), np.full((1, 3), 1e-200))
+    for second in (tiny, ONES):
+        comparison = compare(tiny, second)
+        assert comparison.first_norm == 0.0
+        assert (comparison.columns.first_rank, comparison.columns.angles[0]) == (1, 0.0)
+        assert abs(comparison.cosine - 1.0) <= 1e-15
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,8 +21,8 @@ CHOLESKY_QR_TOL = 1e-8
 # What a message says that float64 cannot hold.
 NORM = "the norm of the update"
 
-# The numbers of singular values (count, k) above rounding, for the norms (count,) of whole updates.
-RankRule = Callable[[Floats, Floats], NDArray[np.int64]]
+# The numbers of singular values (count, k), over the norms of whole updates, above rounding.
+RankRule = Callable[[Floats], NDArray[np.int64]]
 
 # Orthonormal bases (…, side, k) of the leading vectors of both updates, of some pairs.
 Bases = Callable[[NDArray[np.int64]], tuple[Floats, Floats]]
@@ -110,9 +110,20 @@ def _decomposed(operand: Operand) -> _Decomposed:
     matrix, exponent = scaled_to_unit(operand.whole[0])
     norm = float(np.linalg.norm(matrix))
     B = np.ldexp(operand.B[0], -exponent)
-    sizes = np.linalg.norm(B, axis=0)
-    U = np.divide(B, sizes, out=np.zeros_like(B), where=sizes > 0)
-    return _Decomposed(sizes / (norm or 1.0), float(unscaled_by(np.asarray(norm), exponent, NORM)), U, operand.A[0].T)
+    # The sizes of columns with equal or vanishing values descend to rounding only.
+    values = np.minimum.accumulate(np.linalg.norm(B, axis=0)) / (norm or 1.0)
+    return _Decomposed(
+        values, float(unscaled_by(np.asarray(norm), exponent, NORM)), _orthonormal(B), _orthonormal(operand.A[0].T)
+    )
+
+
+def _orthonormal(columns: Floats) -> Floats:
+    """Return nearly orthogonal columns made orthonormal, each of its own direction; zero where a column is.
+
+    Over their sizes alone, the columns XV of small values are orthogonal to the others only to rounding over the value.
+    """
+    Q, R = np.linalg.qr(columns)
+    return np.asarray(Q * np.sign(np.diagonal(R)))
 
 
 def _cosine(one: _Decomposed, other: _Decomposed, wholes: list[Floats | None], products: Floats) -> float:

@@ -80,8 +80,8 @@ def _fill(out: Crossing, first: Operand, second: Operand, route: CrossingRoute) 
         if crossed is None:
             return False
         ranks = [
-            np.minimum(operand.kept, operand.rank_rule(values, norms))
-            for operand, values, norms in zip((first, second), crossed.values, crossed.norms, strict=True)
+            np.minimum(operand.kept, operand.rank_rule(values))
+            for operand, values in zip((first, second), crossed.values, strict=True)
         ]
         out.norms[:, pairs], out.ranks[:, pairs], out.cosines[pairs] = crossed.norms, ranks, crossed.cosines
         for side, vectors in ((out.left, crossed.left), (out.right, crossed.right)):
@@ -127,8 +127,8 @@ def _sines(
 ) -> Floats:
     """Compute the sines of the principal angles of pairs that may have one below 45°, ascending; NaN for the others."""
     squares = products.swapaxes(-1, -2) @ products
-    # σ₁⁴ ≤ Σσ⁴, so that elsewhere no cosine is above √½.
-    near = np.flatnonzero(np.square(squares).sum(axis=-1).sum(axis=-1) > 0.25)
+    # σ₁⁴ ≤ Σσ⁴, so that elsewhere no cosine is above √½; less than its fourth power ¼, as both are rounded.
+    near = np.flatnonzero(np.square(squares).sum(axis=-1).sum(axis=-1) > 0.24)
     sines = np.full((len(products), min(products.shape[1:])), np.nan)
     for one, other in sorted({(int(ranks[0][i]), int(ranks[1][i])) for i in near}):
         pairs = near[(ranks[0][near] == one) & (ranks[1][near] == other)]

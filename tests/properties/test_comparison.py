@@ -157,6 +157,40 @@ def test_small_angles_keep_their_digits(seed, exponent):
     assert np.all(np.abs(angles - angle) <= 1e-14)
 
 
+@given(seeds)
+def test_every_angle_up_to_the_smaller_rank_is_finite(seed):
+    # One angle of 45°, whose cosine and sine are one number to rounding, and five right angles.
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+        turned = np.column_stack([(basis[:, 0] + basis[:, 6]) / np.sqrt(2), basis[:, 7:]])
+        B = turned @ np.linalg.qr(rng.standard_normal((6, 6)))[0]
+        A = np.linalg.qr(rng.standard_normal((9, 6)))[0].T * np.geomspace(1.0, 0.1, 6)[:, np.newaxis]
+        space = compare(LowRankUpdate(basis[:, :6], A), LowRankUpdate(B, A)).columns
+        assert np.all(np.abs(space.angles - [np.pi / 4, *[np.pi / 2] * 5]) <= 1e-12)
+
+
+@given(seeds, st.sampled_from([(20, 15), (15, 20), (20, 20)]), st.sampled_from(["rank 2", "orthogonal"]))
+def test_leading_vectors_of_equal_and_of_vanishing_values_are_compared(seed, shape, kind):
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal(shape)
+    U, values, Vt = np.linalg.svd(matrix, full_matrices=False)
+    first = (U[:, :2] * values[:2]) @ Vt[:2] if kind == "rank 2" else U @ Vt
+    space = compare(first, matrix, rank=8).columns
+    assert space.first_rank == (2 if kind == "rank 2" else 8)
+    assert np.isfinite(space.angles[: space.first_rank]).all()
+
+
+@given(seeds, st.floats(-14, -1), st.integers(1, 8))
+def test_leading_spaces_of_a_dense_update_are_their_own(seed, exponent, rank):
+    rng = np.random.default_rng(seed)
+    U, V = (np.linalg.qr(rng.standard_normal((size, 10)))[0] for size in (20, 15))
+    X = (U * np.geomspace(1.0, 10.0**exponent, 10)) @ V.T
+    comparison = compare(X, X, rank=rank)
+    for space in (comparison.columns, comparison.rows):
+        assert np.all(space.angles[: space.first_rank] <= 1e-12)
+
+
 @given(stacks_of_updates(), stacks_of_updates(), st.sampled_from([None, 0, 1]), st.sampled_from([None, 1, 3]))
 def test_a_pair_in_a_batch_is_that_pair(stack, other, rank, workers):
     second = np.zeros_like(stack, dtype=np.float64)
