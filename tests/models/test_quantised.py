@@ -300,10 +300,19 @@ def test_an_adapter_is_not_applied_to_a_base_that_cannot_be_dequantised(write_fi
 def test_an_adapter_on_a_weight_that_cannot_be_dequantised_has_no_figures_beside_it(write_file, write_peft, case):
     """Its own figures need no base, and are those without one."""
     factors = {"q.lora_A.weight": np.ones((2, 32), np.float32), "q.lora_B.weight": np.ones((32, 2), np.float32)}
+    factors |= {"v.lora_A.weight": np.ones((2, 6), np.float32), "v.lora_B.weight": np.ones((4, 2), np.float32)}
     adapter = write_peft(factors)
     report = inspect(adapter, write_file({"v.weight": np.ones((4, 6), np.float32)} | REFUSED[case][0]))
-    assert (report.layers[0].base, report.failures) == (None, {})
-    assert report.layers[0].norm == inspect(adapter).layers[0].norm
+    assert [layer.base is None for layer in report.layers] == [True, False]
+    assert (report.failures, report.complete) == ({}, False)
+    assert report.warnings[-1].startswith("the base has no readable weight of the name and shape of 1 layer, as 'q'")
+    assert [layer.norm for layer in report.layers] == [layer.norm for layer in inspect(adapter).layers]
+
+
+def test_a_base_of_weights_that_cannot_be_dequantised_is_not_taken_for_a_wrong_one(write_file, write_peft):
+    factors = {"q.lora_A.weight": np.ones((2, 32), np.float32), "q.lora_B.weight": np.ones((32, 2), np.float32)}
+    report = inspect(write_peft(factors), write_file(REFUSED["gptq"][0]))
+    assert (report.layers[0].base, report.failures, report.complete) == (None, {}, False)
 
 
 def test_reading_a_refused_weight_says_why(read):

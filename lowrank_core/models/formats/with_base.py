@@ -95,11 +95,9 @@ def with_weights(layers: Sequence[AdapterLayer], base: Checkpoint) -> tuple[Adap
 
 
 def _weight_of(layer: AdapterLayer, tensor: StoredTensor | None) -> StoredTensor | None:
-    """Return a layer's own part of a tensor, which may be a stack of experts; None where there is none to be read."""
+    """Return a layer's own part of a tensor, which may be a stack of experts; None where there is none."""
     placement = layer.placement
-    if tensor is None or tensor.refusal:
-        return None
-    if not placement.experts:
+    if tensor is None or tensor.refusal or not placement.experts:
         return tensor
     return tensor.at(placement.expert) if tensor.shape[0] == placement.experts else None
 

@@ -186,9 +186,9 @@ def _without_weight(source: Adapter, path: str, base: str) -> list[str]:
     if not missing:
         return []
     example = f"{missing[0].name!r} ({describe_shape(missing[0].shape)})"
-    if len(missing) == len(source.layers):
+    if len(missing) == len(source.layers) and not any(layer.weight and layer.weight.refusal for layer in missing):
         raise ValueError(
-            f"{base!r} has no readable weight of the name and shape of any layer of {path!r}, as {example}: give the "
+            f"{base!r} has no weight of the name and shape of any layer of {path!r}, as {example}: give the "
             "checkpoint that it was trained from as its base"
         )
     return [f"the base has no readable weight of the name and shape of {count(len(missing), 'layer')}, as {example}"]
