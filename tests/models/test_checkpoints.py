@@ -59,6 +59,13 @@ def test_an_index_that_names_the_wrong_shard_is_refused(tmp_path):
         open_checkpoint(index)
 
 
+def test_tensors_of_a_shard_that_the_index_does_not_list_are_refused(tmp_path):
+    tensors = {"a": np.ones(1), "b": np.ones(2)}
+    index = write_sharded(tmp_path / "m", {"x.safetensors": tensors}, {"a": "x.safetensors"})
+    with pytest.raises(ValueError, match=r"does not list 1 tensor of its shards, as 'b'"):
+        open_checkpoint(index)
+
+
 @pytest.mark.parametrize("weight_map", [{}, [], None, "x"])
 def test_an_index_without_a_map_is_refused(tmp_path, weight_map):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

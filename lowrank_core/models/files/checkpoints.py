@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lowrank_core._results import count
 from lowrank_core.models.files.folders import PIPELINE, component_folder, find_components, find_weights, is_pipeline
 from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.in_memory import config_of, state_of, tensors_of
@@ -80,7 +81,8 @@ def open_checkpoint(source: Source, *, component: str | None = None) -> Checkpoi
         If the path, or a shard that the index names, is missing.
     ValueError
         If it is damaged or ambiguous, a pickle of more than tensors, or a shard's name is more than a plain file name;
-        if a tensor in memory is sparse, masked, on meta or on an accelerator.
+        if an index does not list all tensors of its shards; if a tensor in memory is sparse, masked, on meta or on an
+        accelerator.
 
     See Also
     --------
@@ -168,6 +170,13 @@ def _open_shards(index: Path) -> dict[str, StoredTensor]:
                 f"{str(index)!r} says that {key!r} is in {shard!r}, but it is not: index and shards are not of one save"
             )
         tensors[key] = shards[str(shard)][key]
+    # A loader takes all of a shard, so that the model is not that of the index alone.
+    unlisted = [key for shard in shards.values() for key in shard if key not in weight_map]
+    if unlisted:
+        raise ValueError(
+            f"{str(index)!r} does not list {count(len(unlisted), 'tensor')} of its shards, as {unlisted[0]!r}: index "
+            "and shards are not of one save"
+        )
     return tensors
 
 
