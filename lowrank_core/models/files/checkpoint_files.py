@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,13 +45,12 @@ def files_like(base: Checkpoint, keys: Iterable[str]) -> CheckpointFiles:
     Shards of PyTorch's and GGUF's containers become safetensors files.
     """
     shards: dict[str, list[str]] = {}
-    names = {file: _shard_name(file) for file in dict.fromkeys(tensor.file for tensor in base.tensors.values())}
     for key, tensor in base.tensors.items():
-        shards.setdefault(names[tensor.file], []).append(key)
+        shards.setdefault(_shard_name(base, tensor.file), []).append(key)
     shards[max(shards)] += [key for key in keys if key not in base.tensors]
     index = ""
     if len(shards) > 1 or base.path.suffix == ".json":
-        index = base.path.name if base.path.name.endswith(_INDEX) else f"model{_INDEX}"
+        index = f"{_stem(Path(base.path.name.removesuffix('.index.json')))}{_INDEX}"
     folder = base.folder
     beside = sorted(folder.iterdir()) if folder is not None and (folder / CONFIG).is_file() else []
     skipped = {path.name: _why_skipped(path) for path in beside if not _is_part(path, base)}
@@ -90,10 +90,15 @@ def copy_beside(files: CheckpointFiles, folder: Path, *, dtype: str | None, dequ
         config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _shard_name(file: Path) -> str:
-    if file.suffix == _SUFFIX:
-        return file.name
-    return f"model{file.stem.removeprefix('pytorch_model')}{_SUFFIX}" if file.suffix == ".bin" else f"model{_SUFFIX}"
+def _shard_name(base: Checkpoint, file: Path) -> str:
+    """Return what a shard of the base is called in safetensors."""
+    stem = "model" if base.folder is None or file.suffix == ".gguf" else _stem(file)
+    return f"{stem}{_SUFFIX}"
+
+
+def _stem(file: Path) -> str:
+    """Return the name of a file without its suffix, and "model" for the "pytorch_model" of transformers."""
+    return re.sub(r"^pytorch_model(?=[-.]|$)", "model", file.stem)
 
 
 def _is_part(path: Path, base: Checkpoint) -> bool:

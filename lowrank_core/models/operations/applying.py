@@ -151,8 +151,9 @@ def apply(
     FileNotFoundError, FileExistsError
         If an input is missing, or the output is there.
     ValueError
-        If a file is damaged, an option is not valid, the adapter's initialisation altered the base, or no layer of the
-        adapter can be applied. A single bad layer is a failure in the result, and its weight is as it was.
+        If a file is damaged, an option is not valid, the base is a pipeline and not one of its components, the
+        adapter's initialisation altered the base, or no layer of the adapter can be applied. A single bad layer is a
+        failure in the result, and its weight is as it was.
 
     See Also
     --------
@@ -189,6 +190,7 @@ def apply(
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(WRITTEN_FLOATS)}")
     names = names_of((base, adapter))
     checkpoint = open_base(base, adapter)
+    _check_one_model(names[0], checkpoint)
     check_dequantised(checkpoint.path, checkpoint.tensors)
     opened = with_base(open_adapter(adapter), checkpoint)
     check_base(opened, restored=base_restored)
@@ -277,6 +279,14 @@ def _plan(out: Path, base: Checkpoint, changes: Changes, dtype: str | None) -> _
         files = replace(files, copied=(), skipped=files.skipped | alone)
     _check_not_an_input(out, base)
     return _Plan(base, changes.by_key, base.tensors | new, dtype, files, is_folder)
+
+
+def _check_one_model(name: str, base: Checkpoint) -> None:
+    if base.components:
+        raise ValueError(
+            f"{name!r} is a pipeline of several models ({', '.join(base.components)}), and one is written at a time: "
+            f"give the folder of one component, as {str(base.path.parent / base.components[0])!r}"
+        )
 
 
 def _check_not_an_input(out: Path, base: Checkpoint) -> None:
