@@ -18,6 +18,7 @@ from lowrank_core.cli.printable import in_csv, in_json
 from lowrank_core.cli.silence import is_silent
 from lowrank_core.models import to_json
 from lowrank_core.models.files.atomic import check_replaceable, explaining_full_disk, replacing
+from lowrank_core.models.files.folders import MODEL_FILES
 from lowrank_core.models.printable import with_printable_texts
 
 if TYPE_CHECKING:
@@ -93,11 +94,15 @@ def progress_bar(things: str) -> Iterator[Callable[[str, int, int], None]]:
         yield lambda _name, done, total: progress.update(task, completed=done, total=total)
 
 
-def check_outputs(figure: Path | None, *texts: Path | None) -> None:
-    """Check, before any work is done, that a figure and texts can be written, and not two to standard output."""
-    for path in (figure, *texts):
-        if path is not None and path != STDOUT:
-            check_replaceable(path, None, force=True)
+def check_outputs(figure: Path | None, *texts: Path | None, others: Iterable[Path | None] = ()) -> None:
+    """Check, before any work is done, that a figure and texts can be written, and not two to one place.
+
+    `others` are what else the command reads or writes: checkpoints and adapters, whose files no report replaces.
+    """
+    files = [path for path in (figure, *texts) if path is not None and path != STDOUT]
+    for path in files:
+        check_replaceable(path, None, force=True)
+    _check_distinct([path for path in files if not _is_device(path)], [path for path in others if path is not None])
     if sum(path == STDOUT for path in texts) > 1:
         raise ValueError("only one file can go to standard output: name a file for the others.")
     if figure is not None:
@@ -107,6 +112,31 @@ def check_outputs(figure: Path | None, *texts: Path | None) -> None:
             )
         # Imported now, so that a missing matplotlib is reported before the work and not after it.
         importlib.import_module("lowrank_core._figures")
+
+
+def _check_distinct(files: Sequence[Path], others: Sequence[Path]) -> None:
+    """Check that each file of a report has a path of its own, which is not that of a file of a model."""
+    for number, path in enumerate(files):
+        final = Path(os.path.realpath(path))
+        if any(final == Path(os.path.realpath(file)) for file in files[:number]):
+            raise ValueError(f"two files would be written to {str(path)!r}: name another for one of them.")
+        for other in others:
+            if _is_file_of(final, Path(os.path.realpath(other))):
+                raise FileExistsError(
+                    f"{str(path)!r} is {str(other)!r}, or has the name of a file of a model in its folder, and a "
+                    "report never takes the place of one: choose another name"
+                )
+
+
+def _is_file_of(path: Path, model: Path) -> bool:
+    """Whether a path is that of a model, or has the name of a file of one and is in its folder."""
+    folder = model if model.is_dir() else model.parent
+    return path == model or (folder in path.parents and path.name.endswith(MODEL_FILES))
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a path is a device or a named pipe, which cannot be replaced, only written to."""
+    return path.exists() and not path.is_file()
 
 
 def write_report(
@@ -141,8 +171,7 @@ def _write(path: Path, content: str | Figure) -> None:
 
 @contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    if path.exists() and not path.is_file():
-        # A device or a named pipe cannot be replaced, only written to.
+    if _is_device(path):
         with explaining_full_disk(path, path):
             yield path
         return

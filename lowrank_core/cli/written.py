@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from lowrank_core.cli import output
 from lowrank_core.cli.drawing import draw_report
@@ -15,10 +16,18 @@ from lowrank_core.models.operations.compression import to_rows
 
 
 def write_adapter(
-    operation: Callable[..., Compression | list[Compression]], work: Work, reports: Reports, *, several: bool = False
+    operation: Callable[..., Compression | list[Compression]],
+    paths: Sequence[Path | None],
+    work: Work,
+    reports: Reports,
+    *,
+    several: bool = False,
 ) -> int:
-    """Run an operation that writes an adapter, or several, report it, and return the exit code."""
-    output.check_outputs(reports.figure, reports.json, reports.csv)
+    """Run an operation that writes an adapter, or several, report it, and return the exit code.
+
+    `paths` are what it reads and writes.
+    """
+    output.check_outputs(reports.figure, reports.json, reports.csv, others=paths)
     if several and reports.figure is not None:
         raise ValueError("--figure draws one adapter: give one --rank, or leave the figure out.")
     written = over_layers(operation, work)

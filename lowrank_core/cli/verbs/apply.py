@@ -52,7 +52,7 @@ def apply(
     has in full take the place of the base's. The exit code is 1 if some layers failed and the others were written, or
     something of the adapter could not be applied.
     """
-    output.check_outputs(None, json, csv)
+    output.check_outputs(None, json, csv, others=(base, adapter, out))
     with output.progress_bar("tensors") as progress:
         report = models.apply(
             base,

@@ -59,7 +59,7 @@ def compare(
     report is not complete: a layer could not be compared, only one of a pair has it, or something beside the layers
     changes too. All are named, and not in the totals.
     """
-    output.check_outputs(reports.figure, reports.json, reports.csv)
+    output.check_outputs(reports.figure, reports.json, reports.csv, others=(*paths, base))
     if series:
         return _history(paths, base, pairing, DEFAULT_LEADING if rank is None else rank, reports, work)
     chosen = DEFAULT_RANK if rank is None else rank

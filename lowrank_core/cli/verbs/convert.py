@@ -42,4 +42,4 @@ def convert(
         **vars(conversion),
         **vars(written),
     )
-    return write_adapter(operation, work, reports)
+    return write_adapter(operation, (adapter, out, conversion.base), work, reports)

@@ -115,4 +115,4 @@ def extract(
         **vars(modules),
         **vars(written),
     )
-    return write_adapter(operation, work, reports, several=isinstance(rank, tuple))
+    return write_adapter(operation, (base, tuned, out), work, reports, several=isinstance(rank, tuple))

@@ -128,7 +128,7 @@ def inspect(
     if leading is not None and not intruders:
         raise ValueError("--leading is how many vectors --intruders examines: give that too.")
     _check_base(path, base, fail_on or (), intruders=intruders)
-    output.check_outputs(reports.figure, reports.json, reports.csv, jsonl)
+    output.check_outputs(reports.figure, reports.json, reports.csv, jsonl, others=(path, base))
     # A layer's factors take a millisecond, most of it in Python, where threads wait for each other.
     work = options.Work(1 if workers is None and base is None else workers, dask)
     chosen = DEFAULT_RANKS if ranks is None else options.parse_ranks(ranks)

@@ -61,7 +61,7 @@ def merge(
         **vars(conversion),
         **vars(written),
     )
-    return write_adapter(operation, work, reports)
+    return write_adapter(operation, (*adapters, out, conversion.base), work, reports)
 
 
 def parse_weights(texts: list[str]) -> list[float]:

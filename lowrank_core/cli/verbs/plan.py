@@ -69,7 +69,7 @@ def plan(
     the table says how far from the best possible that is, and what one rank for all layers would cost or keep. The exit
     code is 1 if some layers could not be read and the others are planned, or if an adapter has more than layers.
     """
-    output.check_outputs(None, json, out)
+    output.check_outputs(None, json, out, others=paths)
     if len(paths) > 2:
         raise ValueError(f"two checkpoints, BASE and TUNED, or one ADAPTER; got {len(paths)} paths.")
     budget = choose_budget(

@@ -50,4 +50,4 @@ def resize(
         **vars(conversion),
         **vars(written),
     )
-    return write_adapter(operation, work, reports, several=isinstance(rank, tuple))
+    return write_adapter(operation, (adapter, out, conversion.base), work, reports, several=isinstance(rank, tuple))

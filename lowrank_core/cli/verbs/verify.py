@@ -37,7 +37,7 @@ def verify(
     entries, by how many units in the last place, and what it looks like. It also says what a merge in the dtype of
     MERGED loses of the update. The exit code is 1 if anything is wrong or could not be compared.
     """
-    output.check_outputs(None, json, csv)
+    output.check_outputs(None, json, csv, others=(base, adapter, merged))
     operation = partial(models.verify, base, adapter, merged, base_restored=base_restored)
     report = over_layers(operation, work)
     output.write_report(

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.models.files.checkpoints import CONFIG, Checkpoint
+from lowrank_core.models.files.folders import WEIGHTS
 from lowrank_core.models.files.json_file import read_json
 from lowrank_core.models.files.tensors import open_file
 
 _SUFFIX, _INDEX = ".safetensors", ".safetensors.index.json"
-_WEIGHTS = (_SUFFIX, ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 # Of transformers: what a model is loaded in, under its old name and its new one, and how it was quantised.
 _DTYPE_KEYS, _QUANTISATION = ("torch_dtype", "dtype"), "quantization_config"
 
@@ -108,6 +108,6 @@ def _is_part(path: Path, base: Checkpoint) -> bool:
 def _why_skipped(path: Path) -> str:
     if not path.is_file():
         return "a folder" if path.is_dir() else "neither a file nor a folder"
-    if path.name.endswith(_WEIGHTS):
+    if path.name.endswith(WEIGHTS):
         return "weights, or their index, that are not part of the checkpoint"
     return "a hidden file" if path.name.startswith(".") else ""

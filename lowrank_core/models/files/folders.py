@@ -8,10 +8,16 @@ from pathlib import Path
 
 from lowrank_core.models.files.recognition import explain_missing
 
-__all__ = ["PIPELINE", "component_folder", "find_components", "find_weights", "is_pipeline"]
+__all__ = ["MODEL_FILES", "PIPELINE", "WEIGHTS", "component_folder", "find_components", "find_weights", "is_pipeline"]
 
 PIPELINE = "model_index.json"
 """What a folder has in which diffusers saved a pipeline."""
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+"""How the names of files with weights end, or of their index."""
+
+MODEL_FILES = (*WEIGHTS, PIPELINE, "config.json")
+"""How the names of files end that a model or an adapter is read from."""
 
 _INDEX = ".index.json"
 _MODELS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
