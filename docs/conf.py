@@ -18,7 +18,7 @@ version = release = lowrank_core.__version__
 NOTEBOOKS = all(find_spec(name) for name in ("myst_nb", "pandas", "peft"))
 extensions = [
     *("sphinx.ext.autodoc", "numpydoc", "myst_nb" if NOTEBOOKS else "myst_parser"),
-    *("generated", "mathml", "run", "spaces"),
+    *("generated", "mathml", "run", "line_breaks"),
 ]
 exclude_patterns = ["_build", "_generated", *([] if NOTEBOOKS else ["guides/notebook.md"])]
 nb_execution_mode = "force"

@@ -1,4 +1,4 @@
-"""No line break between a number and its unit, a task and its seed, or beside ±: such spaces are made U+00A0."""
+"""No line break before a unit, between a task and its seed, beside ±, or within a word of code that a phone shows."""
 
 import re
 
@@ -11,16 +11,21 @@ UNBROKEN = re.compile(
 )
 # Code is copied, and a formula has its own spaces.
 KEPT = (nodes.literal, nodes.FixedTextElement, nodes.math, nodes.raw)
+# In characters of code: a phone's line.
+LINE = 36
 
 
-class Spaces(SphinxPostTransform):
-    """Replace the spaces of every page."""
+class LineBreaks(SphinxPostTransform):
+    """Keep numbers and their units, and short words of code, on one line."""
 
     default_priority = 900
 
     def run(self, **_):
-        """Replace the spaces of a page."""
+        """Replace spaces of text by U+00A0, and mark short code by a class."""
         replace_spaces(self.document)
+        for code in self.document.findall(nodes.literal):
+            if max(map(len, code.astext().split()), default=0) <= LINE:
+                code["classes"].append("unbroken")
 
 
 def replace_spaces(node):
@@ -33,5 +38,5 @@ def replace_spaces(node):
 
 
 def setup(app):
-    app.add_post_transform(Spaces)
+    app.add_post_transform(LineBreaks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
