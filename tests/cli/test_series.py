@@ -4,7 +4,9 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from lowrank_core.cli.app import main
 
@@ -43,3 +45,14 @@ def test_files_have_every_row(run: Path, tmp_path: Path) -> None:
 def test_matches_are_not_for_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--series", str(run), "--match", "a=b"]) == 2
     assert "not for one run" in capsys.readouterr().err
+
+
+def test_what_is_in_no_row_and_warnings_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (1, 2):
+        config = {"modules_to_save": ["head"], "init_lora_weights": "pissa"}
+        file = write_adapter(tmp_path / f"run-{step}", **config) / "adapter_model.safetensors"
+        save_file(load_file(file) | {"base_model.model.head.weight": np.ones((2, 3), np.float32)}, file)
+    assert main(["compare", "--series", *(str(tmp_path / f"run-{step}") for step in (1, 2))]) == 1
+    printed = capsys.readouterr().out
+    assert all(title in printed for title in ("Not low-rank, and not in the rows above", "head.weight", "Warnings"))
+    assert "Not complete: some of what differs is in no layer." in printed

@@ -83,6 +83,12 @@ def test_embeddings_are_planned_for_on_request(tmp_path, rng):
     assert {layer.name for layer in asked.layers} == {"q_proj", "embed_tokens"}
 
 
+def test_a_plan_has_the_warnings_of_its_adapter(write_peft):
+    tensors = {"q.lora_A.weight": np.ones((2, 5), np.float32), "q.lora_B.weight": np.ones((8, 2), np.float32)}
+    (warning,) = plan(write_peft(tensors, init_lora_weights="pissa"), parameters=20).warnings
+    assert "pissa" in warning
+
+
 def test_nothing_to_plan(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, size=0.0)
     with pytest.raises(ValueError, match="there is nothing to plan"):

@@ -45,6 +45,25 @@ def test_a_layer_that_is_not_in_all_is_named(run, write_peft):
     assert not report.complete
 
 
+def test_what_is_in_no_row_and_the_warnings_of_each_checkpoint_are_named(write_peft):
+    tensors = factors(np.ones((8, 2)), np.ones((2, 5))) | {"lm_head.weight": np.ones((3, 5), np.float32)}
+    config = {"modules_to_save": ["lm_head"], "init_lora_weights": "pissa"}
+    run = [write_peft(tensors, f"run/checkpoint-{step}", **config) for step in (1, 2)]
+    report = history(run)
+    assert list(report.not_low_rank) == [f"lm_head.weight ({path})" for path in run]
+    assert [warning.partition(": ")[0] for warning in report.warnings] == [str(path) for path in run]
+    assert all("pissa" in warning for warning in report.warnings)
+    assert (report.failures, report.complete) == ({}, False)
+
+
+def test_vectors_beside_a_base_are_not_missing_from_the_rows(write_file, rng):
+    tensors = {"q.weight": rng.standard_normal((6, 4)), "norm.weight": np.ones(4)}
+    base = write_file(tensors, "base.safetensors")
+    run = [write_file({k: v + step for k, v in tensors.items()}, f"run-{step}.safetensors") for step in (1, 2)]
+    report = history(run, base)
+    assert (len(report.not_low_rank), report.complete) == (2, True)
+
+
 def test_what_is_no_history_is_refused(run, write_peft):
     other = write_peft(factors(np.ones((8, 2)), np.ones((2, 5)), "mlp.up"), "other-7")
     for paths, message in (

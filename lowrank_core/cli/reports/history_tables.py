@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from rich.console import RenderableType
+from rich.text import Text
 
 from lowrank_core._results import count
 from lowrank_core.cli.reports.completeness import completeness
-from lowrank_core.cli.tables import failed, heading, note, section, table
+from lowrank_core.cli.tables import failed, heading, listed, note, section, table
 from lowrank_core.cli.texts import percent
 from lowrank_core.models import HistoryRow, RunHistory
 from lowrank_core.models.layer_kinds import in_natural_order, steps_by_kind
@@ -30,8 +31,12 @@ def history(report: RunHistory, *, full: bool) -> Iterator[RenderableType]:
         "σ₁: the largest singular value; in σ₁: its part of the variance, σ₁²/N². Turned: the largest angle between "
         f"the {report.leading} leading directions of outputs and of inputs, and those at the step before."
     )
+    if report.not_low_rank:
+        yield section("Not low-rank, and not in the rows above", *listed(report.not_low_rank, full=full))
     if report.failures:
         yield section("Failed", *failed(report.failures, full=full))
+    if report.warnings:
+        yield section("Warnings", *(Text(f"- {warning}") for warning in report.warnings))
     yield from completeness(complete=report.complete, failures=len(report.failures), compared_fraction=None)
 
 

@@ -16,6 +16,7 @@ from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.layers import open_updates
 from lowrank_core.models.norms import Update
 from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_rows
+from lowrank_core.models.pairing.changes import OtherChange
 from lowrank_core.models.pairing.pairs import WeightPair
 from lowrank_core.models.printable import for_figure
 from lowrank_core.models.shown import Columns, layers_table
@@ -56,8 +57,12 @@ class RunHistory:
         A row for each layer at each step, layer by layer.
     failures : dict of str to str
         Layers that could not be read at some step, or are not in all checkpoints, and why.
+    not_low_rank : dict of str to str
+        Tensors that are in no update, described with their norms.
     complete : bool
-        Whether every layer of every checkpoint is in the rows.
+        Whether all that the checkpoints change is in the rows, but for vectors (biases, norms) beside a base.
+    warnings : tuple of str
+        What a user of it should know.
     """
 
     paths: tuple[str, ...]
@@ -66,7 +71,9 @@ class RunHistory:
     leading: int
     rows: tuple[HistoryRow, ...]
     failures: dict[str, str]
+    not_low_rank: dict[str, str]
     complete: bool
+    warnings: tuple[str, ...]
 
     def __repr__(self) -> str:
         layers = count(len({row.name for row in self.rows}), "layer")
@@ -159,8 +166,10 @@ def history(
     tasks = [_LayerSeries(name, tuple(layers[name] for layers in by_step)) for name in common]
     results, failures = collect_layers(partial(_rows, steps=steps, leading=leading), tasks, executor, progress)
     failures |= {name: "is not in all checkpoints" for layers in by_step for name in layers if name not in set(common)}
+    others: dict[str, OtherChange] = {}
     for path, source in zip(names, sources, strict=True):
         failures |= {f"{name} ({path})": reason for name, reason in source.incomplete.items()}
+        others |= {f"{name} ({path})": other for name, other in source.other_changes()}
     return RunHistory(
         paths=tuple(names),
         steps=steps,
@@ -168,7 +177,11 @@ def history(
         leading=leading,
         rows=tuple(row for _, rows in results for row in rows),
         failures=failures,
-        complete=not failures,
+        not_low_rank={name: other.description for name, other in others.items()},
+        complete=not failures and all(other.is_vector for other in others.values()),
+        warnings=tuple(
+            f"{path}: {warning}" for path, source in zip(names, sources, strict=True) for warning in source.warnings
+        ),
     )
 
 

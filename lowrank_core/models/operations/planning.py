@@ -99,7 +99,7 @@ class Plan:
     complete : bool
         Whether the layers are all that differs, but for vectors (biases, norms) of two checkpoints.
     warnings : tuple of str
-        Of layers whose factors would be larger than the matrices that they are for.
+        What a user of `path` should know, and layers whose factors would be larger than the matrices that they are for.
     config : dict
         What ``peft.LoraConfig(**config)`` takes: ranks, alphas and modules.
     """
@@ -261,7 +261,7 @@ def plan(
         skipped=skipped,
         failures=failures,
         complete=complete and not failures,
-        warnings=tuple(size_warnings(ranked)),
+        warnings=(*source.warnings, *size_warnings(ranked)),
         config={name: config[name] for name in _PLANNED if name in config},
     )
 
