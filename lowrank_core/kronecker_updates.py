@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NoReturn
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core._dtypes import coarsest
 from lowrank_core._linalg import Dense, Product
-from lowrank_core._results import EqualByContent, html_table, shape_text
-from lowrank_core._validation import REAL_NUMBERS, as_finite, as_matrices, as_real, broadcast_batches, check_scalar
-from lowrank_core.updates import LowRankUpdate, not_dense
+from lowrank_core._results import html_table, shape_text
+from lowrank_core._scaled_update import ScaledUpdate, as_left_operand, as_right_operand, check_product
+from lowrank_core._validation import as_finite, as_matrices, as_real, broadcast_batches, check_scalar
+from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["KroneckerUpdate", "sides"]
 
@@ -21,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KroneckerUpdate(EqualByContent):
+class KroneckerUpdate(ScaledUpdate):
     r"""Update that is a Kronecker product: :math:`\Delta = \gamma\,(L \otimes R)`.
 
     Its singular values are all products :math:`\lvert\gamma\rvert\,\sigma_i(L)\,\sigma_j(R)` [1]_, so that
@@ -55,6 +56,9 @@ class KroneckerUpdate(EqualByContent):
 
     Notes
     -----
+    Operators with numbers change the scaling alone. ``K @ X`` and ``X @ K`` are arrays for an array X, and
+    LowRankUpdates for one.
+
     A convolution's update of LyCORIS is ``kron(w1, w2)`` over the first two axes of w2 (p, q, kh, kw). Flattened to
     (m·p, n·q·kh·kw), it is the Kronecker product of w1 and ``w2.reshape(p, -1)``.
 
@@ -72,6 +76,8 @@ class KroneckerUpdate(EqualByContent):
     ((4, 4), 4)
     >>> spectrum(update).values
     array([3. , 1.5, 1. , 0.5])
+    >>> update @ [1.0, 0.0, 0.0, 0.0]
+    array([0. , 1.5, 0. , 0. ])
     """
 
     left: Any
@@ -90,12 +96,6 @@ class KroneckerUpdate(EqualByContent):
         for name, value in (fields | {"dtype": coarsest(left_dtype, right_dtype)}).items():
             object.__setattr__(self, name, value)
 
-    # As of LowRankUpdate.
-    __array_ufunc__: ClassVar[None] = None
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        raise not_dense(self)
-
     def __repr__(self) -> str:
         scale = f"γ = {self.scaling:.4g}"
         return f"<KroneckerUpdate {shape_text(self.shape)}: rank up to {self.rank}, {scale}, {self.dtype}>"
@@ -104,23 +104,26 @@ class KroneckerUpdate(EqualByContent):
         parts = [[name, shape_text(side.shape), side.dtype] for name, side in (("L", self.left), ("R", self.right))]
         return html_table(repr(self), ["side", "shape", "dtype"], parts)
 
-    def __mul__(self, factor: Any) -> KroneckerUpdate:
-        """Return the update under a scale multiplied by a number; its sides are shared."""
-        return (
-            replace(self, scaling=float(self.scaling * factor)) if isinstance(factor, REAL_NUMBERS) else NotImplemented
-        )
+    def __matmul__(self, other: Any) -> Any:
+        """Compute Δ · X in float64 without forming Δ; the product with a LowRankUpdate is one, of that update's A."""
+        if isinstance(other, LowRankUpdate):
+            check_product(self.shape, other.shape)
+            return LowRankUpdate(self @ other.B, other.A, other.scaling)
+        X = as_right_operand(other, self.shape)
+        if X.ndim == 1:
+            return self.apply(X)
+        # Batch axes broadcast from the last one, so that the axis of columns comes before as many as the update has.
+        vectors = X.reshape(*(1,) * (len(self.shape) - X.ndim), *X.shape)
+        return np.moveaxis(self.apply(np.moveaxis(vectors, -1, 0)), 0, -1)
 
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: Any) -> KroneckerUpdate:
-        return (
-            replace(self, scaling=float(self.scaling / divisor))
-            if isinstance(divisor, REAL_NUMBERS)
-            else NotImplemented
-        )
-
-    def __neg__(self) -> KroneckerUpdate:
-        return replace(self, scaling=-self.scaling)
+    def __rmatmul__(self, other: Any) -> Any:
+        """Compute X · Δ in float64 without forming Δ; the product with a LowRankUpdate is one, of that update's B."""
+        if isinstance(other, LowRankUpdate):
+            check_product(other.shape, self.shape)
+            return LowRankUpdate(other.B, other.A @ self, other.scaling)
+        X = as_left_operand(other, self.shape)
+        transposed = KroneckerUpdate(_transposed(self.left), _transposed(self.right), self.scaling)
+        return transposed.apply(X) if X.ndim == 1 else np.swapaxes(transposed @ np.swapaxes(X, -1, -2), -1, -2)
 
     @property
     def rank(self) -> int:
@@ -165,6 +168,13 @@ class KroneckerUpdate(EqualByContent):
 def _as_side(side: Any, name: str) -> tuple[Any, str]:
     """Return one side of a Kronecker product, a LowRankUpdate or an array (..., m, n), and its stored dtype."""
     return (side, side.dtype) if isinstance(side, LowRankUpdate) else as_matrices(side, name)
+
+
+def _transposed(side: Any) -> Any:
+    """Return the transpose of one side."""
+    if isinstance(side, LowRankUpdate):
+        return LowRankUpdate(np.swapaxes(side.A, -1, -2), np.swapaxes(side.B, -1, -2), side.scaling)
+    return np.swapaxes(side, -1, -2)
 
 
 def _dense(side: Any) -> Floats:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core._linalg import scaled_to_unit
-from lowrank_core._results import EqualByContent, html_table, shape_text
+from lowrank_core._results import html_table, shape_text
+from lowrank_core._scaled_update import ScaledUpdate, as_left_operand, as_right_operand, check_product
 from lowrank_core._validation import (
-    REAL_NUMBERS,
     as_factors,
     as_finite,
     as_real,
@@ -27,7 +27,6 @@ __all__ = [
     "assembled",
     "check_terms",
     "low_rank_sum",
-    "not_dense",
     "unit_components",
     "with_factors",
 ]
@@ -41,7 +40,7 @@ _LARGEST_SHOWN = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LowRankUpdate(EqualByContent):
+class LowRankUpdate(ScaledUpdate):
     r"""Low-rank update in factored form: :math:`\Delta = \gamma B A`.
 
     Parameters
@@ -70,6 +69,12 @@ class LowRankUpdate(EqualByContent):
     truncate : The best update of a rank.
     spectrum : Singular values through the r × r core of the factors; B·A is never formed.
 
+    Notes
+    -----
+    Operators keep the factored form: ``c * u``, ``u / c`` and ``-u`` change the scaling alone, ``u + v`` and ``u - v``
+    are :func:`low_rank_sum`, and ``u @ v`` is the product of two updates. ``u @ X`` and ``X @ u`` with an array are
+    arrays. An array is never added to an update: call :meth:`to_dense` first.
+
     References
     ----------
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685, equation 3.
@@ -83,6 +88,13 @@ class LowRankUpdate(EqualByContent):
     (1, (4, 3))
     >>> update.apply(np.array([1.0, 0.0, 1.0]))
     array([4., 4., 4., 4.])
+    >>> update - 0.5 * update
+    <LowRankUpdate 4 × 3: rank 2, γ = 1, norm 3.464, float64>
+    >>> update @ np.ones((3, 2))
+    array([[6., 6.],
+           [6., 6.],
+           [6., 6.],
+           [6., 6.]])
     """
 
     B: NDArray[Any]
@@ -98,12 +110,6 @@ class LowRankUpdate(EqualByContent):
         for name, value in (("B", B), ("A", A), ("scaling", float(scaling)), ("shape", shape), ("dtype", dtype)):
             object.__setattr__(self, name, value)
 
-    # Operators between arrays and updates are those of the update, and NumPy's functions refuse it.
-    __array_ufunc__: ClassVar[None] = None
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
-        raise not_dense(self)
-
     def __repr__(self) -> str:
         norm = "" if self.B.ndim + self.A.ndim > 4 or self.rank > _LARGEST_SHOWN else f", norm {_norm(self):.4g}"
         scale = f"γ = {self.scaling:.4g}"
@@ -113,51 +119,32 @@ class LowRankUpdate(EqualByContent):
         factors = [[name, shape_text(factor.shape), factor.dtype] for name, factor in (("B", self.B), ("A", self.A))]
         return html_table(repr(self), ["factor", "shape", "dtype"], factors)
 
-    def __add__(self, other: Any) -> LowRankUpdate:
+    def __add__(self, other: Any) -> Any:
         """Return the sum in factored form, exactly, as :func:`low_rank_sum`."""
-        if isinstance(other, LowRankUpdate):
-            return low_rank_sum([self, other])
-        if isinstance(other, np.ndarray):
-            raise not_dense(self)
-        return NotImplemented
+        return low_rank_sum([self, other]) if isinstance(other, LowRankUpdate) else super().__add__(other)
 
-    def __radd__(self, other: Any) -> LowRankUpdate:
+    def __radd__(self, other: Any) -> Any:
         """Return the update itself for the 0 that ``sum`` begins with."""
-        return self if isinstance(other, int) and other == 0 else self.__add__(other)
+        return self if isinstance(other, int) and other == 0 else super().__add__(other)
 
-    def __sub__(self, other: Any) -> LowRankUpdate:
-        return low_rank_sum([self, other], [1.0, -1.0]) if isinstance(other, LowRankUpdate) else NotImplemented
-
-    def __mul__(self, factor: Any) -> LowRankUpdate:
-        """Return the update under a scale multiplied by a number; its factors are shared."""
-        return (
-            replace(self, scaling=float(self.scaling * factor)) if isinstance(factor, REAL_NUMBERS) else NotImplemented
-        )
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: Any) -> LowRankUpdate:
-        return (
-            replace(self, scaling=float(self.scaling / divisor))
-            if isinstance(divisor, REAL_NUMBERS)
-            else NotImplemented
-        )
-
-    def __neg__(self) -> LowRankUpdate:
-        return replace(self, scaling=-self.scaling)
+    def __sub__(self, other: Any) -> Any:
+        return low_rank_sum([self, other], [1.0, -1.0]) if isinstance(other, LowRankUpdate) else super().__add__(other)
 
     def __matmul__(self, other: Any) -> Any:
         """Compute Δ · X in float64 without forming Δ; the product with a LowRankUpdate is one, of this update's B."""
         B, A = self.B.astype(np.float64), self.A.astype(np.float64)
         if isinstance(other, LowRankUpdate):
+            check_product(self.shape, other.shape)
             core = A @ other.B.astype(np.float64)
             return LowRankUpdate(B @ core, other.A, self.scaling * other.scaling)
-        return self.scaling * (B @ (A @ as_real(other, "the right side of @")))
+        if isinstance(other, ScaledUpdate):
+            return NotImplemented
+        return self.scaling * (B @ (A @ as_right_operand(other, self.shape)))
 
     def __rmatmul__(self, other: Any) -> NDArray[np.float64]:
         """Compute X · Δ in float64 without forming Δ."""
         B, A = self.B.astype(np.float64), self.A.astype(np.float64)
-        return self.scaling * ((as_real(other, "the left side of @") @ B) @ A)
+        return self.scaling * ((as_left_operand(other, self.shape) @ B) @ A)
 
     @property
     def rank(self) -> int:
@@ -221,14 +208,6 @@ class LowRankUpdate(EqualByContent):
             np.ldexp(A * inverse, half)[..., 0],
             self.scaling,
         )
-
-
-def not_dense(update: Any) -> TypeError:
-    """Return the error that a dense array is asked for implicitly."""
-    return TypeError(
-        f"{update!r} is not made dense implicitly: call .to_dense() for an array of {shape_text(update.shape)}, or "
-        "pass it to a function of this package, which takes it as it is"
-    )
 
 
 def _norm(update: LowRankUpdate) -> float:

@@ -164,10 +164,41 @@ def test_arithmetic_is_that_of_matrices():
     np.testing.assert_allclose(UPDATE @ X, DENSE @ X, rtol=1e-12)
     np.testing.assert_allclose(UPDATE @ X[:, 0], DENSE @ X[:, 0], rtol=1e-12)
     np.testing.assert_allclose(Y @ UPDATE, Y @ DENSE, rtol=1e-12)
+    np.testing.assert_array_equal((UPDATE * np.array(2.0)).to_dense(), 2 * DENSE)
+    np.testing.assert_array_equal((np.array(2) * UPDATE).to_dense(), 2 * DENSE)
+    assert (LowRankUpdate(B, A, 0.1) * np.float32(0.5)).scaling == 0.05
     kronecker = RESULTS["Kronecker"]
     for found, factor in ((-kronecker, -1), (2 * kronecker, 2), (kronecker * 3, 3), (kronecker / 2, 0.5)):
         assert isinstance(found, KroneckerUpdate)
         np.testing.assert_allclose(found.to_dense(), factor * kronecker.to_dense())
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 1)])
+@pytest.mark.parametrize("sides", ["dense", "factors"])
+def test_kronecker_products_are_multiplied_as_matrices_are(batch, sides):
+    L, R = RNG.standard_normal((*batch, 3, 2)), RNG.standard_normal((2, 4))
+    right = R if sides == "dense" else LowRankUpdate(R, np.eye(4), 0.5)
+    K = KroneckerUpdate(L, right, -2.0)
+    dense, (m, n) = K.to_dense(), K.shape[-2:]
+    for X in (RNG.standard_normal(n), RNG.standard_normal((n, 5)), RNG.standard_normal((2, 3, n, 5))):
+        np.testing.assert_allclose(K @ X, dense @ X, rtol=1e-12, atol=1e-12)
+    for X in (RNG.standard_normal(m), RNG.standard_normal((5, m)), RNG.standard_normal((2, 3, 5, m))):
+        np.testing.assert_allclose(X @ K, X @ dense, rtol=1e-12, atol=1e-12)
+    after = LowRankUpdate(RNG.standard_normal((n, 2)), RNG.standard_normal((2, 7)), 3.0)
+    before = LowRankUpdate(RNG.standard_normal((7, 2)), RNG.standard_normal((2, m)), 3.0)
+    for product, exact in ((K @ after, dense @ after.to_dense()), (before @ K, before.to_dense() @ dense)):
+        assert isinstance(product, LowRankUpdate)
+        assert product.rank == 2
+        np.testing.assert_allclose(product.to_dense(), exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("update", [UPDATE, KroneckerUpdate(np.ones((6, 1)), np.ones((1, 5)))])
+@pytest.mark.parametrize("other", [np.ones((7, 2)), np.ones(7), np.array(1.0), LowRankUpdate(np.ones((7, 1)), [[1.0]])])
+def test_shapes_that_do_not_multiply_are_refused_in_words(update, other):
+    with pytest.raises(ValueError, match=r"shapes \(6, 5\) and .* cannot be multiplied by @; the columns of the left"):
+        update @ other
+    with pytest.raises(ValueError, match="cannot be multiplied by @"):
+        other @ update
 
 
 @pytest.mark.parametrize(
@@ -189,9 +220,18 @@ def test_no_operation_of_numpy_makes_an_update_dense(operation, update):
 
 
 def test_the_refusal_names_the_way_out():
-    with pytest.raises(TypeError, match=r"call \.to_dense\(\) for an array of 6 × 5"):
-        np.asarray(UPDATE)
-    for operation in (lambda: UPDATE + 1, lambda: UPDATE * 1j, lambda: UPDATE - np.ones((6, 5)), lambda: 1 / UPDATE):
+    dense = np.ones((6, 5))
+    for update in (UPDATE, KroneckerUpdate(np.ones((6, 1)), np.ones((1, 5)))):
+        for operation in (
+            np.asarray,
+            lambda update: update + dense,
+            lambda update: dense + update,
+            lambda update: update - dense,
+            lambda update: dense - update,
+        ):
+            with pytest.raises(TypeError, match=r"call \.to_dense\(\) for an array of 6 × 5"):
+                operation(update)
+    for operation in (lambda: UPDATE + 1, lambda: UPDATE * 1j, lambda: UPDATE * dense, lambda: 1 / UPDATE):
         with pytest.raises(TypeError):
             operation()
     with pytest.raises(ValueError, match="scaling"):

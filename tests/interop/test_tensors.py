@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from lowrank_core import LowRankUpdate, spectrum, truncate, variance_captured
+from lowrank_core import KroneckerUpdate, LowRankUpdate, numerical_rank, spectrum, truncate, variance_captured
 from lowrank_core.rounding_noise import rounding_noise
 from lowrank_core.testing import assert_eckart_young, assert_same_update, assert_spectrum, updates
 from tests import bounds
@@ -34,6 +34,16 @@ NARROW = [torch.float32, torch.float16, torch.bfloat16]
 @calls
 def test_each_stored_dtype_and_layout_means_its_numbers(call, update, dtype):
     means_its_numbers(call, update, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_operators_keep_the_stored_dtype(dtype):
+    factor = torch.tensor(MATRIX).to(dtype)
+    for update in (LowRankUpdate(factor, factor.T), KroneckerUpdate(factor, factor)):
+        for result in (1.0 * update, update / 1, -1 * -update):
+            assert result.dtype == str(dtype).removeprefix("torch.")
+            assert result == update
+            assert numerical_rank(spectrum(result)) == numerical_rank(spectrum(update))
 
 
 def test_integers_are_taken_as_float64_and_a_whole_number_is_a_rank():
