@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from lowrank_core.models.files import torch_file
 from lowrank_core.models.files.checkpoints import open_checkpoint
 from lowrank_core.models.files.tensors import open_file, read_tensors
 from lowrank_core.models.pairing.pairs import pair_checkpoints
@@ -83,6 +84,43 @@ def test_a_state_dict_is_taken_out_of_what_training_saved_with_it(save, wrapper)
 def test_a_tensor_beside_a_state_dict_is_not_passed_over(save):
     tensors, _ = open_file(save({"model": {"a": torch.ones(1)}, "b": torch.ones(1)}))
     assert list(tensors) == ["b", "model.a"]
+
+
+@pytest.mark.parametrize("beside", ["text_encoder", "state_dict_ema", "upscaler"])
+def test_a_model_beside_a_state_dict_is_not_passed_over(save, beside):
+    tensors, _ = open_file(save({"model": {"a": torch.ones(2)}, beside: {"b": torch.ones(3)}, "epoch": 3}))
+    assert {key: tensor.shape for key, tensor in tensors.items()} == {"model.a": (2,), f"{beside}.b": (3,)}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"optimizer_states": [{"state": {0: {"exp_avg": torch.ones(9)}}}], "lr_schedulers": [{"lrs": torch.ones(3)}]},
+        {"callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}}, "loss": torch.tensor(0.25)},
+        {"rng_state": torch.ones(16, dtype=torch.uint8), "grad_scaler": {"scale": torch.ones(1)}},
+    ],
+)
+def test_what_trainers_save_beside_a_state_dict_is_left_out(save, beside):
+    assert list(open_file(save({"state_dict": {"a": torch.ones(2)}, **beside}))[0]) == ["a"]
+
+
+def test_a_container_of_two_names_is_read_under_both(save):
+    shared = {"a": torch.ones(2)}
+    assert list(open_file(save({"unet": shared, "ema": shared}))[0]) == ["ema.a", "unet.a"]
+
+
+@pytest.mark.parametrize("leaf", [{}, {"a": torch.ones(1)}])
+def test_a_container_of_very_many_names_costs_no_more_than_the_most_that_are_read(save, leaf, monkeypatch):
+    monkeypatch.setattr(torch_file, "_MOST_NAMES", 1000)
+    content = leaf
+    for _ in range(14):
+        content = dict.fromkeys(range(40), content)
+    content = {"b": torch.ones(1), "model": content}
+    if leaf:
+        with pytest.raises(ValueError, match=r"has 1,000 names of tensors or more"):
+            open_file(save(content))
+    else:
+        assert list(open_file(save(content))[0]) == ["b"]
 
 
 def test_two_tensors_of_one_name_are_refused(save):

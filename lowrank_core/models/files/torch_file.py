@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -30,6 +31,10 @@ __all__ = ["TORCH"]
 _NAME = "PyTorch"
 _PICKLE, _PROTOCOL = 0x80, 2
 _WRAPPERS = ("state_dict", "model", "module")
+# What trainers save beside a model under these: states of optimisers, schedules and random numbers.
+_OF_TRAINING = re.compile(
+    r"opt|.*optim.*|.*sched.*|(grad_|amp_)?scaler|amp|.*rng_?states?|random_states?", re.IGNORECASE
+)
 # Before 2.6 and 2.10, a file could run code or corrupt memory despite weights_only: CVE-2025-32434, CVE-2026-24747.
 _OLDEST_SAFE = (2, 10)
 # Magic number, protocol, system, content and the names of storages, whose numbers follow.
@@ -37,6 +42,8 @@ _LEGACY_PICKLES = 5
 # What torch builds with as many bytes as a few bytes ask for.
 _OF_ANY_SIZE = ("builtins bytearray", "__builtin__ bytearray")
 _DEEPEST = 16
+# A pickle of a few bytes can have one container under any number of names.
+_MOST_NAMES = 1_000_000
 _REFUSED_CLASS = re.compile(r"GLOBAL (\S+)")
 _REASON = re.compile(r"WeightsUnpickler error:\s+(.+)")
 
@@ -147,11 +154,11 @@ def _classes_asked_for(content: BinaryIO) -> Iterator[str]:
 def _state(path: Path, content: Any) -> dict[str, Any]:
     """Return the tensors of a state dict by name; those of nested containers have the names of both, with a dot."""
     for wrapper in _WRAPPERS:
-        # Beside a state dict may be an optimiser's, but no tensor of the model.
-        if isinstance(content, Mapping) and not any(map(_is_tensor, content.values())):
-            inner = content.get(wrapper)
-            content = inner if isinstance(inner, Mapping) else content
-    named = list(_tensors(content, (), set()))
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content if _has_weights_beside(wrapper, content) else content[wrapper]
+    named = list(islice(_tensors(content, (), (), set()), _MOST_NAMES))
+    if len(named) == _MOST_NAMES:
+        raise ValueError(f"{str(path)!r} has {_MOST_NAMES:,} names of tensors or more: save the state dict alone")
     tensors = dict(named)
     if "" in tensors:
         raise ValueError(f"{str(path)!r} is one tensor without a name: a state dict, of names and tensors, is needed")
@@ -160,17 +167,30 @@ def _state(path: Path, content: Any) -> dict[str, Any]:
     return tensors
 
 
-def _tensors(content: Any, keys: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Yield names and tensors of a container, each container once: a pickle can have one within itself."""
+def _has_weights_beside(wrapper: str, content: Mapping[Any, Any]) -> bool:
+    """Whether there are tensors beside a model that may be weights too; numbers, as losses, are not."""
+    beside = {key: value for key, value in content.items() if key != wrapper and not _OF_TRAINING.fullmatch(str(key))}
+    return any(tensor.dim() for _, tensor in _tensors(beside, (), (), set()))
+
+
+def _tensors(content: Any, keys: tuple[str, ...], outer: tuple[int, ...], empty: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield names and tensors of a container, but of none that it is in: a pickle can have one within itself.
+
+    `empty` are those without tensors that were met, so that each is read once, under however many names it is.
+    """
     if _is_tensor(content):
         yield ".".join(keys), content
-    elif isinstance(content, Mapping | list | tuple) and id(content) not in seen:
+    elif isinstance(content, Mapping | list | tuple) and id(content) not in outer and id(content) not in empty:
         if len(keys) > _DEEPEST:
             raise ValueError(f"{'.'.join(keys)!r} is nested deeper than a state dict is: save the state dict alone")
-        seen.add(id(content))
+        is_empty = True
         items = content.items() if isinstance(content, Mapping) else enumerate(content)
         for key, value in items:
-            yield from _tensors(value, (*keys, str(key)), seen)
+            for named in _tensors(value, (*keys, str(key)), (*outer, id(content)), empty):
+                is_empty = False
+                yield named
+        if is_empty:
+            empty.add(id(content))
 
 
 def _is_tensor(content: Any) -> bool:
