@@ -82,6 +82,10 @@ def test_a_layer_too_large_for_memory_has_the_figures_of_norms(write_file, rng, 
     figures = report.layers[0].base
     assert figures.relative_norm == pytest.approx(np.linalg.norm(tuned - base) / np.linalg.norm(base), rel=1e-5)
     assert (figures.spectral_norm, figures.intruders) == (None, None)
+    assert "is without 1 layer too large to be examined, as 'a'" in report.warnings[-1]
+    assert not report.complete
+    without = inspect(report.path, report.base)
+    assert (without.complete, without.warnings) == (True, ())
 
 
 def test_an_expert_is_beside_its_own_matrix_of_the_stack(write_file, rng):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
@@ -142,6 +142,7 @@ def inspect(
         source, ranks=ranks, rules=rules, alpha=alpha, intruders=intruders, executor=executor, progress=progress
     )
     failures = dict(sorted((failures | source.incomplete).items()))
+    lacking = [*beside, *(_without_intruders(layers) if intruders else ())]
     others = dict(source.other_changes())
     pair = source if isinstance(source, CheckpointPair) else None
     changed, unchanged = ({layer.name for layer in layers if bool(layer.norm) is differs} for differs in (True, False))
@@ -156,10 +157,10 @@ def inspect(
         layers=tuple(layers),
         failures=failures,
         not_low_rank={name: other.description for name, other in others.items()},
-        complete=not (failures or beside) and all(other.is_vector for other in others.values()),
+        complete=not (failures or lacking) and all(other.is_vector for other in others.values()),
         compared_fraction=pair.fraction_in(changed, unchanged, others.values()) if pair else None,
         alignment=pair.alignment if pair else (),
-        warnings=(*source.warnings, *beside),
+        warnings=(*source.warnings, *lacking),
         verdicts=find_verdicts(layers, failures, of_checkpoints=pair is not None),
     )
 
@@ -192,6 +193,16 @@ def _without_weight(source: Adapter, path: str, base: str) -> list[str]:
             "checkpoint that it was trained from as its base"
         )
     return [f"the base has no readable weight of the name and shape of {count(len(missing), 'layer')}, as {example}"]
+
+
+def _without_intruders(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """Yield the warning of layers that are beside their base's weights and whose intruders were not counted."""
+    missing = [layer.name for layer in layers if layer.base and layer.base.intruders is None]
+    if missing:
+        yield (
+            f"the total of intruders (--intruders) is without {count(len(missing), 'layer')} too large to be examined, "
+            f"as {missing[0]!r}"
+        )
 
 
 def layer_reports(
