@@ -161,6 +161,18 @@ def test_an_adapter_whose_configuration_alone_changed_is_read_again(tmp_path):
     assert made == [adapters / "checkpoint.safetensors", config.parent]
 
 
+def test_a_pickled_adapter_that_changed_is_read_again(tmp_path):
+    pickled, jsonl = tmp_path / "adapters" / "adapter_model.bin", tmp_path / "census.jsonl"
+    pickled.parent.mkdir()
+    (pickled.parent / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    pickled.write_bytes(b"")
+    (first,) = census(pickled.parent, ranks=RANKS, jsonl=jsonl)
+    pickled.write_bytes(b"no pickle")
+    (second,) = census(pickled.parent, ranks=RANKS, jsonl=jsonl)
+    assert "is empty" in first.failure
+    assert "is empty" not in second.failure
+
+
 def test_a_file_of_another_census_is_refused_and_left_alone(tmp_path):
     make_adapters(tmp_path, 2)
     jsonl = tmp_path / "census.jsonl"

@@ -240,7 +240,9 @@ def adapter_files(path: Path) -> tuple[Path, ...]:
     """Return the files that an adapter may consist of: those of its folder, there or not, or the one file."""
     if not path.is_dir():
         return (path,)
-    return tuple(path / name for each in FORMATS for name in each.files)
+    formats = [each for each in FORMATS if each.files]
+    names = [name for each in formats for name in (*each.files, _pickled(Path(each.files[0])).name)]
+    return tuple(path / name for name in dict.fromkeys(names))
 
 
 def is_adapter(source: Source) -> bool:
@@ -306,5 +308,10 @@ def _find_adapter(folder: Path) -> Path:
 
 def _tensors_in(folder: Path, name: str) -> Path:
     tensors = folder / name
-    pickled = tensors.with_suffix(".bin")
+    pickled = _pickled(tensors)
     return pickled if pickled.is_file() and not tensors.is_file() else tensors
+
+
+def _pickled(tensors: Path) -> Path:
+    """Return the pickle that is read where a safetensors file is missing."""
+    return tensors.with_suffix(".bin")
