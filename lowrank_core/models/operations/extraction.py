@@ -209,6 +209,7 @@ def extract(
     }
     words |= {"above_noise": above_noise, "sides": sides, "objective": objective, "max_rank": max_rank}
     rank = choose_rank({"rank": rank, **words}, required=True)
+    tolerance = as_tolerance(tolerance)
     if is_adapter(tuned):
         _check_options_of_adapters(rank, embeddings, transposed, match, names, component)
         rewritten = rewrite(
@@ -227,13 +228,13 @@ def extract(
             rule=rule,
             dtype=dtype,
             uniform=uniform,
+            tolerance=tolerance,
             force=force,
             dry_run=dry_run,
             executor=executor,
             progress=progress,
         )
         return rewritten if isinstance(rank, Sequence) else rewritten[0]
-    tolerance = as_tolerance(tolerance)
     pair = pair_checkpoints(
         *(open_checkpoint(path, component=component) for path in (base, tuned)),
         match=match,

@@ -39,6 +39,7 @@ def rewrite(
     rule: str | None,
     dtype: str | None,
     uniform: bool,
+    tolerance: float | None = None,
     force: bool,
     dry_run: bool,
     executor: Executor | None,
@@ -88,6 +89,7 @@ def rewrite(
             update=layer.untransposed_update,
             biases=tuple(other for other in followers.get(layer.name, []) if other.scaling is not None),
             min_rank=1 if layer.name in followers else 0,
+            tolerance=tolerance,
             alpha=layer.alpha if keeps_alphas and layer.alpha > 0 else None,
             base_norm=base_norm_of(layer),
         )
