@@ -8,7 +8,16 @@ from pathlib import Path
 
 from lowrank_core.models.files.recognition import explain_missing
 
-__all__ = ["MODEL_FILES", "PIPELINE", "WEIGHTS", "component_folder", "find_components", "find_weights", "is_pipeline"]
+__all__ = [
+    "MODEL_FILES",
+    "PIPELINE",
+    "WEIGHTS",
+    "component_folder",
+    "find_components",
+    "find_weights",
+    "is_model_folder",
+    "is_pipeline",
+]
 
 PIPELINE = "model_index.json"
 """What a folder has in which diffusers saved a pipeline."""
@@ -31,6 +40,12 @@ _VARIANT = re.compile(r"\.(fp16|bf16|fp32|fp8|non_ema|ema)(?=\.)")
 def is_pipeline(folder: Path) -> bool:
     """Whether a folder is that of a pipeline, with a model in each of several folders."""
     return (folder / PIPELINE).is_file()
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder has the files that transformers or diffusers names a model's, or those of a pipeline."""
+    named = any((folder / f"{stem}{suffix}").is_file() for stem, suffix in _MODELS)
+    return named or any(folder.glob(f"*{_INDEX}")) or is_pipeline(folder)
 
 
 def find_components(folder: Path) -> dict[str, Path]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_core.models.files.checkpoints import Checkpoint
+from lowrank_core.models.files.folders import is_model_folder
 from lowrank_core.models.files.hub_cache import find_snapshot
 from lowrank_core.models.files.in_memory import is_adapted, state_of, tensors_of
 from lowrank_core.models.files.tensors import StoredTensor, open_file
 from lowrank_core.models.formats.adapter import Adapter, AdapterLayer, OtherTensor, Placement
 from lowrank_core.models.formats.diffusers import DIFFUSERS
 from lowrank_core.models.formats.foreign import foreign_layout
-from lowrank_core.models.formats.format import SUFFIXES, AdapterFile, Format
+from lowrank_core.models.formats.format import SINGLE_FILE, SUFFIXES, AdapterFile, Format
 from lowrank_core.models.formats.gguf_adapter import GGUF_ADAPTER
 from lowrank_core.models.formats.kohya import KOHYA
 from lowrank_core.models.formats.lycoris import LYCORIS
@@ -102,11 +103,7 @@ def open_adapter(source: Source, *, config: Any = None) -> Adapter:
         return _open_in_memory(source, config)
     if config is not None:
         raise ValueError("a config is for an adapter in memory: one in files has its own beside the tensors")
-    where = find_snapshot(Path(source))
-    if any(where.name in each.files[1:] for each in FORMATS):
-        where = where.parent
-    if where.is_dir():
-        where = _find_adapter(where)
+    where = _locate(source)
     return _read(AdapterFile(where, *open_file(where)))
 
 
@@ -246,18 +243,19 @@ def adapter_files(path: Path) -> tuple[Path, ...]:
 
 
 def is_adapter(source: Source) -> bool:
-    """Whether a source is an adapter's folder, or one of its files, by the names in the folder or what is in the file.
+    """Whether `open_adapter` reads a source: by the name of the file that it reads, or by what is in that.
 
     In memory, a model of PEFT's is an adapter, and a mapping is one by its names.
     """
     if not is_path(source):
         return _is_adapter_in_memory(source)
-    where = Path(source)
-    if where.is_dir():
-        return is_adapter_folder({file.name for file in where.iterdir()})
-    if any(where.name in each.files for each in FORMATS):
+    try:
+        where = _locate(source)
+    except (FileNotFoundError, ValueError):
+        return False
+    if is_adapter_folder([where.with_suffix(SINGLE_FILE).name]):
         return True
-    return where.suffix in SUFFIXES and where.is_file() and holds_adapter(where)
+    return where.suffix != ".json" and where.is_file() and holds_adapter(where)
 
 
 def _is_adapter_in_memory(source: Source) -> bool:
@@ -268,12 +266,20 @@ def _is_adapter_in_memory(source: Source) -> bool:
 
 
 def holds_adapter(path: Path) -> bool:
-    """Whether a safetensors file is an adapter's."""
+    """Whether a file of tensors is an adapter's."""
     return _is_recognised(AdapterFile(path, *open_file(path)))
 
 
 def _is_recognised(file: AdapterFile) -> bool:
     return any(each.recognises(file) for each in FORMATS)
+
+
+def _locate(source: str | PathLike[str]) -> Path:
+    """Return the file of tensors that a path to an adapter means, which may be missing."""
+    where = find_snapshot(Path(source))
+    if any(where.name in each.files[1:] for each in FORMATS):
+        where = where.parent
+    return _find_adapter(where) if where.is_dir() else where
 
 
 def _find_adapter(folder: Path) -> Path:
@@ -283,17 +289,18 @@ def _find_adapter(folder: Path) -> Path:
         present = [name for name in wanted if (folder / name).is_file()]
         if present:
             return _tensors_in(folder, next(each.files[0] for each in formats if present[0] in each.files))
+    # Before adapters in its folders, which a model may be published with.
+    if is_model_folder(folder):
+        raise ValueError(
+            f"{str(folder)!r} is a model checkpoint, not an adapter: its update is its difference from the checkpoint "
+            "that it was tuned from, so give that one as its base"
+        )
     inner = sorted({file.parent for each in formats for file in folder.glob(f"*/{each.files[-1]}")})
     if len(inner) == 1:
         return _find_adapter(inner[0])
     if inner:
         names = ", ".join(adapter.name for adapter in inner)
         raise ValueError(f"{str(folder)!r} contains several adapters ({names}): give the folder of one of them")
-    if (folder / "model.safetensors").is_file() or any(folder.glob("*.safetensors.index.json")):
-        raise ValueError(
-            f"{str(folder)!r} is a model checkpoint, not an adapter: its update is its difference from the checkpoint "
-            "that it was tuned from, so give that one as its base"
-        )
     files = sorted(file for suffix in SUFFIXES for file in folder.glob(f"*{suffix}"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
