@@ -64,7 +64,7 @@ def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
     blocks = ((base[rows], tuned[rows]) for rows in row_blocks(base.shape))
     delta = difference_of_blocks(blocks, base.shape, base.dtype.name, tuned.dtype.name)
     if delta is None:
-        raise ValueError(_why_not_finite(base, tuned))
+        raise ValueError(why_not_finite([base], [tuned], base.dtype.name, tuned.dtype.name))
     return delta
 
 
@@ -86,6 +86,18 @@ def difference_of_blocks(
             finite = finite and bool(np.isfinite(rows).all())
             start += len(before)
     return delta if finite else None
+
+
+def why_not_finite(
+    base: Iterable[NDArray[Any]], tuned: Iterable[NDArray[Any]], base_dtype: str, tuned_dtype: str
+) -> str:
+    """Return why a difference of two weights, given as consecutive rows of each, is not finite."""
+    for name, blocks in (("base", base), ("tuned", tuned)):
+        reason = _not_finite(f"the {name} checkpoint", blocks)
+        if reason:
+            return reason
+    single = {base_dtype, tuned_dtype} <= set(_SINGLE_PRECISION)
+    return f"the difference does not fit {'float32' if single else 'float64'}"
 
 
 def residual_norm(update: Update, stored: LowRankUpdate) -> float:
@@ -177,6 +189,15 @@ def dense(update: Update) -> NDArray[Any]:
         return update.to_dense()
 
 
+def _not_finite(what: str, blocks: Iterable[NDArray[Any]]) -> str:
+    """Return what is said of an array, given as blocks of it, that is not finite; nothing of one that is."""
+    bad = size = 0
+    for block in blocks:
+        bad += block.size - int(np.count_nonzero(np.isfinite(block)))
+        size += block.size
+    return f"{what} {NOT_FINITE} in {bad} of its {size} entries" if bad else ""
+
+
 def _vector_norm(vector: NDArray[np.float64]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         energy = float(np.dot(vector, vector))
@@ -188,12 +209,3 @@ def _vector_norm(vector: NDArray[np.float64]) -> float:
     # ldexp rather than a division: the reciprocal of a subnormal number is infinite.
     exponent = math.frexp(largest)[1]
     return math.ldexp(float(np.linalg.norm(np.ldexp(vector, -exponent))), exponent)
-
-
-def _why_not_finite(base: NDArray[Any], tuned: NDArray[Any]) -> str:
-    for name, array in (("base", base), ("tuned", tuned)):
-        bad = array.size - np.count_nonzero(np.isfinite(array))
-        if bad:
-            return f"the {name} checkpoint {NOT_FINITE} in {bad} of its {array.size} entries"
-    single = {base.dtype.name, tuned.dtype.name} <= set(_SINGLE_PRECISION)
-    return f"the difference does not fit {'float32' if single else 'float64'}"

@@ -6,7 +6,7 @@ import pytest
 
 from lowrank_core import spectrum
 from lowrank_core.models import open_checkpoint, pair_checkpoints
-from lowrank_core.models.pairing import streamed
+from lowrank_core.models.pairing import changes, streamed
 from lowrank_core.rounding_noise import rounding_noise
 
 SHAPE = (300, 20)
@@ -78,3 +78,26 @@ def test_nan_in_a_large_layer_is_a_failure_by_name(pair_of, rng):
     tuned[250, 3] = np.nan
     with pytest.raises(ValueError, match="the tuned checkpoint contains NaN"):
         streamed.decompose_large(pair_of(base, tuned))
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_a_layer_in_blocks_that_is_not_finite_has_the_counts_of_the_whole(pair_of, rng, side):
+    base, tuned = weights(rng, np.float32, np.float32)
+    (base if side == "base" else tuned)[::60, 0] = np.inf
+    layer = pair_of(base, tuned)
+    reason = rf"the {side} checkpoint contains NaN or infinity in 5 of its {base.size} entries"
+    with pytest.raises(ValueError, match=reason):
+        streamed.decompose_large(layer)
+    with pytest.raises(ValueError, match=reason):
+        layer.update()
+    with pytest.raises(ValueError, match=reason):
+        list(changes.differences(layer.base, layer.tuned, entries=100))
+
+
+def test_a_change_in_blocks_that_is_not_finite_has_the_counts_of_the_whole(pair_of, rng, monkeypatch):
+    monkeypatch.setattr(changes, "_BLOCK_ENTRIES", 100)
+    base, tuned = weights(rng, np.float32, np.float32)
+    tuned[::60, 0] = np.nan
+    layer = pair_of(base, tuned)
+    change = changes.change_of(layer.base, layer.tuned)
+    assert "NaN or infinity in 5 of its 6000 entries" in change.description

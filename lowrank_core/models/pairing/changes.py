@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank_core.models.files.checkpoints import module_name
 from lowrank_core.models.files.tensors import (
@@ -18,7 +19,9 @@ from lowrank_core.models.files.tensors import (
     read_blocks,
 )
 from lowrank_core.models.module_names import is_embedding
-from lowrank_core.models.norms import difference, frobenius_norm
+from lowrank_core.models.norms import difference_of_blocks, frobenius_norm, why_not_finite
+
+_BLOCK_ENTRIES = 1 << 22
 
 
 class OtherChange(NamedTuple):
@@ -50,10 +53,22 @@ def only_in(which: str, tensor: StoredTensor, *, tied_to: str, candidates: str) 
 
 def change_norm(base: Weight, tuned: Weight) -> tuple[float, float]:
     """Return the norm of a change, and that of the weights before it."""
-    pairs = _blocks(base, tuned)
-    norms = [(frobenius_norm(difference(before, after)), frobenius_norm(before)) for before, after in pairs]
+    norms = [
+        (frobenius_norm(delta), frobenius_norm(before)) for before, _, delta in differences(base, tuned, _BLOCK_ENTRIES)
+    ]
     change, own = zip(*norms, strict=True)
     return math.hypot(*change), math.hypot(*own)
+
+
+def differences(base: Weight, tuned: Weight, entries: int) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Yield consecutive rows of two weights, of about so many entries, and their difference, tuned − base."""
+    dtypes = base.array_dtype, tuned.array_dtype
+    for before, after in zip(read_blocks(base, entries), read_blocks(tuned, entries), strict=True):
+        delta = difference_of_blocks([(before, after)], after.shape, *dtypes)
+        if delta is None:
+            # Of the whole weights: the counts of one block are not theirs.
+            raise ValueError(why_not_finite(read_blocks(base, entries), read_blocks(tuned, entries), *dtypes))
+        yield before, after, delta
 
 
 def find_tied(keys: Iterable[str], tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
@@ -76,7 +91,7 @@ def _are_equal(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _blocks(base: Weight, tuned: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    return zip(read_blocks(base), read_blocks(tuned), strict=True)
+    return zip(read_blocks(base, _BLOCK_ENTRIES), read_blocks(tuned, _BLOCK_ENTRIES), strict=True)
 
 
 def _describe_change(before: Weight, after: Weight) -> str:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.quantised import check_dequantised
 from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape, read_blocks, weight_norm
-from lowrank_core.models.norms import difference, difference_of_blocks, frobenius_norm, one_blas_thread
+from lowrank_core.models.norms import (
+    difference,
+    difference_of_blocks,
+    frobenius_norm,
+    one_blas_thread,
+    why_not_finite,
+)
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
 from lowrank_core.models.pairing.changes import OtherChange, change_of, find_tied, only_in
 from lowrank_core.models.pairing.fusions import PartMatch, describe_parts, is_stack, match_experts, split_fused
@@ -118,10 +124,10 @@ class WeightPair:
         return zip(read_blocks(self.base, _READ_ENTRIES), read_blocks(self.tuned, _READ_ENTRIES), strict=True)
 
     def _difference(self, blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> NDArray[Any]:
-        delta = difference_of_blocks(blocks, self.tuned.shape, self.base.array_dtype, self.tuned.array_dtype)
+        dtypes = self.base.array_dtype, self.tuned.array_dtype
+        delta = difference_of_blocks(blocks, self.tuned.shape, *dtypes)
         if delta is None:
-            # Over the whole of both, which says where and why.
-            delta = difference(self.base.read(), self.tuned.read())
+            raise ValueError(why_not_finite(read_blocks(self.base), read_blocks(self.tuned), *dtypes))
         return delta.reshape(self.shape)
 
     def base_norm(self) -> float:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from lowrank_core import Spectrum
 from lowrank_core._dtypes import FLOATS
-from lowrank_core.models.files.tensors import StoredTensor, read_blocks
-from lowrank_core.models.norms import difference, one_blas_thread, row_blocks
+from lowrank_core.models.files.tensors import StoredTensor
+from lowrank_core.models.norms import one_blas_thread, row_blocks
+from lowrank_core.models.pairing.changes import differences
 from lowrank_core.models.pairing.pairs import WeightPair
 from lowrank_core.noise import edge_of_products
 from lowrank_core.rounding_noise import NoiseLevel, RoundingNoise, applies_to, relative_squares, step_exponents
@@ -48,9 +49,7 @@ def decompose_large(pair: WeightPair) -> LargeUpdate:
     """
     m, n = pair.shape
     gram, stored = np.zeros((n, n)), _Stored(pair) if pair.has_rounding else None
-    blocks = zip(read_blocks(pair.base, _BLOCK_ENTRIES), read_blocks(pair.tuned, _BLOCK_ENTRIES), strict=True)
-    for base, tuned in blocks:
-        delta = difference(base, tuned)
+    for base, tuned, delta in differences(pair.base, pair.tuned, _BLOCK_ENTRIES):
         # Of float32 numbers no square over- or underflows float64.
         block = delta.astype(np.float64)
         with one_blas_thread():
