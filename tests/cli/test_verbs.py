@@ -202,6 +202,8 @@ def test_an_adapter_of_nan_alone_is_reported_where_that_is_the_condition(
     [
         (["--fail-on", "zeros"], "'zeros' is not a condition: conditions are zero, not-finite"),
         (["--fail-on", "zero", "--recursive"], "--fail-on is of one adapter, and --recursive of many"),
+        (["--match", "a=b", "--recursive"], "--match is of one adapter, and --recursive of many"),
+        (["--component", "vae", "--recursive"], "--component is of one adapter, and --recursive of many"),
         (["--alpha", "2"], "no rule was given"),
         (["--leading", "3"], "give that too"),
         (["--intruders"], "give the base too (--base)"),

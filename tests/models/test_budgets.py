@@ -155,6 +155,19 @@ def test_the_objective_base_weighs_energies_by_those_of_the_weights(tmp_path, rn
         resize(tmp_path / "out", tmp_path / "small", rank=budget)
 
 
+def test_the_objective_base_plans_an_adapter_beside_the_weights_of_its_base(tmp_path, rng):
+    (base, tuned), _ = checkpoint_pair(tmp_path, rng)
+    extract(base, tuned, tmp_path / "adapter", variance=1 - 1e-12)
+    budget = Budget(parameters=150, objective="base")
+    with pytest.raises(ValueError, match=r"the objective 'base' needs .* give the base"):
+        plan(tmp_path / "adapter", budget=budget)
+    ranks = [
+        {layer.name: layer.rank for layer in plan(path, base, budget=budget).layers}
+        for path in (tmp_path / "adapter", tuned)
+    ]
+    assert ranks[0] == ranks[1]
+
+
 def test_the_objective_base_names_a_weight_of_zeros(tmp_path, rng):
     zeros = np.zeros((6, 5), dtype=np.float32)
     paths, _ = checkpoint_pair(tmp_path, rng, others=[("new.weight", zeros, zeros + 1)])

@@ -124,6 +124,7 @@ def inspect(
         fail_on=fail_on,
         intruders=intruders,
         figure=reports.figure,
+        **pairing.arguments,
     )
     if leading is not None and not intruders:
         raise ValueError("--leading is how many vectors --intruders examines: give that too.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from lowrank_core.models.operations.extraction_tasks import skip_reason
 from lowrank_core.models.operations.factor_warnings import size_warnings
 from lowrank_core.models.operations.rank_choice import Budget, layer_spectra, over_base
 from lowrank_core.models.operations.rank_words import choose_budget
+from lowrank_core.models.operations.tasks import base_norm_of
 from lowrank_core.models.pairing.changes import change_of
 from lowrank_core.models.pairing.pairs import CheckpointPair, WeightPair
 from lowrank_core.models.sources import Source, names_of
@@ -228,7 +229,7 @@ def plan(
         raise ValueError(f"no layer of {names[0]!r} could be read; the first of {len(failures)}, {name}: {reason}")
     weighted = spectra
     if budget.objective == "base":
-        weighted = over_base(spectra, [layer for layer in planned if isinstance(layer, WeightPair)], executor)
+        weighted = over_base(spectra, [_Weight(layer.name, _base_norm_of(layer)) for layer in planned], executor)
     allocation = budget.allocate(weighted)
     ranked = tuple(
         _planned(name, spectrum, allocation.ranks[name], scales[name], rule) for name, spectrum in spectra.items()
@@ -264,6 +265,17 @@ def plan(
         warnings=(*source.warnings, *size_warnings(ranked)),
         config={name: config[name] for name in _PLANNED if name in config},
     )
+
+
+class _Weight(NamedTuple):
+    """The weight that a layer's update is added to: what reads its norm."""
+
+    name: str
+    base_norm: Callable[[], float]
+
+
+def _base_norm_of(layer: AdapterLayer | WeightPair) -> Callable[[], float]:
+    return layer.base_norm if isinstance(layer, WeightPair) else base_norm_of(layer)
 
 
 def _parameter_of(layer: AdapterLayer | WeightPair, source: Adapter | CheckpointPair) -> str:

@@ -119,8 +119,13 @@ def rewrite(
         names_of([base, adapter] if on_base and base is not None else [adapter]),
         tasks,
         destination,
+        # What the user left out is not missing.
         skipped=placed.skipped
-        | {other.name: other.describe() for other in opened.others if other.tensor.key not in kept},
+        | {
+            other.name: other.describe()
+            for other in opened.others
+            if other.tensor.key not in kept and other.follows not in dropped
+        },
         failures=placed.failures | {name: reason for name, reason in opened.unsupported.items() if name in chosen},
         warnings=opened.inherited_warnings,
         executor=executor,

@@ -22,7 +22,10 @@ from lowrank_core.rounding_noise import RoundingNoise
 
 def no_base_norm() -> float:
     """Refuse: nothing is known of the weights that an adapter was trained from."""
-    raise ValueError("it is a layer of an adapter: take another objective, or extract from two checkpoints")
+    raise ValueError(
+        "it is a layer of an adapter, and no weight of its name and shape is known: give the base that it was trained "
+        "from, or take another objective"
+    )
 
 
 def base_norm_of(layer: AdapterLayer) -> Callable[[], float]:
