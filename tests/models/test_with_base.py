@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lowrank_core.models import census, extract, inspect, plan
+from lowrank_core.models import apply, census, extract, inspect, plan
 from lowrank_core.models.formats import open_adapter
 from lowrank_core.models.formats.with_base import open_with_base
 from lowrank_core.models.operations.rank_choice import Budget
@@ -137,6 +137,29 @@ def test_a_weight_of_another_shape_is_that_layers_failure(write_file, write_base
     adapter = open_with_base(write_file(module(tensors)), write_base({"blocks.0.q": weight.T}))
     assert adapter.layers == ()
     assert "6 × 4, but the base's weight has shape 4 × 6" in adapter.unsupported["lora_unet_blocks_0_q"]
+
+
+def test_a_name_of_several_modules_says_which_they_are(write_file, write_base, tmp_path, rng, weight):
+    draw = rng.standard_normal
+    kohya = dict(zip(PAIR, (draw((2, 4)), draw((6, 2))), strict=True))
+    path = write_file(module(kohya, "lora_unet_a_b") | module(kohya, "lora_unet_c"))
+    report = apply(write_base({"a.b": weight, "a_b": weight, "c": weight}), path, tmp_path / "out", dry_run=True)
+    assert "kohya's name 'lora_unet_a_b' stands for each of a.b, a_b" in report.failures["lora_unet_a_b"]
+    tensors = next(each for name, each, _ in tensors_and_updates(rng, weight) if name == "glora")
+    adapter = open_with_base(write_file(module(tensors, "q")), write_base({"x.q": weight, "y.q": weight}))
+    assert "'q' stands for each of x.q, y.q of the base, which end alike" in adapter.unsupported["q"]
+
+
+def test_the_name_in_the_file_comes_before_its_end(write_file, write_base, rng, weight):
+    factors = {f"lora_{end}.weight": draw for end, draw in (("A", rng.random((2, 4))), ("B", rng.random((6, 2))))}
+    path = write_file(module(factors, "unet.layers.0.q") | module(factors, "text_encoder.layers.1.q"))
+    names = ["unet.layers.0.q", "text_encoder.layers.0.q", "unet.layers.1.q", "text_encoder.layers.1.q"]
+    base = write_base({name: weight + number for number, name in enumerate(names)})
+    adapter = open_with_base(path, base)
+    assert {layer.name: layer.weight.key for layer in adapter.layers} == {
+        "layers.0.q": "unet.layers.0.q.weight",
+        "text_encoder.layers.1.q": "text_encoder.layers.1.q.weight",
+    }
 
 
 def test_plain_layers_need_no_module_of_the_base(write_file, write_base, rng, weight):

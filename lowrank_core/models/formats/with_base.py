@@ -123,11 +123,13 @@ def _axis_of(magnitudes: OtherTensor) -> int | None:
 def modules_in_base(layers: Collection[AdapterLayer], modules: Collection[str]) -> dict[str, str]:
     """Return the base's module for each layer: of its name, of the one that ends so, or as its format's names mean.
 
-    Experts that are stacked in one tensor have the module of the stack. A layer without a module is left out.
+    The name in the file comes first, which may begin with a pipeline's component. Experts that are stacked in one
+    tensor have the module of the stack. A layer without a module is left out.
     """
-    named: dict[str, str] = {}
-    for format_name in {layer.placement.format for layer in layers}:
-        own = [layer for layer in layers if layer.placement.format == format_name]
+    named = {layer.name: layer.placement.module for layer in layers if layer.placement.module in modules}
+    others = [layer for layer in layers if layer.name not in named]
+    for format_name in {layer.placement.format for layer in others}:
+        own = [layer for layer in others if layer.placement.format == format_name]
         lossy = format_named(format_name).lossy_names
         renamed = [layer.name for layer in own if lossy is not None and lossy.applies(layer.placement.module)]
         if lossy is not None and renamed:
@@ -135,6 +137,23 @@ def modules_in_base(layers: Collection[AdapterLayer], modules: Collection[str]) 
         ends = {layer.name: name_in_base(_stack_of(layer), modules) for layer in own if layer.name not in named}
         named |= {name: module for name, module in ends.items() if module}
     return named
+
+
+def why_no_module(layer: AdapterLayer, modules: Collection[str]) -> str:
+    """Return why a layer is not in `modules_in_base`: it has the name of several modules of the base, or of none."""
+    lossy = format_named(layer.placement.format).lossy_names
+    if lossy is not None and lossy.applies(layer.placement.module):
+        try:
+            lossy.modules([layer.name], modules)
+        except ValueError as error:
+            return str(error)
+    ends = _same_ends(_stack_of(layer), modules)
+    if len(ends) > 1:
+        return (
+            f"{layer.name!r} stands for each of {', '.join(ends)} of the base, which end alike: give the part of the "
+            "model that the layer belongs to"
+        )
+    return f"{layer.name!r} does not stand for any module of the base: give the one it was trained from"
 
 
 def _stack_of(layer: AdapterLayer) -> str:
@@ -157,14 +176,19 @@ def name_in_base(name: str, names: Collection[str]) -> str:
     """Return the one of the base's names that is this one, or else the only one that ends so or that it ends with."""
     if name in names:
         return name
-    ends = [known for known in names if known.endswith(f".{name}") or name.endswith(f".{known}")]
+    ends = _same_ends(name, names)
     return ends[0] if len(ends) == 1 else ""
+
+
+def _same_ends(name: str, names: Collection[str]) -> list[str]:
+    """Return those of the base's names that end with this one, or that it ends with."""
+    return [known for known in names if known.endswith(f".{name}") or name.endswith(f".{known}")]
 
 
 def _on_base(layer: AdapterLayer, module: str, weights: Mapping[str, StoredTensor]) -> AdapterLayer:
     """Return a layer with the base's weight, and the shape that it has."""
     if not module:
-        raise ValueError(f"{layer.name!r} does not stand for any module of the base: give the one it was trained from")
+        raise ValueError(why_no_module(layer, weights))
     weight = weights[module]
     dims = weight.shape[::-1] if layer.transposed else weight.shape
     if layer.placement.dims and as_matrix(layer.placement.dims) != as_matrix(dims):

@@ -14,7 +14,7 @@ from lowrank_core import LowRankUpdate
 from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_matrix, describe_shape, read_blocks
 from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor
-from lowrank_core.models.formats.with_base import matrices_of, modules_in_base, name_in_base
+from lowrank_core.models.formats.with_base import matrices_of, modules_in_base, name_in_base, why_no_module
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d
 from lowrank_core.models.norms import Update
 from lowrank_core.models.rounding import rounded
@@ -95,13 +95,14 @@ def changes_of(adapter: Adapter, base: Checkpoint) -> Changes:
     """Return what an adapter, opened beside its base, changes there, as PEFT's merge_and_unload does."""
     modules = matrices_of(base)
     named = modules_in_base(adapter.layers, modules)
-    changes = Changes({}, failures=dict(adapter.unsupported))
+    missing = {layer.name: why_no_module(layer, modules) for layer in adapter.layers if layer.name not in named}
+    changes = Changes({}, failures={**adapter.unsupported, **missing})
     for other in adapter.others:
         if other.replaces:
             _replace(other, base.tensors, changes)
     weights = base.tensors | {key: change.weight for key, change in changes.by_key.items()}
     updates = _layer_updates(
-        adapter.layers,
+        [layer for layer in adapter.layers if layer.name in named],
         {name: modules[module] for name, module in named.items()},
         weights,
         changes.failures,
@@ -151,12 +152,12 @@ def _layer_updates(
     """Return the updates of layers by the names of their tensors; those that cannot be applied become failures."""
     by_key: dict[str, list[AdapterLayer]] = {}
     for layer in layers:
-        by_key.setdefault(keys.get(layer.name, ""), []).append(layer)
+        by_key.setdefault(keys[layer.name], []).append(layer)
     updates: dict[str, list[WeightUpdate]] = {}
     for key, same in by_key.items():
         for layer in same:
             try:
-                update = _layer_update(layer, key, weights.get(key), stored_transposed=stored_transposed)
+                update = _layer_update(layer, key, weights[key], stored_transposed=stored_transposed)
                 _check_alone(layer, same, key)
             except ValueError as error:
                 failures[layer.name] = str(error)
@@ -165,12 +166,8 @@ def _layer_updates(
     return updates
 
 
-def _layer_update(
-    layer: AdapterLayer, key: str, weight: StoredTensor | None, *, stored_transposed: bool
-) -> WeightUpdate:
+def _layer_update(layer: AdapterLayer, key: str, weight: StoredTensor, *, stored_transposed: bool) -> WeightUpdate:
     """Return the update of a layer, oriented as the base's weight is."""
-    if weight is None:
-        raise ValueError(f"{layer.name!r} does not stand for any module of the base: give the one it was trained from")
     if not weight.is_floating:
         raise ValueError(f"the base's {weight.key!r} is stored as {weight.dtype}: {PLAIN_WEIGHTS}")
     experts = layer.placement.experts
