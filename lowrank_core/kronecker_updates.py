@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowrank_core._dtypes import coarsest
-from lowrank_core._linalg import Dense, Product
+from lowrank_core._linalg import Dense, Product, scaled_to_unit
 from lowrank_core._results import html_table, shape_text
 from lowrank_core._scaled_update import ScaledUpdate, as_left_operand, as_right_operand, check_product
-from lowrank_core._validation import as_finite, as_matrices, as_real, broadcast_batches, check_scalar
+from lowrank_core._validation import all_finite, as_finite, as_matrices, as_real, broadcast_batches, check_scalar
 from lowrank_core.updates import LowRankUpdate
 
 __all__ = ["KroneckerUpdate", "sides"]
@@ -135,9 +135,12 @@ class KroneckerUpdate(ScaledUpdate):
 
     def to_dense(self) -> NDArray[np.float64]:
         """Return scaling · (L ⊗ R), shape (..., m·p, n·q), in float64."""
-        left, right = _dense(self.left), _dense(self.right)
-        blocks = left[..., :, np.newaxis, :, np.newaxis] * right[..., np.newaxis, :, np.newaxis, :]
-        return self.scaling * blocks.reshape(self.shape)
+        # Exponents apart, so that a product of entries that fits float64 is not lost on the way to it.
+        (left, left_exponents), (right, right_exponents) = np.frexp(_dense(self.left)), np.frexp(_dense(self.right))
+        scale, exponent = np.frexp(self.scaling)
+        blocks = scale * _all_pairs(np.multiply, left, right)
+        exponents = _all_pairs(np.add, left_exponents, right_exponents) + exponent
+        return np.asarray(np.ldexp(blocks, exponents)).reshape(self.shape)
 
     def apply(self, x: ArrayLike) -> NDArray[np.float64]:
         """Compute x · Δᵀ, as ``torch.nn.Linear`` applies a weight: L X Rᵀ for each vector, as a matrix X (n, q).
@@ -160,9 +163,12 @@ class KroneckerUpdate(ScaledUpdate):
         n, q = self.left.shape[-1], self.right.shape[-1]
         if vectors.ndim == 0 or vectors.shape[-1] != n * q:
             raise ValueError(f"x has shape {vectors.shape}; its last axis must be n·q = {n * q}.")
-        rows = _times(self.left, vectors.reshape(*vectors.shape[:-1], n, q))
-        applied = np.swapaxes(_times(self.right, np.swapaxes(rows, -1, -2)), -1, -2)
-        return self.scaling * applied.reshape(*applied.shape[:-2], self.shape[-2])
+        (left, left_exponents), (right, right_exponents) = _in_range(self.left), _in_range(self.right)
+        scale, exponent = np.frexp(self.scaling)
+        rows = _times(left, vectors.reshape(*vectors.shape[:-1], n, q))
+        columns = np.swapaxes(scale * _times(right, np.swapaxes(rows, -1, -2)), -1, -2)
+        exponents = np.asarray(left_exponents + right_exponents + exponent)[..., np.newaxis]
+        return np.asarray(np.ldexp(columns.reshape(*columns.shape[:-2], self.shape[-2]), exponents))
 
 
 def _as_side(side: Any, name: str) -> tuple[Any, str]:
@@ -177,15 +183,26 @@ def _transposed(side: Any) -> Any:
     return np.swapaxes(side, -1, -2)
 
 
+def _all_pairs(combine: np.ufunc, left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    """Combine each entry of matrices (..., m, n) with each of others (..., p, q), shape (..., m, p, n, q)."""
+    return np.asarray(combine(left[..., :, np.newaxis, :, np.newaxis], right[..., np.newaxis, :, np.newaxis, :]))
+
+
 def _dense(side: Any) -> Floats:
     return side.to_dense() if isinstance(side, LowRankUpdate) else side.astype(np.float64)
+
+
+def _in_range(side: Any) -> tuple[Any, NDArray[np.int64]]:
+    """Return one side over powers of two (...), and these, so that products with it stay in the range of float64."""
+    if isinstance(side, LowRankUpdate) or side.dtype != np.float64 or not (side.size and all_finite(side)):
+        return side, np.zeros((), np.int64)
+    return scaled_to_unit(side)
 
 
 def _times(side: Any, columns: Floats) -> Floats:
     """Compute the product of one side with columns (..., n, k)."""
     if isinstance(side, LowRankUpdate):
-        product: Floats = side.scaling * (side.B.astype(np.float64) @ (side.A.astype(np.float64) @ columns))
-        return product
+        return np.asarray(side @ columns)
     return np.asarray(side.astype(np.float64) @ columns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from lowrank_core._linalg import scaled_to_unit
 from lowrank_core._results import html_table, shape_text
 from lowrank_core._scaled_update import ScaledUpdate, as_left_operand, as_right_operand, check_product
 from lowrank_core._validation import (
+    all_finite,
     as_factors,
     as_finite,
     as_real,
@@ -35,6 +37,8 @@ Floats = NDArray[np.float64]
 
 # Beyond 2^±500 a factor has no square in float64.
 _LARGEST_EXPONENT = 500
+# Of zero, below every exponent of float64.
+_NO_EXPONENT = -(2**20)
 # Up to this rank the norm of an update is computed for its one line of text.
 _LARGEST_SHOWN = 256
 
@@ -131,20 +135,18 @@ class LowRankUpdate(ScaledUpdate):
         return low_rank_sum([self, other], [1.0, -1.0]) if isinstance(other, LowRankUpdate) else super().__add__(other)
 
     def __matmul__(self, other: Any) -> Any:
-        """Compute Δ · X in float64 without forming Δ; the product with a LowRankUpdate is one, of this update's B."""
-        B, A = self.B.astype(np.float64), self.A.astype(np.float64)
+        """Compute Δ · X in float64 without forming Δ; the product with a LowRankUpdate is one, of its rank."""
         if isinstance(other, LowRankUpdate):
-            check_product(self.shape, other.shape)
-            core = A @ other.B.astype(np.float64)
-            return LowRankUpdate(B @ core, other.A, self.scaling * other.scaling)
+            return _product(self, other)
         if isinstance(other, ScaledUpdate):
             return NotImplemented
-        return self.scaling * (B @ (A @ as_right_operand(other, self.shape)))
+        B, A, scale = float64_factors(self)
+        return scale * (B @ (A @ as_right_operand(other, self.shape)))
 
     def __rmatmul__(self, other: Any) -> NDArray[np.float64]:
         """Compute X · Δ in float64 without forming Δ."""
-        B, A = self.B.astype(np.float64), self.A.astype(np.float64)
-        return self.scaling * ((as_left_operand(other, self.shape) @ B) @ A)
+        B, A, scale = float64_factors(self)
+        return scale * ((as_left_operand(other, self.shape) @ B) @ A)
 
     @property
     def rank(self) -> int:
@@ -153,7 +155,8 @@ class LowRankUpdate(ScaledUpdate):
 
     def to_dense(self) -> NDArray[np.float64]:
         """Return scaling · B @ A, shape (..., m, n), in float64."""
-        return self.scaling * (self.B.astype(np.float64) @ self.A.astype(np.float64))
+        B, A, scale = float64_factors(self)
+        return scale * (B @ A)
 
     def apply(self, x: ArrayLike) -> NDArray[np.float64]:
         """Compute x · Δᵀ, as ``torch.nn.Linear`` applies a weight, in O((m + n) r) for each vector.
@@ -175,12 +178,11 @@ class LowRankUpdate(ScaledUpdate):
         vectors = as_real(x, "x")
         if vectors.ndim == 0 or vectors.shape[-1] != self.A.shape[-1]:
             raise ValueError(f"x has shape {vectors.shape}; its last axis must be n = {self.A.shape[-1]}.")
-        A_t = np.swapaxes(self.A.astype(np.float64), -1, -2)
-        B_t = np.swapaxes(self.B.astype(np.float64), -1, -2)
+        B, A, scale = float64_factors(self)
+        A_t, B_t = np.swapaxes(A, -1, -2), np.swapaxes(B, -1, -2)
         if len(self.shape) == 2:
-            return self.scaling * (vectors @ A_t @ B_t)
-        applied: NDArray[np.float64] = self.scaling * (vectors[..., np.newaxis, :] @ A_t @ B_t)[..., 0, :]
-        return applied
+            return scale * (vectors @ A_t @ B_t)
+        return scale * np.asarray((vectors[..., np.newaxis, :] @ A_t @ B_t)[..., 0, :])
 
     def balanced(self) -> LowRankUpdate:
         r"""Return the same update with factors of equal size: :math:`\lVert b_i \rVert = \lVert a_i \rVert`.
@@ -213,11 +215,53 @@ class LowRankUpdate(ScaledUpdate):
 def _norm(update: LowRankUpdate) -> float:
     """Return ‖γBA‖ for one line of text, of a core of triangles; NaN where an entry is, infinity beyond float64."""
     with np.errstate(all="ignore"):
+        B, A, B_exponents, A_exponents = unit_components(update)
+        is_term = B.any(axis=(-2, -1)) & A.any(axis=(-2, -1))
+        exponents = np.where(is_term, B_exponents + A_exponents, _NO_EXPONENT)
+        largest = np.max(exponents, initial=_NO_EXPONENT)
+        scale, exponent = np.frexp(update.scaling)
         try:
-            R_B, R_A = (np.linalg.qr(factor.astype(np.float64), mode="r") for factor in (update.B, update.A.T))
-            return float(np.linalg.norm(np.asarray(R_B) @ np.asarray(R_A).T) * abs(update.scaling))
+            R_B, R_A = (np.asarray(np.linalg.qr(components[..., 0].T, mode="r")) for components in (B, A))
         except np.linalg.LinAlgError:
             return float("nan")
+        core = np.ldexp(R_B, exponents - largest) @ R_A.T
+        return float(np.ldexp(np.linalg.norm(core) * abs(scale), largest + exponent))
+
+
+def float64_factors(update: LowRankUpdate) -> tuple[Floats, Floats, float]:
+    """Return B, A and γ of an update in float64, so that neither their product nor a part of it leaves its range.
+
+    Powers of two are moved, which round nothing. Products of narrower dtypes are in range as they are.
+    """
+    B, A = update.B.astype(np.float64), update.A.astype(np.float64)
+    is_narrow = np.float64 not in (update.B.dtype, update.A.dtype)
+    if is_narrow or 0 in (B.size, A.size) or not (all_finite(B) and all_finite(A)):
+        return B, A, update.scaling
+    scale, exponent = math.frexp(update.scaling)
+    components = unit_components(update)
+    scaled = components._replace(B_exponents=components.B_exponents + exponent)
+    moved = assembled(scaled, "the update", "divide it by a power of two first")
+    return moved.B, moved.A, scale
+
+
+def _product(left: LowRankUpdate, right: LowRankUpdate) -> LowRankUpdate:
+    """Return the product of two updates, of the rank of the right one, with factors in float64 and scaling 1."""
+    check_product(left.shape, right.shape)
+    for update, side in ((left, "left"), (right, "right")):
+        check_finite(update.B, f"B of the {side} side")
+        check_finite(update.A, f"A of the {side} side")
+    one, other = unit_components(left), unit_components(right)
+    core, core_exponents = np.frexp(one.A[..., 0] @ np.swapaxes(other.B[..., 0], -1, -2))
+    # Each column of the new B is a sum over components of this update, of any size: it is taken over its largest term.
+    is_term = (core != 0) & np.asarray(one.B.any(axis=(-2, -1)))[..., np.newaxis]
+    terms = core_exponents + (one.B_exponents + one.A_exponents)[..., np.newaxis]
+    exponents = np.where(is_term, terms, _NO_EXPONENT)
+    largest = exponents.max(axis=-2, initial=_NO_EXPONENT)
+    weights = np.ldexp(core, exponents - largest[..., np.newaxis, :])
+    rows = np.swapaxes(weights, -1, -2) @ one.B[..., 0]
+    product = Components(rows[..., np.newaxis], other.A, largest + other.B_exponents, other.A_exponents)
+    scaled = with_factors(product, left.scaling, right.scaling)
+    return assembled(scaled, "the product of the updates", "divide a factor by a power of two first")
 
 
 class Components(NamedTuple):

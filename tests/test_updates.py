@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowrank_core import LowRankUpdate
+from lowrank_core import KroneckerUpdate, LowRankUpdate, compare
 
 B = np.arange(6.0).reshape(3, 2)
 A = np.array([[1.0, 0.0, -1.0, 2.0], [0.5, 1.0, 0.0, 0.0]])
@@ -117,6 +117,51 @@ def test_x_must_end_in_n():
     for x in (np.ones(3), np.ones((4, 3)), 1.0):
         with pytest.raises(ValueError, match=r"its last axis must be n = 4"):
             LowRankUpdate(B, A).apply(x)
+
+
+@pytest.mark.parametrize(
+    ("B_entry", "A_entry", "scaling", "entry"),
+    [
+        (1e200, 1e200, 1e-300, 1e100),
+        (1e-200, 1e-200, 1e300, 1e-100),
+        (1e300, 1e-300, -1.0, -1.0),
+        (1e-200, 1e200, 1e-200, 1e-200),
+    ],
+)
+def test_products_that_fit_float64_are_computed_whatever_the_parts_are(B_entry, A_entry, scaling, entry):
+    exact = np.full((4, 3), entry)
+    update = LowRankUpdate(np.full((4, 1), B_entry), np.full((1, 3), A_entry), scaling)
+    kronecker = KroneckerUpdate(np.full((4, 1), B_entry), np.full((1, 3), A_entry), scaling)
+    for each in (update, kronecker):
+        np.testing.assert_allclose(each.to_dense(), exact, rtol=1e-15)
+        np.testing.assert_allclose(each.apply(np.ones(3)), exact.sum(axis=1), rtol=1e-15)
+        np.testing.assert_allclose(each @ np.eye(3), exact, rtol=1e-15)
+        np.testing.assert_allclose(np.eye(4) @ each, exact, rtol=1e-15)
+    assert f"norm {np.sqrt(12) * abs(entry):.4g}," in repr(update)
+    assert compare(update, -exact).sum_norm <= 1e-15 * abs(entry)
+
+
+def test_components_of_sizes_far_apart_are_kept_by_products():
+    far = LowRankUpdate(np.diag([1e200, 1e-200]), np.diag([1e-200, 1e200]))
+    assert far.to_dense().tolist() == np.eye(2).tolist()
+    assert far.apply([1.0, 2.0]).tolist() == [1.0, 2.0]
+    assert (far @ far).to_dense().tolist() == np.eye(2).tolist()
+
+
+@pytest.mark.parametrize("power", [-200, 0, 200])
+def test_a_product_of_updates_has_no_entry_of_theirs_out_of_range(power):
+    first = LowRankUpdate(np.full((4, 1), 10.0**power), np.full((1, 3), 10.0**-power))
+    second = LowRankUpdate(np.full((3, 1), 10.0**-power), np.full((1, 5), 10.0**power), 2.0)
+    np.testing.assert_allclose((first @ second).to_dense(), np.full((4, 5), 6.0), rtol=1e-15)
+    zero = LowRankUpdate(np.ones((3, 0)), np.ones((0, 5)))
+    assert not (first @ zero).to_dense().any()
+    with pytest.raises(ValueError, match="A of the right side contains nan"):
+        first @ LowRankUpdate(np.ones((3, 1)), [[np.nan]])
+
+
+@pytest.mark.parametrize(("entry", "norm"), [(1e100, "3.464e+200"), (1e-100, "3.464e-200"), (1e300, "inf")])
+def test_the_norm_that_is_shown_is_that_of_the_update(entry, norm):
+    assert f"norm {norm}," in repr(LowRankUpdate(np.full((4, 1), entry), np.full((1, 3), entry)))
 
 
 def test_the_scaling_is_a_plain_float():
