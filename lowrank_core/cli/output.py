@@ -6,7 +6,6 @@ import csv
 import importlib
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -181,7 +180,7 @@ def _written(path: Path) -> Iterator[Path]:
 
 def json_text(result: object) -> str:
     """Return JSON with an object's entries on lines of their own and a list of numbers on one; NaN and ±∞ are null."""
-    return in_json(_json(_finite(to_json(result)), "")) + "\n"
+    return in_json(_json(to_json(result), "")) + "\n"
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -190,7 +189,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(stream, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({column: in_csv(value) for column, value in _finite(row).items()} for row in rows)
+    writer.writerows({column: in_csv(value) for column, value in to_json(row).items()} for row in rows)
     return stream.getvalue()
 
 
@@ -202,15 +201,6 @@ def _json(value: Any, indent: str) -> str:
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return "[\n" + ",\n".join(f"{inner}{_json(item, inner)}" for item in value) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """Return plain JSON with None for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def exit_code(*, complete: bool, is_met: bool = False) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import singledispatch
@@ -19,18 +20,22 @@ def to_json(result: Any) -> Any:
 
     Parameters
     ----------
-    result : Inspection, AdapterRow or any value in one of them
-        As :func:`~lowrank_core.models.inspect` and
-        :func:`~lowrank_core.models.census` return it.
+    result : Inspection, AdapterRow, UpdateComparison, RunHistory, Compression, Application, Verification or Plan
+        A report of this package, several of them, or any value in one.
 
     Returns
     -------
     dict
-        All of it under the names of its attributes, singular values included.
+        All of it under the names of its attributes, singular values included. None stands for NaN and infinity, which
+        JSON does not have.
 
     See Also
     --------
-    lowrank_core.models.inspect, lowrank_core.models.census : What returns the results.
+    lowrank_core.models.inspect, lowrank_core.models.census, lowrank_core.models.compare, lowrank_core.models.history :
+        What returns reports of updates.
+    lowrank_core.models.extract, lowrank_core.models.resize, lowrank_core.models.convert, lowrank_core.models.merge :
+        What returns reports of written adapters.
+    lowrank_core.models.apply, lowrank_core.models.verify, lowrank_core.models.plan : What returns the others.
 
     Examples
     --------
@@ -44,5 +49,7 @@ def to_json(result: Any) -> Any:
     if isinstance(result, Mapping):
         return {key if isinstance(key, str) else f"{key:g}": to_json(value) for key, value in result.items()}
     if isinstance(result, np.ndarray):
-        return result.tolist()
-    return [to_json(item) for item in result] if isinstance(result, tuple | list) else result
+        return to_json(result.tolist())
+    if isinstance(result, tuple | list):
+        return [to_json(item) for item in result]
+    return None if isinstance(result, float) and not math.isfinite(result) else result

@@ -1,9 +1,11 @@
 """Histories of runs: steps in their order, growth, spikes and angles by construction."""
 
+import json
+
 import numpy as np
 import pytest
 
-from lowrank_core.models import history
+from lowrank_core.models import history, to_json
 
 
 def factors(B, A, name="layers.0.q_proj"):
@@ -31,6 +33,18 @@ def test_growth_and_angles_are_those_by_construction(run):
     assert np.isnan(report.rows[0].column_angle)
     assert [row.column_angle for row in report.rows[1:]] == pytest.approx([30.0, 30.0], abs=1e-4)
     assert [row.row_angle for row in report.rows[1:]] == pytest.approx([0.0, 0.0], abs=1e-4)
+
+
+def test_json_has_none_for_the_angles_of_the_first_step(run):
+    rows = to_json(history(run))["rows"]
+    assert (rows[0]["column_angle"], rows[0]["row_angle"]) == (None, None)
+    json.dumps(rows, allow_nan=False)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_json_has_none_for_numbers_that_it_does_not_have(number):
+    values = {"a": number, "b": [number, 1.0], "c": np.array([[number, 2.0]]), "d": {0.9: number}}
+    assert to_json(values) == {"a": None, "b": [None, 1.0], "c": [[None, 2.0]], "d": {"0.9": None}}
 
 
 def test_a_folder_is_its_checkpoints_by_their_numbers(run):

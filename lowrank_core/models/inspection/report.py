@@ -300,7 +300,7 @@ def noise_columns(layer: LayerNoise) -> dict[str, Any]:
             f"rank_above_rounding_{sides}": layer.rank_above[index],
             f"variance_below_rounding_{sides}": layer.variance_below[index],
         }
-    return columns
+    return {name: to_json(figure) for name, figure in columns.items()}
 
 
 def total(layers: Sequence[LayerReport], failures: int, ranks: Sequence[int], rules: Sequence[str]) -> Totals:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Iterator, Sequence
 from importlib import import_module
 from os import PathLike
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from lowrank_core import LowRankUpdate
 from lowrank_core.models.module_names import PEFT_PREFIX
 from lowrank_core.models.operations.history_rows import DEFAULT_LEADING, HistoryRow, history_rows
+from lowrank_core.models.results import to_json
 
 
 def history_callback(path: str | PathLike[str], *, leading: int = DEFAULT_LEADING) -> Any:
@@ -86,7 +86,7 @@ class _HistoryWriter:
             rows |= zip(layers, computed, strict=True)
         self._previous = updates
         with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(_finite(rows[layer]))}\n" for layer in self._layers if layer in rows)
+            file.writelines(f"{json.dumps(to_json(rows[layer]))}\n" for layer in self._layers if layer in rows)
 
 
 class LoraLayer(NamedTuple):
@@ -134,10 +134,3 @@ def stacked(layers: Sequence[LoraLayer]) -> LowRankUpdate:
         for factors in zip(*(layer.factors for layer in layers), strict=True)
     )
     return LowRankUpdate(B, A, layers[0].scaling)
-
-
-def _finite(row: HistoryRow) -> dict[str, Any]:
-    """Return a row as JSON has it, with None for NaN."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in vars(row).items()
-    }
