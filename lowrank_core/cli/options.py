@@ -313,11 +313,10 @@ def _default(option: Field[Any]) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
 
 
-def out_unless(out: Path | None, name: Path, *, dry_run: bool) -> Path:
-    """Return where to write; where nothing is written, a name may stand for it."""
+def check_out(out: Path | None, *, dry_run: bool) -> None:
+    """Check that there is a path to write to, unless nothing is written."""
     if out is None and not dry_run:
         raise ValueError("where to write? Give OUT, or --dry-run to report without writing.")
-    return name if out is None else out
 
 
 def parse_ranks(text: str, option: str = "--ranks") -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from lowrank_core.cli.reports.completeness import alignment, completeness
 from lowrank_core.cli.tables import failed, heading, listed, note, section
 from lowrank_core.cli.texts import RELATIVE_NORM, RULE_LABELS, beginning, bound_text, error_text, percent, span
 from lowrank_core.models import Compression, CompressionTotals, LayerCompression
+from lowrank_core.models.operations.destinations import IN_MEMORY
 
 _CLAMPED = "*"
 _BEFORE = {"extract": "of the full update", "merge": "of all adapters"}
@@ -28,7 +29,15 @@ def written(report: Compression, *, full: bool) -> Iterator[RenderableType]:
         yield section("Beside the base", *_beside_base(report, full=full))
     yield section("Size", *_sizes(report, full=full))
     yield from beside(report, report.warnings, full=full)
-    yield Text(f"{report.out} was written." if report.written else f"A dry run: {report.out} was not written.")
+    if is_unnamed(report):
+        yield Text("A dry run: nothing was written.")
+    else:
+        yield Text(f"{report.out} was written." if report.written else f"A dry run: {report.out} was not written.")
+
+
+def is_unnamed(report: Compression) -> bool:
+    """Whether a report is that of a dry run without OUT."""
+    return report.out.startswith(IN_MEMORY)
 
 
 def beside(report: Compression, warnings: Iterable[str], *, full: bool) -> Iterator[RenderableType]:
@@ -57,7 +66,7 @@ def _heading(report: Compression) -> Text:
     totals = report.totals
     scale = f"α = {alphas} under {RULE_LABELS[report.reader_rule]}"
     return heading(
-        f"{sources_text(report)} → {report.out}",
+        sources_text(report) if is_unnamed(report) else f"{sources_text(report)} → {report.out}",
         f"{count(len(kept), 'layer')} of rank {ranks}, with {scale}, in {report.dtype} ({report.format})",
         f"{percent(totals.variance_captured)} of the variance in "
         f"{percent(totals.parameters / totals.source_parameters)} of the parameters",

@@ -97,12 +97,13 @@ def extract(
     --embedding names them) is listed with the norm of its change. The exit code is 1 if what was written is not all: a
     layer failed, or a matrix differs that is in no layer and was not excluded.
     """
+    options.check_out(out, dry_run=written.dry_run)
     rank = choose_rank(choice, required=True, above_noise=above_noise, sides=sides)
     operation = partial(
         models.extract,
         base,
         tuned,
-        options.out_unless(out, Path("adapter"), dry_run=written.dry_run),
+        out,
         rank=rank,
         tolerance=tolerance,
         embeddings=embedding or (),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from lowrank_core import models
 from lowrank_core.cli import options
@@ -38,11 +37,12 @@ def resize(
     saved in full, biases) is copied unchanged. The exit code is 1 if some layers failed and the others were written, or
     something is not in the adapter.
     """
+    options.check_out(out, dry_run=written.dry_run)
     rank = choose_rank(choice)
     operation = partial(
         models.resize,
         adapter,
-        options.out_unless(out, Path(f"smaller-{adapter.name}"), dry_run=written.dry_run),
+        out,
         rank=rank,
         rule=rule,
         dtype=dtype,
