@@ -56,9 +56,9 @@ def _text(value: object) -> str:
 
 
 def few_ranks(largest: int) -> NDArray[np.int64]:
-    """Return ranks for a table: powers of two from 1, and the largest; none where that is 0."""
+    """Return ranks for a table: 1, the largest and powers of two between; none where the largest is 0."""
     ranks = 2 ** np.arange(largest.bit_length())
-    return np.unique(np.append(ranks[-_RANKS_SHOWN:], largest)) if largest else ranks
+    return np.unique([1, *ranks[1:][1 - _RANKS_SHOWN :], largest]) if largest else ranks
 
 
 def span(numbers: ArrayLike, form: str = ".4g") -> str:

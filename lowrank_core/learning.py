@@ -28,7 +28,7 @@ from lowrank_core.kronecker_updates import KroneckerUpdate
 from lowrank_core.scaling import ScalingRule, rule_name, scalings
 from lowrank_core.spectra import Spectrum, check_complete, known_ranks
 from lowrank_core.spectra import spectrum as spectrum_of
-from lowrank_core.sweeps import error_rows, reconstruction_error, sweep_text
+from lowrank_core.sweeps import error_rows, medians, reconstruction_error, sweep_text
 from lowrank_core.updates import LowRankUpdate
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class LearningSweep(EqualByContent):
 
     def _medians(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the least errors (ranks,) and the errors (rules, ranks), medians over the batch."""
-        errors = self.errors.reshape(-1, len(self.rules), self.ranks.size)
-        return np.median(self.optimal.reshape(-1, self.ranks.size), axis=0), np.median(errors, axis=0)
+        return medians(self.optimal, 1), medians(self.errors, 2)
 
 
 def learning_sweep(

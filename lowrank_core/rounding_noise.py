@@ -13,7 +13,7 @@ from lowrank_core._dtypes import FLOATS
 from lowrank_core._validation import as_pair
 from lowrank_core.noise import noise_edge
 from lowrank_core.ranks import count_passing
-from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
+from lowrank_core.spectra import Spectrum, check_spectrum, energy_fractions, known_ranks
 
 __all__ = ["NoiseLevel", "RoundingNoise", "rounding_noise"]
 
@@ -69,8 +69,14 @@ class NoiseLevel:
         Raises
         ------
         ValueError
-            If every value of an incomplete spectrum is above the edge.
+            If it is not a Spectrum of one update, or every value of an incomplete spectrum is above the edge.
         """
+        check_spectrum(spectrum)
+        if spectrum.values.ndim != 1:
+            raise ValueError(
+                f"spectrum is a batch of spectra, of shape {spectrum.values.shape}; that of one update is needed. Pass "
+                "the spectrum of each of its matrices by itself."
+            )
         return int(count_passing(spectrum, spectrum.values > self.edge, f"the edge {self.edge:.4g}"))
 
     def variance_below(self, spectrum: Spectrum) -> float:

@@ -19,7 +19,15 @@ from lowrank_core.spectra import Spectrum, energy_fractions, known_ranks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ErrorSweep", "error_rows", "error_sweep", "reconstruction_error", "sweep_text", "variance_captured"]
+__all__ = [
+    "ErrorSweep",
+    "error_rows",
+    "error_sweep",
+    "medians",
+    "reconstruction_error",
+    "sweep_text",
+    "variance_captured",
+]
 
 # Values and errors of a task: a tenth of a millisecond's work at least, which is about what a thread costs to start.
 TASK_SIZE = 2**18
@@ -173,14 +181,19 @@ class ErrorSweep(EqualByContent):
     def _medians(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the least errors (ranks,) and the errors (rules, ranks), medians over the batch and the alphas."""
         rules_axis = self.optimal.ndim - 1
-        errors = np.moveaxis(self.errors, rules_axis, 0).reshape(len(self.rules), -1, self.ranks.size)
-        return np.median(self.optimal.reshape(-1, self.ranks.size), axis=0), np.median(errors, axis=1)
+        return medians(self.optimal, 1), medians(np.moveaxis(self.errors, rules_axis, -2), 2)
 
 
 def sweep_text(rules: Sequence[str], ranks: NDArray[np.int64], alpha: Any, batch: tuple[int, ...]) -> str:
     """Return what a sweep is over, in words."""
     stack = f", stack of {' × '.join(map(str, batch))}" if batch else ""
     return f"{', '.join(rules)}: ranks {span(ranks, 'd')}, α = {span(alpha)}{stack}"
+
+
+def medians(errors: NDArray[np.float64], core: int) -> NDArray[np.float64]:
+    """Return the medians of errors over all but the last `core` axes; NaN where there are none."""
+    stack = as_stack(errors, core)
+    return np.asarray(np.median(stack, axis=0)) if len(stack) else np.full(stack.shape[1:], np.nan)
 
 
 def error_rows(

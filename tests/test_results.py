@@ -123,6 +123,9 @@ def test_tables_have_the_figures_of_the_functions():
     assert [row[2:] for row in Cells(RESULTS["zero"]._repr_html_()).rows[1:]] == [["1", "0"]] * 3
     many = spectrum(np.ones((60, 2, 2)))
     assert Cells(many._repr_html_()).rows[-1] == ["… 20 more"]
+    # The first value is shown, however many there are.
+    long = Spectrum(np.ones(5000), np.sqrt(5000), (5000, 5000), True, "float64")
+    assert [row[0] for row in Cells(long._repr_html_()).rows[1:]][::12] == ["1", "5000"]
     named = allocate_ranks({"<b>": spectrum(np.eye(2))}, parameters=4)
     assert Cells(named._repr_html_()).rows[1] == ["<b>", "1"]
 
@@ -275,6 +278,16 @@ def plt():
 
 
 PLOTTED = [name for name, result in RESULTS.items() if hasattr(result, "plot")]
+
+
+@pytest.mark.parametrize("sweep", [error_sweep, lambda s, ranks: learning_sweep(s, ranks, steps=1)])
+def test_a_sweep_without_ranks_or_of_an_empty_batch_is_shown(sweep, plt):
+    no_ranks, no_updates = sweep(spectrum(np.eye(3)), []), sweep(spectrum(np.ones((0, 3, 3))), [1, 2])
+    assert len(Cells(no_ranks._repr_html_()).rows) == 1
+    assert [row[1:] for row in Cells(no_updates._repr_html_()).rows[1:]] == [["nan"] * 3] * 2
+    for drawn in (no_ranks.plot(), no_updates.plot()):
+        drawn.figure.canvas.draw()
+    plt.close("all")
 
 
 @pytest.mark.parametrize("name", PLOTTED)

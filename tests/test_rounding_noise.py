@@ -218,6 +218,14 @@ def test_pairs_that_do_not_match_are_refused(base, tuned, message):
         rounding_noise(base, tuned)
 
 
+@pytest.mark.parametrize("question", [NoiseLevel(1.0, 2.0).rank, NoiseLevel(1.0, 2.0).variance_below])
+def test_a_noise_level_refuses_what_is_not_the_spectrum_of_one_update(question):
+    with pytest.raises(ValueError, match=r"spectrum is a ndarray; a Spectrum is needed"):
+        question(np.ones((3, 3)))
+    with pytest.raises(ValueError, match=r"spectrum is a batch of spectra, of shape \(2, 3\); that of one update"):
+        question(spectrum(np.ones((2, 3, 3))))
+
+
 @pytest.mark.parametrize("step", [0.5, np.full((2, 1), 0.5), np.full((2, 3), 0.5, np.float32)])
 def test_steps_that_are_given_take_the_place_of_the_dtypes(step):
     base, tuned = np.zeros((2, 3)), np.ones((2, 3))

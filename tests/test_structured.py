@@ -21,6 +21,14 @@ R = np.arange(8.0).reshape(4, 2) - 3.0
 FACTORS = LowRankUpdate(R[:, :1], R[:1], 2.0)
 
 
+def test_a_kronecker_product_of_subnormal_factors_has_a_norm():
+    tiny = np.float32(1e-42)
+    L = LowRankUpdate(np.full((2, 1), tiny), np.full((1, 2), tiny))
+    whole = spectrum(KroneckerUpdate(L, L))
+    assert abs(whole.norm / (4 * float(tiny) ** 4) - 1) <= 1e-15
+    assert whole.values[0] == whole.norm
+
+
 def test_a_kronecker_product_has_the_shape_rank_scaling_and_dtype_of_its_sides():
     update = KroneckerUpdate(L, R, -0.5)
     assert (update.shape, update.rank, update.scaling, update.dtype) == ((8, 6), 4, -0.5, "float64")

@@ -16,7 +16,7 @@ from lowrank_core._linalg.decompositions import (
     product_stack,
     singular_values,
 )
-from lowrank_core._linalg.powers_of_two import scaled_to_squares
+from lowrank_core._linalg.powers_of_two import scaled_to_squares, scaled_to_unit
 from lowrank_core._linalg.routes import Problem, check_structured_method
 from lowrank_core._linalg.values import Floats, Values, norms_of, unscaled_values
 from lowrank_core._validation import as_stack, check_finite
@@ -116,8 +116,10 @@ def _products(left: Floats, right: Floats) -> Floats:
 def _paired_values(left: Floats, right: Floats, scaling: float, exponents: NDArray[np.int64]) -> Values:
     """Return the values and norms of γ·2^exponents·(L ⊗ R), from the values of both sides."""
     scale, scale_exponent = math.frexp(abs(scaling))
-    values = np.sort(_products(left, right), axis=-1)[..., ::-1] * scale
-    return unscaled_values(values, norms_of(values), exponents + scale_exponent)
+    # The products of subnormal float32 numbers, four to a value, have no squares in float64.
+    (left, left_exponents), (right, right_exponents) = (scaled_to_unit(side[..., np.newaxis]) for side in (left, right))
+    values = np.sort(_products(left[..., 0], right[..., 0]), axis=-1)[..., ::-1] * scale
+    return unscaled_values(values, norms_of(values), exponents + left_exponents + right_exponents + scale_exponent)
 
 
 def best_kronecker_factors(
