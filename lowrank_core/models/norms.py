@@ -59,6 +59,14 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else (math.inf if part else 0.0)
 
 
+def check_finite(what: str, array: NDArray[Any]) -> None:
+    """Check that an array has neither NaN nor infinity."""
+    rows = np.atleast_1d(array)
+    reason = _not_finite(what, (rows[block] for block in row_blocks(rows.shape)))
+    if reason:
+        raise ValueError(reason)
+
+
 def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
     """Compute tuned − base, rounded once to float64, or to float32 where both are stored in float32 or below."""
     blocks = ((base[rows], tuned[rows]) for rows in row_blocks(base.shape))

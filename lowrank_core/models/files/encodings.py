@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS, as_dtype
-from lowrank_core.models.norms import row_blocks
+from lowrank_core.models.norms import check_finite, row_blocks
 from lowrank_core.rounding_noise import code_steps, step_exponents
 
 __all__ = ["Bitsandbytes4", "Bytes", "Encoding", "Mxfp4", "Nvfp4", "QuantisedBlocks", "aligned"]
@@ -59,9 +59,7 @@ class QuantisedBlocks(NamedTuple):
     def _scaled(
         self, table: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        bad = scales.size - int(np.count_nonzero(np.isfinite(scales)))
-        if bad:
-            raise ValueError(f"{bad} of its {scales.size} scales are NaN or infinity")
+        check_finite("its array of scales", scales)
         values = np.empty(self.numbers.shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused where the weights are used
             for rows in row_blocks(values.shape):
@@ -164,8 +162,7 @@ class Bitsandbytes4:
     def unpack(self, arrays: Arrays) -> QuantisedBlocks:
         """Return the numbers, code and scales of a weight."""
         packed, sizes, levels, *outer = arrays
-        if not np.isfinite(levels).all():
-            raise ValueError("its quant_map has levels that are NaN or infinity")
+        check_finite("its quant_map", levels)
         if self.nested:
             largest, fractions = outer
             blocks = np.arange(sizes.size) // self.nested

@@ -21,7 +21,7 @@ from lowrank_core.models.files.tensors import (
     read_tensors,
 )
 from lowrank_core.models.formats.base_updates import WITH_MAGNITUDES
-from lowrank_core.models.norms import NOT_FINITE, Update, one_blas_thread
+from lowrank_core.models.norms import Update, check_finite, one_blas_thread
 from lowrank_core.models.pairing.changes import OtherChange
 
 # A few thousand times what is in the file, for a file that was made to exhaust memory; no convolution comes near it.
@@ -174,9 +174,7 @@ class AdapterLayer:
         tensors = self.tensors if self.base is None else (self.base, *self.tensors)
         arrays = read_tensors(tensors)
         for tensor, array in zip(tensors, arrays, strict=True):
-            bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-            if bad:
-                raise ValueError(f"{tensor.key!r} {NOT_FINITE} in {bad} of its {array.size} entries")
+            check_finite(repr(tensor.key), array)
         if self.base is not None and self.transposed:
             arrays[0] = arrays[0].T
         with one_blas_thread():

@@ -14,12 +14,11 @@ from lowrank_core.models.formats.adapter import AdapterLayer
 from lowrank_core.models.inspection.intruders import count_intruders
 from lowrank_core.models.inspection.report import BaseFigures
 from lowrank_core.models.norms import (
-    NOT_FINITE,
     Update,
+    check_finite,
     dense,
     frobenius_norm,
     ratio,
-    row_blocks,
     spectral_norm,
     update_blocks,
 )
@@ -74,9 +73,7 @@ def read_weight(layer: AdapterLayer | WeightPair) -> NDArray[Any] | None:
         return None
     shape = as_matrix(stored.shape)
     weight = stored.read().reshape(shape)
-    bad = weight.size - sum(int(np.count_nonzero(np.isfinite(weight[rows]))) for rows in row_blocks(shape))
-    if bad:
-        raise ValueError(f"the base's weight of {layer.name!r} {NOT_FINITE} in {bad} of its {weight.size} entries")
+    check_finite(f"the base's weight of {layer.name!r}", weight)
     return weight if shape == layer.shape else weight.T
 
 

@@ -16,7 +16,7 @@ from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, as_ma
 from lowrank_core.models.formats import Adapter, AdapterLayer, OtherTensor
 from lowrank_core.models.formats.with_base import matrices_of, modules_in_base, name_in_base, why_no_module
 from lowrank_core.models.module_names import CONV1D_TYPES, is_conv1d
-from lowrank_core.models.norms import Update
+from lowrank_core.models.norms import Update, check_finite
 from lowrank_core.models.rounding import rounded
 
 
@@ -212,6 +212,5 @@ def _bias_update(other: OtherTensor) -> WeightUpdate:
 
 def _read_bias(other: OtherTensor) -> LowRankUpdate:
     values = other.tensor.read()
-    if not np.isfinite(values).all():
-        raise ValueError(f"{other.tensor.key!r} contains NaN or infinity")
+    check_finite(repr(other.tensor.key), values)
     return LowRankUpdate(values.reshape(-1, 1), values.dtype.type(1).reshape(1, 1), other.scaling or 0.0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS
 from lowrank_core.models.files.tensors import PLAIN_WEIGHTS, StoredTensor, describe_shape, read_blocks
-from lowrank_core.models.norms import Update, update_blocks
+from lowrank_core.models.norms import Update, check_finite, update_blocks
 from lowrank_core.models.operations.changes import Change, WeightUpdate
 from lowrank_core.models.operations.diagnosis import diagnose
 from lowrank_core.models.operations.replays import (
@@ -23,7 +23,7 @@ from lowrank_core.models.operations.replays import (
     rescaling_product,
     scaling_of,
 )
-from lowrank_core.models.operations.weight_merging import RoundingLoss, block_loss, check_finite, combined, converted
+from lowrank_core.models.operations.weight_merging import RoundingLoss, block_loss, combined, converted
 from lowrank_core.models.rounding import rounded, ulps_in
 
 
@@ -126,8 +126,8 @@ def _check_comparable(weight: StoredTensor, merged: StoredTensor) -> None:
 
 
 def _check_update(update: WeightUpdate, change: Change, weight: NDArray[Any], merged: NDArray[Any]) -> VerifiedLayer:
-    check_finite(f"the base's {change.key}", weight)
-    check_finite(f"the merged {change.key}", merged)
+    check_finite(f"the base's {change.key!r}", weight)
+    check_finite(f"the merged {change.key!r}", merged)
     pair = _Pair(weight, merged, update.read(), rescales=update.layer is not None and update.layer.base is not None)
     rounding, is_exact = _exact_merge(pair)
     replay = EXACT.label if is_exact else _replay(pair, change.weight.array_dtype)

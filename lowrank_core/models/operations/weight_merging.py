@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._dtypes import as_dtype
-from lowrank_core.models.norms import frobenius_norm, ratio, row_blocks, update_blocks
+from lowrank_core.models.norms import check_finite, frobenius_norm, ratio, row_blocks, update_blocks
 from lowrank_core.models.operations.changes import Change, WeightUpdate
 from lowrank_core.models.rounding import includes, rounded, ulps_in
 
@@ -81,13 +81,6 @@ def converted(tensor: NDArray[Any], dtype: str) -> NDArray[Any]:
     return result
 
 
-def check_finite(name: str, matrix: NDArray[Any]) -> None:
-    """Check that a matrix has neither NaN nor infinity."""
-    bad = matrix.size - sum(int(np.count_nonzero(np.isfinite(matrix[rows]))) for rows in row_blocks(matrix.shape))
-    if bad:
-        raise ValueError(f"{name!r} contains NaN or infinity in {bad} of its {matrix.size} entries")
-
-
 def block_loss(
     weight: NDArray[np.float64], delta: NDArray[Any], exact: NDArray[np.float64], stored: NDArray[Any], dtype: str
 ) -> RoundingLoss:
@@ -138,7 +131,7 @@ def _add(update: WeightUpdate, change: Change, tensor: NDArray[Any], dtype: str)
     # The tensor itself is the weight, unless that may have been rounded on the way.
     is_exact = includes(dtype, change.weight.array_dtype)
     weight = target if is_exact else update.matrix_of(change.read())
-    check_finite(f"the base's {change.key}", weight)
+    check_finite(f"the base's {change.key!r}", weight)
     losses = []
     for rows, delta in update_blocks(update.read()):
         before = weight[rows].astype(np.float64)
