@@ -35,7 +35,7 @@ PROJECTED = 100_000
 
 
 def measure(count: int) -> dict[str, Any]:
-    """Take a census on a cluster, and return its throughput.
+    """Compute a census on a cluster, and return its throughput.
 
     Raises
     ------

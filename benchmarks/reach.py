@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.timing import threads
+from benchmarks.timing import shortest, threads
 
 
 class Reach(NamedTuple):
@@ -19,20 +17,10 @@ class Reach(NamedTuple):
     figure: float
 
 
-def _shortest(call: Callable[[], Any], times: int = 5) -> float:
-    call()
-    best = np.inf
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def _product_speed(dtype: str, count: int | None) -> float:
     X = np.ones((1024, 1024), dtype)
     with threads(count):
-        return 2e-9 * 1024**3 / _shortest(lambda: X @ X)
+        return 2e-9 * 1024**3 / shortest(lambda: X @ X)
 
 
 def _thread_gain() -> float:
@@ -44,7 +32,7 @@ def _thread_gain() -> float:
             X @ X
 
     with threads(1), ThreadPoolExecutor(2) as pool:
-        return 2.0 * _shortest(lambda: work(0)) / _shortest(lambda: list(pool.map(work, range(2))))
+        return 2.0 * shortest(lambda: work(0)) / shortest(lambda: list(pool.map(work, range(2))))
 
 
 def reaches() -> list[Reach]:
@@ -54,6 +42,6 @@ def reaches() -> list[Reach]:
         Reach("float64 matrix product, one thread, GFLOP/s", _product_speed("float64", 1)),
         Reach("float64 matrix product, all threads, GFLOP/s", _product_speed("float64", None)),
         Reach("float32 matrix product, all threads, GFLOP/s", _product_speed("float32", None)),
-        Reach("memcpy, read and written, GB/s", 2e-9 * moved.nbytes / _shortest(lambda: np.copyto(copy, moved))),
+        Reach("memcpy, read and written, GB/s", 2e-9 * moved.nbytes / shortest(lambda: np.copyto(copy, moved))),
         Reach("two threads over one, products in cache", _thread_gain()),
     ]

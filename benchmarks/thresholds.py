@@ -7,13 +7,12 @@ the same time; a matrix alone and a matrix in a batch would need different ones,
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from benchmarks import inputs
+from benchmarks.timing import shortest
 from lowrank_core import spectrum
 
 # asv imports every file of this folder beside each commit's own package, which may not have these modules.
@@ -24,19 +23,6 @@ except ImportError:
     thresholds = two_stage = two_stage_svd = None  # type: ignore[assignment]
 
 COLUMNS = "{:<28} {:>10} {:>12} {:>12} {:>8}"
-
-
-def shortest(call: Callable[[], Any], least: float = 0.2) -> float:
-    """Return the shortest time of the calls within `least` seconds, after one that is not timed."""
-    call()
-    best, until = np.inf, time.perf_counter() + least
-    while True:
-        start = time.perf_counter()
-        call()
-        end = time.perf_counter()
-        best = min(best, end - start)
-        if end > until:
-            return best
 
 
 def row(name: str, size: Any, first: float, second: float) -> None:

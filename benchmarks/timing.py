@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +152,19 @@ def _warm(case: Case, entry: Entry) -> tuple[float, float]:
             f"{case.name}: {entry.contender.name} errs by {error:.3g} {case.unit}, so it answers another question."
         )
     return seconds / entry.contender.fraction, error
+
+
+def shortest(call: Callable[[], Any], least: float = 0.2) -> float:
+    """Return the shortest time of the calls within `least` seconds, after one that is not timed."""
+    call()
+    best, until = np.inf, time.perf_counter() + least
+    while True:
+        start = time.perf_counter()
+        call()
+        end = time.perf_counter()
+        best = min(best, end - start)
+        if end > until:
+            return best
 
 
 def _long(entry: Entry, seconds: float) -> bool:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lowrank_core._dtypes import FLOATS
+
 __all__ = ["EqualByContent", "count", "few_ranks", "html_table", "shape_text", "span"]
 
 # Rows of a table of ranks, and of one of layers or of matrices, in a notebook.
@@ -31,8 +33,8 @@ class EqualByContent:
 
 def _is_equal(first: Any, second: Any) -> bool:
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        floats = first.dtype.kind == second.dtype.kind == "f"
-        return first.dtype == second.dtype and np.array_equal(first, second, equal_nan=floats)
+        # By name: the kind of a dtype of ml_dtypes is not that of floats.
+        return first.dtype == second.dtype and np.array_equal(first, second, equal_nan=first.dtype.name in FLOATS)
     return bool(first == second)
 
 

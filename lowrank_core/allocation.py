@@ -254,7 +254,7 @@ def _limits(spectra: Mapping[str, Spectrum], max_rank: int | Mapping[str, int] |
         limits = {name: _as_limit(limit) for name, limit in max_rank.items()}
     else:
         limits = {} if max_rank is None else dict.fromkeys(spectra, _as_limit(max_rank))
-    return {name: min(limits.get(name, min(of.shape)), *of.shape) for name, of in spectra.items()}
+    return {name: min(limits.get(name, min(spectrum.shape)), *spectrum.shape) for name, spectrum in spectra.items()}
 
 
 def _as_limit(limit: int) -> int:

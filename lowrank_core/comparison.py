@@ -149,7 +149,7 @@ def compare(first: Any, second: Any, *, rank: int | None = None, workers: int | 
     np.float64(1.0)
     """
     count = as_workers(workers)
-    one, other = _sided(first, "first", rank, count), _sided(second, "second", rank, count)
+    one, other = _factored(first, "first", rank, count), _factored(second, "second", rank, count)
     shape = (one.factors.shape[-2], one.factors.shape[-1])
     if shape != other.factors.shape[-2:]:
         raise ValueError(
@@ -175,7 +175,7 @@ def compare(first: Any, second: Any, *, rank: int | None = None, workers: int | 
     )
 
 
-class _Sided(NamedTuple):
+class _Factored(NamedTuple):
     """An update as factors, all of it or the leading part of dense `matrices`, and how many vectors are compared."""
 
     factors: LowRankUpdate
@@ -200,28 +200,28 @@ class _Sided(NamedTuple):
         return np.where(is_zero, 0, np.maximum(1, counts))
 
 
-def _sided(update: Any, name: str, rank: int | None, workers: int) -> _Sided:
+def _factored(update: Any, name: str, rank: int | None, workers: int) -> _Factored:
     if not isinstance(update, LowRankUpdate | KroneckerUpdate):
         matrices, dtype = as_matrices(update, name)
         p = min(matrices.shape[-2:])
         kept = p if rank is None else as_rank(rank, p)
         check_finite(matrices, name)
-        return _Sided(truncate(matrices, kept, workers=workers), matrices, dtype, kept)
+        return _Factored(truncate(matrices, kept, workers=workers), matrices, dtype, kept)
     p = min(update.shape[-2:])
     wanted = p if rank is None else as_rank(rank, p)
     factors = truncate(update, update.rank, workers=workers) if isinstance(update, KroneckerUpdate) else update
-    return _Sided(factors, None, update.dtype, min(wanted, factors.rank))
+    return _Factored(factors, None, update.dtype, min(wanted, factors.rank))
 
 
-def _operand(sided: _Sided, batch: tuple[int, ...]) -> Operand:
-    factors = sided.factors
+def _operand(factored: _Factored, batch: tuple[int, ...]) -> Operand:
+    factors = factored.factors
     return Operand(
         _stack(factors.B, batch),
         _stack(factors.A, batch),
         factors.scaling,
-        sided.kept,
-        sided.count_above_rounding,
-        _stack(sided.matrices, batch) if sided.matrices is not None and sided.is_partial else None,
+        factored.kept,
+        factored.count_above_rounding,
+        _stack(factored.matrices, batch) if factored.matrices is not None and factored.is_partial else None,
     )
 
 
@@ -233,7 +233,7 @@ def _broadcast(matrices: NDArray[Any], batch: tuple[int, ...]) -> NDArray[Any]:
     return np.broadcast_to(matrices, (*batch, *matrices.shape[-2:]))
 
 
-def _sum_norm(one: _Sided, other: _Sided, first: Floats, second: Floats, cosine: Floats) -> Floats:
+def _sum_norm(one: _Factored, other: _Factored, first: Floats, second: Floats, cosine: Floats) -> Floats:
     """Compute the norm of the sum: by the cosine, or from the sum itself where it cancels."""
     exponents = np.frexp(np.maximum(first, second))[1]
     a, b = np.ldexp(first, -exponents), np.ldexp(second, -exponents)
@@ -252,13 +252,13 @@ def _sum_norm(one: _Sided, other: _Sided, first: Floats, second: Floats, cosine:
     return norms
 
 
-def _item(sided: _Sided, batch: tuple[int, ...], index: tuple[Any, ...]) -> LowRankUpdate | NDArray[Any]:
+def _item(factored: _Factored, batch: tuple[int, ...], index: tuple[Any, ...]) -> LowRankUpdate | NDArray[Any]:
     """Return one update of a broadcast stack."""
-    if sided.matrices is not None:
-        matrix: NDArray[Any] = _broadcast(sided.matrices, batch)[index]
+    if factored.matrices is not None:
+        matrix: NDArray[Any] = _broadcast(factored.matrices, batch)[index]
         return matrix
-    B, A = (_broadcast(factor, batch)[index] for factor in (sided.factors.B, sided.factors.A))
-    return LowRankUpdate(B, A, sided.factors.scaling)
+    B, A = (_broadcast(factor, batch)[index] for factor in (factored.factors.B, factored.factors.A))
+    return LowRankUpdate(B, A, factored.factors.scaling)
 
 
 def _exact_sum_norm(one: LowRankUpdate | NDArray[Any], other: LowRankUpdate | NDArray[Any]) -> Any:

@@ -28,7 +28,7 @@ class SpaceOverlap(EqualByContent):
 
     Attributes
     ----------
-    side : int
+    dimension : int
         Dimension d of the space that both are in: m for columns, n for rows.
     first_rank, second_rank : ndarray of int64, shape (...)
         Dimensions ρ₁ and ρ₂ of the two spaces; 0 for a zero update.
@@ -69,7 +69,7 @@ class SpaceOverlap(EqualByContent):
     array([ 0., 90.])
     """
 
-    side: int
+    dimension: int
     first_rank: NDArray[np.int64]
     second_rank: NDArray[np.int64]
     angles: Floats
@@ -80,9 +80,9 @@ class SpaceOverlap(EqualByContent):
     def __repr__(self) -> str:
         ranks = f"{span(self.first_rank, 'd')} and {span(self.second_rank, 'd')}"
         if self.first_rank.ndim or not self.overlap.size:
-            return f"<SpaceOverlap in dimension {self.side}: ranks {ranks}>"
+            return f"<SpaceOverlap in dimension {self.dimension}: ranks {ranks}>"
         overlap, chance = self.overlap[-1, -1], self.overlap_by_chance[-1, -1]
-        return f"<SpaceOverlap in dimension {self.side}: ranks {ranks}, φ {overlap:.4g}, random {chance:.4g}>"
+        return f"<SpaceOverlap in dimension {self.dimension}: ranks {ranks}, φ {overlap:.4g}, random {chance:.4g}>"
 
     def _repr_html_(self) -> str:
         if self.first_rank.ndim:
@@ -123,7 +123,7 @@ class SpaceOverlap(EqualByContent):
     def overlap_by_chance(self) -> Floats:
         """Expectation max(i, j)/d of φ(i, j) for two random spaces, shape (..., k₁, k₂)."""
         i, j = self._dimensions()
-        return np.where((i > 0) & (j > 0), np.maximum(i, j) / self.side, 0.0)
+        return np.where((i > 0) & (j > 0), np.maximum(i, j) / self.dimension, 0.0)
 
     @property
     def overlap_deviation(self) -> Floats:
@@ -133,19 +133,19 @@ class SpaceOverlap(EqualByContent):
         :math:`\sqrt{2\, i (d-i)\, j (d-j) / (d^2 (d-1) (d+2))}`: for i = 1 it is that of a Beta distribution.
         """
         i, j = self._dimensions()
-        d = self.side
+        d = self.dimension
         variance = 2.0 * i * (d - i) * j * (d - j) / (d**2 * max(d - 1, 1) * (d + 2.0))
         return np.asarray(np.sqrt(variance) / np.maximum(np.minimum(i, j), 1))
 
     @property
     def first_captured_by_chance(self) -> Floats:
         """Expectation j/d of `first_captured` for a random space, shape (..., k₂)."""
-        return np.asarray(self._dimensions()[1][..., 0, :] / self.side)
+        return np.asarray(self._dimensions()[1][..., 0, :] / self.dimension)
 
     @property
     def second_captured_by_chance(self) -> Floats:
         """Expectation i/d of `second_captured` for a random space, shape (..., k₁)."""
-        return np.asarray(self._dimensions()[0][..., :, 0] / self.side)
+        return np.asarray(self._dimensions()[0][..., :, 0] / self.dimension)
 
     def _dimensions(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         kept = self.second_captured.shape[-1], self.first_captured.shape[-1]

@@ -102,4 +102,4 @@ def _checked_rank(rank: Any, shape: tuple[int, int], dtype: str) -> int | Callab
     """Check a rank; or return a function of singular values that checks the rank for their spectrum."""
     if not callable(rank):
         return as_rank(rank, min(shape))
-    return lambda found: as_rank(rank(Spectrum(found.values, found.norms, shape, True, dtype)), min(shape))
+    return lambda values: as_rank(rank(Spectrum(values.values, values.norms, shape, True, dtype)), min(shape))

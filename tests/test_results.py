@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from html.parser import HTMLParser
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -137,6 +138,12 @@ def test_results_are_equal_by_content_alone(name):
     assert same == result
     assert all(result != other for key, other in RESULTS.items() if key != name)
     assert result != "a text"
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2])
+def test_an_update_with_an_entry_that_is_not_a_number_equals_itself(dtype):
+    factor = np.array([[np.nan], [1.0]]).astype(dtype)
+    assert LowRankUpdate(factor, factor.T) == LowRankUpdate(factor.copy(), factor.T.copy())
 
 
 def test_one_number_apart_is_not_equal():

@@ -66,8 +66,8 @@ def values_in_chunks(
     values, norms = np.empty((count, min(m, n))), np.empty(count)
 
     def fill(chunk: slice) -> None:
-        found = function(stack[chunk])
-        values[chunk], norms[chunk] = found.values, found.norms
+        computed = function(stack[chunk])
+        values[chunk], norms[chunk] = computed.values, computed.norms
 
     map_batch(fill, count, (m, n), workers, batching)
     return Values(values, norms)

@@ -91,8 +91,8 @@ def product_singular_values(
             _check_factors(B, A)
     scale, scale_exponent = math.frexp(abs(scaling))
     values *= scale
-    found = unscaled_values(values, norms_of(values), exponents + scale_exponent)
-    return Values(found.values.reshape(*batch, values.shape[-1]), found.norms.reshape(batch))
+    unscaled = unscaled_values(values, norms_of(values), exponents + scale_exponent)
+    return Values(unscaled.values.reshape(*batch, values.shape[-1]), unscaled.norms.reshape(batch))
 
 
 def best_factors(

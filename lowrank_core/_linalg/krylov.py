@@ -75,22 +75,22 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
         X, energy = tall_matrix(matrix, team)
         if not math.isfinite(energy):
             return _not_finite(X, leading.rank)
-        found = _leading_basis(X, leading, energy)
-        if found is None:
+        basis = _leading_basis(X, leading, energy)
+        if basis is None:
             return None
-        product, energy = X.float64_product(found.vectors)
+        product, energy = X.float64_product(basis.vectors)
         values, rotation = _svd_of_tall(product)
-        product, basis = product @ rotation, found.vectors @ rotation
+        product, vectors = product @ rotation, basis.vectors @ rotation
     head = float(np.sum(values[::-1] ** 2))
     # What is left is all that can be missed. A bound of less than the rounding of float64 may come out below 0.
     left = energy - head + DIFFERENCE_ROUNDING * energy
-    missed = max(0.0, min(found.missed, left)) / (_least_tail(X, head, energy) or 1.0)
+    missed = max(0.0, min(basis.missed, left)) / (_least_tail(X, head, energy) or 1.0)
     if missed > leading.tolerance:
         return None
     # Rounding must not make the energy of the leading part larger than that of the whole.
     exponents = np.array([X.exponent])
     unscaled = unscaled_values(values[np.newaxis], np.sqrt(np.array([max(energy, head)])), exponents)[:2]
-    return ProjectedFactors(*unscaled, product[np.newaxis], basis[np.newaxis], exponents, X.transposed, missed)
+    return ProjectedFactors(*unscaled, product[np.newaxis], vectors[np.newaxis], exponents, X.transposed, missed)
 
 
 def _not_finite(X: TallMatrix, rank: int) -> ProjectedFactors:
@@ -144,14 +144,14 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBas
         missed = missed_energy(space, squares, rank, min(outside, expected))
         if missed <= tolerated and expected < outside:
             failure /= 2
-            found = bound_outside(space, energy, rng, failure)
-            outside = min(outside, found.bound)
+            certificate = bound_outside(space, energy, rng, failure)
+            outside = min(outside, certificate.bound)
             missed = missed_energy(space, squares, rank, outside)
             if may_give_up and missed == math.inf:
                 # Outside are values as large as those wanted: copies, of which each certificate would find a block.
                 return None
             if missed > tolerated:
-                further = orthonormalised(np.concatenate([further, found.leading]), space.Q)[0]
+                further = orthonormalised(np.concatenate([further, certificate.leading]), space.Q)[0]
         if missed <= tolerated:
             return LeadingBasis(_leading_ritz_vectors(space, rank), missed)
         if may_give_up and missed == math.inf and _falls_slowly(space.size, heads, tolerated, leading):
