@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 from fractions import Fraction
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -16,9 +15,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core.models import apply, verify
-from lowrank_core.models.files.checkpoint_files import files_like
-from lowrank_core.models.files.checkpoints import Checkpoint
-from lowrank_core.models.files.tensors import StoredTensor
 from tests.models.models_on_disk import fingerprint
 from tests.models.test_memory import peak_of
 
@@ -348,42 +344,6 @@ def test_a_pipeline_is_refused_for_one_of_its_components(write_base, adapter, tm
     with pytest.raises(ValueError, match=r"a pipeline of several models \(unet\).* give the folder of one component"):
         apply(pipeline, adapter, tmp_path / "out")
     assert apply(pipeline / "unet", adapter, tmp_path / "out").complete
-
-
-@pytest.mark.parametrize(
-    ("name", "written"),
-    [
-        ("model.safetensors.index.json", "model.safetensors.index.json"),
-        ("pytorch_model.bin.index.json", "model.safetensors.index.json"),
-        ("diffusion_pytorch_model.bin.index.json", "diffusion_pytorch_model.safetensors.index.json"),
-    ],
-)
-def test_the_index_is_named_as_the_shards_are(name, written):
-    tensors = {"a": StoredTensor(Path("a.safetensors"), "a", (1,), "float32")}
-    assert files_like(Checkpoint(Path(name), tensors), []).index == written
-
-
-@pytest.mark.parametrize(
-    ("name", "written"),
-    [
-        ("pytorch_model.bin", "model"),
-        ("pytorch_model.fp16.bin", "model.fp16"),
-        ("diffusion_pytorch_model.bin", "diffusion_pytorch_model"),
-        ("consolidated.00.pth", "consolidated.00"),
-        ("style.safetensors", "style"),
-        ("weights.gguf", "model"),
-    ],
-)
-def test_a_shard_has_the_name_of_its_file_in_the_base(name, written):
-    base = Checkpoint(Path(name), {key: StoredTensor(Path(name), key, (1,), "float32") for key in "ab"})
-    assert files_like(base, ["c"]).shards == {f"{written}.safetensors": ["a", "b", "c"]}
-
-
-def test_shards_of_several_files_are_not_merged_into_one():
-    files = [Path(f"consolidated.{place:02}.pth") for place in range(2)]
-    tensors = {file.stem: StoredTensor(file, file.stem, (1,), "float32") for file in files}
-    shards = files_like(Checkpoint(Path("consolidated.index.json"), tensors), []).shards
-    assert shards == {f"{file.stem}.safetensors": [file.stem] for file in files}
 
 
 def test_it_takes_no_more_for_twelve_layers_than_for_three(tmp_path):
