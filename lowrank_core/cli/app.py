@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 where some layers failed and the others were reported; 2 for bad input, said in one line on stderr; 130
-        after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, with nothing left beside the outputs; 141 where the reader
-        of standard output closed it, as ``| head`` does.
+        0; 1 where the report is not complete, as where some layers failed; 2 for bad input, said in one line on stderr;
+        3 where a condition of ``--fail-on`` is met; 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, with
+        nothing left beside the outputs; 141 where the reader of standard output closed it, as ``| head`` does.
 
     Examples
     --------

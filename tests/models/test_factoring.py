@@ -177,9 +177,9 @@ def test_an_alpha_that_was_rounded_does_not_change_the_update(rng, rank, dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int8"}, "dtype 'int8' is none of"),
-        ({"dtype": "float8_e5m2"}, "none of float64, float32, float16, bfloat16"),
-        ({"rule": "unscaled"}, "rule 'unscaled' is none that an adapter can name"),
+        ({"dtype": "int8"}, "unsupported dtype 'int8': float64"),
+        ({"dtype": "float8_e5m2"}, "float64, float32, float16, bfloat16 are written"),
+        ({"rule": "unscaled"}, "unsupported rule 'unscaled': an adapter can name"),
         ({"alpha": math.nan}, "alpha"),
         ({"alpha": -1.0}, "alpha"),
         ({"uniform": True, "alpha": 1.0}, "uniform sets alpha"),

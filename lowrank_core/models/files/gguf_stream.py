@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank_core.models.files.atomic import naming_full_disk
 from lowrank_core.models.files.gguf_file import gguf_package
+from lowrank_core.models.files.streams import named_twice
 
 _ARCHITECTURE = "general.architecture"
 _NUMBERS = ("adapter.lora.alpha",)
@@ -34,7 +35,7 @@ class GGUFStream:
     def add(self, key: str, tensor: NDArray[Any]) -> None:
         """Append a tensor."""
         if key in self._names:
-            raise ValueError(f"{key!r} would be written twice: two layers have one name")
+            raise ValueError(named_twice(key))
         self._names.add(key)
         content = np.ascontiguousarray(tensor)
         self.size += content.nbytes

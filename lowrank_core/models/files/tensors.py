@@ -376,12 +376,8 @@ def describe_shape(shape: tuple[int, ...]) -> str:
 
 def describe(tensor: Weight, scaling: float = 1.0) -> str:
     """Read a tensor and return a description of its multiple, "64 × 32, bfloat16, norm 1.234"."""
-    norm = f", norm {abs(scaling) * _norm(tensor):.4g}" if tensor.is_floating else ""
+    norm = f", norm {abs(scaling) * weight_norm(tensor):.4g}" if tensor.is_floating else ""
     return f"{describe_shape(tensor.shape)}, {tensor.dtype}{norm}"
-
-
-def _norm(weight: Weight) -> float:
-    return math.hypot(*map(frobenius_norm, read_blocks(weight)))
 
 
 def _container(path: Path) -> Container:

@@ -48,13 +48,10 @@ class OrthogonalBlocks:
         """Return the update of a weight."""
         weight = _matrix(W)
         R = self._rotations(blocks.astype(np.float64), len(weight))
-        turned = (
-            np.einsum("knm,knj->kmj", R, weight.reshape(*R.shape[:2], -1)) if R.ndim == 3 else _butterfly(R, weight)
-        )
-        turned = turned.reshape(weight.shape)
+        rotated = _blockwise(R, weight) if R.ndim == 3 else _butterfly(R, weight)
         if self.rescaled:
-            turned = turned * values[0].astype(np.float64).reshape(-1, 1)
-        return turned - weight
+            rotated = rotated * values[0].astype(np.float64).reshape(-1, 1)
+        return rotated - weight
 
     def _rotations(self, blocks: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
         skew = blocks - np.swapaxes(blocks, -1, -2)

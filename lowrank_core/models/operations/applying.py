@@ -187,7 +187,7 @@ def apply(
     """
     out = Path(out)
     if dtype is not None and dtype not in WRITTEN_FLOATS:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(WRITTEN_FLOATS)}")
+        raise ValueError(f"unsupported dtype {dtype!r}: {', '.join(WRITTEN_FLOATS)} are written")
     names = names_of((base, adapter))
     checkpoint = open_base(base, adapter)
     _check_one_model(names[0], checkpoint)

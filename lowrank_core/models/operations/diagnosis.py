@@ -79,14 +79,9 @@ def _sums(weight: NDArray[Any], merged: NDArray[Any], update: Update) -> _Sums:
         change = after - before
         steps = ulps_in(np.maximum(np.abs(before), np.abs(after)), merged.dtype.name)
         with one_blas_thread():
-            parts.append([float(np.vdot(one, other)) for one, other in _pairs(change, delta, steps)])
+            pairs = ((change, change), (change, delta), (delta, delta), (steps, steps))
+            parts.append([float(np.vdot(one, other)) for one, other in pairs])
     return _Sums(*(math.fsum(column) for column in zip(*parts, strict=True)))
-
-
-def _pairs(
-    change: NDArray[np.float64], delta: NDArray[np.float64], steps: NDArray[np.float64]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    yield from ((change, change), (change, delta), (delta, delta), (steps, steps))
 
 
 def _is_within(merged: NDArray[Any], dtype: str) -> bool:

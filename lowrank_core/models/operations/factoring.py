@@ -41,11 +41,9 @@ class FactorEncoding:
 
     def __post_init__(self) -> None:
         if self.dtype not in WRITTEN_FLOATS:
-            raise ValueError(f"dtype {self.dtype!r} is none of {', '.join(WRITTEN_FLOATS)}")
+            raise ValueError(f"unsupported dtype {self.dtype!r}: {', '.join(WRITTEN_FLOATS)} are written")
         if self.rule not in RULES:
-            raise ValueError(
-                f"rule {self.rule!r} is none that an adapter can name: {', '.join(RULES)} (α/√r and α/r) are"
-            )
+            raise ValueError(f"unsupported rule {self.rule!r}: an adapter can name {', '.join(RULES)} (α/√r and α/r)")
         if self.uniform and (self.alpha is not None or self.rule != "standard"):
             raise ValueError("uniform sets alpha to the one rank and the rule to 'standard': leave both out")
         scaling_rule(self.rule)(self._alpha, 1)

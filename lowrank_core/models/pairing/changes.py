@@ -27,7 +27,7 @@ _BLOCK_ENTRIES = 1 << 22
 class OtherChange(NamedTuple):
     """What became of a tensor that is not in any layer.
 
-    `is_vector` says that it is none that a layer could have: a bias, a norm's weights, a number, or a matrix that is
+    `is_vector` says that no layer could have it: a bias, a norm's weights, a number, or a matrix that is
     stored a second time.
     """
 
