@@ -74,7 +74,22 @@ def standard(alpha: ArrayLike, rank: ArrayLike) -> Any:
 def rslora(alpha: ArrayLike, rank: ArrayLike) -> Any:
     r"""Compute the rank-stabilised scaling: :math:`\gamma = \alpha / \sqrt{r}`.
 
-    Parameters, returns and errors are those of :func:`standard`.
+    Parameters
+    ----------
+    alpha : array_like
+        Finite and positive.
+    rank : array_like of int
+        At least 0; broadcast against `alpha`. The scaling at rank 0 is 0.
+
+    Returns
+    -------
+    float64 or ndarray of float64
+        Of the broadcast shape.
+
+    Raises
+    ------
+    ValueError
+        If alpha is not finite and positive, or a rank is negative or not a whole number.
 
     See Also
     --------
@@ -96,7 +111,22 @@ def rslora(alpha: ArrayLike, rank: ArrayLike) -> Any:
 def unscaled(alpha: ArrayLike, rank: ArrayLike) -> Any:
     """Return a scaling of 1 for every alpha and rank, 0 at rank 0.
 
-    Parameters, returns and errors are those of :func:`standard`.
+    Parameters
+    ----------
+    alpha : array_like
+        Finite and positive.
+    rank : array_like of int
+        At least 0; broadcast against `alpha`. The scaling at rank 0 is 0.
+
+    Returns
+    -------
+    float64 or ndarray of float64
+        Of the broadcast shape.
+
+    Raises
+    ------
+    ValueError
+        If alpha is not finite and positive, or a rank is negative or not a whole number.
 
     See Also
     --------

@@ -55,7 +55,25 @@ def style_update(d: int, k: int, *, true_rank: int = 4, noise: float = 0.01, rng
 def facts_update(d: int, k: int, *, noise: float = 0.01, rng: Any) -> NDArray[np.float64]:
     r"""Return an update of full rank: :math:`U \mathrm{diag}(3, \ldots, 0.5) V^T` in random bases, plus noise.
 
-    Its min(d, k) singular values are linearly spaced. Parameters, returns and errors are those of :func:`style_update`.
+    Its min(d, k) singular values are linearly spaced.
+
+    Parameters
+    ----------
+    d, k : int
+        Rows and columns.
+    noise : float
+        Standard deviation of the Gaussian noise on each entry.
+    rng : int, numpy.random.Generator, SeedSequence or RandomState
+        Seed or generator. A ``RandomState`` draws in the order of the article's own program, to the last digit.
+
+    Returns
+    -------
+    ndarray, shape (d, k)
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, or the noise is negative or not finite.
 
     See Also
     --------
