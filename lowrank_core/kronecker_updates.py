@@ -14,7 +14,7 @@ from lowrank_core._linalg import Dense, Product, scaled_to_unit
 from lowrank_core._results import html_table, shape_text
 from lowrank_core._scaled_update import ScaledUpdate, as_left_operand, as_right_operand, check_product
 from lowrank_core._validation import all_finite, as_finite, as_matrices, as_real, broadcast_batches, check_scalar
-from lowrank_core.updates import LowRankUpdate
+from lowrank_core.updates import LowRankUpdate, are_in_range
 
 __all__ = ["KroneckerUpdate", "sides"]
 
@@ -135,8 +135,11 @@ class KroneckerUpdate(ScaledUpdate):
 
     def to_dense(self) -> NDArray[np.float64]:
         """Return scaling · (L ⊗ R), shape (..., m·p, n·q), in float64."""
+        left_side, right_side = _dense(self.left), _dense(self.right)
+        if are_in_range(left_side, right_side, np.asarray(self.scaling)):
+            return self.scaling * _all_pairs(np.multiply, left_side, right_side).reshape(self.shape)
         # Exponents apart, so that a product of entries that fits float64 is not lost on the way to it.
-        (left, left_exponents), (right, right_exponents) = np.frexp(_dense(self.left)), np.frexp(_dense(self.right))
+        (left, left_exponents), (right, right_exponents) = np.frexp(left_side), np.frexp(right_side)
         scale, exponent = np.frexp(self.scaling)
         blocks = scale * _all_pairs(np.multiply, left, right)
         exponents = _all_pairs(np.add, left_exponents, right_exponents) + exponent
@@ -194,7 +197,7 @@ def _dense(side: Any) -> Floats:
 
 def _in_range(side: Any) -> tuple[Any, NDArray[np.int64]]:
     """Return one side over powers of two (...), and these, so that products with it stay in the range of float64."""
-    if isinstance(side, LowRankUpdate) or side.dtype != np.float64 or not (side.size and all_finite(side)):
+    if isinstance(side, LowRankUpdate) or are_in_range(side) or not all_finite(side):
         return side, np.zeros((), np.int64)
     return scaled_to_unit(side)
 

@@ -26,6 +26,7 @@ from lowrank_core._validation import (
 __all__ = [
     "Components",
     "LowRankUpdate",
+    "are_in_range",
     "assembled",
     "check_terms",
     "low_rank_sum",
@@ -37,6 +38,8 @@ Floats = NDArray[np.float64]
 
 # Beyond 2^±500 a factor has no square in float64.
 _LARGEST_EXPONENT = 500
+# Largest entries of two factors, and a scaling, whose products stay in the range of float64.
+_IN_RANGE = 2.0**-200, 2.0**200
 # Of zero, below every exponent of float64.
 _NO_EXPONENT = -(2**20)
 # Up to this rank the norm of an update is computed for its one line of text.
@@ -231,17 +234,23 @@ def _norm(update: LowRankUpdate) -> float:
 def float64_factors(update: LowRankUpdate) -> tuple[Floats, Floats, float]:
     """Return B, A and γ of an update in float64, so that neither their product nor a part of it leaves its range.
 
-    Powers of two are moved, which round nothing. Products of narrower dtypes are in range as they are.
+    Where it could, powers of two are moved, which round nothing.
     """
     B, A = update.B.astype(np.float64), update.A.astype(np.float64)
-    is_narrow = np.float64 not in (update.B.dtype, update.A.dtype)
-    if is_narrow or 0 in (B.size, A.size) or not (all_finite(B) and all_finite(A)):
+    if are_in_range(B, A, np.asarray(update.scaling)) or not (all_finite(B) and all_finite(A)):
         return B, A, update.scaling
     scale, exponent = math.frexp(update.scaling)
     components = unit_components(update)
     scaled = components._replace(B_exponents=components.B_exponents + exponent)
     moved = assembled(scaled, "the update", "divide it by a power of two first")
     return moved.B, moved.A, scale
+
+
+def are_in_range(*arrays: NDArray[Any]) -> bool:
+    """Whether no product of two arrays and a number leaves the range of float64, by the largest entry of each."""
+    least, most = _IN_RANGE
+    largest = [max(float(array.max()), -float(array.min())) for array in arrays if array.size]
+    return all(each == 0.0 or least <= each <= most for each in largest)
 
 
 def _product(left: LowRankUpdate, right: LowRankUpdate) -> LowRankUpdate:
