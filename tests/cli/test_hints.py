@@ -35,7 +35,7 @@ SPEAKERS = [
     ("models/files/folders.py", TWO_CHECKPOINTS, {"--component"}),
     ("models/formats/gguf_adapter.py", WRITING, {"--alpha", "--uniform"}),
     ("models/formats/peft_experts.py", WRITING, {"--uniform"}),
-    ("models/inspection/layers.py", {"inspect"}, {"--base", "--component", "--match", "--rule"}),
+    ("models/inspection/layers.py", {"inspect"}, {"--base", "--component", "--intruders", "--match", "--rule"}),
     ("models/operations/factor_warnings.py", WRITING | {"plan"}, {"--exclude"}),
     ("models/operations/factor_warnings.py", {"extract"}, {"--sides"}),
     (
