@@ -179,6 +179,7 @@ class _Factored(NamedTuple):
     """An update as factors, all of it or the leading part of dense `matrices`, and how many vectors are compared."""
 
     factors: LowRankUpdate
+    are_decomposed: bool
     matrices: NDArray[Any] | None
     dtype: str
     kept: int
@@ -206,11 +207,11 @@ def _factored(update: Any, name: str, rank: int | None, workers: int) -> _Factor
         p = min(matrices.shape[-2:])
         kept = p if rank is None else as_rank(rank, p)
         check_finite(matrices, name)
-        return _Factored(truncate(matrices, kept, workers=workers), matrices, dtype, kept)
+        return _Factored(truncate(matrices, kept, workers=workers), True, matrices, dtype, kept)
     p = min(update.shape[-2:])
     wanted = p if rank is None else as_rank(rank, p)
     factors = truncate(update, update.rank, workers=workers) if isinstance(update, KroneckerUpdate) else update
-    return _Factored(factors, None, update.dtype, min(wanted, factors.rank))
+    return _Factored(factors, factors is not update, None, update.dtype, min(wanted, factors.rank))
 
 
 def _operand(factored: _Factored, batch: tuple[int, ...]) -> Operand:
@@ -221,6 +222,7 @@ def _operand(factored: _Factored, batch: tuple[int, ...]) -> Operand:
         factors.scaling,
         factored.kept,
         factored.count_above_rounding,
+        factored.are_decomposed,
         _stack(factored.matrices, batch) if factored.matrices is not None and factored.is_partial else None,
     )
 

@@ -89,9 +89,7 @@ def cross_by_gram(
     if not len(pairs):
         return pairs, None
     left, right = left.of(pairs), right.of(pairs)
-    cores = [
-        _core(left, right, which, operand.scaling, operand.kept, route) for which, operand in enumerate((first, second))
-    ]
+    cores = [_core(left, right, which, operand, route) for which, operand in enumerate((first, second))]
     one, other = cores
     inner = left.products(0) * right.products(0) * one.scales[:, :, np.newaxis] * other.scales[:, np.newaxis]
     cosines = inner.sum(axis=-1).sum(axis=-1) / (one.sizes * other.sizes)
@@ -157,27 +155,42 @@ def _cholesky(grams: Floats) -> tuple[Floats, Floats, Floats]:
     return roots, inverses, bounds
 
 
-def _core(left: _GramSide, right: _GramSide, which: int, scaling: float, kept: int, route: CrossingRoute) -> _Core:
+def _core(left: _GramSide, right: _GramSide, which: int, operand: Operand, route: CrossingRoute) -> _Core:
     """Decompose the core of the first, or of the second, updates of pairs."""
     exponents = left.exponents[which] + right.exponents[which]
     largest = exponents.max(axis=-1)
-    scale, scale_exponent = np.frexp(scaling)
+    scale, scale_exponent = np.frexp(operand.scaling)
     scales = np.ldexp(scale, exponents - largest[:, np.newaxis])
     core = (left.roots[which] * scales[:, np.newaxis]) @ right.roots[which].swapaxes(-1, -2)
-    factors = route.core_factors(core, kept, 1)
-    products, rows = factors.at(kept)
+    values, products, rows = _decomposed_core(core, operand, route)
     # Where both factors are well conditioned, so is their core: it is zero, or has no value near zero.
-    values = factors.values[:, np.newaxis, :kept]
-    vectors = products * np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
-    norms = norms_of(factors.values)
+    leading = values[:, np.newaxis, : operand.kept]
+    vectors = products * np.divide(1.0, leading, out=np.zeros_like(leading), where=leading > 0)
+    norms = norms_of(values)
     sizes = np.where(norms > 0, norms, 1.0)
     return _Core(
         scales,
         sizes,
         unscaled_by(norms, largest + scale_exponent, NORM),
-        factors.values / sizes[:, np.newaxis],
+        values / sizes[:, np.newaxis],
         left.inverses[which] @ vectors,
         right.inverses[which] @ rows.swapaxes(-1, -2),
+    )
+
+
+def _decomposed_core(core: Floats, operand: Operand, route: CrossingRoute) -> tuple[Floats, Floats, Floats]:
+    """Return all singular values of cores, and U Σ and Vᵀ of the leading ones."""
+    kept = operand.kept
+    if not operand.are_decomposed:
+        factors = route.core_factors(core, kept, 1)
+        return factors.values, *factors.at(kept)
+    # Diagonal to rounding, with values that descend to rounding only.
+    values = np.minimum.accumulate(np.diagonal(core, axis1=-2, axis2=-1), axis=-1)
+    vectors = np.eye(core.shape[-1])
+    return (
+        values,
+        values[:, np.newaxis, :kept] * vectors[:, :kept],
+        np.broadcast_to(vectors[:kept], (len(core), kept, len(vectors))),
     )
 
 

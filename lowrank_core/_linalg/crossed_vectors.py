@@ -31,8 +31,8 @@ Bases = Callable[[NDArray[np.int64]], tuple[Floats, Floats]]
 class Operand(NamedTuple):
     """A stack of updates as products γBA of factors B (count, m, r) and A (count, r, n).
 
-    `whole` (count, m, n) are the updates themselves where B = U Σ and A = Vᵀ are a leading part. `kept` leading vectors
-    are compared, and no more than `rank_rule` counts.
+    If they `are_decomposed`, B = U Σ, A = Vᵀ and γ = 1; of a leading part, `whole` (count, m, n) are the updates
+    themselves. `kept` leading vectors are compared, and no more than `rank_rule` counts.
     """
 
     B: NDArray[Any]
@@ -40,6 +40,7 @@ class Operand(NamedTuple):
     scaling: float
     kept: int
     rank_rule: RankRule
+    are_decomposed: bool
     whole: NDArray[Any] | None = None
 
     def part(self, chunk: slice) -> Operand:
@@ -98,7 +99,7 @@ def _unit_whole(whole: NDArray[Any]) -> Floats:
 
 def _decomposed(operand: Operand) -> _Decomposed:
     """Compute the singular vectors of one update, by QR of its factors unless these have them."""
-    if operand.whole is None:
+    if not operand.are_decomposed:
         factors = product_factors(operand.B, operand.A, operand.scaling, CHOLESKY_QR_TOL)
         values = factors.scaled_values[0]
         return _Decomposed(
@@ -107,7 +108,8 @@ def _decomposed(operand: Operand) -> _Decomposed:
             factors.Q_B[0].T @ factors.U[0],
             factors.Q_A[0].T @ factors.Vt[0].T,
         )
-    matrix, exponent = scaled_to_unit(operand.whole[0])
+    # ‖U Σ‖ is the norm of the update, unless it is a leading part.
+    matrix, exponent = scaled_to_unit(operand.B[0] if operand.whole is None else operand.whole[0])
     norm = float(np.linalg.norm(matrix))
     B = np.ldexp(operand.B[0], -exponent)
     # The sizes of columns with equal or vanishing values descend to rounding only.

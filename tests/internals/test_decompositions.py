@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from lowrank_core import (
+    KroneckerUpdate,
     LowRankUpdate,
+    compare,
     error_sweep,
     learning_sweep,
     rank_for_variance,
@@ -43,6 +45,15 @@ def test_nothing_is_decomposed_twice(monkeypatch):
     assert count(learning_sweep, stack, [1, 2, 3], steps=2) == 3
     assert count(learning_sweep, s, [1, 2, 3], steps=2) == 0
     assert count(error_sweep, s, None) == 0
+    # Six updates, and the products of their vectors on both sides, which have the cosines of their angles.
+    first, second = np.zeros((2, 3, 8, 9))
+    first[:, :3, :3], second[:, 4:7, 4:7] = np.diag([3.0, 2.0, 1.0]), np.diag([5.0, 4.0, 1e-3])
+    for rank in (None, 2):
+        assert count(compare, first, second, rank=rank) == 6 + 6
+    # Well-conditioned ones, whose spaces are the same: angles below 45° have sines too.
+    assert count(compare, first + np.eye(8, 9), second - np.eye(8, 9)) == 6 + 6 + 6
+    kronecker = [KroneckerUpdate(left, np.eye(3, 4)) for left in np.array([[[2.0, 0], [0, 1]], [[0, 3.0], [1, 0]]])]
+    assert count(compare, *kronecker) == 4 + 2 + 2
 
 
 @pytest.mark.parametrize(
