@@ -7,8 +7,8 @@ docs/numbers/mutation.json has what survived. Write beside each survivor why it 
 run keeps the reason. A mutant is killed where a test fails, or where a test takes five times the processor time that it
 takes without the mutant and two seconds more: these are counted as `hung`. With --survivors, only the survivors of the
 last run are tried, after a test was added; with --changed, only mutants of lines that the module did not have then. The
-exit code is 1 where a survivor has no reason, and where more than one mutant in twenty survives. All modules take about
-an hour on two cores.
+exit code is 1 where a survivor has no reason, and where more than one mutant in twenty survives. All modules take more
+than an hour on two cores.
 
 Mutants of two runs are the same where their lines are, or else where these differ by names alone (`counterparts`):
 renaming a variable makes no record stale.

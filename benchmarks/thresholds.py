@@ -15,13 +15,8 @@ from benchmarks import inputs
 from benchmarks.timing import shortest
 from lowrank_core import spectrum
 
-# asv imports every file of this folder beside each commit's own package, which may not have these modules.
-try:
-    from lowrank_core._linalg import bidiagonal, blas_threads, gram, lapack, small, thresholds, two_stage, two_stage_svd
-except ImportError:
-    bidiagonal = blas_threads = gram = lapack = small = None  # type: ignore[assignment,misc]
-    thresholds = two_stage = two_stage_svd = None  # type: ignore[assignment]
-
+# Each function imports what it measures: asv imports every file of this folder beside each commit's own package, which
+# may not have these modules.
 COLUMNS = "{:<28} {:>10} {:>12} {:>12} {:>8}"
 
 
@@ -37,6 +32,8 @@ def of_stack(count: int) -> str:
 
 def small_matrices() -> None:
     """Compare the kernel for small matrices and LAPACK: stacks, and single matrices."""
+    from lowrank_core._linalg import blas_threads, lapack, small, thresholds
+
     print(f"\nSMALL_ENTRIES = {thresholds.SMALL_ENTRIES}: float64, one worker, milliseconds a stack")
     print(COLUMNS.format("", "n", "kernel", "LAPACK", "ratio"))
     for n in (8, 16, 32, 48, 64, 96, 128):
@@ -49,6 +46,8 @@ def small_matrices() -> None:
 
 def large_matrices() -> None:
     """Compare the kernel for Gram matrices and LAPACK on all threads, for float32 matrices."""
+    from lowrank_core._linalg import gram, thresholds
+
     print(f"\nLARGE = {thresholds.LARGE}: float32, milliseconds; threads take matrices by the kernel, parts by LAPACK")
     print(COLUMNS.format("", "n", "kernel", "LAPACK", "ratio"))
     for n in (128, 256, 512, 768, 1024):
@@ -61,6 +60,8 @@ def large_matrices() -> None:
 
 def two_stages() -> None:
     """Compare the reduction in two stages and LAPACK's in one, for one float32 matrix."""
+    from lowrank_core._linalg import gram, thresholds, two_stage
+
     print(f"\nTWO_STAGES = {thresholds.TWO_STAGES}: one float32 matrix, milliseconds")
     print(COLUMNS.format("", "n", "two stages", "LAPACK", "ratio"))
     for n in (768, 1024, 1536, 2048):
@@ -71,6 +72,8 @@ def two_stages() -> None:
 
 def two_stages_of_doubles() -> None:
     """Compare the bidiagonal reduction in two stages and in one pass for each column, for one float64 matrix."""
+    from lowrank_core._linalg import bidiagonal, thresholds, two_stage_svd
+
     print(f"\nTWO_STAGES_SVD = {thresholds.TWO_STAGES_SVD}: one float64 matrix, milliseconds")
     print(COLUMNS.format("", "n", "two stages", "one", "ratio"))
     for n in (512, 768, 1024, 1536):
@@ -81,6 +84,8 @@ def two_stages_of_doubles() -> None:
 
 def leading_values() -> None:
     """Compare block Krylov and the Gram route where singular values fall as 1/i."""
+    from lowrank_core._linalg import thresholds
+
     print(f"\nKRYLOV_SMALLEST_SIDE = {thresholds.KRYLOV_SMALLEST_SIDE}, ", end="")
     print(f"KRYLOV_LARGEST_FRACTION = {thresholds.KRYLOV_LARGEST_FRACTION}: one float32 matrix, milliseconds")
     print(COLUMNS.format("", "n", "krylov", "gram", "ratio"))

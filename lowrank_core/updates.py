@@ -143,12 +143,12 @@ class LowRankUpdate(ScaledUpdate):
             return _product(self, other)
         if isinstance(other, ScaledUpdate):
             return NotImplemented
-        B, A, scale = float64_factors(self)
+        B, A, scale = _float64_factors(self)
         return scale * (B @ (A @ as_right_operand(other, self.shape)))
 
     def __rmatmul__(self, other: Any) -> NDArray[np.float64]:
         """Compute X · Δ in float64 without forming Δ."""
-        B, A, scale = float64_factors(self)
+        B, A, scale = _float64_factors(self)
         return scale * ((as_left_operand(other, self.shape) @ B) @ A)
 
     @property
@@ -158,7 +158,7 @@ class LowRankUpdate(ScaledUpdate):
 
     def to_dense(self) -> NDArray[np.float64]:
         """Return scaling · B @ A, shape (..., m, n), in float64."""
-        B, A, scale = float64_factors(self)
+        B, A, scale = _float64_factors(self)
         return scale * (B @ A)
 
     def apply(self, x: ArrayLike) -> NDArray[np.float64]:
@@ -181,7 +181,7 @@ class LowRankUpdate(ScaledUpdate):
         vectors = as_real(x, "x")
         if vectors.ndim == 0 or vectors.shape[-1] != self.A.shape[-1]:
             raise ValueError(f"x has shape {vectors.shape}; its last axis must be n = {self.A.shape[-1]}.")
-        B, A, scale = float64_factors(self)
+        B, A, scale = _float64_factors(self)
         A_t, B_t = np.swapaxes(A, -1, -2), np.swapaxes(B, -1, -2)
         if len(self.shape) == 2:
             return scale * (vectors @ A_t @ B_t)
@@ -231,7 +231,7 @@ def _norm(update: LowRankUpdate) -> float:
         return float(np.ldexp(np.linalg.norm(core) * abs(scale), largest + exponent))
 
 
-def float64_factors(update: LowRankUpdate) -> tuple[Floats, Floats, float]:
+def _float64_factors(update: LowRankUpdate) -> tuple[Floats, Floats, float]:
     """Return B, A and γ of an update in float64, so that neither their product nor a part of it leaves its range.
 
     Where it could, powers of two are moved, which round nothing.

@@ -34,8 +34,8 @@ def test_figures_are_those_of_numpy(rng, encoding, rank, kind):
     exact = update.to_dense() if kind == "product" else update.astype(np.float64)
     for name, figure in naive_figures(exact, dense(found.update), rank).items():
         # Of a float32 layer at a fixed rank only the leading values are known: √(N² − H) stops at about 3e-8.
-        floor = 3e-8 if name == "best_error" and kind == "float32" else 2e-12
-        assert getattr(found, name) == pytest.approx(figure, rel=1e-9, abs=floor), name
+        tolerance = 3e-8 if name == "best_error" and kind == "float32" else 2e-12
+        assert getattr(found, name) == pytest.approx(figure, rel=1e-9, abs=tolerance), name
     assert found.norm == pytest.approx(np.linalg.norm(exact), rel=1e-12)
     assert found.scaling == found.update.scaling == encoding.stored_scale(rank).scaling
     assert found.update.B.dtype == found.update.A.dtype == np.dtype(encoding.dtype)
