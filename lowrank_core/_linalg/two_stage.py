@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.batches import BLOCK_ENTRIES, Batching, values_in_chunks
 from lowrank_core._linalg.gram import lapack_gram_values
+from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.powers_of_two import scaled_to_squares
 from lowrank_core._linalg.threads import Team, blas_threads
 from lowrank_core._linalg.values import Floats, Values, unscaled_values
@@ -100,7 +101,7 @@ def band_form(tiles: Floats, size: int, team: Team) -> Floats:
     turn A into A − V Wᵀ − W Vᵀ, where W = A V T − ½ V Tᵀ Vᵀ A V T (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput.
     10 (1989) 53; T from Vᵀ V after Puglisi, ibid. 13 (1992) 723). The pass for the next panel's A V subtracts that.
     """
-    from lowrank_core._linalg.kernels.band import BAND, DEPTH, pack, reduce_panel, update_and_multiply
+    from lowrank_core._linalg.kernels.band import DEPTH, pack, reduce_panel, update_and_multiply
 
     end = -(-size // BAND) * BAND
     flat = tiles.reshape(-1)

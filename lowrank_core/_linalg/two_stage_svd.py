@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.batches import Batching, values_in_chunks
 from lowrank_core._linalg.bidiagonal import values_of_bidiagonals
+from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.lapack import lapack_svd_values
+from lowrank_core._linalg.panels import factored_panel, whole_panels
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
 from lowrank_core._linalg.threads import Team, blas_threads
 from lowrank_core._linalg.values import Floats, Values, norms_of, unscaled_values
@@ -36,7 +38,7 @@ def two_stage_svd_values(stack: NDArray[Any], workers: int) -> Values:
     size = min(m, n)
     values, exponents = np.empty((count, size)), np.empty(count, np.int64)
     # Zero columns that fill the last panel add zeros to the values.
-    diagonal, above = np.empty((2, 1, _whole_panels(size)))
+    diagonal, above = np.empty((2, 1, whole_panels(size)))
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
     with blas_threads(1), Team(workers) as team:
         for i, matrix in enumerate(stack):
@@ -44,13 +46,6 @@ def two_stage_svd_values(stack: NDArray[Any], workers: int) -> Values:
             chase_bidiagonal(upper_band(scaled, team), diagonal[0], above[0])
             values[i] = values_of_bidiagonals(diagonal, above)[0, :size]
     return unscaled_values(values, norms_of(values), exponents)
-
-
-def _whole_panels(columns: int) -> int:
-    """Return the number of columns with those that fill the last panel."""
-    from lowrank_core._linalg.kernels.band import BAND
-
-    return -(-columns // BAND) * BAND
 
 
 def upper_band(matrix: Floats, team: Team) -> Floats:
@@ -61,9 +56,9 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
     Sci. Stat. Comput. 8 (1987) s2). That is subtracted for several panels at once: a product with as many columns is
     faster, and until then A is what is stored without ``left @ right``.
     """
-    from lowrank_core._linalg.kernels.band import BAND, WIDE_APART
+    from lowrank_core._linalg.kernels.band import WIDE_APART
 
-    size = _whole_panels(matrix.shape[1])
+    size = whole_panels(matrix.shape[1])
     A = np.zeros((max(matrix.shape[0], size), size))
     A[: matrix.shape[0], : matrix.shape[1]] = matrix
     band = np.zeros((size + 3 * BAND) * (WIDE_APART + 1))
@@ -88,7 +83,7 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
 
     for k in range(0, size, BAND):  # pragma: no branch - the last panel leaves
         j = k + BAND
-        V, T, blocks[k, k] = _factored(A[k:, k:j] - left[k:, :depth] @ right[:depth, k:j])
+        V, T, blocks[k, k] = factored_panel(A[k:, k:j] - left[k:, :depth] @ right[:depth, k:j])
         if j == size:
             break
         VL = V.T @ left[k:, :depth]
@@ -96,7 +91,7 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
         team.map(apply_from_left, range(j, size, PER_TASK))
         depth += BAND
 
-        W, S, triangle = _factored(beside[j:])
+        W, S, triangle = factored_panel(beside[j:])
         blocks[k, j] = triangle.T
         WS = W @ S
         RWS = right[:depth, j:] @ WS
@@ -108,13 +103,3 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
             team.map(subtract, range(j, len(A), PER_TASK))
             depth = 0
     return band
-
-
-def _factored(panel: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return V, T and the triangle R of a panel (rows, BAND), with which it is (I − V T Vᵀ) R."""
-    from lowrank_core._linalg.kernels.band import factor_panel
-
-    V, R = np.array(panel, order="C"), np.zeros((panel.shape[1],) * 2)
-    factor_panel(V, R)
-    # From Vᵀ V after Puglisi (SIAM J. Sci. Stat. Comput. 13 (1992) 723), since the squared norms are 2.
-    return V, np.asarray(np.linalg.inv(np.triu(V.T @ V, 1) + np.eye(len(R))), np.float64), R

@@ -16,9 +16,9 @@ import numpy as np
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
 from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, TILE_COLUMNS, TILE_ROWS, WIDTH
+from lowrank_core._linalg.kernels.sizes import BAND
 
 __all__ = [
-    "BAND",
     "DEPTH",
     "TILE",
     "WIDE_APART",
@@ -29,10 +29,6 @@ __all__ = [
     "reduce_panel",
     "update_and_multiply",
 ]
-
-# Diagonals below the main one that the first stage leaves. A product with so many columns at once runs near a core's
-# speed for matrix products; the second stage takes time in proportion to them.
-BAND = 32
 
 # Columns of V and W together, in A − V Wᵀ − W Vᵀ; and as many numbers are between rows of a block of the band.
 DEPTH = APART = 2 * BAND

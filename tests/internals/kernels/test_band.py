@@ -5,7 +5,8 @@ import pytest
 
 from lowrank_core import spectrum
 from lowrank_core._linalg import thresholds, two_stage
-from lowrank_core._linalg.kernels.band import BAND, DEPTH, TILE, chase, pack, reduce_panel, update_and_multiply
+from lowrank_core._linalg.kernels.band import DEPTH, TILE, chase, pack, reduce_panel, update_and_multiply
+from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.threads import Team
 from tests import bounds
 

@@ -6,6 +6,7 @@ import pytest
 from lowrank_core._linalg import tall
 from lowrank_core._linalg.kernels.triangle import triangle
 from lowrank_core._linalg.lapack import lapack_svd_values
+from lowrank_core._linalg.panels import triangle_by_panels
 from tests.compiled import plain
 
 EPS = 2.0**-52
@@ -27,8 +28,27 @@ def test_a_triangle_has_the_gram_matrix_of_the_rows(m, n):
         assert np.all(np.abs(R.T @ R - matrix.T @ matrix) <= 10 * m * EPS * np.outer(sizes, sizes))
 
 
+@pytest.mark.parametrize(("m", "n"), [(40, 40), (500, 97), (300, 33), (700, 128), (600, 161)])
+def test_panels_have_the_gram_matrix_of_the_rows(m, n):
+    matrix = np.random.default_rng(m).standard_normal((m, n)) * np.exp2(-np.arange(n) / 4)
+    R = triangle_by_panels(matrix)
+    assert np.array_equal(R, np.triu(R))
+    sizes = np.linalg.norm(matrix, axis=0)
+    assert np.all(np.abs(R.T @ R - matrix.T @ matrix) <= 10 * m * EPS * np.outer(sizes, sizes))
+
+
 @pytest.mark.parametrize(
-    "shape", [(3, 300, 1), (2, 1000, 3), (1, 33333, 7), (2, 5000, 4), (1, 9000, 30), (1, 2500, 120)]
+    "shape",
+    [
+        (3, 300, 1),
+        (2, 1000, 3),
+        (1, 33333, 7),
+        (2, 5000, 4),
+        (1, 9000, 30),
+        (1, 900, 120),
+        (1, 2500, 120),
+        (2, 4096, 200),
+    ],
 )
 @pytest.mark.parametrize("scale", [1.0, 1e200, 1e-200, 0.0])
 def test_values_of_tall_and_of_wide_matrices_are_lapacks(shape, scale):
@@ -41,7 +61,7 @@ def test_values_of_tall_and_of_wide_matrices_are_lapacks(shape, scale):
         assert np.allclose(norms, np.linalg.norm(stack / max(scale, 1e-300), axis=(1, 2)) * scale, rtol=1e-13)
 
 
-@pytest.mark.parametrize("n", [3, 30, 120])
+@pytest.mark.parametrize("n", [3, 30, 120, 400])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_are_nan_where_an_entry_is_not_finite(n, bad):
     stack = np.ones((2, 3000, n))
