@@ -1,15 +1,17 @@
-"""Change a module in ways that mutmut knows, one at a time, and print as JSON what its tests make of each.
+"""Change modules in ways that mutmut knows, one at a time, and print as JSON what their tests make of each.
 
-    python .ci/mutants.py MODULE TESTS <PLACES
+    python .ci/mutants.py TESTS <PLACES
 
-TESTS is what pytest is given; PLACES a JSON list of the mutants to try, by their numbers. Run by mutation.py in a
-clone, whose file of the module it overwrites. Tests of a mutant run in a fork of this process, which has imported what
-tests need beside the package: a new process would take longer over that than the tests over most mutants. Each test has
-a limit of processor time, which does not depend on what else runs: many times what it takes without a mutant.
+TESTS is what pytest is given; PLACES a JSON object with the mutants to try of each module, by their numbers. Run by
+mutation.py in a clone, whose files it overwrites. The tests run once under coverage; a mutant is tried against those
+that run its statement, the quickest first. Each run is a fork of this process, which has imported what tests need
+beside the package: a new process would take longer over that than the tests over most mutants. Each test has a limit
+of processor time, which does not depend on what else runs: many times what it takes without a mutant.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import resource
@@ -17,24 +19,36 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
-from itertools import zip_longest
+from collections.abc import Collection, Generator, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, zip_longest
 from pathlib import Path
+from typing import Any
 
 # Before the forks, for all of them.
 import hypothesis.extra.numpy
+import matplotlib.figure  # noqa: F401
 import ml_dtypes  # noqa: F401
 import mpmath  # noqa: F401
 import mutmut
 import numba  # noqa: F401
 import pytest
+import regex  # noqa: F401
+import rich.table  # noqa: F401
+import safetensors.numpy  # noqa: F401
 import scipy.integrate
 import scipy.optimize  # noqa: F401
+import typer.testing  # noqa: F401
+from coverage import Coverage
 
 SURVIVED, KILLED, HUNG = "survived", "killed", "hung"
 
-# The processor time of each test without a mutant, in seconds; among the clone's own files.
-SECONDS = Path("seconds.json")
+# What the tests take and run without a mutant; among the clone's own files.
+BASELINE = Path("baseline.json")
+
+# A mutant is tried against tests of so many seconds, the quickest first, and against the rest of them only if it
+# survives those of the first seconds.
+FIRST_SECONDS, MOST_SECONDS = 2.0, 40.0
 
 # A mutant may ask for an array of any size; tests need less than this many bytes.
 MEMORY = 8 << 30
@@ -51,31 +65,64 @@ hypothesis.settings.register_profile(
 )
 
 
-def main(module: str, tests: list[str], places: set[int]) -> None:
-    """Print which mutants survive, and how many hang."""
-    path = Path("lowrank_core", f"{module}.py")
+@dataclass(frozen=True)
+class Baseline:
+    """The processor time of each test without a mutant, and the tests that run each line of each module."""
+
+    seconds: dict[str, float]
+    lines: dict[str, dict[str, list[str]]]
+
+    def tests_of(self, module: str, lines: Collection[int]) -> list[str]:
+        """Return the tests that run one of the lines, the quickest first; those of all lines where imports run it."""
+        tests = self.lines.get(str(path_of(module)), {})
+        found = {test for line in lines for test in tests.get(str(line), ())}
+        if "" in found:
+            found = {test for all_tests in tests.values() for test in all_tests}
+        return sorted(found & self.seconds.keys(), key=self.seconds.__getitem__)
+
+
+def main(tests: list[str], places: dict[str, list[int]]) -> None:
+    """Print for each module which mutants survive, and how many hang; without one, run the tests under coverage."""
+    if not places and run_tests(tests, Recorder()) != SURVIVED:
+        sys.exit(f"{shlex.join(tests)} fail before anything is changed")
+    baseline = Baseline(**json.loads(BASELINE.read_text(encoding="utf-8")))
+    print(json.dumps({module: try_module(module, set(due), baseline) for module, due in places.items()}))
+
+
+def try_module(module: str, places: set[int], baseline: Baseline) -> dict[str, Any]:
+    """Return the lines of the mutants that survive, and how many hang, of a module, whose file is as before then."""
+    path = path_of(module)
     source = path.read_text(encoding="utf-8")
-    # Twice, since kernels may have to be compiled the first time.
-    for _ in range(2):
-        if run_tests(tests, None) != SURVIVED:
-            sys.exit(f"{module}: its tests fail before anything is changed")
-    usual = json.loads(SECONDS.read_text(encoding="utf-8"))
     outcomes, survivors = [], []
     for place, (lines, mutant) in enumerate(mutants_of(source)):
         if place not in places:
             continue
+        selected = baseline.tests_of(module, statement_lines(source, mutant))
         path.write_text(mutant, encoding="utf-8")
-        outcomes.append(run_tests(tests, usual))
+        outcomes.append(try_tests(selected, baseline.seconds))
         if len(outcomes) % 50 == 0:
             print(f"{module}: {len(outcomes)} of {len(places)} tried", file=sys.stderr, flush=True)
         if outcomes[-1] == SURVIVED:
             survivors.append(lines)
             print(f"{module}: {lines[0]}  ->  {lines[1]}", file=sys.stderr, flush=True)
-    print(json.dumps({"survivors": survivors, "hung": outcomes.count(HUNG)}))
+    path.write_text(source, encoding="utf-8")
+    return {"survivors": survivors, "hung": outcomes.count(HUNG)}
 
 
-def run_tests(tests: list[str], usual: dict[str, float] | None) -> str:
-    """Run tests in a fork, and return the outcome; without the `usual` seconds of each test, write these."""
+def try_tests(selected: list[str], seconds: dict[str, float]) -> str:
+    """Return what some tests, the quickest first, make of the files as they are."""
+    ends = list(accumulate(seconds.get(test, 0.0) for test in selected))
+    first = sum(end <= FIRST_SECONDS for end in ends)
+    most = max(first + 1, sum(end <= MOST_SECONDS for end in ends))
+    for part in (selected[:first], selected[first:most]):
+        files = sorted({test.partition("::")[0] for test in part})
+        if part and (outcome := run_tests(files, Clock(set(part), seconds))) != SURVIVED:
+            return outcome
+    return SURVIVED
+
+
+def run_tests(tests: list[str], plugin: Clock | Recorder) -> str:
+    """Run tests in a fork with a plugin, and return the outcome."""
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -86,39 +133,107 @@ def run_tests(tests: list[str], usual: dict[str, float] | None) -> str:
             os.dup2(null, stream)
         # No bytecode: a mutant written within a second of the last one would be taken for it.
         sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.path.insert(0, str(Path.cwd()))
-        clock = Clock(usual)
-        clock.limit(2 + 5 * sum((usual or {}).values()))
+        plugin.begin()
         options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
-        code = pytest.main([*options, *tests], [clock])
-        if usual is None:
-            SECONDS.write_text(json.dumps(clock.seconds), encoding="utf-8")
+        code = pytest.main([*options, *tests], [plugin])
+        plugin.end()
         os._exit(int(code))
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGVTALRM, signal.SIGALRM}:
         return HUNG
-    return SURVIVED if status == 0 else KILLED
+    # A change of what tests are parametrised by may leave none of those selected.
+    return SURVIVED if status in {0, pytest.ExitCode.NO_TESTS_COLLECTED << 8} else KILLED
 
 
-class Clock:
-    """The seconds of processor time of each test; ends the process where a test takes many times the usual."""
+class Recorder:
+    """Writes the seconds of processor time of each test, and the tests that run each line of the package."""
 
-    def __init__(self, usual: dict[str, float] | None) -> None:
-        self.usual = usual
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.coverage = Coverage(data_file=None, include=["lowrank_core/*"])
 
-    def limit(self, seconds: float) -> None:
-        """End the process after so many seconds from now, where the usual ones are known."""
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0 if self.usual is None else seconds)
+    def begin(self) -> None:
+        """Begin to measure, imports among the rest."""
+        self.coverage.start()
+
+    def end(self) -> None:
+        """Write what was measured."""
+        self.coverage.stop()
+        data = self.coverage.get_data()
+        lines = {
+            str(Path(path).relative_to(Path.cwd())): data.contexts_by_lineno(path) for path in data.measured_files()
+        }
+        BASELINE.write_text(json.dumps({"seconds": self.seconds, "lines": lines}), encoding="utf-8")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Measure a test."""
-        self.limit(2 + 5 * (self.usual or {}).get(item.nodeid, 0.0))
+        """Measure a test; coverage begins anew, since a test may have set a trace function of its own."""
+        self.coverage.stop()
+        self.coverage.start()
+        self.coverage.switch_context(item.nodeid)
         began = time.process_time()
         result = yield
         self.seconds[item.nodeid] = time.process_time() - began
+        self.coverage.switch_context("")
         return result
+
+
+class Clock:
+    """Runs the tests selected alone, and ends the process where one takes many times the usual seconds."""
+
+    def __init__(self, selected: set[str], usual: dict[str, float]) -> None:
+        self.selected = selected
+        self.usual = usual
+
+    def begin(self) -> None:
+        """Limit the time until the first test."""
+        self.limit(60.0)
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+
+    def limit(self, seconds: float) -> None:
+        """End the process after so many seconds of processor time from now."""
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Keep the tests selected."""
+        items[:] = [item for item in items if item.nodeid in self.selected]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Limit the time of a test."""
+        self.limit(2 + 5 * self.usual.get(item.nodeid, 0.0))
+        return (yield)
+
+
+def path_of(module: str) -> Path:
+    """Return the path of a module in the clone."""
+    return Path("lowrank_core", f"{module}.py")
+
+
+def statement_lines(source: str, mutant: str) -> range:
+    """Return the lines of the statement that a mutant changes; of a compound statement, those of its header."""
+    pairs = zip_longest(source.splitlines(), mutant.splitlines())
+    line = next(number for number, (was, became) in enumerate(pairs, 1) if was != became)
+    return min(
+        (
+            extent_of(node)
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.stmt) and line in extent_of(node)
+        ),
+        key=len,
+        default=range(line, line + 1),
+    )
+
+
+def extent_of(statement: ast.stmt) -> range:
+    """Return the lines of a statement, without the statements inside it."""
+    inner = [node.lineno for node in ast.walk(statement) if isinstance(node, ast.stmt) and node is not statement]
+    end = min(inner, default=(statement.end_lineno or statement.lineno) + 1)
+    return range(statement.lineno, max(end, statement.lineno + 1))
 
 
 def mutants_of(source: str) -> Iterator[tuple[tuple[str, str], str]]:
@@ -130,5 +245,4 @@ def mutants_of(source: str) -> Iterator[tuple[tuple[str, str], str]]:
 
 
 if __name__ == "__main__":
-    module, tests = sys.argv[1:]
-    main(module, shlex.split(tests), set(json.load(sys.stdin)))
+    main(shlex.split(sys.argv[1]), json.load(sys.stdin))

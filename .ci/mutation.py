@@ -1,14 +1,15 @@
 """Mutation testing: change the core in every way that mutmut knows, and check that a test fails each time.
 
-    python .ci/mutation.py [--survivors | --changed] [MODULE ...]
+    python .ci/mutation.py [--survivors | --changed] [MODULE | FOLDER ...]
 
-Each mutant of a module is tried against that module's tests in a clone of HEAD; those of kernels as plain Python.
-docs/numbers/mutation.json has what survived. Write beside each survivor why it is equivalent, as its "reason": the next
-run keeps the reason. A mutant is killed where a test fails, or where a test takes five times the processor time that it
-takes without the mutant and two seconds more: these are counted as `hung`. With --survivors, only the survivors of the
-last run are tried, after a test was added; with --changed, only mutants of lines that the module did not have then. The
-exit code is 1 where a survivor has no reason, and where more than one mutant in twenty survives. All modules take more
-than an hour on two cores.
+Each mutant of a module is tried against tests of that module, or of its folder, in a clone of HEAD; those of kernels as
+plain Python. Of the folders in SAMPLED, one mutant of so many is tried, chosen by what it changes and not by its place:
+the sample stays while the code around it changes. docs/numbers/mutation.json has what survived. Write beside each
+survivor why it is equivalent, as its "reason": the next run keeps the reason. A mutant is killed where a test fails, or
+where a test takes five times the processor time that it takes without the mutant and two seconds more: these are
+counted as `hung`. With --survivors, only the survivors of the last run are tried, after a test was added; with
+--changed, only mutants of lines that the module did not have then. The exit code is 1 where a survivor has no reason,
+and where more than one mutant in twenty survives. All modules take hours on two cores.
 
 Mutants of two runs are the same where their lines are, or else where these differ by names alone (`counterparts`):
 renaming a variable makes no record stale.
@@ -21,14 +22,19 @@ import json
 import keyword
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cache
+from itertools import chain
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
+from zlib import crc32
 
 import records
 from mutants import mutants_of
@@ -62,6 +68,10 @@ TESTS = {
     "synthetic": "tests/test_synthetic.py tests/test_messages.py tests/properties/test_synthetic.py",
     "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py",
     "_linalg/largest_value": f"{INTERNALS}/test_largest_value.py",
+    "_linalg": f"{INTERNALS} --ignore={INTERNALS}/kernels tests/test_spectra.py tests/test_truncation.py "
+    "tests/test_truncated_stacks.py tests/test_structured.py tests/test_comparison.py tests/properties",
+    "testing": "tests/test_testing.py tests/test_public_api.py",
+    "models": "tests/models tests/cli tests/test_messages.py",
     f"{KERNELS}cholesky": f"{COMPILED} {INTERNALS}/kernels/test_cholesky.py",
     f"{KERNELS}vectors": f"{COMPILED} {INTERNALS}/kernels/test_vectors.py",
     f"{KERNELS}energies": f"{COMPILED} {INTERNALS}/kernels/test_energies.py tests/test_sweeps.py "
@@ -83,21 +93,42 @@ TESTS = {
     "-k 'function_of or test_dqds or small_values and not shape8 and not shape9 or no_gram'",
 }
 
+# Of the modules of these folders, one mutant of so many is tried.
+SAMPLED = {"models": 6}
 
-def main(modules: list[str], part: str | None) -> int:
-    """Run the modules named, or all."""
-    results = {module: result for module, result in records.read("mutation").items() if module in TESTS}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        running = {pool.submit(run_module, module, results.get(module), part): module for module in modules or TESTS}
+# How many processes there are at once, whatever the number of targets.
+PROCESSES = os.cpu_count() or 1
+SLOTS = BoundedSemaphore(PROCESSES)
+
+Lines = tuple[str, str]
+
+NOTHING_TRIED: dict[str, Any] = {"survivors": [], "hung": 0}
+
+
+def main(targets: list[str], part: str | None) -> int:
+    """Try the mutants of the modules and folders named, or of all."""
+    modules = {target: modules_of(target) for target in TESTS}
+    results = {name: result for name, result in records.read("mutation").items() if name in chain(*modules.values())}
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        running = [pool.submit(run_target, target, modules[target], results, part) for target in targets or TESTS]
         for done in as_completed(running):
-            module = running[done]
-            results[module] = done.result()
-            # Written after each module: an hour's work is not lost to an interrupt.
-            records.write("mutation", {name: results[name] for name in TESTS if name in results})
-            print(f"{module}: {results[module]['killed']} of {results[module]['mutants']} killed", flush=True)
+            results |= done.result()
+            # Written after each target: an hour's work is not lost to an interrupt.
+            ordered = {name: results[name] for name in chain(*modules.values()) if name in results}
+            records.write("mutation", ordered)
+            for module, result in done.result().items():
+                print(f"{module}: {result['killed']} of {result['mutants']} killed", flush=True)
     faults = list(faults_of(results))
     print("".join(f"{fault}\n" for fault in faults), end="")
     return bool(faults)
+
+
+def modules_of(target: str) -> list[str]:
+    """Return a module itself, or the modules of a folder that are no target of their own, kernels never among them."""
+    listed = git("ls-tree", "-r", "--name-only", "HEAD", f"lowrank_core/{target}/").split()
+    paths = [Path(path).relative_to("lowrank_core") for path in listed if path.endswith(".py")]
+    found = [path.with_suffix("").as_posix() for path in paths]
+    return [module for module in found if module not in TESTS and not module.startswith(KERNELS)] or [target]
 
 
 def faults_of(results: dict[str, Any]) -> Iterator[str]:
@@ -111,22 +142,40 @@ def faults_of(results: dict[str, Any]) -> Iterator[str]:
         yield f"{killed} of {mutants} mutants are killed: fewer than {LEAST_KILLED:.0%}"
 
 
-def run_module(module: str, before: dict[str, Any] | None, part: str | None) -> dict[str, Any]:
-    """Try the mutants of a module, or a part of them, and return its record; `before` is that of the last run."""
+def run_target(target: str, modules: list[str], results: dict[str, Any], part: str | None) -> dict[str, Any]:
+    """Try the mutants of a target's modules, or a part of them, and return their records; `results` are the last."""
+    due, kept = {}, {}
+    for module in modules:
+        mutants = mutants_at(f"HEAD:lowrank_core/{module}.py", SAMPLED.get(target, 1))
+        due[module], kept[module] = split(mutants, results.get(module), part)
+    outcomes = try_mutants(target, {module: places for module, places in due.items() if places})
+    return {
+        module: record_of(module, target, results.get(module), part, outcomes.get(module, NOTHING_TRIED), kept[module])
+        for module in modules
+    }
+
+
+def record_of(
+    module: str,
+    target: str,
+    before: dict[str, Any] | None,
+    part: str | None,
+    outcome: dict[str, Any],
+    kept: list[Lines],
+) -> dict[str, Any]:
+    """Return the record of a module, from what became of the mutants tried and from those that survive without that."""
+    path, one_in = f"HEAD:lowrank_core/{module}.py", SAMPLED.get(target, 1)
     part = part if before else None
     before = before or {"survivors": []}
-    path = f"HEAD:lowrank_core/{module}.py"
-    mutants = mutants_at(path)
-    due, kept = split(mutants, before, part)
-    outcome = try_mutants(module, due)
     # Lines that have changed since are not tried with the survivors, and so not counted either.
-    count = before["mutants"] if part == "survivors" else len(mutants)
+    count = before["mutants"] if part == "survivors" else len(mutants_at(path, one_in))
     survivors = [*map(tuple, outcome["survivors"]), *kept]
     hung = outcome["hung"]
     if part:
         # The earliest records did not count them.
         hung = None if before["hung"] is None else before["hung"] + hung
     return {
+        "one_in": one_in,
         "mutants": count,
         "killed": count - len(survivors),
         "hung": hung,
@@ -139,21 +188,19 @@ def run_module(module: str, before: dict[str, Any] | None, part: str | None) -> 
     }
 
 
-Lines = tuple[str, str]
-
-
-def split(mutants: list[Lines], before: dict[str, Any], part: str | None) -> tuple[list[int], list[Lines]]:
-    """Return the places of the mutants to try, and the mutants that are known to survive without that."""
-    if part is None:
-        return list(range(len(mutants))), []
+def split(mutants: dict[int, Lines], before: dict[str, Any] | None, part: str | None) -> tuple[list[int], list[Lines]]:
+    """Return the numbers of the mutants to try, and the mutants that are known to survive without that."""
+    if part is None or before is None:
+        return list(mutants), []
+    lines = list(mutants.values())
     if part == "survivors":
-        likes = counterparts(mutants, lines_of(before))
-        return [place for place, like in enumerate(likes) if like is not None], []
-    likes = counterparts(mutants, mutants_at(before["source"]))
-    unchanged = [mutant for mutant, like in zip(mutants, likes, strict=True) if like is not None]
+        likes = counterparts(lines, lines_of(before))
+        return [number for number, like in zip(mutants, likes, strict=True) if like is not None], []
+    likes = counterparts(lines, list(mutants_at(before["source"], before["one_in"]).values()))
+    unchanged = [mutant for mutant, like in zip(lines, likes, strict=True) if like is not None]
     survived = counterparts(unchanged, lines_of(before))
     kept = [mutant for mutant, like in zip(unchanged, survived, strict=True) if like is not None]
-    return [place for place, like in enumerate(likes) if like is None], kept
+    return [number for number, like in zip(mutants, likes, strict=True) if like is None], kept
 
 
 def lines_of(record: dict[str, Any]) -> list[Lines]:
@@ -161,9 +208,14 @@ def lines_of(record: dict[str, Any]) -> list[Lines]:
     return [(survivor["was"], survivor["became"]) for survivor in record["survivors"]]
 
 
-def mutants_at(revision: str) -> list[Lines]:
-    """Return the line that was and the line that it became, for every mutant of a file as git has it."""
-    return [lines for lines, _ in mutants_of(git("show", revision))]
+@cache
+def mutants_at(revision: str, one_in: int) -> dict[int, Lines]:
+    """Return by its number the line that was and the line that it became, for the mutants of a file as git has it.
+
+    Of so many `one_in` is taken, by its lines.
+    """
+    numbered = enumerate(lines for lines, _ in mutants_of(git("show", revision)))
+    return {number: lines for number, lines in numbered if crc32("\n".join(lines).encode()) % one_in == 0}
 
 
 def counterparts(mutants: Sequence[Lines], known: Sequence[Lines]) -> list[int | None]:
@@ -191,20 +243,36 @@ def shape(lines: Lines) -> str:
     return re.sub(r"\b[^\W\d]\w*", numbered, "\n".join(lines))
 
 
-def try_mutants(module: str, places: list[int]) -> dict[str, Any]:
-    """Run mutants.py on some mutants of a module, in a clone of HEAD."""
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["git", "clone", "--quiet", str(records.ROOT), folder], check=True)
-        environment = os.environ | {
-            "CI": "true",
-            "NUMBA_DISABLE_JIT": str(int(module.startswith(KERNELS))),
-            "OPENBLAS_NUM_THREADS": "1",
-            "PYTHONPATH": folder,
-        }
-        command = [sys.executable, str(Path(__file__).with_name("mutants.py")), module, TESTS[module]]
+def try_mutants(target: str, places: dict[str, list[int]]) -> dict[str, Any]:
+    """Try some mutants of a target's modules in clones of HEAD, after its tests have run in the first of them."""
+    if not places:
+        return {}
+    modules = list(places)
+    shards = [modules[first::PROCESSES] for first in range(min(PROCESSES, len(modules)))]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PROCESSES) as pool:
+        clone = Path(folder, "0")
+        subprocess.run(["git", "clone", "--quiet", str(records.ROOT), str(clone)], check=True)
+        run_script(clone, target, {})
+        # With their times, by which Python and Numba know whether what they compiled is of the files that are there.
+        clones = [clone, *(Path(shutil.copytree(clone, Path(folder, str(n)))) for n in range(1, len(shards)))]
+        due = [{module: places[module] for module in shard} for shard in shards]
+        outcomes = pool.map(lambda clone, shard: run_script(clone, target, shard), clones, due)
+        return {module: outcome for shard in outcomes for module, outcome in shard.items()}
+
+
+def run_script(clone: Path, target: str, places: dict[str, list[int]]) -> dict[str, Any]:
+    """Run mutants.py in a clone."""
+    environment = os.environ | {
+        "CI": "true",
+        "NUMBA_DISABLE_JIT": str(int(target.startswith(KERNELS))),
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": str(clone),
+    }
+    command = [sys.executable, str(Path(__file__).with_name("mutants.py")), TESTS[target]]
+    with SLOTS:
         run = subprocess.run(
             command,
-            cwd=folder,
+            cwd=clone,
             env=environment,
             input=json.dumps(places),
             stdout=subprocess.PIPE,
@@ -225,8 +293,8 @@ def git(*arguments: str) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("modules", nargs="*")
+    parser.add_argument("targets", nargs="*", choices=[*TESTS, []])
     parser.add_argument("--survivors", action="store_const", dest="part", const="survivors")
     parser.add_argument("--changed", action="store_const", dest="part", const="changed")
     arguments = parser.parse_args()
-    sys.exit(main(arguments.modules, arguments.part))
+    sys.exit(main(arguments.targets, arguments.part))

@@ -207,9 +207,18 @@ def recorded(name):
 
 
 def mutation():
-    """Return a table of the mutants of each module, and how many of them a test kills."""
-    results = recorded("mutation")
-    rows = [[f"`{name}.py`", result["mutants"], result["killed"], result["hung"]] for name, result in results.items()]
+    """Return a table of the mutants of each module, or folder of modules, and how many of them a test kills."""
+    folders = {}
+    for name, result in recorded("mutation").items():
+        folders.setdefault(name if result["one_in"] == 1 else name.rpartition("/")[0], []).append(result)
+    rows = [
+        [
+            f"`{name}.py`" if results[0]["one_in"] == 1 else f"`{name}/`, one in {results[0]['one_in']}",
+            *(sum(result[key] or 0 for result in results) for key in ("mutants", "killed")),
+            None if results[0]["hung"] is None else sum(result["hung"] for result in results),
+        ]
+        for name, results in folders.items()
+    ]
     rows.append(["all", *(sum(row[column] or 0 for row in rows) for column in (1, 2, 3))])
     heads = ["module", "mutants", "killed", "of these, hung", "killed, of all"]
     return table(

@@ -84,10 +84,8 @@ def census(
     rows = [row for path, row in known.items() if path in candidates]
     missing = [path for name, path in candidates.items() if name not in known]
     done = len(candidates) - len(missing)
-    with (
-        appending(jsonl) as append,
-        closing(map_as_completed(partial(adapter_row, ranks=requested), missing, executor)) as results,
-    ):
+    results = map_as_completed(partial(adapter_row, ranks=requested), missing, executor)
+    with appending(jsonl) as append, closing(results):
         for path, row in results:
             done += 1
             if row is not None:
