@@ -152,7 +152,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.coverage = Coverage(data_file=None, include=["lowrank_core/*"])
+        self.coverage = Coverage(data_file=None, config_file=False, include=["lowrank_core/*"])
 
     def begin(self) -> None:
         """Begin to measure, imports among the rest."""
