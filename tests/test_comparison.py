@@ -102,6 +102,22 @@ def test_a_rank_keeps_so_many_vectors_and_the_energies_of_whole_updates():
     assert compare(one, other, rank=0).columns.overlap.shape == (0, 0)
 
 
+def test_a_cosine_of_updates_with_themselves_is_never_beyond_one():
+    rng = np.random.default_rng(0)
+    update = LowRankUpdate(rng.standard_normal((500, 9, 4)), rng.standard_normal((500, 4, 7)))
+    cosines = compare(update, update).cosine
+    assert np.all(cosines <= 1.0)
+    assert np.all(compare(update, LowRankUpdate(-update.B, update.A)).cosine == -cosines)
+
+
+@pytest.mark.parametrize("ranks", [(0, 2), (2, 0), (0, 0)])
+def test_factors_of_no_column_are_a_zero_update(ranks):
+    one, other = (LowRankUpdate(np.ones((9, r)), np.ones((r, 7))) for r in ranks)
+    comparison = compare(one, other)
+    assert (comparison.cosine, comparison.sum_norm) == (0.0, np.hypot(comparison.first_norm, comparison.second_norm))
+    assert comparison.columns.overlap.size == 0
+
+
 def test_an_update_whose_norm_underflows_is_compared_as_larger_ones_are():
     tiny = LowRankUpdate(np.full((4, 1), 1e-200), np.full((1, 3), 1e-200))
     for second in (tiny, ONES):
