@@ -68,8 +68,10 @@ TESTS = {
     "synthetic": "tests/test_synthetic.py tests/test_messages.py tests/properties/test_synthetic.py",
     "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py",
     "_linalg/largest_value": f"{INTERNALS}/test_largest_value.py",
-    "_linalg": f"{INTERNALS} --ignore={INTERNALS}/kernels tests/test_spectra.py tests/test_truncation.py "
-    "tests/test_truncated_stacks.py tests/test_structured.py tests/test_comparison.py tests/properties",
+    "_linalg": f"{INTERNALS} --ignore={INTERNALS}/kernels {INTERNALS}/kernels/test_vectors.py "
+    f"{INTERNALS}/kernels/test_triangle.py {INTERNALS}/kernels/test_bidiagonal.py tests/test_spectra.py "
+    "tests/test_truncation.py tests/test_truncated_stacks.py tests/test_structured.py tests/test_comparison.py "
+    "tests/properties",
     "testing": "tests/test_testing.py tests/test_public_api.py -k 'not shrink'",
     "models": "tests/models tests/cli tests/test_messages.py",
     f"{KERNELS}cholesky": f"{COMPILED} {INTERNALS}/kernels/test_cholesky.py",
@@ -94,7 +96,7 @@ TESTS = {
 }
 
 # Of the modules of these folders, one mutant of so many is tried.
-SAMPLED = {"_linalg": 4, "models": 8, "testing": 2}
+SAMPLED = {"_linalg": 8, "models": 8, "testing": 2}
 
 # How many processes there are at once, whatever the number of targets.
 PROCESSES = os.cpu_count() or 1
