@@ -145,8 +145,7 @@ def run_tests(tests: list[str], plugin: Clock | Recorder) -> str:
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGVTALRM, signal.SIGALRM}:
         return HUNG
-    # A change of what tests are parametrised by may leave none of those selected.
-    return SURVIVED if status in {0, pytest.ExitCode.NO_TESTS_COLLECTED << 8} else KILLED
+    return SURVIVED if status == 0 else KILLED
 
 
 class Recorder:
@@ -201,14 +200,20 @@ class Clock:
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keep the tests selected."""
-        items[:] = [item for item in items if item.nodeid in self.selected]
+        """Keep the tests selected, and where a change of parameters has renamed one, all cases of it."""
+        renamed = {function_of(test) for test in self.selected - {item.nodeid for item in items}}
+        items[:] = [item for item in items if item.nodeid in self.selected or function_of(item.nodeid) in renamed]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Limit the time of a test."""
         self.limit(2 + 5 * self.usual.get(item.nodeid, 0.0))
         return (yield)
+
+
+def function_of(test: str) -> str:
+    """Return the identifier of a test without its parameters."""
+    return test.partition("[")[0]
 
 
 def path_of(module: str) -> Path:
