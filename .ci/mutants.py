@@ -225,22 +225,20 @@ def statement_lines(source: str, mutant: str) -> range:
     """Return the lines of the statement that a mutant changes; of a compound statement, those of its header."""
     pairs = zip_longest(source.splitlines(), mutant.splitlines())
     line = next(number for number, (was, became) in enumerate(pairs, 1) if was != became)
-    return min(
-        (
-            extent_of(node)
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.stmt) and line in extent_of(node)
-        ),
-        key=len,
-        default=range(line, line + 1),
-    )
+    extents = [extent_of(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    if not any(line in extent for extent in extents):
+        # Where a decorator is dropped, what follows moves to the empty line above it.
+        line = min(extent.start for extent in extents if extent.start > line)
+    return min((extent for extent in extents if line in extent), key=len)
 
 
 def extent_of(statement: ast.stmt) -> range:
-    """Return the lines of a statement, without the statements inside it."""
+    """Return the lines of a statement, with its decorators and without the statements inside it."""
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    start = min([statement.lineno, *(decorator.lineno for decorator in decorators)])
     inner = [node.lineno for node in ast.walk(statement) if isinstance(node, ast.stmt) and node is not statement]
     end = min(inner, default=(statement.end_lineno or statement.lineno) + 1)
-    return range(statement.lineno, max(end, statement.lineno + 1))
+    return range(start, max(end, statement.lineno + 1))
 
 
 def mutants_of(source: str) -> Iterator[tuple[tuple[str, str], str]]:
