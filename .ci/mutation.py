@@ -72,7 +72,8 @@ TESTS = {
     f"{INTERNALS}/kernels/test_triangle.py {INTERNALS}/kernels/test_bidiagonal.py tests/test_spectra.py "
     "tests/test_truncation.py tests/test_truncated_stacks.py tests/test_structured.py tests/test_comparison.py "
     "tests/properties",
-    "testing": "tests/test_testing.py tests/test_pairs_of_updates.py tests/test_public_api.py -k 'not shrink'",
+    "testing": "tests/test_testing.py tests/test_pairs_of_updates.py tests/test_strategies_reach.py "
+    "tests/test_public_api.py -k 'not shrink'",
     "models": "tests/models tests/cli tests/test_messages.py",
     f"{KERNELS}cholesky": f"{COMPILED} {INTERNALS}/kernels/test_cholesky.py",
     f"{KERNELS}vectors": f"{COMPILED} {INTERNALS}/kernels/test_vectors.py",
