@@ -255,6 +255,7 @@ def try_mutants(target: str, places: dict[str, list[int]]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PROCESSES) as pool:
         clone = Path(folder, "0")
         subprocess.run(["git", "clone", "--quiet", str(records.ROOT), str(clone)], check=True)
+        compile_kernels(clone, target)
         run_script(clone, target, {})
         # With their times, by which Python and Numba know whether what they compiled is of the files that are there.
         clones = [clone, *(Path(shutil.copytree(clone, Path(folder, str(n)))) for n in range(1, len(shards)))]
@@ -263,20 +264,31 @@ def try_mutants(target: str, places: dict[str, list[int]]) -> dict[str, Any]:
         return {module: outcome for shard in outcomes for module, outcome in shard.items()}
 
 
-def run_script(clone: Path, target: str, places: dict[str, list[int]]) -> dict[str, Any]:
-    """Run mutants.py in a clone."""
-    environment = os.environ | {
+def compile_kernels(clone: Path, target: str) -> None:
+    """Compile the kernels of a clone: the first test to need one would seem slow."""
+    with SLOTS:
+        command = [sys.executable, "-m", "lowrank_core", "compile"]
+        subprocess.run(command, cwd=clone, env=environment_of(clone, target), stdout=subprocess.DEVNULL, check=True)
+
+
+def environment_of(clone: Path, target: str) -> dict[str, str]:
+    """Return the environment of a clone's processes."""
+    return os.environ | {
         "CI": "true",
         "NUMBA_DISABLE_JIT": str(int(target.startswith(KERNELS))),
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONPATH": str(clone),
     }
+
+
+def run_script(clone: Path, target: str, places: dict[str, list[int]]) -> dict[str, Any]:
+    """Run mutants.py in a clone."""
     command = [sys.executable, str(Path(__file__).with_name("mutants.py")), TESTS[target]]
     with SLOTS:
         run = subprocess.run(
             command,
             cwd=clone,
-            env=environment,
+            env=environment_of(clone, target),
             input=json.dumps(places),
             stdout=subprocess.PIPE,
             text=True,
