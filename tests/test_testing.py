@@ -290,3 +290,55 @@ def test_without_hypothesis_the_error_names_what_to_install(monkeypatch):
     example = importlib.util.spec_from_file_location("strategies_again", strategies.__file__)
     with pytest.raises(ImportError, match=r'pip install "lowrank_core\[testing\]"'):
         example.loader.exec_module(importlib.util.module_from_spec(example))
+
+
+def test_the_bounds_are_those_documented():
+    # Of the identity of side 4, every bound is c · 4 · eps.
+    update, eps = np.eye(4), 2.0**-52
+    for check, c in (
+        (lambda error: assert_spectrum(update, np.ones(4) + error), 10),
+        (lambda error: assert_same_update(update * (1 + error), update), 30),
+    ):
+        check(4 * c * eps)
+        with pytest.raises(AssertionError):
+            check(4 * (c + 0.5) * eps)
+
+
+IN_UNITS = "is allowed, in units of the power of two above the largest entry"
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (
+            lambda: assert_spectrum(UPDATE, [2.0, 3.0]),
+            "singular values must not be negative, and must descend along the last axis",
+        ),
+        # 3 is 0.75 in units of 4; 10 · 3 · eps · 0.75.
+        (
+            lambda: assert_spectrum(UPDATE, [6.0, 2.0]),
+            f"a singular value at index (0,): 0.75 where at most 5e-15 {IN_UNITS}",
+        ),
+        (
+            lambda: assert_spectrum(UPDATE, Spectrum(np.array([3.0]), np.array(6.0), (3, 2), complete=False)),
+            f"the norm: 0.599 where at most 6e-15 {IN_UNITS}",
+        ),
+        (lambda: assert_same_update(UPDATE.T, UPDATE), "an update of shape (3, 2) is expected; got shape (2, 3)"),
+        (
+            lambda: assert_eckart_young(UPDATE, UPDATE, 1),
+            f"singular value 2 of the approximation: 0.5 where at most 1.8e-14 {IN_UNITS}",
+        ),
+        (
+            lambda: assert_eckart_young(np.eye(3), np.diag([0.0, 3.0, 0.0]), 1),
+            f"the Frobenius norm of the residual: 1.22 where at most 0.707 {IN_UNITS}",
+        ),
+        (
+            lambda: assert_eckart_young(np.diag([1.0, *[0.5] * 100]), np.diag([0.4, *[0.0] * 100]), 1, c=7e-5, eps=1.0),
+            f"the spectral norm of the residual: 0.3 where at most 0.268 {IN_UNITS}",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(check, message):
+    with pytest.raises(AssertionError) as refused:
+        check()
+    assert str(refused.value) == message
