@@ -20,26 +20,23 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Generator, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
-# Before the forks, for all of them.
-import hypothesis.extra.numpy
-import matplotlib.figure  # noqa: F401
-import ml_dtypes  # noqa: F401
-import mpmath  # noqa: F401
 import mutmut
-import numba  # noqa: F401
 import pytest
-import regex  # noqa: F401
-import rich.table  # noqa: F401
-import safetensors.numpy  # noqa: F401
-import scipy.integrate
-import scipy.optimize  # noqa: F401
-import typer.testing  # noqa: F401
 from coverage import Coverage
+from hypothesis import HealthCheck, Phase, settings
+
+# What tests import beside the package, before the forks and so for all of them.
+IMPORTED = (
+    "hypothesis.extra.numpy diffusers matplotlib.figure ml_dtypes mpmath numba peft regex rich.table safetensors.numpy "
+    "safetensors.torch scipy.integrate scipy.optimize transformers typer.testing"
+)
 
 SURVIVED, KILLED, HUNG = "survived", "killed", "hung"
 
@@ -54,14 +51,14 @@ FIRST_SECONDS, MOST_SECONDS = 1.0, 10.0
 MEMORY = 8 << 30
 
 # Examples that fail are not shrunk, which takes longer than finding them.
-hypothesis.settings.register_profile(
+settings.register_profile(
     "mutants",
     max_examples=100,
     derandomize=True,
     database=None,
     deadline=None,
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
 )
 
 
@@ -83,6 +80,9 @@ class Baseline:
 
 def main(tests: list[str], places: dict[str, list[int]]) -> None:
     """Print for each module which mutants survive, and how many hang; without one, run the tests under coverage."""
+    with redirect_stdout(sys.stderr):
+        for module in IMPORTED.split():
+            import_module(module)
     if not places and run_tests(tests, Recorder()) != SURVIVED:
         sys.exit(f"{shlex.join(tests)} fail before anything is changed")
     baseline = Baseline(**json.loads(BASELINE.read_text(encoding="utf-8")))

@@ -74,7 +74,7 @@ TESTS = {
     "tests/properties",
     "testing": "tests/test_testing.py tests/test_pairs_of_updates.py tests/test_strategies_reach.py "
     "tests/test_public_api.py -k 'not shrink'",
-    "models": "tests/models tests/cli tests/test_messages.py",
+    "models": "tests/models tests/cli tests/interop tests/test_messages.py",
     f"{KERNELS}cholesky": f"{COMPILED} {INTERNALS}/kernels/test_cholesky.py",
     f"{KERNELS}vectors": f"{COMPILED} {INTERNALS}/kernels/test_vectors.py",
     f"{KERNELS}energies": f"{COMPILED} {INTERNALS}/kernels/test_energies.py tests/test_sweeps.py "
