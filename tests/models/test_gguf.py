@@ -118,7 +118,9 @@ def test_numbers_and_strings_of_the_metadata_are_text_and_arrays_are_passed_over
         ("adapter.type", "string", "lora"),
         ("adapter.lora.alpha", "float32", 16.0),
         *[("a", "uint8", 200), ("b", "int64", -5), ("c", "bool", True), ("d", "float64", 0.1)],
-        *[("e", "array", ["one", "two"]), ("f", "array", [1, 2, 3]), ("g", "array", [0.5])],
+        *[("e", "array", ["one", "two"]), ("f", "array", [1, 2, 3]), ("g", "array", [0.5]), ("h", "array", [""] * 9)],
+        *[("i", "int8", -100), ("j", "uint16", 50_000), ("k", "int16", -30_000), ("l", "uint32", 2**32 - 1)],
+        *[("m", "int32", -(2**31)), ("n", "uint64", 2**64 - 1)],
     ]
     _, metadata = open_file(write_gguf(tmp_path / "x.gguf", {"x": np.ones(1, np.float32)}, fields))
     assert metadata == {
@@ -130,6 +132,12 @@ def test_numbers_and_strings_of_the_metadata_are_text_and_arrays_are_passed_over
         "b": "-5",
         "c": "True",
         "d": "0.1",
+        "i": "-100",
+        "j": "50000",
+        "k": "-30000",
+        "l": "4294967295",
+        "m": "-2147483648",
+        "n": "18446744073709551615",
     }
 
 
