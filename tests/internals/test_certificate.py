@@ -1,11 +1,13 @@
 """What block Krylov iteration may miss: the bounds themselves, and the spectra that defeat an estimate."""
 
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import eval_chebyu
 from scipy.stats import chi2
 
 from benchmarks.repeated import missed_over_tolerance, rotated, stepped_values
@@ -85,6 +87,58 @@ def test_the_bound_grows_with_what_it_must_withstand():
     # No eigenvalue is larger than the trace.
     assert certificate.outside_bound(1.0, 1.001, 2, 2, 1e-9) == 1.001
     assert certificate.outside_bound(0.0, 3.0, 32, 3, 1e-9) == 3.0
+
+
+@pytest.mark.parametrize("directions", [2, 8, 32])
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+@pytest.mark.parametrize("trace", [3.0, 400.0])
+@pytest.mark.parametrize("failure", [1e-9, 0.1])
+def test_the_bound_is_the_least_eigenvalue_that_its_equation_refutes(directions, blocks, trace, failure):
+    def excess(eigenvalue):
+        """Left side of the equation in the docstring over its right side, by SciPy's functions."""
+        a, d, x = 2.0 / eigenvalue, trace / eigenvalue, np.log(2 / failure)
+        gain = 4 * eval_chebyu(blocks - 2, 2 / a - 1) ** 2 / a**2
+        return (1 - a) * gain * chi2.ppf(failure / 2, directions) / (d + 2 * np.sqrt(d * x) + 2 * x)
+
+    bound = certificate.outside_bound(2.0, trace, directions, blocks, failure)
+    if bound == trace:
+        assert excess(trace / 1.01) <= 1.0
+    else:
+        # The factor 1.01 of the bisection, and a quantile that is a little less.
+        assert excess(bound / 1.013) < 1.0 <= excess(bound)
+
+
+def test_rounding_is_a_residual_of_every_ritz_vector():
+    space = SimpleNamespace(X=SimpleNamespace(eps=1e-3), coupling=np.zeros((2, 1)), projection=np.diag([9.0, 4.0, 1.0]))
+    squares = np.array([9.0, 4.0, 1.0])
+    residuals = [0.004 * 3.0 * value for value in (3.0, 2.0)]
+    lost = sum(residual**2 / (square - 1.0) for residual, square in zip(residuals, squares, strict=False))
+    assert np.isclose(certificate.lost_to_rounding(space, squares, 2), lost, rtol=1e-12)
+    # Nothing couples the space to what lies outside.
+    assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0), lost, rtol=1e-9)
+    # What lies outside leaves no gap but the residual itself; of zero values none is lost.
+    outside = certificate.lost_to_rounding(space, squares, 1, 9.0)
+    assert np.isclose(outside, residuals[0], rtol=1e-12)
+    assert certificate.lost_to_rounding(space, np.zeros(3), 2) == 0.0
+    assert certificate.missed_energy(space, squares, 2, 4.0) == np.inf
+
+
+def test_products_in_float32_are_allowed_their_rounding(monkeypatch):
+    matrix, rng, given_to = rotated(1 / np.arange(1.0, 193), 0, "float32"), np.random.default_rng(0), []
+    monkeypatch.setattr(certificate, "outside_bound", lambda *figures: given_to.append(figures) or 1.0)
+    with Team(1) as team:
+        X, energy = narrow_products.tall_matrix(matrix, team)
+        space = SearchSpace(X, X.columns)
+        space.extend(orthonormalised(X.apply_gram(rng.standard_normal((krylov.BLOCK, X.columns)))[1], space.Q)[0])
+        found = certificate.bound_outside(space, energy, rng, 1e-9)
+    tall, eps = np.ldexp(matrix.astype(np.float64), -X.exponent), 2.0**-23
+    ((largest, rest, directions, blocks, failure),) = given_to
+    assert (directions, blocks, failure) == (32, 3, 1e-9)
+    norm = np.linalg.norm(tall)
+    # Four units are added to what is computed, which errs by less than one.
+    assert 3 * eps * norm <= np.sqrt(largest) - np.linalg.norm(tall @ found.leading[0]) <= 5 * eps * norm
+    exact = norm**2 - np.linalg.norm(tall @ space.Q.T) ** 2
+    assert 3 * eps * norm**2 <= rest - exact <= 5 * eps * norm**2
 
 
 @pytest.mark.parametrize("failures", [1e-2, 1e-6])
