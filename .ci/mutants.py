@@ -1,9 +1,9 @@
 """Change modules in ways that mutmut knows, one at a time, and print as JSON what their tests make of each.
 
-    python .ci/mutants.py TESTS <PLACES
+    python .ci/mutants.py TESTS SECONDS <PLACES
 
-TESTS is what pytest is given; PLACES a JSON object with the mutants to try of each module, by their numbers. Run by
-mutation.py in a clone, whose files it overwrites. The tests run once under coverage; a mutant is tried against those
+TESTS is what pytest is given, and a mutant is tried against so many SECONDS of them; PLACES a JSON object with the
+mutants to try of each module, by their numbers. Run by mutation.py in a clone, whose files it overwrites. The tests run once under coverage; a mutant is tried against those
 that run its statement, the quickest first. Each run is a fork of this process, which has imported what tests need
 beside the package: a new process would take longer over that than the tests over most mutants. Each test has a limit
 of processor time, which does not depend on what else runs: many times what it takes without a mutant.
@@ -43,9 +43,8 @@ SURVIVED, KILLED, HUNG = "survived", "killed", "hung"
 # What the tests take and run without a mutant; among the clone's own files.
 BASELINE = Path("baseline.json")
 
-# A mutant is tried against tests of so many seconds, the quickest first, and against the rest of them only if it
-# survives those of the first seconds.
-FIRST_SECONDS, MOST_SECONDS = 1.0, 10.0
+# The seconds of the tests that a mutant is tried against first, and against the rest only if it survives these.
+FIRST_SECONDS = 1.0
 
 # A mutant may ask for an array of any size; tests need less than this many bytes.
 MEMORY = 8 << 30
@@ -78,7 +77,7 @@ class Baseline:
         return sorted(found & self.seconds.keys(), key=self.seconds.__getitem__)
 
 
-def main(tests: list[str], places: dict[str, list[int]]) -> None:
+def main(tests: list[str], seconds: float, places: dict[str, list[int]]) -> None:
     """Print for each module which mutants survive, and how many hang; without one, run the tests under coverage."""
     with redirect_stdout(sys.stderr):
         for module in IMPORTED.split():
@@ -86,10 +85,10 @@ def main(tests: list[str], places: dict[str, list[int]]) -> None:
     if not places and run_tests(tests, Recorder()) != SURVIVED:
         sys.exit(f"{shlex.join(tests)} fail before anything is changed")
     baseline = Baseline(**json.loads(BASELINE.read_text(encoding="utf-8")))
-    print(json.dumps({module: try_module(module, set(due), baseline) for module, due in places.items()}))
+    print(json.dumps({module: try_module(module, set(due), baseline, seconds) for module, due in places.items()}))
 
 
-def try_module(module: str, places: set[int], baseline: Baseline) -> dict[str, Any]:
+def try_module(module: str, places: set[int], baseline: Baseline, seconds: float) -> dict[str, Any]:
     """Return the lines of the mutants that survive, and how many hang, of a module, whose file is as before then."""
     path = path_of(module)
     source = path.read_text(encoding="utf-8")
@@ -99,7 +98,7 @@ def try_module(module: str, places: set[int], baseline: Baseline) -> dict[str, A
             continue
         selected = baseline.tests_of(module, statement_lines(source, mutant))
         path.write_text(mutant, encoding="utf-8")
-        outcomes.append(try_tests(selected, baseline.seconds))
+        outcomes.append(try_tests(selected, baseline.seconds, seconds))
         if len(outcomes) % 50 == 0:
             print(f"{module}: {len(outcomes)} of {len(places)} tried", file=sys.stderr, flush=True)
         if outcomes[-1] == SURVIVED:
@@ -109,14 +108,14 @@ def try_module(module: str, places: set[int], baseline: Baseline) -> dict[str, A
     return {"survivors": survivors, "hung": outcomes.count(HUNG)}
 
 
-def try_tests(selected: list[str], seconds: dict[str, float]) -> str:
+def try_tests(selected: list[str], usual: dict[str, float], most_seconds: float) -> str:
     """Return what some tests, the quickest first, make of the files as they are."""
-    ends = list(accumulate(seconds.get(test, 0.0) for test in selected))
+    ends = list(accumulate(usual[test] for test in selected))
     first = sum(end <= FIRST_SECONDS for end in ends)
-    most = max(first + 1, sum(end <= MOST_SECONDS for end in ends))
+    most = max(first + 1, sum(end <= most_seconds for end in ends))
     for part in (selected[:first], selected[first:most]):
         files = sorted({test.partition("::")[0] for test in part})
-        if part and (outcome := run_tests(files, Clock(set(part), seconds))) != SURVIVED:
+        if part and (outcome := run_tests(files, Clock(set(part), usual))) != SURVIVED:
             return outcome
     return SURVIVED
 
@@ -250,4 +249,4 @@ def mutants_of(source: str) -> Iterator[tuple[tuple[str, str], str]]:
 
 
 if __name__ == "__main__":
-    main(shlex.split(sys.argv[1]), json.load(sys.stdin))
+    main(shlex.split(sys.argv[1]), float(sys.argv[2] if len(sys.argv) > 2 else 10), json.load(sys.stdin))

@@ -7,8 +7,8 @@ plain Python. Of the folders in SAMPLED, one mutant of so many is tried, chosen 
 the sample stays while the code around it changes. docs/numbers/mutation.json has what survived. Write beside each
 survivor why it is equivalent, as its "reason": the next run keeps the reason. A mutant is killed where a test fails, or
 where a test takes five times the processor time that it takes without the mutant and two seconds more: these are
-counted as `hung`. With --survivors, only the survivors of the last run are tried, after a test was added; with
---changed, only mutants of lines that the module did not have then. The exit code is 1 where a survivor has no reason,
+counted as `hung`. With --survivors, only the survivors of the last run are tried, after a test was added, and against
+more of the tests; with --changed, only mutants of lines that the module did not have then. The exit code is 1 where a survivor has no reason,
 and where more than one mutant in twenty survives. All modules take hours on two cores.
 
 Mutants of two runs are the same where their lines are, or else where these differ by names alone (`counterparts`):
@@ -105,6 +105,9 @@ SLOTS = BoundedSemaphore(PROCESSES)
 
 Lines = tuple[str, str]
 
+# The seconds of tests that a mutant is tried against; a survivor of these is worth more.
+SECONDS, SECONDS_OF_SURVIVORS = 10, 120
+
 NOTHING_TRIED: dict[str, Any] = {"survivors": [], "hung": 0}
 
 
@@ -151,7 +154,8 @@ def run_target(target: str, modules: list[str], results: dict[str, Any], part: s
     for module in modules:
         mutants = mutants_at(f"HEAD:lowrank_core/{module}.py", SAMPLED.get(target, 1))
         due[module], kept[module] = split(mutants, results.get(module), part)
-    outcomes = try_mutants(target, {module: places for module, places in due.items() if places})
+    seconds = SECONDS_OF_SURVIVORS if part == "survivors" else SECONDS
+    outcomes = try_mutants(target, seconds, {module: places for module, places in due.items() if places})
     return {
         module: record_of(module, target, results.get(module), part, outcomes.get(module, NOTHING_TRIED), kept[module])
         for module in modules
@@ -246,7 +250,7 @@ def shape(lines: Lines) -> str:
     return re.sub(r"\b[^\W\d]\w*", numbered, "\n".join(lines))
 
 
-def try_mutants(target: str, places: dict[str, list[int]]) -> dict[str, Any]:
+def try_mutants(target: str, seconds: int, places: dict[str, list[int]]) -> dict[str, Any]:
     """Try some mutants of a target's modules in clones of HEAD, after its tests have run in the first of them."""
     if not places:
         return {}
@@ -256,11 +260,11 @@ def try_mutants(target: str, places: dict[str, list[int]]) -> dict[str, Any]:
         clone = Path(folder, "0")
         subprocess.run(["git", "clone", "--quiet", str(records.ROOT), str(clone)], check=True)
         compile_kernels(clone, target)
-        run_script(clone, target, {})
+        run_script(clone, target, seconds, {})
         # With their times, by which Python and Numba know whether what they compiled is of the files that are there.
         clones = [clone, *(Path(shutil.copytree(clone, Path(folder, str(n)))) for n in range(1, len(shards)))]
         due = [{module: places[module] for module in shard} for shard in shards]
-        outcomes = pool.map(lambda clone, shard: run_script(clone, target, shard), clones, due)
+        outcomes = pool.map(lambda clone, shard: run_script(clone, target, seconds, shard), clones, due)
         return {module: outcome for shard in outcomes for module, outcome in shard.items()}
 
 
@@ -281,9 +285,9 @@ def environment_of(clone: Path, target: str) -> dict[str, str]:
     }
 
 
-def run_script(clone: Path, target: str, places: dict[str, list[int]]) -> dict[str, Any]:
+def run_script(clone: Path, target: str, seconds: int, places: dict[str, list[int]]) -> dict[str, Any]:
     """Run mutants.py in a clone."""
-    command = [sys.executable, str(Path(__file__).with_name("mutants.py")), TESTS[target]]
+    command = [sys.executable, str(Path(__file__).with_name("mutants.py")), TESTS[target], str(seconds)]
     with SLOTS:
         run = subprocess.run(
             command,
