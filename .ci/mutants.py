@@ -3,10 +3,11 @@
     python .ci/mutants.py TESTS SECONDS <PLACES
 
 TESTS is what pytest is given, and a mutant is tried against so many SECONDS of them; PLACES a JSON object with the
-mutants to try of each module, by their numbers. Run by mutation.py in a clone, whose files it overwrites. The tests run once under coverage; a mutant is tried against those
-that run its statement, the quickest first. Each run is a fork of this process, which has imported what tests need
-beside the package: a new process would take longer over that than the tests over most mutants. Each test has a limit
-of processor time, which does not depend on what else runs: many times what it takes without a mutant.
+mutants to try of each module, by their numbers. Run by mutation.py in a clone, whose files it overwrites. The tests
+run once under coverage; a mutant is tried against those that run its statement, the quickest first. Each run is a
+fork of this process, which has imported what tests need beside the package: a new process would take longer over that
+than the tests over most mutants. Each test has a limit of processor time, which does not depend on what else runs:
+many times what it takes without a mutant.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
     python .ci/mutation.py [--survivors | --changed] [MODULE | FOLDER ...]
 
-Each mutant of a module is tried against tests of that module, or of its folder, in a clone of HEAD; those of kernels as
-plain Python. Of the folders in SAMPLED, one mutant of so many is tried, chosen by what it changes and not by its place:
-the sample stays while the code around it changes. docs/numbers/mutation.json has what survived. Write beside each
-survivor why it is equivalent, as its "reason": the next run keeps the reason. A mutant is killed where a test fails, or
-where a test takes five times the processor time that it takes without the mutant and two seconds more: these are
-counted as `hung`. With --survivors, only the survivors of the last run are tried, after a test was added, and against
-more of the tests; with --changed, only mutants of lines that the module did not have then. The exit code is 1 where a survivor has no reason,
-and where more than one mutant in twenty survives. All modules take hours on two cores.
+Each mutant of a module is tried against tests of that module, or of its folder, in a clone of HEAD; those of kernels
+as plain Python. Of the folders in SAMPLED, one mutant of so many is tried, chosen by what it changes and not by its
+place: the sample stays while the code around it changes. docs/numbers/mutation.json has what survived. Write beside
+each survivor why it is equivalent, as its "reason": the next run keeps the reason. A mutant is killed where a test
+fails, or where a test takes five times the processor time that it takes without the mutant and two seconds more:
+these are counted as `hung`. With --survivors, only the survivors of the last run are tried, after a test was added,
+and against more of the tests; with --changed, only mutants of lines that the module did not have then. The exit code
+is 1 where a survivor has no reason, and where more than one mutant in twenty survives. All modules take hours on two
+cores.
 
 Mutants of two runs are the same where their lines are, or else where these differ by names alone (`counterparts`):
 renaming a variable makes no record stale.
@@ -71,7 +72,8 @@ TESTS = {
     "_linalg": f"{INTERNALS} --ignore={INTERNALS}/kernels {INTERNALS}/kernels/test_vectors.py "
     f"{INTERNALS}/kernels/test_triangle.py {INTERNALS}/kernels/test_bidiagonal.py tests/test_spectra.py "
     "tests/test_truncation.py tests/test_truncated_stacks.py tests/test_structured.py tests/test_comparison.py "
-    "tests/properties",
+    "tests/models/test_tolerance.py tests/models/test_extraction.py tests/models/test_several_ranks.py "
+    "tests/models/test_factoring.py tests/properties",
     "testing": "tests/test_testing.py tests/test_pairs_of_updates.py tests/test_strategies_reach.py "
     "tests/test_public_api.py -k 'not shrink'",
     "models": "tests/models tests/cli tests/interop tests/test_messages.py",
