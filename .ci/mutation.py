@@ -69,11 +69,9 @@ TESTS = {
     "synthetic": "tests/test_synthetic.py tests/test_messages.py tests/properties/test_synthetic.py",
     "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py",
     "_linalg/largest_value": f"{INTERNALS}/test_largest_value.py",
-    "_linalg": f"{INTERNALS} --ignore={INTERNALS}/kernels {INTERNALS}/kernels/test_vectors.py "
-    f"{INTERNALS}/kernels/test_triangle.py {INTERNALS}/kernels/test_bidiagonal.py tests/test_spectra.py "
-    "tests/test_truncation.py tests/test_truncated_stacks.py tests/test_structured.py tests/test_comparison.py "
-    "tests/models/test_tolerance.py tests/models/test_extraction.py tests/models/test_several_ranks.py "
-    "tests/models/test_factoring.py tests/properties",
+    "_linalg": f"{INTERNALS} tests/test_spectra.py tests/test_truncation.py tests/test_truncated_stacks.py "
+    "tests/test_structured.py tests/test_comparison.py tests/models/test_tolerance.py tests/models/test_extraction.py "
+    "tests/models/test_several_ranks.py tests/models/test_factoring.py tests/properties",
     "testing": "tests/test_testing.py tests/test_pairs_of_updates.py tests/test_strategies_reach.py "
     "tests/test_public_api.py -k 'not shrink'",
     "models": "tests/models tests/cli tests/interop tests/test_messages.py",
