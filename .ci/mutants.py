@@ -70,10 +70,10 @@ class Baseline:
     lines: dict[str, dict[str, list[str]]]
 
     def tests_of(self, module: str, lines: Collection[int]) -> list[str]:
-        """Return the tests that run one of the lines, the quickest first; those of all lines where imports run it."""
+        """Return the tests that run one of the lines, the quickest first; those of all lines where only imports do."""
         tests = self.lines.get(str(path_of(module)), {})
         found = {test for line in lines for test in tests.get(str(line), ())}
-        if "" in found:
+        if found == {""}:
             found = {test for all_tests in tests.values() for test in all_tests}
         return sorted(found & self.seconds.keys(), key=self.seconds.__getitem__)
 
@@ -222,7 +222,10 @@ def path_of(module: str) -> Path:
 
 
 def statement_lines(source: str, mutant: str) -> range:
-    """Return the lines of the statement that a mutant changes; of a compound statement, those of its header."""
+    """Return the lines of the statement that a mutant changes; of a compound statement, those of its header.
+
+    Of a function they are all of its lines, since what runs its header is an import.
+    """
     pairs = zip_longest(source.splitlines(), mutant.splitlines())
     line = next(number for number, (was, became) in enumerate(pairs, 1) if was != became)
     extents = [extent_of(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
@@ -233,12 +236,12 @@ def statement_lines(source: str, mutant: str) -> range:
 
 
 def extent_of(statement: ast.stmt) -> range:
-    """Return the lines of a statement, with its decorators and without the statements inside it."""
-    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
-    start = min([statement.lineno, *(decorator.lineno for decorator in decorators)])
+    """Return the lines of a function with its decorators, and of another statement without those inside it."""
+    last = statement.end_lineno or statement.lineno
+    if isinstance(statement, ast.FunctionDef):
+        return range(min([statement.lineno, *(each.lineno for each in statement.decorator_list)]), last + 1)
     inner = [node.lineno for node in ast.walk(statement) if isinstance(node, ast.stmt) and node is not statement]
-    end = min(inner, default=(statement.end_lineno or statement.lineno) + 1)
-    return range(start, max(end, statement.lineno + 1))
+    return range(statement.lineno, max(min(inner, default=last + 1), statement.lineno + 1))
 
 
 def mutants_of(source: str) -> Iterator[tuple[tuple[str, str], str]]:
