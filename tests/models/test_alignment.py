@@ -1,5 +1,6 @@
 """Names of two checkpoints: what is aligned is one weight, and what names leave open is not guessed."""
 
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowrank_core._dtypes import as_dtype
 from lowrank_core.models import extract, inspect, open_checkpoint, pair_checkpoints
 from lowrank_core.models.files.tensors import StoredTensor
 from lowrank_core.models.pairing.alignment import AlignedNames, align_names
+from lowrank_core.rounding_noise import rounding_noise, ulps
 from tests.models.models_on_disk import written_updates
 
 PROJECTIONS = {"self_attn.q_proj": (6, 4), "self_attn.k_proj": (2, 4), "mlp.up_proj": (8, 4), "mlp.down_proj": (4, 8)}
@@ -156,6 +159,30 @@ def test_fused_projections_are_cut_or_joined_as_the_names_ask(write_pair, name, 
     for layer in pair.layers:
         np.testing.assert_allclose(layer.update(), expected[layer.key], rtol=2**-24)
     assert pair.unpaired == {}
+
+
+@pytest.mark.parametrize("dtypes", [["float32"] * 3, ["bfloat16"] * 3, ["bfloat16", "float16", "float32"]])
+def test_the_noise_of_joined_parts_is_that_of_each_in_its_own_dtype(write_pair, dtypes):
+    stored = dict(zip(PARTS, map(as_dtype, dtypes), strict=True))
+
+    def rounded(tensors):
+        return {key: value.astype(stored[key.removeprefix(key[:9])]) for key, value in tensors.items()}
+
+    paths, _ = write_pair(QKV, fused(PARTS, "qkv.weight"), rounded)
+    pair = pair_checkpoints(*map(open_checkpoint, paths), names="base")
+    assert len(pair.layers) == 2
+    parts = open_checkpoint(paths[1]).tensors
+    for layer in pair.layers:
+        tuned = [parts[layer.key.removesuffix("qkv.weight") + part].read() for part in PARTS]
+        whole, base = np.concatenate([part.astype(np.float32) for part in tuned]), layer.base.read()
+        update, noise = layer.update_and_noise()
+        assert np.array_equal(update, whole - base)
+        expected = rounding_noise(base, whole, tuned_step=np.concatenate([ulps(part) for part in tuned]))
+        assert layer.tuned.array_dtype == (dtypes[0] if len(set(dtypes)) == 1 else "float32")
+        assert np.array_equal(layer.tuned.read(), whole)
+        for level in ("one_side", "two_sides"):
+            figures = [astuple(getattr(each, level)) for each in (noise, expected)]
+            assert np.allclose(*figures, rtol=1e-6)
 
 
 def test_rows_in_another_order_are_not_taken_for_the_parts(write_pair):

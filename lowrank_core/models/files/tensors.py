@@ -208,8 +208,9 @@ class JoinedTensor:
 
     @property
     def array_dtype(self) -> str:
-        """Dtype of the array that is read: the finest of the parts."""
-        return min((part.array_dtype for part in self.parts), key=lambda name: FLOATS[name].eps)
+        """Dtype of the array that is read: that of the parts, or one that has the numbers of all."""
+        names = {part.array_dtype for part in self.parts}
+        return names.pop() if len(names) == 1 else "float64" if "float64" in names else "float32"
 
     @property
     def is_floating(self) -> bool:
@@ -233,15 +234,19 @@ class JoinedTensor:
 
     def read(self) -> NDArray[Any]:
         """Read the parts, and return them as one array."""
-        return np.concatenate(read_tensors(self.parts))
+        return self._joined(read_tensors(self.parts))
 
     def read_with_steps(self, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Read the parts once, as one matrix, and each entry's step of rounding, None where one dtype says it."""
         both = [part.read_with_steps(as_matrix(part.shape)) for part in self.parts]
-        whole = np.concatenate([array for array, _ in both]).reshape(shape)
+        whole = self._joined([array for array, _ in both]).reshape(shape)
         if all(steps is None and array.dtype == whole.dtype for array, steps in both):
             return whole, None
         return whole, np.concatenate([ulps(array) if steps is None else steps for array, steps in both])
+
+    def _joined(self, arrays: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        # NumPy finds no dtype for bfloat16 beside float16.
+        return np.concatenate([array.astype(as_dtype(self.array_dtype), copy=False) for array in arrays])
 
 
 Weight = StoredTensor | JoinedTensor
