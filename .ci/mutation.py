@@ -106,7 +106,7 @@ SLOTS = BoundedSemaphore(PROCESSES)
 Lines = tuple[str, str]
 
 # The seconds of tests that a mutant is tried against; a survivor of these is worth more.
-SECONDS, SECONDS_OF_SURVIVORS = 10, 120
+SECONDS, SECONDS_OF_SURVIVORS = 10, 30
 
 NOTHING_TRIED: dict[str, Any] = {"survivors": [], "hung": 0}
 
