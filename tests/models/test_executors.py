@@ -1,5 +1,8 @@
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +182,25 @@ def test_a_worker_that_dies_is_an_error_and_nothing_is_written(tmp_path, rng):
 
 def _die(spectrum):
     os._exit(1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on this system")
+def test_workers_do_not_outlive_a_parent_that_is_killed():
+    code = (
+        "import os, time\n"
+        "from lowrank_core.models.executors import local_processes\n"
+        "if __name__ == '__main__':\n"
+        "    with local_processes(1) as executor:\n"
+        "        print(executor.submit(os.getpid).result(), flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        # The worker has its standard output from the parent: it is closed when both have ended, and not before.
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)
+        os.kill(parent.pid, signal.SIGKILL)
+        assert parent.stdout.read() == ""
+    assert parent.returncode == -signal.SIGKILL
 
 
 def test_workers_use_one_blas_thread(processes):

@@ -113,13 +113,38 @@ def cache(tmp_path):
     save_file({"layer.weight": np.ones((2, 2), np.float32)}, model / "blobs" / "0a1b")
     snapshot = model / "snapshots" / "c0ffee"
     snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").symlink_to(model / "blobs" / "0a1b")
+    (snapshot / "model.safetensors").symlink_to(Path("..", "..", "blobs", "0a1b"))
     return model
 
 
 def test_the_one_snapshot_of_a_cached_model_is_opened(cache):
     for path in (cache, cache / "snapshots", cache / "snapshots" / "c0ffee"):
         assert list(open_checkpoint(path).tensors) == ["layer.weight"]
+
+
+def test_of_several_snapshots_the_one_that_main_refers_to_is_opened(cache):
+    (cache / "snapshots" / "beef").mkdir()
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("c0ffee\n")
+    assert list(open_checkpoint(cache).tensors) == ["layer.weight"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HF_HUB_CACHE", "hub"), ("HF_HOME", "."), ("XDG_CACHE_HOME", "cache"), ("HOME", "home")]
+)
+def test_a_cached_model_is_found_by_its_id_where_huggingface_hub_keeps_it(
+    cache, tmp_path, monkeypatch, variable, value
+):
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    if variable in {"XDG_CACHE_HOME", "HOME"}:
+        parts = ["cache"] if variable == "XDG_CACHE_HOME" else ["home", ".cache"]
+        above = tmp_path.joinpath(*parts, "huggingface")
+        above.mkdir(parents=True)
+        cache.parent.rename(above / "hub")
+    monkeypatch.setenv(variable, str(tmp_path / value))
+    assert list(open_checkpoint("org/name").tensors) == ["layer.weight"]
 
 
 def test_several_snapshots_none_and_the_cache_itself_are_named(cache):
