@@ -227,6 +227,23 @@ def test_a_bad_configuration_is_explained(write_peft, config, message):
         open_adapter(write_peft(factors(), **config))
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("BOFT", "a rotation of the base's weight, which depends on it"),
+        ("FOURIERFT", "Fourier coefficients, whose frequencies are not in the file"),
+        ("CPT", "soft prompts, which change no weight"),
+        ("OF_TOMORROW", "which is not known"),
+    ],
+)
+def test_why_a_type_is_not_read_is_said(tmp_path, kind, why):
+    path = tmp_path / "adapter_config.json"
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
+        check_peft_config(path, {"peft_type": kind})
+    read = "LORA, LOHA, LOKR, ADALORA, VERA and, with its base model, IA3"
+    assert str(refused.value) == f"{str(path)!r} has peft_type {kind!r}, {why}: {read} are read"
+
+
 def test_a_configuration_without_a_type_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no peft_type"):
         check_peft_config(tmp_path / "adapter_config.json", {"r": 8})
