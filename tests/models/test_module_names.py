@@ -31,17 +31,39 @@ def test_included_names_less_excluded_ones_in_their_order():
 
 
 def test_a_pattern_that_matches_nothing_is_a_mistake():
-    with pytest.raises(ValueError, match="exclude 'v_proj' matches none of the 5 layers, as 'layers"):
+    advice = "a pattern has to match a whole name, or its end after a dot; * stands for anything"
+    with pytest.raises(ValueError, match="^exclude 'v_proj'") as refused:
         select(NAMES, [], ["v_proj"])
-    with pytest.raises(ValueError, match="the patterns leave none of the 5 layers"):
+    assert str(refused.value) == f"exclude 'v_proj' matches none of the 5 layers, as 'layers.0.q_proj': {advice}"
+    with pytest.raises(
+        ValueError, match=r"^the patterns leave none of the 5 layers: include \['up'\], exclude \['mlp.up'\]$"
+    ):
         select(NAMES, ["up"], ["mlp.up"])
     with pytest.raises(ValueError, match="rank 'x' matches none of the 0 layers:"):
         check_patterns("rank", ["x"], [])
 
 
-def test_embeddings_and_conv1d_weights_are_recognised_by_name():
-    assert is_embedding("model.embed_tokens")
-    assert is_embedding("transformer.wte")
+# A module of a model of transformers for each name.
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.embed_tokens", "transformer.wte", "transformer.wpe", "transformer.tokens_embed", "shared"),
+        *("transformer.positions_embed", "bert.embeddings.word_embeddings", "bert.embeddings.position_embeddings"),
+        *("bert.embeddings.token_type_embeddings", "model.decoder.embed_positions", "tok_embeddings"),
+        *("text_model.embeddings.token_embedding", "gpt_neox.embed_in", "text_model.embeddings.position_embedding"),
+        *("encoder.block.0.layer.0.SelfAttention.relative_attention_bias", "word_embedding", "embed", "embedding"),
+        "embeddings",
+    ],
+)
+def test_embeddings_are_recognised_by_name(name):
+    assert is_embedding(name)
+
+
+@pytest.mark.parametrize("name", ["attn.c_attn", "mlp.c_fc", "mlp.c_proj", "crossattention.q_attn"])
+def test_conv1d_weights_are_recognised_by_name(name):
+    assert is_conv1d(f"transformer.h.0.{name}")
+
+
+def test_other_modules_are_neither_embeddings_nor_conv1d():
     assert not is_embedding("model.embed_tokens.proj")
-    assert is_conv1d("transformer.h.0.attn.c_attn")
     assert not is_conv1d("model.layers.0.self_attn.q_proj")
