@@ -32,7 +32,7 @@ def test_included_names_less_excluded_ones_in_their_order():
 
 def test_a_pattern_that_matches_nothing_is_a_mistake():
     advice = "a pattern has to match a whole name, or its end after a dot; * stands for anything"
-    with pytest.raises(ValueError, match="^exclude 'v_proj'") as refused:
+    with pytest.raises(ValueError, match=r"^exclude 'v_proj'") as refused:
         select(NAMES, [], ["v_proj"])
     assert str(refused.value) == f"exclude 'v_proj' matches none of the 5 layers, as 'layers.0.q_proj': {advice}"
     with pytest.raises(
