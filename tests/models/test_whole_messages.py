@@ -52,8 +52,8 @@ def lost_shard(folder):
         (
             two_models,
             (
-                "'state_dict' and 'state_dict (2)' have no layer in common: the first has 'a', the second 'b'. They are "
-                "of different models, or change different modules"
+                "'state_dict' and 'state_dict (2)' have no layer in common: the first has 'a', the second 'b'. They "
+                "are of different models, or change different modules"
             ),
         ),
         (intruders_of_no_base, "intruders are beside the base's weights: give the base too (--base)"),
