@@ -12,6 +12,8 @@ SAME = {
     "error": ({"error": 0.5, "max_rank": 4}, lambda spectrum: min(4, int(rank_for_error(spectrum, 0.5)))),
     "ratio": ({"ratio": 0.4}, lambda spectrum: rank_for_ratio(spectrum, 0.4)),
     "parameters": ({"parameters": 150}, Budget(parameters=150)),
+    # For the relative errors the ranks would be others.
+    "objective": ({"parameters": 150, "objective": "absolute"}, Budget(parameters=150, objective="absolute")),
     "megabytes": (
         {"megabytes": 0.005, "objective": "absolute", "max_rank": 2},
         Budget(megabytes=0.005, objective="absolute", max_rank=2),
