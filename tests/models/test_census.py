@@ -91,6 +91,27 @@ def test_every_adapter_has_its_row_in_order_and_a_checkpoint_none(tmp_path):
     assert len(find_adapters(tmp_path)) == len(rows) + 1
 
 
+def test_a_folder_that_may_not_be_listed_is_a_row(tmp_path, monkeypatch):
+    make_adapters(tmp_path, 2)
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert tmp_path / "closed" in find_adapters(tmp_path)
+
+
+def test_a_row_is_complete_only_without_failures_and_other_tensors(write_peft):
+    for folder, more in (("whole", {}), ("more", {"h.0.mlp.weight": np.ones((3, 3), np.float32)})):
+        factors = {f"h.0.proj.lora_{side}.weight": np.ones((2, 2), np.float32) for side in "AB"}
+        (row,) = census(write_peft(factors | more, folder), ranks=RANKS)
+        assert (row.complete, row.failure) == (not more, None)
+
+
 def test_threads_and_processes_give_the_rows_that_one_thread_gives(tmp_path):
     make_adapters(tmp_path, 6)
     alone = census(tmp_path, ranks=RANKS)

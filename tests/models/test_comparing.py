@@ -31,6 +31,19 @@ def test_layers_of_one_adapter_alone_are_named(write_peft, rng):
     assert compare([one, one]).complete
 
 
+def test_orthogonal_updates_neither_reinforce_nor_cancel(write_peft, rng):
+    tensors = factors(rng, "layers.0.q_proj")
+    B = tensors["layers.0.q_proj.lora_B.weight"]
+    paths = []
+    for place in (0, 1):
+        half = np.zeros_like(B)
+        half[place::2] = B[place::2]
+        paths.append(write_peft(tensors | {"layers.0.q_proj.lora_B.weight": half}, str(place)))
+    (pair,) = compare(paths).pairs
+    assert pair.layers[0].growth == pytest.approx(1.0, abs=1e-12)
+    assert (pair.totals.reinforcing, pair.totals.cancelling) == ((), ())
+
+
 def test_adapters_without_a_layer_in_common_are_refused(write_peft, rng):
     one, two = (write_peft(factors(rng, f"layers.{i}.q_proj"), str(i)) for i in range(2))
     with pytest.raises(ValueError, match=r"no layer in common: the first has 'layers.0.q_proj'"):

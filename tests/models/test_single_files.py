@@ -79,7 +79,8 @@ def test_an_alpha_of_zero_is_zero_in_diffusers_and_the_rank_in_kohyas_format(wri
     assert [layer.scaling for layer in open_adapter(path).layers] == [1.0, 1.0]
 
 
-CONFIG = {"r": 4, "lora_alpha": 16, "use_rslora": True, "rank_pattern": {"ff": 5}, "alpha_pattern": {"ff": 3}}
+# PEFT matches a pattern against the name in the component, as here where it begins with "^".
+CONFIG = {"r": 4, "lora_alpha": 16, "use_rslora": True, "rank_pattern": {"ff": 5}, "alpha_pattern": {"^blocks.1.ff": 3}}
 
 
 @pytest.mark.parametrize("component", ["", "transformer."])

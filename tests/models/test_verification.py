@@ -289,3 +289,13 @@ def test_the_base_has_to_be_that_of_the_adapter(write, rng):
     report = verify(write("base", {"else.weight": np.eye(2)}), lora, write("merged", {"else.weight": np.eye(2)}))
     assert report.failures.keys() == {"model.0.q_proj", "model.1.q_proj"}
     assert load_file(write("merged", base)).keys() == base.keys()
+
+
+def test_entries_that_differ_are_counted_over_all_blocks_of_a_tensor(rng, write):
+    base, factors = drawn(rng)
+    base["model.table"] = np.zeros((2049, 2048), np.float16)
+    found = merged(base, factors)
+    found["model.table"] = base["model.table"].copy()
+    found["model.table"][[0, -1], 3] = 1.0
+    report = verify(write("base", base), write("adapter", factors), write("merged", found))
+    assert report.differences == {"model.table": "differs from the base's in 2 of 4,196,352 entries"}
