@@ -79,9 +79,9 @@ def test_a_checkpoint_is_not_an_adapter(write_file):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no adapter in"):
+    with pytest.raises(FileNotFoundError, match=r"^no adapter in"):
         open_adapter(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no file .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"^no file .*absent"):
         open_adapter(tmp_path / "absent")
 
 

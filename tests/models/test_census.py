@@ -205,7 +205,7 @@ def test_a_file_of_another_census_is_refused_and_left_alone(tmp_path):
     notes = tmp_path / "notes.txt"
     for content in (b"my notes\n", b"my notes", b'{"path": "x"}\n', b"[]\n", b"\xff\n"):
         notes.write_bytes(content)
-        with pytest.raises(ValueError, match=r"line 1 of .* is not a row of a census"):
+        with pytest.raises(ValueError, match=r"^line 1 of .* is not a row of a census"):
             census(tmp_path, ranks=RANKS, jsonl=notes)
         assert notes.read_bytes() == content
 
@@ -247,7 +247,7 @@ def test_a_path_that_is_not_a_folder_and_empty_ranks_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is not a folder"):
         census(tmp_path / "file")
-    with pytest.raises(ValueError, match="rank"):
+    with pytest.raises(ValueError, match=r"^rank"):
         census(tmp_path, ranks=[])
     assert census(tmp_path) == ()
 

@@ -81,7 +81,7 @@ def test_a_folder_with_several_checkpoints_is_ambiguous(write_file):
 
 def test_a_folder_with_no_weights_is_refused(tmp_path):
     (tmp_path / "training_args.bin").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"no model.safetensors and no model.safetensors.index.json"):
+    with pytest.raises(FileNotFoundError, match=r"^no model.safetensors and no model.safetensors.index.json"):
         open_checkpoint(tmp_path)
 
 

@@ -175,7 +175,7 @@ def test_a_function_that_cannot_be_sent_leaves_nothing_behind(tmp_path, rng, pro
 
 def test_a_worker_that_dies_is_an_error_and_nothing_is_written(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng)
-    with pytest.raises(ChildProcessError, match="one of 1 worker processes died"), local_processes(1) as executor:
+    with pytest.raises(ChildProcessError, match=r"^one of 1 worker processes died"), local_processes(1) as executor:
         extract(*paths, tmp_path / "out", rank=_die, executor=executor)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "tuned.safetensors"]
 
@@ -216,7 +216,7 @@ def _blas_threads():
 
 
 def test_invalid_numbers_of_workers_and_addresses_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="workers must be at least 1; got 0"), local_processes(0):
+    with pytest.raises(ValueError, match=r"^workers must be at least 1; got 0"), local_processes(0):
         pass
     pytest.importorskip("distributed")
     for address in ("nowhere://x", "no-port"):

@@ -133,7 +133,7 @@ def test_uniform_pads_to_one_rank_with_scale_1(tmp_path, rng, out, dtype):
 def test_uniform_takes_no_alpha_and_no_other_rule(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng)
     for options in ({"alpha": 8.0}, {"rule": "rslora"}):
-        with pytest.raises(ValueError, match="uniform sets alpha"):
+        with pytest.raises(ValueError, match=r"^uniform sets alpha"):
             extract(*paths, tmp_path / "out", rank=2, uniform=True, **options)
 
 
@@ -142,9 +142,9 @@ def test_include_and_exclude(tmp_path, rng):
     extracted = partial(extract, *paths, tmp_path / "out", rank=1, dry_run=True)
     assert [layer.name for layer in extracted(include=["q_proj"]).layers] == [LINEAR[0], LINEAR[2]]
     assert [layer.name for layer in extracted(include=["layers.0.*"], exclude=["up"]).layers] == [LINEAR[0]]
-    with pytest.raises(ValueError, match=r"include 'k_proj' matches none of the 3 layers, as 'layers\.0\.q_proj'"):
+    with pytest.raises(ValueError, match=r"^include 'k_proj' matches none of the 3 layers, as 'layers\.0\.q_proj'"):
         extracted(include=["k_proj"])
-    with pytest.raises(ValueError, match="the patterns leave none of the 3 layers"):
+    with pytest.raises(ValueError, match=r"^the patterns leave none of the 3 layers"):
         extracted(exclude=["*"])
 
 

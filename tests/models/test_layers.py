@@ -43,7 +43,7 @@ def test_groups_make_a_block_diagonal_factor(write_file, rng):
 
 def test_a_factor_that_is_not_finite_is_named(write_file):
     layer = make_layer(write_file, np.ones((1, 2)), np.array([[1.0], [np.inf], [np.nan]]))
-    with pytest.raises(ValueError, match="'B' contains NaN or infinity in 2 of its 3 entries"):
+    with pytest.raises(ValueError, match=r"^'B' contains NaN or infinity in 2 of its 3 entries"):
         layer.update()
 
 

@@ -39,7 +39,7 @@ def test_a_pattern_that_matches_nothing_is_a_mistake():
         ValueError, match=r"^the patterns leave none of the 5 layers: include \['up'\], exclude \['mlp.up'\]$"
     ):
         select(NAMES, ["up"], ["mlp.up"])
-    with pytest.raises(ValueError, match="rank 'x' matches none of the 0 layers:"):
+    with pytest.raises(ValueError, match=r"^rank 'x' matches none of the 0 layers:"):
         check_patterns("rank", ["x"], [])
 
 

@@ -318,7 +318,7 @@ def test_a_base_of_weights_that_cannot_be_dequantised_is_not_taken_for_a_wrong_o
 def test_reading_a_refused_weight_says_why(read):
     weight = read(REFUSED["gptq"][0])["q.weight"]
     assert not weight.is_readable
-    with pytest.raises(ValueError, match=r"'q\.weight' is stored as GPTQ"):
+    with pytest.raises(ValueError, match=r"^'q\.weight' is stored as GPTQ"):
         weight.read()
 
 

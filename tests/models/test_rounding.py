@@ -95,5 +95,5 @@ def test_extract_above_noise_keeps_the_update_and_warns_where_the_model_does_not
 def test_above_noise_clamps_to_the_largest_rank_and_counts_one_side_or_two(pair, tmp_path):
     report = extract(*pair, tmp_path / "out", rank=AboveNoise(sides=2, max_rank=2), dry_run=True)
     assert by_layer(report.layers)["large"].rank == 2
-    with pytest.raises(ValueError, match="one side was rounded, the tuned one, or two"):
+    with pytest.raises(ValueError, match=r"^one side was rounded, the tuned one, or two"):
         AboveNoise(sides=3)

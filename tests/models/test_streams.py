@@ -75,15 +75,15 @@ def test_names_of_any_script_and_length(tmp_path):
 def test_two_layers_of_one_name_and_unaligned_tensors_are_refused(tmp_path):
     with stream_tensors(tmp_path / "file", ["a", "b"], {}) as stream:
         stream.add("a", TENSORS["half"])
-        with pytest.raises(ValueError, match="'a' would be written twice"):
+        with pytest.raises(ValueError, match=r"^'a' would be written twice"):
             stream.add("a", TENSORS["half"])
-        with pytest.raises(ValueError, match="'b' would not be aligned"):
+        with pytest.raises(ValueError, match=r"^'b' would not be aligned"):
             stream.add("b", TENSORS["single"])
 
 
 def test_a_header_larger_than_the_space_reserved_for_it_is_refused(tmp_path):
     with (
-        pytest.raises(ValueError, match="the header takes"),
+        pytest.raises(ValueError, match=r"^the header takes"),
         stream_tensors(tmp_path / "file", [], {}) as stream,
     ):
         stream.metadata["long"] = "x" * 10_000

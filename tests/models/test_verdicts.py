@@ -158,5 +158,5 @@ def test_twenty_sound_adapters_have_no_verdict(inspected):
 
 def test_conditions_are_the_kinds_of_verdicts():
     check_conditions(CONDITIONS)
-    with pytest.raises(ValueError, match="'zeros' is not a condition: conditions are zero, not-finite"):
+    with pytest.raises(ValueError, match=r"^'zeros' is not a condition: conditions are zero, not-finite"):
         check_conditions(["zero", "zeros"])
