@@ -133,8 +133,8 @@ SCALE = "1 applies the factors' product as it is."
             (
                 "'state_dict' was initialised by 'pissa', which altered the base model: its factors are added to that "
                 "altered base, and are not an update of the original one. Convert it with PEFT's save_pretrained(..., "
-                "path_initial_model_for_weight_conversion=...); or, if the base was restored and the factors converted, "
-                "say so (--base-restored of resize, convert, merge, apply and verify)"
+                "path_initial_model_for_weight_conversion=...); or, if the base was restored and the factors "
+                "converted, say so (--base-restored of resize, convert, merge, apply and verify)"
             ),
         ),
         (
