@@ -4,11 +4,11 @@ import dataclasses
 import importlib
 import pkgutil
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import lowrank_core.models
-from lowrank_core._dtypes import as_dtype
 from lowrank_core.models import apply, census, compare, inspect
 from lowrank_core.models.inspection.report import to_rows
 from lowrank_core.models.operations import applying, compared
@@ -67,9 +67,8 @@ def test_the_rows_of_an_inspection_have_what_its_layers_have(adapter):
 
 
 def test_the_rows_beside_a_base_have_its_noise(write_file, rng):
-    stored = as_dtype("bfloat16")
     paths = [
-        write_file({"q_proj.weight": rng.standard_normal((6, 4)).astype(stored)}, name)
+        write_file({"q_proj.weight": rng.standard_normal((6, 4)).astype(ml_dtypes.bfloat16)}, name)
         for name in ("tuned.safetensors", "base.safetensors")
     ]
     (row,) = to_rows(inspect(*paths, ranks=[1]))
