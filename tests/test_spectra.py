@@ -213,3 +213,12 @@ def test_spectra_without_values_keep_their_batch_and_norms():
     s = Spectrum(np.empty((2, 3, 0)), norms, (4, 5), complete=False)
     assert s.values.shape == (2, 3, 0)
     assert np.array_equal(s.norm, norms)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(("shape", "rank"), [((900, 20), None), ((900, 120), None), ((1100, 1030), 4)])
+def test_routes_that_look_for_finite_entries_as_they_go_name_the_first_other_one(shape, rank, bad):
+    matrix = np.ones(shape)
+    matrix[7, 5] = bad
+    with pytest.raises(ValueError, match=rf"contains {bad} at row 7, column 5"):
+        spectrum(matrix, rank=rank)
