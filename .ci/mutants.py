@@ -253,4 +253,4 @@ def mutants_of(source: str) -> Iterator[tuple[tuple[str, str], str]]:
 
 
 if __name__ == "__main__":
-    main(shlex.split(sys.argv[1]), float(sys.argv[2] if len(sys.argv) > 2 else 10), json.load(sys.stdin))
+    main(shlex.split(sys.argv[1]), float(sys.argv[2]), json.load(sys.stdin))

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import Phase, find, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank_core.testing import DTYPES, PAIR_KINDS, pairs_of_updates
-
-# To shrink an example takes longer than to find one.
-unshrunk = settings(max_examples=2000, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+from tests.drawing import drawn
 
 
 def same(first, second):
@@ -29,9 +27,9 @@ HOLDS = {
 }
 
 
-def drawn(condition, **limits):
+def pair_drawn(condition, **limits):
     """Check that a pair is drawn that meets a condition."""
-    find(pairs_of_updates(**{"dtypes": ["float64"]} | limits), lambda pair: condition(*pair), settings=unshrunk)
+    drawn(pairs_of_updates(**{"dtypes": ["float64"]} | limits), lambda pair: condition(*pair))
 
 
 def test_the_kinds_have_their_names():
@@ -45,17 +43,17 @@ def test_pairs_lie_to_each_other_as_their_kind_says(kind):
         assert HOLDS[kind](*pair)
 
     holds()
-    drawn(HOLDS[kind])
+    pair_drawn(HOLDS[kind])
 
 
 def test_near_pairs_are_as_near_as_rounding_and_as_far_as_half():
-    drawn(lambda one, other: apart(one, other) < 1e-11, kinds=["near"])
-    drawn(lambda one, other: apart(one, other) > 0.5, kinds=["near"])
+    pair_drawn(lambda one, other: apart(one, other) < 1e-11, kinds=["near"])
+    pair_drawn(lambda one, other: apart(one, other) > 0.5, kinds=["near"])
 
 
 def test_of_a_zero_pair_one_is_zero_or_both_are():
-    drawn(lambda _, other: not other.B.any(), kinds=["zero"])
-    drawn(lambda _, other: other.B.all(), kinds=["zero"])
+    pair_drawn(lambda _, other: not other.B.any(), kinds=["zero"])
+    pair_drawn(lambda _, other: other.B.all(), kinds=["zero"])
 
 
 @given(pairs_of_updates(max_side=5, max_rank=3), st.sampled_from([0, 1]))
@@ -77,19 +75,19 @@ def test_pairs_are_small_unless_asked_otherwise(pair):
 
 @pytest.mark.parametrize("ranks", [(4, 1), (1, 4), (4, 4)])
 def test_each_update_reaches_the_largest_rank(ranks):
-    drawn(lambda one, other: (one.rank, other.rank) == ranks, kinds=["ordinary"])
+    pair_drawn(lambda one, other: (one.rank, other.rank) == ranks, kinds=["ordinary"])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 8), (8, 1), (8, 8)])
 def test_the_smallest_and_the_largest_sides_are_drawn(shape):
-    drawn(lambda one, _: one.shape == shape)
+    pair_drawn(lambda one, _: one.shape == shape)
 
 
 @pytest.mark.parametrize("scaling", [1.0, 0.25, -2.0, 16.0])
 def test_each_scaling_is_drawn(scaling):
-    drawn(lambda one, _: one.scaling == scaling)
+    pair_drawn(lambda one, _: one.scaling == scaling)
 
 
 def test_each_update_has_a_dtype_of_its_own():
-    drawn(lambda one, other: (one.dtype, other.dtype) == ("bfloat16", "float32"), dtypes=["float32", "bfloat16"])
-    drawn(lambda one, other: (one.dtype, other.dtype) == ("float32", "bfloat16"), dtypes=["float32", "bfloat16"])
+    pair_drawn(lambda one, other: (one.dtype, other.dtype) == ("bfloat16", "float32"), dtypes=["float32", "bfloat16"])
+    pair_drawn(lambda one, other: (one.dtype, other.dtype) == ("float32", "bfloat16"), dtypes=["float32", "bfloat16"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import Phase, find, given, settings
+from hypothesis import given
 
 from lowrank_core.testing import (
     DTYPES,
@@ -15,14 +15,7 @@ from lowrank_core.testing import (
     stacks_of_updates,
     updates,
 )
-
-# To shrink an example takes longer than to find one.
-unshrunk = settings(max_examples=4000, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
-
-
-def drawn(strategy, condition):
-    """Check that an example is drawn that meets a condition."""
-    find(strategy, condition, settings=unshrunk)
+from tests.drawing import drawn
 
 
 def test_the_names_of_what_is_drawn():
@@ -82,9 +75,12 @@ def test_values_of_repeated_and_clustered_spectra():
     clustered()
     drawn(spectra(kinds=["repeated"]), lambda s: len(s.values) > 3 and s.values[0] == s.values[-2] > s.values[-1])
     drawn(spectra(kinds=["repeated"]), lambda s: len(s.values) > 3 and s.values[0] > s.values[1] == s.values[-1])
-    for power in (20, 50):
-        nearest = spectra(kinds=["clustered"])
-        drawn(nearest, lambda s: len(s.values) > 1 and s.values[1] == s.values[0] * (1 - 2.0**-power))  # noqa: B023
+
+
+@pytest.mark.parametrize("power", [20, 50])
+def test_clusters_are_as_narrow_as_rounding_and_as_wide_as_a_millionth(power):
+    nearest = spectra(kinds=["clustered"])
+    drawn(nearest, lambda s: len(s.values) > 1 and s.values[1] == s.values[0] * (1 - 2.0**-power))
 
 
 def test_what_is_beyond_an_incomplete_spectrum_is_anything_up_to_its_norm():
@@ -103,7 +99,7 @@ def test_every_scaling_is_drawn(scaling):
         drawn(kronecker_updates(), lambda update: update.scaling == scaling)
 
 
-def test_each_factor_has_a_dtype_of_its_own():
+@pytest.mark.parametrize("names", [("float32", "float16"), ("float16", "float32")])
+def test_each_factor_has_a_dtype_of_its_own(names):
     mixed = low_rank_updates(dtypes=["float32", "float16"])
-    for names in (("float32", "float16"), ("float16", "float32")):
-        drawn(mixed, lambda update: (update.B.dtype.name, update.A.dtype.name) == names)  # noqa: B023
+    drawn(mixed, lambda update: (update.B.dtype.name, update.A.dtype.name) == names)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import Phase, find, given, settings
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from lowrank_core import LowRankUpdate, Spectrum, spectrum, truncate
@@ -25,6 +25,7 @@ from lowrank_core.testing import (
     strategies,
     updates,
 )
+from tests.drawing import UNSHRUNK
 
 UPDATE = np.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
 SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
@@ -46,9 +47,8 @@ KIND_OF = {
     "subnormal": lambda v: v[0] > 0,
     "huge": lambda v: v[0] > 0,
 }
+# Shrinks what it finds, for tests of the smallest examples.
 once = settings(max_examples=2000, deadline=None, derandomize=True, database=None)
-# To shrink an example takes much longer than to find one, and is only for tests of the smallest.
-unshrunk = settings(once, phases=[Phase.generate])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +64,7 @@ def test_every_kind_is_drawn_in_every_dtype(kind, dtype):
             return size > LARGEST[dtype] / 64
         return KIND_OF[kind](values_of(update))
 
-    example = find(updates(kinds=[kind], dtypes=[dtype]), drawn, settings=unshrunk)
+    example = find(updates(kinds=[kind], dtypes=[dtype]), drawn, settings=UNSHRUNK)
     assert example.dtype.name == dtype
     assert np.all(np.isfinite(example.astype(np.float64)))
 
@@ -78,10 +78,10 @@ def test_constant_updates_and_repeated_rows_are_drawn_in_every_dtype(dtype):
         return dense(update) and np.ptp(update[2:], axis=0).max() == 0 and np.ptp(update, axis=0).all()
 
     drawn = updates(max_side=4, kinds=["deficient"], dtypes=[dtype])
-    constant = find(drawn, lambda update: dense(update) and np.ptp(update) == 0, settings=unshrunk)
+    constant = find(drawn, lambda update: dense(update) and np.ptp(update) == 0, settings=UNSHRUNK)
     values = np.linalg.svd(constant.astype(np.float64), compute_uv=False)[:3] / abs(float(constant[0, 0]))
     assert np.allclose(values, [np.sqrt(constant.size), 0.0, 0.0], atol=1e-14)
-    assert find(drawn, repeats, settings=unshrunk).dtype.name == dtype
+    assert find(drawn, repeats, settings=UNSHRUNK).dtype.name == dtype
 
 
 @given(updates(kinds=["clustered"], dtypes=["float64"]))
@@ -96,7 +96,7 @@ def test_sides_of_kronecker_products_are_matrices_and_products(kinds):
     drawn = find(
         kronecker_updates(max_side=2, dtypes=["float32"]),
         lambda update: (type(update.left), type(update.right)) == kinds and update.to_dense().any(),
-        settings=unshrunk,
+        settings=UNSHRUNK,
     )
     assert drawn.dtype == "float32"
     assert max(drawn.shape) <= 4
@@ -107,7 +107,7 @@ def test_sides_of_kronecker_products_are_matrices_and_products(kinds):
 
 
 def test_graded_spectra_fall_over_300_orders_of_magnitude():
-    example = find(spectra(kinds=["graded"]), lambda s: s.values[-1] < 1e-300 * s.values[0], settings=unshrunk)
+    example = find(spectra(kinds=["graded"]), lambda s: s.values[-1] < 1e-300 * s.values[0], settings=UNSHRUNK)
     assert example.values[-1] > 0
 
 
@@ -123,7 +123,7 @@ def test_every_layout_is_drawn(layout):
         }[layout]
 
     for strategy in (updates, stacks_of_updates):
-        find(strategy(layouts=[layout]), drawn, settings=unshrunk)
+        find(strategy(layouts=[layout]), drawn, settings=UNSHRUNK)
 
 
 @given(updates(max_side=5), stacks_of_updates(max_side=4, max_items=2), spectra(max_side=6), spectra(complete=None))
@@ -155,10 +155,10 @@ def test_the_least_and_the_largest_rank_are_drawn():
 
 
 def test_short_and_incomplete_spectra_are_drawn():
-    find(spectra(), lambda s: len(s.values) < min(s.shape), settings=unshrunk)
-    find(spectra(complete=False), lambda s: s.norm > np.linalg.norm(s.values) * 1.01, settings=unshrunk)
-    find(spectra(complete=None), lambda s: s.complete, settings=unshrunk)
-    find(spectra(complete=None), lambda s: not s.complete, settings=unshrunk)
+    find(spectra(), lambda s: len(s.values) < min(s.shape), settings=UNSHRUNK)
+    find(spectra(complete=False), lambda s: s.norm > np.linalg.norm(s.values) * 1.01, settings=UNSHRUNK)
+    find(spectra(complete=None), lambda s: s.complete, settings=UNSHRUNK)
+    find(spectra(complete=None), lambda s: not s.complete, settings=UNSHRUNK)
 
 
 FACTORS_OF = {
@@ -179,7 +179,7 @@ def test_every_kind_of_factors_is_drawn(kind, dtype):
 
     if kind == "cancelled" and dtype in {"float16", "bfloat16"}:
         return  # Their rounding leaves differences of 1e-3 and more, or none.
-    example = find(low_rank_updates(kinds=[kind], dtypes=[dtype]), drawn, settings=unshrunk)
+    example = find(low_rank_updates(kinds=[kind], dtypes=[dtype]), drawn, settings=UNSHRUNK)
     assert example.dtype == dtype
 
 
@@ -192,9 +192,9 @@ def test_drawn_factors_are_within_the_requested_sizes(update):
 
 
 def test_factors_that_broadcast_and_ranks_beyond_the_shape_are_drawn():
-    find(low_rank_updates(max_dims=2), lambda u: u.B.ndim != u.A.ndim and len(u.shape) > 2, settings=unshrunk)
-    find(low_rank_updates(), lambda u: u.rank > min(u.shape), settings=unshrunk)
-    find(low_rank_updates(), lambda u: u.scaling < 0, settings=unshrunk)
+    find(low_rank_updates(max_dims=2), lambda u: u.B.ndim != u.A.ndim and len(u.shape) > 2, settings=UNSHRUNK)
+    find(low_rank_updates(), lambda u: u.rank > min(u.shape), settings=UNSHRUNK)
+    find(low_rank_updates(), lambda u: u.scaling < 0, settings=UNSHRUNK)
 
 
 def test_failures_shrink_to_small_diagonal_matrices():

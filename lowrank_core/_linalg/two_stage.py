@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lowrank_core._linalg.batches import BLOCK_ENTRIES, Batching, values_in_chunks
 from lowrank_core._linalg.gram import lapack_gram_values
 from lowrank_core._linalg.kernels.sizes import BAND
+from lowrank_core._linalg.panels import whole_panels
 from lowrank_core._linalg.powers_of_two import scaled_to_squares
 from lowrank_core._linalg.threads import Team, blas_threads
 from lowrank_core._linalg.values import Floats, Values, unscaled_values
@@ -103,7 +104,7 @@ def band_form(tiles: Floats, size: int, team: Team) -> Floats:
     """
     from lowrank_core._linalg.kernels.band import DEPTH, pack, reduce_panel, update_and_multiply
 
-    end = -(-size // BAND) * BAND
+    end = whole_panels(size)
     flat = tiles.reshape(-1)
     band = np.zeros((end + 3 * BAND) * (2 * BAND + 1))
     left, right = np.zeros((end, DEPTH)), np.zeros(end * DEPTH)

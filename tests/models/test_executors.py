@@ -1,6 +1,5 @@
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -184,7 +183,6 @@ def _die(spectrum):
     os._exit(1)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on this system")
 def test_workers_do_not_outlive_a_parent_that_is_killed():
     code = (
         "import os, time\n"
@@ -196,11 +194,9 @@ def test_workers_do_not_outlive_a_parent_that_is_killed():
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         # The worker has its standard output from the parent: it is closed when both have ended, and not before.
-        worker = int(parent.stdout.readline())
-        os.kill(worker, 0)
-        os.kill(parent.pid, signal.SIGKILL)
+        assert int(parent.stdout.readline()) != parent.pid
+        parent.kill()
         assert parent.stdout.read() == ""
-    assert parent.returncode == -signal.SIGKILL
 
 
 def test_workers_use_one_blas_thread(processes):

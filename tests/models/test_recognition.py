@@ -107,7 +107,7 @@ def test_json_may_begin_with_a_byte_order_mark_and_have_numbers_of_its_own(tmp_p
 
 @pytest.fixture
 def cache(tmp_path):
-    """Give a model of the cache with one snapshot, whose files are links to blobs."""
+    """Return the folder of a cached model with one snapshot, whose files are links to blobs."""
     model = tmp_path / "hub" / "models--org--name"
     (model / "blobs").mkdir(parents=True)
     save_file({"layer.weight": np.ones((2, 2), np.float32)}, model / "blobs" / "0a1b")

@@ -211,14 +211,14 @@ def test_a_band_is_similar_to_what_it_came_from_and_three_diagonals_to_the_band(
     exact = np.linalg.eigvalsh(matrix)
     with Team(1) as team:
         rows = two_stage.band_form(tiled(matrix), size, team)
-    room = 10 * size * bounds.EPS64 * exact[-1]
-    assert np.all(np.abs(np.linalg.eigvalsh(dense_band(rows, size)) - exact) <= room)
+    allowed = 10 * size * bounds.EPS64 * exact[-1]
+    assert np.all(np.abs(np.linalg.eigvalsh(dense_band(rows, size)) - exact) <= allowed)
     diagonal, squares = np.empty(size), np.empty(size)
     chase(rows, diagonal, squares)
     assert squares[-1] == 0
     beside = np.sqrt(squares[:-1])
     assert np.all(
-        np.abs(np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)) - exact) <= room
+        np.abs(np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)) - exact) <= allowed
     )
 
 
