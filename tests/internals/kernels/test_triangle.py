@@ -47,7 +47,6 @@ def test_panels_have_the_gram_matrix_of_the_rows(m, n):
         (1, 9000, 30),
         (1, 900, 120),
         (1, 2500, 120),
-        (2, 4096, 200),
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 1e200, 1e-200, 0.0])
