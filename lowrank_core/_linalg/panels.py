@@ -21,10 +21,9 @@ def whole_panels(columns: int) -> int:
 
 def factored_panel(panel: Floats) -> tuple[Floats, Floats, Floats]:
     """Return V, T and the triangle R of a panel (rows, BAND), with which it is (I − V T Vᵀ) R."""
-    V, R = np.array(panel, order="C"), np.zeros((BAND, BAND))
-    kernel("band", "factor_panel")(V, R)
-    # From Vᵀ V after Puglisi (SIAM J. Sci. Stat. Comput. 13 (1992) 723), since the squared norms are 2.
-    return V, np.asarray(np.linalg.inv(np.triu(V.T @ V, 1) + np.eye(BAND)), np.float64), R
+    V, (T, R) = np.array(panel, order="C"), np.zeros((2, BAND, BAND))
+    kernel("band", "factor_panel")(V, R, T)
+    return V, T, R
 
 
 def triangle_by_panels(matrix: NDArray[Any]) -> Floats:

@@ -19,9 +19,6 @@ from lowrank_core._linalg.values import Floats, Values, norms_of, unscaled_value
 
 __all__ = ["two_stage_svd_values", "upper_band"]
 
-# Columns of V and X together that are subtracted at once.
-DEPTH = 256
-
 # Rows or columns that a thread takes at a time.
 PER_TASK = 128
 
@@ -52,54 +49,48 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
     """Reduce a matrix with rows ≥ columns to an upper band with the same singular values, for `chase_bidiagonal`.
 
     Reflectors I − V T Vᵀ reduce each panel of columns to a triangle, and I − W S Wᵀ the panel of rows beside it. From
-    both sides they turn A into A − V Y − X Wᵀ, where Y = Tᵀ Vᵀ A and X = (A − V Y) W S (Bischof and Van Loan, SIAM J.
-    Sci. Stat. Comput. 8 (1987) s2). That is subtracted for several panels at once: a product with as many columns is
-    faster, and until then A is what is stored without ``left @ right``.
+    both sides they turn A into A − V Yᵀ − X Wᵀ, where Y = Aᵀ V T and X = (A − V Yᵀ) W S (Bischof and Van Loan, SIAM J.
+    Sci. Stat. Comput. 8 (1987) s2). The pass for the next panel's Aᵀ V subtracts that.
     """
-    from lowrank_core._linalg.kernels.band import WIDE_APART
+    from lowrank_core._linalg.kernels.band import DEPTH, WIDE_APART, multiply_rows, pack, update_and_multiply_columns
 
-    size = whole_panels(matrix.shape[1])
-    A = np.zeros((max(matrix.shape[0], size), size))
+    rows, size = (whole_panels(length) for length in matrix.shape)
+    # Rows begin BAND numbers further apart: at multiples of a large power of two they would share places of the cache.
+    A = np.zeros((rows, size + BAND))
     A[: matrix.shape[0], : matrix.shape[1]] = matrix
     band = np.zeros((size + 3 * BAND) * (WIDE_APART + 1))
     blocks = as_strided(
         band, (size, size + BAND, BAND, BAND), np.multiply(band.itemsize, (WIDE_APART, 1, WIDE_APART, 1))
     )
-    left, right, beside, depth = np.zeros((len(A), DEPTH)), np.zeros((DEPTH, size)), np.zeros((size, BAND)), 0
+    left, right = np.zeros((rows, DEPTH)), np.zeros(size * DEPTH)
+    V, X, panel = np.zeros((3, rows, BAND))
+    W, Y, beside = np.zeros((3, size, BAND))
 
     def apply_from_left(start: int) -> None:
-        columns, next_depth = slice(start, start + PER_TASK), depth + BAND
-        product = V.T @ A[k:, columns] - VL @ right[:depth, columns]
-        np.matmul(T.T, product, out=right[depth:next_depth, columns])
-        beside[columns] = (A[k:j, columns] - left[k:j, :next_depth] @ right[:next_depth, columns]).T
+        columns = slice(start, min(start + PER_TASK, size))
+        update_and_multiply_columns(A, k, start, columns.stop, left.reshape(-1), right, V.reshape(-1), Y.reshape(-1))
+        Y[columns] = Y[columns] @ T
+        beside[columns] = (A[k:j, columns] - V[k:j] @ Y[columns].T).T
 
     def apply_from_right(start: int) -> None:
-        rows = slice(start, start + PER_TASK)
-        left[rows, depth : depth + BAND] = A[rows, j:] @ WS - left[rows, :depth] @ RWS
+        chosen = slice(start, min(start + PER_TASK, rows))
+        multiply_rows(A, j, size, start, chosen.stop, W.reshape(-1), X.reshape(-1))
+        X[chosen] = (X[chosen] - V[chosen] @ YW) @ S
+        left[chosen, :BAND], left[chosen, BAND:] = -V[chosen], -X[chosen]
+        panel[chosen] = A[chosen, following] + left[chosen] @ due
 
-    def subtract(start: int) -> None:
-        rows = slice(start, start + PER_TASK)
-        A[rows, j:] -= left[rows] @ right[:, j:]
-
+    panel[:] = A[:, :BAND]
     for k in range(0, size, BAND):  # pragma: no branch - the last panel leaves
         j = k + BAND
-        V, T, blocks[k, k] = factored_panel(A[k:, k:j] - left[k:, :depth] @ right[:depth, k:j])
+        V[k:], T, blocks[k, k] = factored_panel(panel[k:])
         if j == size:
             break
-        VL = V.T @ left[k:, :depth]
-        left[k:, depth : depth + BAND] = V
         team.map(apply_from_left, range(j, size, PER_TASK))
-        depth += BAND
-
-        W, S, triangle = factored_panel(beside[j:])
+        W[j:], S, triangle = factored_panel(beside[j:])
         blocks[k, j] = triangle.T
-        WS = W @ S
-        RWS = right[:depth, j:] @ WS
-        right[depth : depth + BAND, j:] = W.T
-        team.map(apply_from_right, range(j, len(A), PER_TASK))
-        depth += BAND
-
-        if depth == DEPTH:
-            team.map(subtract, range(j, len(A), PER_TASK))
-            depth = 0
+        YW, following = Y[j:].T @ W[j:], slice(j, j + BAND)
+        due = np.hstack([Y[following], W[following]]).T
+        team.map(apply_from_right, range(j, rows, PER_TASK))
+        pack(Y.reshape(-1), j, right, 0)
+        pack(W.reshape(-1), j, right, BAND)
     return band

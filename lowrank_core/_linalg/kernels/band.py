@@ -25,9 +25,11 @@ __all__ = [
     "chase",
     "chase_bidiagonal",
     "factor_panel",
+    "multiply_rows",
     "pack",
     "reduce_panel",
     "update_and_multiply",
+    "update_and_multiply_columns",
 ]
 
 # Columns of V and W together, in A − V Wᵀ − W Vᵀ; and as many numbers are between rows of a block of the band.
@@ -57,14 +59,14 @@ def _tile_at(row: int, column: int) -> int:
 
 
 @kernel
-def _add_product(A: Floats, at: int, left: Floats, i: int, right: Floats, j: int) -> None:
-    """Add to PACKED columns of some rows of A the product of rows of ``left`` and columns of ``right``."""
+def _add_product(A: Floats, at: int, apart: int, left: Floats, i: int, right: Floats, j: int) -> None:
+    """Add to PACKED columns of some rows of A, ``apart``, the product of rows of ``left`` and columns of ``right``."""
     for column in range(0, PACKED, TILE_COLUMNS):
-        tile = simd.load_rows(A, at + column, TILE, TILE_ROWS, TILE_COLUMNS)
+        tile = simd.load_rows(A, at + column, apart, TILE_ROWS, TILE_COLUMNS)
         for k in range(DEPTH):
             row = simd.load(right, j + k * PACKED + column, TILE_COLUMNS)
             tile = simd.fma(simd.load_column(left, i + k, DEPTH, TILE_ROWS), row, tile)
-        simd.store_rows(A, at + column, TILE, tile)
+        simd.store_rows(A, at + column, apart, tile)
 
 
 @kernel
@@ -103,12 +105,46 @@ def update_and_multiply(
             at = _tile_at(row, column) - row * TILE * TILE - column * TILE
             for i in range(i0, i1, TILE_ROWS):
                 for j in range(j0, j1, PACKED):
-                    _add_product(tiles, at + i * TILE + j, left, i * DEPTH, right, j * DEPTH)
+                    _add_product(tiles, at + i * TILE + j, TILE, left, i * DEPTH, right, j * DEPTH)
             for i in range(i0, i1, SUM_ROWS):
                 _add_rows(tiles, at + i * TILE + j0, 1, TILE, j1 - j0, x, j0 * BAND, product, i * BAND)
             if row > column:
                 for j in range(j0, j1, SUM_ROWS):
                     _add_rows(tiles, at + i0 * TILE + j, TILE, 1, i1 - i0, x, i0 * BAND, product, j * BAND)
+
+
+@kernel
+def update_and_multiply_columns(
+    A: Floats, begin: int, start: int, stop: int, left: Floats, right: Floats, x: Floats, y: Floats
+) -> None:
+    """Add left · right to some columns of A, from row ``begin`` on, and fill the same rows of y with Aᵀ x.
+
+    A is (rows, columns); flattened are ``left`` (rows, DEPTH), x (rows, BAND) and y (columns, BAND), and ``right`` is
+    as `pack` lays it out. Rows and columns are multiples of BAND.
+    """
+    rows, apart = A.shape
+    flat = A.reshape(rows * apart)
+    y[start * BAND : stop * BAND] = 0.0
+    for top in range(begin, rows, STRETCH):
+        bottom = min(top + STRETCH, rows)
+        # Nothing is due before the first panel.
+        for i in range(top if begin > 0 else bottom, bottom, TILE_ROWS):
+            for j in range(start, stop, PACKED):
+                _add_product(flat, i * apart + j, apart, left, i * DEPTH, right, j * DEPTH)
+        for j in range(start, stop, SUM_ROWS):
+            _add_rows(flat, top * apart + j, apart, 1, bottom - top, x, top * BAND, y, j * BAND)
+
+
+@kernel
+def multiply_rows(A: Floats, begin: int, end: int, start: int, stop: int, x: Floats, y: Floats) -> None:
+    """Fill some rows of y with A x, of columns ``begin`` … ``end`` of A; x and y, flattened, have BAND columns."""
+    rows, apart = A.shape
+    flat = A.reshape(rows * apart)
+    y[start * BAND : stop * BAND] = 0.0
+    for left in range(begin, end, STRETCH):
+        count = min(STRETCH, end - left)
+        for i in range(start, stop, SUM_ROWS):
+            _add_rows(flat, i * apart + left, 1, apart, count, x, left * BAND, y, i * BAND)
 
 
 @kernel
@@ -302,14 +338,26 @@ def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
 
 
 @kernel
-def factor_panel(panel: Floats, triangle: Floats) -> None:
-    """Fill the triangle (BAND, BAND) of a panel (rows, BAND), and leave reflectors of squared norm 2 in the panel."""
-    heads = np.empty(BAND)
-    _reflectors(panel.reshape(panel.size), 0, panel.shape[0], heads)
+def factor_panel(panel: Floats, triangle: Floats, T: Floats) -> None:
+    """Replace a panel (rows, BAND) by V of its factor I − V T Vᵀ, of squared norms 2, and fill T and its triangle."""
+    rows, heads, gram = panel.shape[0], np.empty(BAND), np.zeros(BAND * BAND)
+    v = panel.reshape(panel.size)
+    _reflectors(v, 0, rows, heads)
     for i in range(BAND):
         for j in range(i, BAND):
             triangle[i, j] = panel[i, j]
             panel[i, j] = heads[i] if i == j else 0.0
+    for top in range(0, rows, STRETCH):
+        for i in range(0, BAND, SUM_ROWS):
+            _add_rows(v, top * BAND + i, BAND, 1, min(STRETCH, rows - top), v, top * BAND, gram, i * BAND)
+    # The inverse of the upper triangle of Vᵀ V with ones on its diagonal (Puglisi, SIAM J. Sci. Stat. Comput. 13, 723).
+    for j in range(BAND):
+        T[j, j] = 1.0
+        for i in range(j):
+            total = 0.0
+            for k in range(i, j):
+                total += T[i, k] * gram[k * BAND + j]
+            T[i, j] = -total
 
 
 @kernel

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from lowrank_core._linalg import two_stage_svd
+from lowrank_core._linalg.kernels.band import DEPTH, multiply_rows, pack, update_and_multiply_columns
+from lowrank_core._linalg.kernels.sizes import BAND
+from lowrank_core._linalg.panels import factored_panel
 from lowrank_core._linalg.threads import Team, blas_threads
+from tests import bounds
 from tests.internals.kernels.matrices import KINDS, with_values
 
 
@@ -25,3 +29,47 @@ def test_an_upper_band_does_not_depend_on_workers():
         with blas_threads(1), Team(workers) as team:
             bands.append(two_stage_svd.upper_band(matrix, team))
     assert np.array_equal(*bands)
+
+
+def whole_numbers(rng, *shape):
+    """Small enough that every sum of products of them is exact, in any order."""
+    return rng.integers(-3, 4, shape).astype(float)
+
+
+@pytest.mark.parametrize(("begin", "start", "stop"), [(0, 32, 96), (32, 64, 160), (96, 128, 160), (160, 0, 32)])
+def test_a_pass_over_columns_subtracts_what_is_due_and_multiplies_exactly(begin, start, stop):
+    rng, (rows, columns) = np.random.default_rng(begin), (224, 160)
+    A, left, x = whole_numbers(rng, rows, columns), whole_numbers(rng, rows, DEPTH), whole_numbers(rng, rows, BAND)
+    halves, right, y = whole_numbers(rng, 2, columns, BAND), np.zeros(columns * DEPTH), np.full((columns, BAND), np.nan)
+    for i, half in enumerate(halves):
+        pack(half.reshape(-1), 0, right, i * BAND)
+    expected, chosen = A.copy(), slice(start, stop)
+    if begin > 0:
+        expected[begin:, chosen] += left[begin:] @ np.hstack(halves)[chosen].T
+    update_and_multiply_columns(A, begin, start, stop, left.reshape(-1), right, x.reshape(-1), y.reshape(-1))
+    assert np.array_equal(A, expected)
+    assert np.array_equal(y[chosen], expected[begin:, chosen].T @ x[begin:])
+    assert np.all(np.isnan(np.delete(y, chosen, axis=0)))
+
+
+@pytest.mark.parametrize(("begin", "end", "start", "stop"), [(0, 160, 32, 96), (32, 128, 64, 224), (96, 128, 0, 32)])
+def test_rows_are_multiplied_exactly(begin, end, start, stop):
+    rng = np.random.default_rng(begin)
+    A, x, y = whole_numbers(rng, 224, 192), whole_numbers(rng, 192, BAND), np.full((224, BAND), np.nan)
+    multiply_rows(A, begin, end, start, stop, x.reshape(-1), y.reshape(-1))
+    assert np.array_equal(y[start:stop], A[start:stop, begin:end] @ x[begin:end])
+    assert np.all(np.isnan(np.delete(y, slice(start, stop), axis=0)))
+
+
+@pytest.mark.parametrize("rows", [32, 64, 100, 333])
+@pytest.mark.parametrize("rank", [0, 5, BAND])
+def test_a_panel_is_an_orthogonal_factor_times_its_triangle(rows, rank):
+    rng = np.random.default_rng(rows)
+    panel = rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, BAND))
+    V, T, R = factored_panel(panel)
+    Q = np.eye(rows) - V @ T @ V.T
+    assert np.linalg.norm(Q.T @ Q - np.eye(rows), 2) <= rows * bounds.EPS64
+    assert np.linalg.norm(Q[:, :BAND] @ R - panel) <= rows * bounds.EPS64 * np.linalg.norm(panel)
+    assert not np.tril(T, -1).any()
+    assert not np.tril(R, -1).any()
+    assert not np.triu(V, 1).any()
