@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.certificate import ENERGY_ROUNDING, bound_outside, lost_to_rounding, missed_energy
 from lowrank_core._linalg.gram import ProjectedFactors
+from lowrank_core._linalg.kernels.sizes import COLUMNS
 from lowrank_core._linalg.narrow_products import TallMatrix, tall_matrix
 from lowrank_core._linalg.orthogonal import lq
 from lowrank_core._linalg.search_space import CHOLESKY_QR_TOL, SearchSpace, orthonormalised
@@ -18,8 +19,8 @@ from lowrank_core._linalg.values import Floats, unscaled_values
 
 __all__ = ["Leading", "krylov_factors"]
 
-# Vectors in a block: as many columns as the kernel of products takes at a time.
-BLOCK = 32
+# Vectors in a block: as many as the kernels of products take at a time.
+BLOCK = COLUMNS
 
 # The probability with which an answer may miss more energy than its tolerance.
 FAILURE_PROBABILITY = 1e-9

@@ -18,7 +18,7 @@ __all__ = ["code_folder", "kernel", "kernels_in_use"]
 
 KERNELS = "lowrank_core._linalg.kernels"
 # Modules of functions that kernels call.
-_SHARED = (".dqds", ".householder", ".simd")
+_SHARED = (".dqds", ".householder", ".narrow", ".simd")
 
 _lock = threading.RLock()
 _loaded: dict[tuple[str, str], Callable[..., Any]] = {}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core._linalg.kernels.sizes import COLUMNS
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
 from lowrank_core._linalg.threads import Team
 from lowrank_core._linalg.values import Floats
@@ -68,11 +69,8 @@ class TallMatrix(NamedTuple):
     def _products(self, block: Floats, *, gram: bool) -> tuple[Floats, Floats]:
         from lowrank_core._linalg.kernels.compiling import COMPILED
 
-        given = block.astype(self.array.dtype, copy=False)
-        if self.array.dtype == np.float32 and COMPILED:
-            product, gram_block = _kernel_products(self, given, gram=gram)
-        else:
-            product, gram_block = _blas_products(self, given, gram=gram)
+        products = _kernel_products if COMPILED else _blas_products
+        product, gram_block = products(self, block.astype(self.array.dtype, copy=False), gram=gram)
         return np.asarray(product, np.float64, order="C"), np.asarray(gram_block, np.float64, order="C")
 
     def float64_product(self, basis: Floats) -> tuple[Floats, float]:
@@ -134,42 +132,42 @@ def _blas_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[N
     return product, second(product) if gram else product[:, :0]
 
 
-def _kernel_products(X: TallMatrix, block: Singles, *, gram: bool) -> tuple[Singles, Singles]:
+def _kernel_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Compute b Xᵀ and, if asked for, b XᵀX by a kernel, as many vectors at a time as it takes."""
-    from lowrank_core._linalg.kernels.krylov import COLUMNS
-
     parts = [_few_products(X, block[i : i + COLUMNS], gram=gram) for i in range(0, len(block), COLUMNS)]
     products, gram_blocks = zip(*parts, strict=True)
     return np.concatenate(products), np.concatenate(gram_blocks)
 
 
-def _few_products(X: TallMatrix, block: Singles, *, gram: bool) -> tuple[Singles, Singles]:
+def _few_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Compute b Xᵀ and, if asked for, b XᵀX by a kernel; sums over parts of the array are added in their order."""
-    from lowrank_core._linalg.kernels.krylov import BOTH, COLUMNS, PLAIN, ROWS, TRANSPOSED, multiply
+    from lowrank_core._linalg.kernels import krylov
 
+    multiply = krylov.multiply if X.array.dtype == np.float32 else krylov.multiply_doubles
     rows, columns = X.array.shape
-    inputs = np.zeros((columns, COLUMNS), np.float32)
-    outputs = np.zeros((-(-rows // ROWS) * ROWS, COLUMNS), np.float32)
-    (outputs[:rows] if X.transposed else inputs)[:, : len(block)] = block.T
-    sums = np.zeros((-(-rows // ROWS_PER_TASK), inputs.size), np.float32)
+    inputs, outputs = (
+        np.zeros((-(-length // krylov.ROWS) * krylov.ROWS, COLUMNS), X.array.dtype) for length in (columns, rows)
+    )
+    (outputs[:rows] if X.transposed else inputs[:columns])[:, : len(block)] = block.T
+    sums = np.zeros((-(-rows // ROWS_PER_TASK), inputs.size), X.array.dtype)
 
-    def products(which: int, inputs: Singles) -> Singles:
+    def products(which: int, inputs: NDArray[Any]) -> NDArray[Any]:
         def multiply_rows(start: int) -> None:
             part = slice(start, start + ROWS_PER_TASK)
             multiply(X.array[part], inputs.ravel(), outputs[part].ravel(), sums[start // ROWS_PER_TASK], which)
 
         X.team.map(multiply_rows, range(0, rows, ROWS_PER_TASK))
-        total: Singles = np.add.reduce(sums, axis=0)
+        total: NDArray[Any] = np.add.reduce(sums, axis=0)
         return total.reshape(inputs.shape)
 
     if not X.transposed:
-        gram_block = products(BOTH if gram else PLAIN, inputs)
-        return outputs[:rows, : len(block)].T, gram_block[:, : len(block)].T
-    product = products(TRANSPOSED, inputs)
+        gram_block = products(krylov.BOTH if gram else krylov.PLAIN, inputs)
+        return outputs[:rows, : len(block)].T, gram_block[:columns, : len(block)].T
+    product = products(krylov.TRANSPOSED, inputs)
     outputs[:] = 0.0
     if gram:
-        products(PLAIN, product)
-    return product[:, : len(block)].T, outputs[:rows, : len(block)].T
+        products(krylov.PLAIN, product)
+    return product[:columns, : len(block)].T, outputs[:rows, : len(block)].T
 
 
 def _blas_float64_product(basis: Floats) -> Callable[[NDArray[Any], Floats], float]:

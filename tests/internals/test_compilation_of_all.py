@@ -7,7 +7,7 @@ from lowrank_core._linalg import kernels
 from lowrank_core.compilation import compile_kernels
 
 # What others compile as part of themselves.
-PARTS = {"dqds", "householder", "simd"}
+PARTS = {"dqds", "householder", "narrow", "simd"}
 
 
 def test_every_kernel_is_compiled() -> None:

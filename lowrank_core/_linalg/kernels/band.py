@@ -15,6 +15,7 @@ import numpy as np
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
+from lowrank_core._linalg.kernels.narrow import STRETCH, SUM_ROWS, add_product
 from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, TILE_COLUMNS, TILE_ROWS, WIDTH
 from lowrank_core._linalg.kernels.sizes import BAND
 
@@ -42,15 +43,11 @@ WIDE_APART = 3 * BAND
 # Rows and columns of a tile: 128 KiB, which with what is multiplied stays in a core's own cache.
 TILE = 128
 
-# Columns that `pack` interleaves, as the register tile of AVX-512 takes them; and the shape of the register tile of a
-# product that reads its rows BAND numbers apart: half the rows and twice the columns.
-PACKED, SUM_ROWS, SUM_COLUMNS = 16, TILE_ROWS // 2, 2 * TILE_COLUMNS
+# Columns that `pack` interleaves, as the register tile of AVX-512 takes them.
+PACKED = 16
 
 # A column whose square is below this fraction of what reflectors have taken off it is rounding: 16 units of it.
 ROUNDED = 2.0**-96
-
-# Rows of a panel whose products are summed by themselves: a sum of 64 terms, and then of as many sums as there are.
-STRETCH = 64
 
 
 @kernel
@@ -67,21 +64,6 @@ def _add_product(A: Floats, at: int, apart: int, left: Floats, i: int, right: Fl
             row = simd.load(right, j + k * PACKED + column, TILE_COLUMNS)
             tile = simd.fma(simd.load_column(left, i + k, DEPTH, TILE_ROWS), row, tile)
         simd.store_rows(A, at + column, apart, tile)
-
-
-@kernel
-def _add_rows(A: Floats, at: int, step: int, apart: int, count: int, x: Floats, j: int, y: Floats, i: int) -> None:
-    """Add to rows of y (…, BAND) rows of A, ``apart``, with entries a ``step`` apart, times ``count`` rows of x.
-
-    Summed by themselves first: of equal entries each rounding is the same, and they would add up over all of a row.
-    """
-    for column in range(0, BAND, SUM_COLUMNS):
-        tile = simd.broadcast(0.0, SUM_COLUMNS, SUM_ROWS)
-        for k in range(count):
-            row = simd.load(x, j + k * BAND + column, SUM_COLUMNS)
-            tile = simd.fma(simd.load_column(A, at + k * step, apart, SUM_ROWS), row, tile)
-        sums = simd.load_rows(y, i + column, BAND, SUM_ROWS, SUM_COLUMNS)
-        simd.store_rows(y, i + column, BAND, sums + tile)
 
 
 @kernel
@@ -107,10 +89,10 @@ def update_and_multiply(
                 for j in range(j0, j1, PACKED):
                     _add_product(tiles, at + i * TILE + j, TILE, left, i * DEPTH, right, j * DEPTH)
             for i in range(i0, i1, SUM_ROWS):
-                _add_rows(tiles, at + i * TILE + j0, 1, TILE, j1 - j0, x, j0 * BAND, product, i * BAND)
+                add_product(tiles, at + i * TILE + j0, 1, TILE, j1 - j0, x, j0 * BAND, product, i * BAND)
             if row > column:
                 for j in range(j0, j1, SUM_ROWS):
-                    _add_rows(tiles, at + i0 * TILE + j, TILE, 1, i1 - i0, x, i0 * BAND, product, j * BAND)
+                    add_product(tiles, at + i0 * TILE + j, TILE, 1, i1 - i0, x, i0 * BAND, product, j * BAND)
 
 
 @kernel
@@ -132,7 +114,7 @@ def update_and_multiply_columns(
             for j in range(start, stop, PACKED):
                 _add_product(flat, i * apart + j, apart, left, i * DEPTH, right, j * DEPTH)
         for j in range(start, stop, SUM_ROWS):
-            _add_rows(flat, top * apart + j, apart, 1, bottom - top, x, top * BAND, y, j * BAND)
+            add_product(flat, top * apart + j, apart, 1, bottom - top, x, top * BAND, y, j * BAND)
 
 
 @kernel
@@ -144,7 +126,7 @@ def multiply_rows(A: Floats, begin: int, end: int, start: int, stop: int, x: Flo
     for left in range(begin, end, STRETCH):
         count = min(STRETCH, end - left)
         for i in range(start, stop, SUM_ROWS):
-            _add_rows(flat, i * apart + left, 1, apart, count, x, left * BAND, y, i * BAND)
+            add_product(flat, i * apart + left, 1, apart, count, x, left * BAND, y, i * BAND)
 
 
 @kernel
@@ -177,7 +159,7 @@ def reduce_panel(tiles: Floats, begin: int, end: int, left: Floats, right: Float
         at = _tile_at(i // TILE, column) + i % TILE * TILE + begin % TILE
         simd.store(v, i * BAND, simd.load(tiles, at, BAND))
     for i in range(begin, end, SUM_ROWS):
-        _add_rows(left, i * DEPTH, 1, DEPTH, DEPTH, across, 0, v, i * BAND)
+        add_product(left, i * DEPTH, 1, DEPTH, DEPTH, across, 0, v, i * BAND)
     for i in range(begin, begin + BAND):
         for j in range(i - begin + 1):
             band[i * APART + begin + j] = v[i * BAND + j]
@@ -349,7 +331,7 @@ def factor_panel(panel: Floats, triangle: Floats, T: Floats) -> None:
             panel[i, j] = heads[i] if i == j else 0.0
     for top in range(0, rows, STRETCH):
         for i in range(0, BAND, SUM_ROWS):
-            _add_rows(v, top * BAND + i, BAND, 1, min(STRETCH, rows - top), v, top * BAND, gram, i * BAND)
+            add_product(v, top * BAND + i, BAND, 1, min(STRETCH, rows - top), v, top * BAND, gram, i * BAND)
     # The inverse of the upper triangle of Vᵀ V with ones on its diagonal (Puglisi, SIAM J. Sci. Stat. Comput. 13, 723).
     for j in range(BAND):
         T[j, j] = 1.0

@@ -1,4 +1,4 @@
-"""Products of a float32 matrix, and of its transpose, with a few columns, while its rows are in cache.
+"""Products of a matrix, and of its transpose, with a few columns, while its rows are in cache.
 
 BLAS packs the matrix anew for every product, which for so few columns takes as long as the multiplications; here one
 read of the matrix serves both products.
@@ -11,14 +11,28 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
+from lowrank_core._linalg.kernels.narrow import STRETCH as DOUBLES_STRETCH
+from lowrank_core._linalg.kernels.narrow import SUM_ROWS, add_product
 from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS, WIDTH
+from lowrank_core._linalg.kernels.sizes import COLUMNS
 
-__all__ = ["BOTH", "COLUMNS", "FLOAT64_COLUMNS", "PLAIN", "ROWS", "TRANSPOSED", "multiply", "multiply_float64"]
+__all__ = [
+    "BOTH",
+    "COLUMNS",
+    "FLOAT64_COLUMNS",
+    "PLAIN",
+    "ROWS",
+    "TRANSPOSED",
+    "multiply",
+    "multiply_doubles",
+    "multiply_float64",
+]
 
 Singles = NDArray[np.float32]
 
-# Columns multiplied at a time: two registers of AVX-512, and as many in float64. With more, fewer rows of a tile fit.
-COLUMNS, FLOAT64_COLUMNS = 32, 16
+# Columns that float32 rows are multiplied by at a time in float64: two registers of AVX-512, as COLUMNS are in float32.
+# With more, fewer rows of a tile fit.
+FLOAT64_COLUMNS = 16
 
 # Rows multiplied at a time, of AVX-512's tile; and the columns of a tile in float32.
 ROWS, FLOAT32_TILE_COLUMNS = 8, 2 * TILE_COLUMNS
@@ -81,6 +95,27 @@ def multiply(X: Singles, b: Singles, Xb: Singles, XtXb: Singles, which: int) -> 
             for i in range(0, count, ROWS):
                 stop, to = min(n, start + STRETCH), (first + i) * COLUMNS
                 _add_transposed_product(rows, begin + i * n, n, start, stop, Xb, to, XtXb)
+
+
+@kernel
+def multiply_doubles(X: Floats, b: Floats, Xb: Floats, XtXb: Floats, which: int) -> None:
+    """Do what `multiply` does for a float64 matrix; b and XtXb, too, have rows up to a multiple of ROWS.
+
+    Those of XtXb beyond n mean nothing: a tile of columns goes on in the next row of X.
+    """
+    m, n = X.shape
+    for first in range(0, m, GROUP):
+        count, rows, begin = min(GROUP, m - first), X.reshape(m * n), first * n
+        if first + GROUP >= m:
+            rows, begin = np.zeros(GROUP * n + ROWS), 0
+            rows[: count * n] = X.reshape(m * n)[first * n :]
+        for start in range(0, n if which != TRANSPOSED else 0, DOUBLES_STRETCH):
+            terms = min(DOUBLES_STRETCH, n - start)
+            for i in range(0, count, SUM_ROWS):
+                to = (first + i) * COLUMNS
+                add_product(rows, begin + i * n + start, 1, n, terms, b, start * COLUMNS, Xb, to)
+        for j in range(0, n if which != PLAIN else 0, SUM_ROWS):
+            add_product(rows, begin + j, n, 1, count, Xb, first * COLUMNS, XtXb, j * COLUMNS)
 
 
 @kernel

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["BAND", "WIDTH"]
+__all__ = ["BAND", "COLUMNS", "WIDTH"]
 
 # Numbers in a vector unless said otherwise: one register of AVX-512, two of AVX2.
 WIDTH = 8
 
-# Diagonals of a band that the first of two stages leaves, beside the main one, and columns of a panel. A product with
-# so many columns runs near a core's speed for matrix products; the second stage takes time in proportion to them.
-BAND = 32
+# Columns of what a large matrix is multiplied by, of which a few registers hold a row; of a block of vectors, too.
+COLUMNS = 32
+
+# Diagonals of a band that the first of two stages leaves, beside the main one, and columns of a panel. The second stage
+# takes time in proportion to them.
+BAND = COLUMNS

@@ -8,7 +8,7 @@ from lowrank_core._linalg import kernels
 FOLDER = Path(kernels.__file__).parent
 # These make what the others compile.
 GENERATORS = {"compiling", "simd"}
-SHARED = GENERATORS | {"dqds", "householder", "sizes"}
+SHARED = GENERATORS | {"dqds", "householder", "narrow", "sizes"}
 TREES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.py"))}
 
 

@@ -6,35 +6,58 @@ import pytest
 from lowrank_core._linalg.kernels import krylov
 from tests.compiled import both
 
+SHAPES = [(1, 1), (3, 5), (8, 2), (20, 33), (33, 17)]
+# Beyond a stretch of columns, and a group of rows.
+LONG_SHAPES = [(70, krylov.STRETCH + 3), (2 * krylov.GROUP + 9, 40), (2 * krylov.GROUP, 129)]
+
 
 @both(krylov.multiply)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 2), (20, 33), (33, 17)])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_products_with_narrow_blocks_are_the_exact_ones_of_whole_numbers(kernel, shape):
-    assert_narrow_products(kernel, shape)
+    assert_narrow_products(kernel, shape, np.float32)
 
 
-@pytest.mark.parametrize("shape", [(70, krylov.STRETCH + 3), (2 * krylov.GROUP + 9, 40)])
-def test_products_beyond_a_stretch_of_columns_and_a_group_of_rows(shape):
-    assert_narrow_products(krylov.multiply, shape)
+@both(krylov.multiply_doubles)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_doubles_are_the_exact_ones_of_whole_numbers(kernel, shape):
+    assert_narrow_products(kernel, shape, np.float64)
 
 
-def assert_narrow_products(kernel, shape):
+@pytest.mark.parametrize(("kernel", "dtype"), [(krylov.multiply, np.float32), (krylov.multiply_doubles, np.float64)])
+@pytest.mark.parametrize("shape", LONG_SHAPES)
+def test_products_beyond_a_stretch_of_columns_and_a_group_of_rows(kernel, dtype, shape):
+    assert_narrow_products(kernel, shape, dtype)
+
+
+def assert_narrow_products(kernel, shape, dtype):
     rng, (m, n) = np.random.default_rng(shape), shape
-    padded = -(-m // krylov.ROWS) * krylov.ROWS
+    rows, columns = (-(-length // krylov.ROWS) * krylov.ROWS for length in shape)
     # Every sum of products of such numbers has a float32 of its own, so that no order of summation shows.
-    X, given, before = (rng.integers(-2, 3, size).astype(np.float32) for size in (shape, (n, 32), (n, 32)))
-    images, sums = np.zeros((padded, 32), np.float32), before.copy()
+    X, given, before = (rng.integers(-2, 3, size).astype(dtype) for size in (shape, (columns, 32), (columns, 32)))
+    images, sums = np.zeros((rows, 32), dtype), before.copy()
+    product = X @ given[:n]
     kernel(X, given.ravel(), images.ravel(), sums.ravel(), krylov.BOTH)
-    assert np.array_equal(images[:m], X @ given)
+    assert np.array_equal(images[:m], product)
     assert not images[m:].any()
-    assert np.array_equal(sums, before + X.T @ (X @ given))
+    assert np.array_equal(sums[:n], before[:n] + X.T @ product)
     applied, pulled = np.zeros_like(images), before.copy()
     kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.PLAIN)
     assert np.array_equal(applied, images)
     assert np.array_equal(pulled, before)
     kernel(X, given.ravel(), applied.ravel(), pulled.ravel(), krylov.TRANSPOSED)
     assert np.array_equal(applied, images)
-    assert np.array_equal(pulled, sums)
+    assert np.array_equal(pulled[:n], sums[:n])
+
+
+def test_a_tile_that_goes_on_in_the_next_row_takes_nothing_from_it():
+    X = np.zeros((40, 33))
+    X[:, 0] = np.inf
+    X[:, 32] = 1.0
+    given, images, sums = np.zeros((40, 32)), np.zeros((40, 32)), np.zeros((40, 32))
+    images[:] = 1.0
+    krylov.multiply_doubles(X, given.ravel(), images.ravel(), sums.ravel(), krylov.TRANSPOSED)
+    assert np.array_equal(sums[32], np.full(32, 40.0))
+    assert np.array_equal(sums[1:32], np.zeros((31, 32)))
 
 
 @both(krylov.multiply_float64)
