@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Executor, Future
 from contextlib import closing, contextmanager
 from functools import partial
 from importlib import import_module
@@ -79,6 +76,9 @@ def local_processes(workers: int) -> Iterator[Executor]:
     ...     list(executor.map(abs, [-1, 2]))
     [1, 2]
     """
+    import multiprocessing
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+
     if workers < 1:
         raise ValueError(f"workers must be at least 1; got {workers}")
     # Fresh interpreters, because a fork copies the locks of threads that it does not copy.
@@ -245,8 +245,10 @@ def _become_worker() -> None:
 
 
 def _end_with_parent() -> None:
+    from multiprocessing import connection, parent_process
+
     # A worker waits for tasks on a pipe whose other end is open in itself too: it would not notice its parent's end.
-    parent = multiprocessing.parent_process()
+    parent = parent_process()
     if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
+        connection.wait([parent.sentinel])
         os._exit(1)

@@ -101,7 +101,7 @@ def test_bad_json_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_extra_names_the_line_that_installs_it(write_file):
-    path = write_file({"a": np.array([1.0])})
+    path = write_file({"a": np.array([1.0], ml_dtypes.bfloat16)})
     for missing in ("safetensors", "ml_dtypes"):
         code = (
             f"import sys; sys.modules[{missing!r}] = None\n"

@@ -19,6 +19,7 @@ __all__ = ["SAFETENSORS", "STORED_NAMES"]
 
 _NAME = "safetensors"
 _FLOAT8 = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_OF_ML_DTYPES = {"bfloat16", *_FLOAT8}
 _LENGTH_BYTES = 8
 # What the safetensors library reads at the most.
 _MAX_HEADER = 100_000_000
@@ -50,14 +51,17 @@ def _open(path: Path) -> tuple[list[Entry], dict[str, str]]:
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise invalid_file(path, _NAME, error) from error
     begin = _LENGTH_BYTES + length
-    return [
+    entries = [
         Entry(key, shape, _DTYPES.get(dtype, dtype), offset=begin + header[key]["data_offsets"][0])
         for key, (shape, dtype) in described.items()
-    ], metadata
+    ]
+    # Now, and not for each layer that is read, is it said that something is missing.
+    _safetensors(entries)
+    return entries, metadata
 
 
 def _read(path: Path, entries: Sequence[Entry]) -> list[NDArray[Any]]:
-    safetensors = _safetensors()
+    safetensors = _safetensors(entries)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return [
@@ -85,10 +89,13 @@ def _named_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     return named
 
 
-def _safetensors() -> ModuleType:
+def _safetensors(entries: Sequence[Entry] = ()) -> ModuleType:
+    """Return the package, and register bfloat16 with NumPy where an entry is of it, which the package then returns."""
     try:
-        import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs to return it
         import safetensors
+
+        if any(entry.dtype in _OF_ML_DTYPES for entry in entries):
+            import ml_dtypes  # noqa: F401
     except ImportError as error:
         raise ImportError(
             f'reading model files needs {error.name}, which is not installed: pip install "lowrank_core[models]"'
