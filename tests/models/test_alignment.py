@@ -315,3 +315,18 @@ def test_a_stack_of_one_is_a_matrix(write_pair):
     paths, _ = write_pair({"positions": (1, 7, 4)})
     [layer] = pair_checkpoints(*map(open_checkpoint, paths)).layers
     assert (layer.name, layer.shape) == ("positions", (7, 4))
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"]
+)
+def test_each_wrapper_is_known(wrapper):
+    base, tuned = {"layers.0.q.weight": (4, 4)}, {f"layers.0.{wrapper}.q.weight": (4, 4)}
+    assert aligned(base, tuned) == dict(zip(base, tuned, strict=True))
+
+
+def test_all_matches_that_are_given_are_taken_with_a_dot_at_the_end_or_without():
+    base = {"one.q.weight": (4, 4), "two.q.weight": (4, 4)}
+    tuned = {"first.q.weight": (4, 4), "second.q.weight": (4, 4)}
+    given_names = {"one.": "first.", "two": "second"}
+    assert aligned(base, tuned, given_names=given_names) == dict(zip(base, tuned, strict=True))

@@ -366,3 +366,11 @@ def test_it_takes_no_more_for_twelve_layers_than_for_three(tmp_path):
     few, many = peaks
     assert few > layer
     assert many < few + layer / 2
+
+
+def test_a_tensor_in_full_of_another_shape_is_skipped_for_that(write_base, write_peft, tmp_path, rng):
+    tensors = factors(rng) | {"model.norm.weight": np.ones(3, np.float32)}
+    report = apply(write_base(), write_peft(tensors, modules_to_save=["norm"]), tmp_path / "out")
+    (reason,) = report.skipped.values()
+    assert reason.startswith("trained in full")
+    assert reason.endswith("; the base's has shape 4, and config.json describes that")

@@ -220,3 +220,10 @@ def test_intruders_need_a_base_and_a_number(write_adapter, write_file, rng, argu
     paths = [write_file({"proj.weight": rng.standard_normal(SHAPE)}, "base.safetensors") for _ in arguments]
     with pytest.raises(ValueError, match=message):
         inspect(write_adapter(*factors(rng)), *paths, intruders=-1)
+
+
+def test_an_update_of_zero_loses_nothing_in_a_merge(write_adapter, write_file, rng):
+    B, A = factors(rng)
+    path = write_file({"proj.weight": rng.standard_normal(SHAPE).astype(np.float32)}, "base.safetensors")
+    figures = inspect(write_adapter(0 * B, A), path).layers[0].base
+    assert (figures.merge_error, figures.merge_unchanged) == (0.0, 1.0)

@@ -173,3 +173,9 @@ def test_the_objective_base_names_a_weight_of_zeros(tmp_path, rng):
     paths, _ = checkpoint_pair(tmp_path, rng, others=[("new.weight", zeros, zeros + 1)])
     with pytest.raises(ValueError, match="'new': its weight in the base is zero"):
         extract(*paths, tmp_path / "out", rank=Budget(parameters=150, objective="base"))
+
+
+def test_all_of_the_variance_takes_a_uniform_rank_that_is_full():
+    base = {"q.weight": np.zeros((5, 4))}
+    planned = plan({"q.weight": np.eye(5, 4)}, base, variance=1.0)
+    assert (planned.same_variance.rank, planned.same_variance.variance) == (4, 1.0)

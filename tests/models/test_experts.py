@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lowrank_core.models import Budget, merge, open_adapter, plan, resize
+from lowrank_core.models import Budget, extract, merge, open_adapter, plan, resize
 from lowrank_core.models.files import tensors as tensor_files
 
 EXPERTS, RANK = 3, 2
@@ -205,3 +205,20 @@ def test_a_plan_has_one_rank_for_all_experts_of_a_parameter(write_peft, two_para
     assert "[" not in "".join(config["rank_pattern"])
     largest = max(layer.rank for layer in planned.layers if "down_proj" in layer.name)
     assert config["rank_pattern"].get(r"^l\.mlp\.experts\.down_proj", config["r"]) == largest
+
+
+def test_a_router_is_told_by_the_experts_beside_it_and_not_by_its_rows(rng, tmp_path):
+    names = ["mlp.experts.gate_up_proj", "mlp.router.weight", "self_attn.k_proj.weight"]
+    base = {f"model.layers.0.{name}": rng.standard_normal((EXPERTS, 6)) for name in names}
+    base[f"model.layers.0.{names[0]}"] = rng.standard_normal((EXPERTS, 6, 10))
+    tuned = {key: weight + rng.standard_normal(weight.shape) for key, weight in base.items()}
+    extract(base, tuned, tmp_path / "out", rank=1)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_parameters"] == [f"model.layers.0.{name}" for name in names[:2]]
+    assert config["target_modules"] == ["model.layers.0.self_attn.k_proj"]
+    failures = extract(base, tuned, tmp_path / "x.safetensors", rank=1).failures
+    reason = (
+        f"one of {EXPERTS} experts that are stacked in one tensor, which kohya's format does not have: write PEFT's, a "
+        "folder"
+    )
+    assert failures == {f"model.layers.0.{names[0]}[{expert}]": reason for expert in range(EXPERTS)}

@@ -244,3 +244,11 @@ def test_factors_are_rounded_once():
     update = LowRankUpdate(np.array([[above], [1.0]]), np.array([[1.0, above]]), 1.0)
     stored = unchanged(update, FactorEncoding("bfloat16", alpha=1.0))
     assert stored.update.B[0, 0] == stored.update.A[0, 1] == 1 + 2.0**-7
+
+
+def test_what_factors_lose_in_another_dtype_is_relative_to_the_update(rng):
+    update = LowRankUpdate(50 * rng.standard_normal((14, 3)), rng.standard_normal((3, 11)), 0.5)
+    kept = unchanged(update, FactorEncoding("float16"))
+    lost = np.linalg.norm(update.to_dense() - dense(kept.update)) / np.linalg.norm(update.to_dense())
+    assert kept.error == kept.storage_error == pytest.approx(lost, rel=1e-9)
+    assert 1e-5 < lost < 1e-3

@@ -87,3 +87,10 @@ def test_what_is_no_history_is_refused(run, write_peft):
     ):
         with pytest.raises(ValueError, match=message):
             history(paths)
+
+
+@pytest.mark.parametrize(("size", "fraction"), [(1e-3, 1.0), (0.0, 0.0)])
+def test_the_leading_part_of_a_small_update_is_its_fraction(write_peft, size, fraction):
+    one = size * np.outer(np.ones(8), [1.0, 0.0])
+    paths = [write_peft(factors(one, np.eye(2, 5)), f"small/checkpoint-{step}") for step in (1, 2)]
+    assert [row.leading_variance for row in history(paths).rows] == pytest.approx([fraction] * 2)

@@ -108,6 +108,14 @@ def test_the_figures_of_an_adapter_include_its_scale_and_alpha(write_peft, rng):
     assert other.layers[0].errors["standard"][1] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("stored", "used"), [(0.5, 0.5), (-3.0, 16.0)])
+def test_the_alpha_of_a_file_is_the_one_of_the_rules_where_it_is_positive(write_peft, rng, stored, used):
+    A, B = rng.standard_normal((2, 6)).astype(np.float32), rng.standard_normal((4, 2)).astype(np.float32)
+    path = write_peft({"proj.lora_A.weight": A, "proj.lora_B.weight": B}, lora_alpha=stored)
+    errors = [inspect(path, ranks=[1, 2], rules=RULES, alpha=alpha).layers[0].errors for alpha in (None, used)]
+    assert errors[0] == errors[1]
+
+
 def test_a_bad_layer_is_a_failure_beside_the_reports_of_the_others(write_file, write_peft, rng):
     base = {f"{name}.weight": np.ones((3, 2), np.float32) for name in "abc"}
     tuned = base | {"a.weight": np.full((3, 2), np.nan, np.float32), "b.weight": np.ones((4, 2), np.float32)}

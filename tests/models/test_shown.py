@@ -73,3 +73,17 @@ def test_the_rounding_of_angles_is_not_drawn_as_growth(rng):
     angles = figure.axes[-1]
     assert np.nanmax([line.get_ydata() for line in angles.lines]) < 1e-3
     assert angles.get_ylim() == (0.0, 1.0)
+
+
+def test_a_table_in_a_notebook_has_the_columns_and_pairs_of_its_report(reports):
+    for heading in ("m × n", "rank", "variance", "error", "best error"):
+        assert f">{heading}<" in reports["adapter"]._repr_html_()
+    tables = reports["comparison of three"]._repr_html_()
+    assert tables.count("<table") == 3
+    assert "</div><div" in tables or "</table><table" in tables
+
+
+def test_a_figure_is_of_the_paths_that_were_compared(rng):
+    base = {"h.0.a.weight": rng.standard_normal((8, 6))}
+    tuned = {"h.0.a.weight": rng.standard_normal((8, 6))}
+    assert inspect(tuned, base).figure().get_suptitle().startswith("state_dict − state_dict (2)")

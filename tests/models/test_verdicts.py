@@ -160,3 +160,12 @@ def test_conditions_are_the_kinds_of_verdicts():
     check_conditions(CONDITIONS)
     with pytest.raises(ValueError, match=r"^'zeros' is not a condition: conditions are zero, not-finite"):
         check_conditions(["zero", "zeros"])
+
+
+def test_several_layers_that_are_not_finite_are_counted(inspected):
+    tensors = {}
+    for name in ("x", "y"):
+        tensors[f"{name}.lora_A.weight"] = np.ones((RANK, SHAPE[1]), np.float32)
+        tensors[f"{name}.lora_B.weight"] = np.full((SHAPE[0], RANK), np.nan, np.float32)
+    (verdict,) = inspected(blocks(FLAT), **tensors).verdicts
+    assert verdict.sentence.startswith("2 of 3 layers have no finite update: x, y; of the first, ")

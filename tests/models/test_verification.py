@@ -1,13 +1,16 @@
 """Merged models verified entry by entry: exact bounds, what is beside the layers, and what wrong layers look like."""
 
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lowrank_core import KroneckerUpdate, LowRankUpdate
 from lowrank_core.models import apply, local_processes, verify
+from lowrank_core.models.operations.replays import Product, products
 from tests.models.test_memory import peak_of
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -299,3 +302,24 @@ def test_entries_that_differ_are_counted_over_all_blocks_of_a_tensor(rng, write)
     found["model.table"][[0, -1], 3] = 1.0
     report = verify(write("base", base), write("adapter", factors), write("merged", found))
     assert report.differences == {"model.table": "differs from the base's in 2 of 4,196,352 entries"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_error_allowed_to_a_product_is_that_of_its_roundings(dtype):
+    product = Product(np.ones((1, 1)), np.full((1, 1), 3.0), 5)
+    bound = 0.0
+    for name in {dtype, "float64"}:
+        # Half of the distance from 1 to the next number, and the smallest normal number, as fractions.
+        unit, smallest = {
+            "float64": (Fraction(1, 2**53), Fraction(1, 2**1022)),
+            "float32": (Fraction(1, 2**24), Fraction(1, 2**126)),
+            "bfloat16": (Fraction(1, 2**8), Fraction(1, 2**126)),
+        }[name]
+        bound += float(5 * unit / (1 - 5 * unit) * 3 + 5 * smallest)
+    assert product.error(dtype) == pytest.approx(np.full((1, 1), bound), rel=1e-14)
+
+
+def test_an_entry_has_a_rounding_for_each_term_of_its_factors_and_two_more(rng):
+    low_rank = LowRankUpdate(rng.standard_normal((4, 3)), rng.standard_normal((3, 4)))
+    for update, roundings in ((low_rank, 5), (KroneckerUpdate(rng.standard_normal((2, 2)), low_rank), 6)):
+        assert {product.roundings for _, product in products(update, "float32")} == {roundings}
