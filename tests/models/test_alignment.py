@@ -147,11 +147,18 @@ QKV = {
 PARTS = ["q_proj.weight", "k_proj.weight", "v_proj.weight"]
 
 
-@pytest.mark.parametrize("name", ["qkv_proj.weight", "qkv.weight", "in_proj_weight", "Wqkv.weight"])
+FUSED = {
+    **dict.fromkeys(["qkv_proj.weight", "qkv.weight", "in_proj_weight", "Wqkv.weight"], PARTS),
+    "to_qk.weight": PARTS[:2],
+    "kv_proj.weight": PARTS[1:],
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("names", ["base", "tuned"])
 @pytest.mark.parametrize("fuses_base", [True, False])
 def test_fused_projections_are_cut_or_joined_as_the_names_ask(write_pair, name, names, fuses_base):
-    fuse = fused(PARTS, name)
+    fuse = fused(FUSED[name], name)
     paths, updates = write_pair(QKV, *((fuse, dict) if fuses_base else (dict, fuse)))
     pair = pair_checkpoints(*map(open_checkpoint, paths), names=names)
     expected = fuse(updates) if fuses_base == (names == "base") else updates
@@ -321,7 +328,8 @@ def test_a_stack_of_one_is_a_matrix(write_pair):
     "wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"]
 )
 def test_each_wrapper_is_known(wrapper):
-    base, tuned = {"layers.0.q.weight": (4, 4)}, {f"layers.0.{wrapper}.q.weight": (4, 4)}
+    base = {"one.q.weight": (4, 4), "two.q.weight": (4, 4)}
+    tuned = {f"one.{wrapper}.q.weight": (4, 4), f"{wrapper}.two.q.weight": (4, 4)}
     assert aligned(base, tuned) == dict(zip(base, tuned, strict=True))
 
 

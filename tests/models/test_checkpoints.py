@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from lowrank_core.models.files.checkpoints import open_checkpoint
+from lowrank_core.models.files.tensors import open_file
+from lowrank_core.models.pairing.changes import find_tied
 from lowrank_core.models.pairing.pairs import pair_checkpoints
 
 
@@ -179,3 +181,10 @@ def test_dtypes_that_differ_are_both_named(write_file):
     checkpoints = open_pair(write_file, {"a": np.ones((2, 2), ml_dtypes.bfloat16)}, {"a": np.ones((2, 2), np.float32)})
     assert checkpoints.layers[0].dtype == "bfloat16 → float32"
     assert checkpoints.layers[0].update().dtype == np.float32
+
+
+def test_a_head_is_tied_to_an_embedding_and_other_equal_weights_are_not(write_file):
+    equal = np.ones((3, 2), np.float32)
+    names = ["model.embed_tokens.weight", "lm_head.weight", "a.q_proj.weight", "b.q_proj.weight"]
+    tensors, _ = open_file(write_file({name: (2.0 if "proj" in name else 1.0) * equal for name in names}))
+    assert find_tied(names, tensors) == {names[0]: names[1], names[1]: names[0]}
