@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank_core._linalg.batches import Batching, map_batch
-from lowrank_core._linalg.kernels.sizes import WIDTH
 from lowrank_core._linalg.machine_code import kernel
 from lowrank_core._linalg.panels import triangle_by_panels
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
@@ -75,12 +74,6 @@ def _triangle(rows: NDArray[Any]) -> Floats:
     # Numba would compile the kernel once for writeable arrays and once for read-only ones.
     doubles = np.ascontiguousarray(rows, np.float64).view()
     doubles.flags.writeable = False
-    together = WIDTH // n
-    if together > 1 and len(rows) > 2 * WIDTH**2:
-        # So that rows fill vectors: the columns of such a triangle are those of as many, one below another.
-        whole = len(rows) // together * together
-        long_rows = _triangle(doubles[:whole].reshape(-1, together * n))
-        return _triangle(np.concatenate([long_rows.reshape(-1, n), doubles[whole:]]))
     R = np.empty((n, n))
     kernel("triangle", "triangle")(doubles, R)
     return R

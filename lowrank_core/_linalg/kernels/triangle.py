@@ -1,8 +1,9 @@
 """The triangle of a tall matrix: R of its QR factorisation, some rows at a time, so that they stay in a core's cache.
 
 A sequential TSQR (Demmel, Grigori, Hoemmen and Langou, SIAM J. Sci. Comput. 34 (2012) A206, §5): what is left of the
-rows so far is factored together with the next ones. A pass for each Householder reflector applies it to the columns
-while it sums their products with the next one.
+rows so far is factored together with the next ones. Columns lie one after another, so that vectors are filled whatever
+their number; a pass for each Householder reflector applies it to the columns while it sums their products with the next
+one.
 """
 
 from __future__ import annotations
@@ -22,73 +23,103 @@ __all__ = ["triangle"]
 CACHED_ENTRIES = 2**12
 MIN_ROWS = 8
 
-# Rows that a pass takes at once: a sum for each, so that an addition need not wait for the one before.
-ROWS = 2
+# Columns that a pass takes at once: a sum for each, so that an addition need not wait for the one before. With more,
+# matrices of few columns would be filled up with as many of zeros.
+COLUMNS = 4
 
 
 @kernel
-def _apply_and_sum(A: Floats, first: int, rows: int, size: int, v: Floats, w: Floats, x: Floats, p: Floats) -> None:
-    """Add v wᵀ to rows of A from ``first`` on, in the columns of w, and fill p with their products with x."""
-    for k in range(0, w.size, WIDTH):
-        weights, sums = simd.load(w, k), simd.broadcast(0.0, WIDTH, ROWS)
-        for i in range(first, rows, ROWS):
-            at = i * size + size - w.size + k
-            tile = simd.fma(simd.load_column(v, i, 1, ROWS), weights, simd.load_rows(A, at, size, ROWS))
-            simd.store_rows(A, at, size, tile)
-            sums = simd.fma(simd.load_column(x, i, 1, ROWS), tile, sums)
-        simd.store(p, k, simd.sum_pairs(sums))
+def _copy_rows(flat: Floats, start: int, count: int, n: int, A: Floats, apart: int, to: int) -> None:
+    """Copy rows of a matrix to columns of A, ``apart``, from entry ``to`` on, and zeros up to a whole vector.
 
-
-@kernel
-def _factor(A: Floats, rows: int, size: int, v: Floats, x: Floats, w: Floats, p: Floats) -> None:
-    """Reduce A (rows, size), flattened, to a triangle, and leave below it what is not part of it.
-
-    The number of rows is one of those that are taken at once, the size one of vectors.
+    Of fewer columns than a vector has, several rows are one: the order of rows has no bearing on the triangle.
     """
-    v[:], w[:], x[0] = 0.0, 0.0, 0.0
-    for i in range(1, rows):
-        x[i] = A[i * size]
-    _apply_and_sum(A, 0, rows, size, v, w, x, p)
-    for k in range(size):
-        row = k * size
-        alpha = A[row + k]
-        square = alpha * alpha + p[k]
-        norm = math.sqrt(square)
-        head = alpha - norm if alpha < 0.0 else alpha + norm
-        factor = 1.0 / (norm * abs(head)) if square > NEGLIGIBLE else 0.0
-        for j in range(k, size):
-            w[j] = -factor * (head * A[row + j] + p[j])
-            A[row + j] += head * w[j]
+    together = WIDTH // n if WIDTH % n == 0 else 1
+    whole = count - count % (together * WIDTH) if together * n % WIDTH == 0 else 0
+    places = np.empty(WIDTH, np.int64)
+    for lane in range(WIDTH):
+        places[lane] = lane % n * apart + lane // n * (whole // together)
+    for i in range(0, whole // together, WIDTH):
+        for j in range(0, together * n, WIDTH):
+            tile = simd.load_rows(flat, (start + i * together) * n + j, together * n, WIDTH)
+            at = j * apart + to + i
+            simd.store_rows(A, at, simd.load_column(places, 0, 1, WIDTH), simd.transpose(tile))
+    for i in range(whole, count):
+        for j in range(n):
+            A[j * apart + to + i] = flat[(start + i) * n + j]
+    for j in range(n):
+        A[j * apart + to + count : j * apart + to + (count + WIDTH - 1) // WIDTH * WIDTH] = 0.0
+
+
+@kernel
+def _add_column(A: Floats, v: int, weight: float, x: int, count: int) -> None:
+    """Add a column of A, from v on, times a weight to another one, from x on."""
+    for i in range(0, count, WIDTH):
+        simd.store(A, x + i, simd.fma(weight, simd.load(A, v + i), simd.load(A, x + i)))
+
+
+@kernel
+def _add_and_sum(A: Floats, v: int, x: int, at: int, apart: int, count: int, w: Floats, p: Floats, column: int) -> None:
+    """Add a column times weights w to columns of A, from ``at`` on, and fill p with the products of these with x."""
+    weights, sums = simd.load_column(w, column, 1, COLUMNS), simd.broadcast(0.0, WIDTH, COLUMNS)
+    for i in range(0, count, WIDTH):
+        tile = simd.fma(weights, simd.load(A, v + i), simd.load_rows(A, at + i, apart, COLUMNS))
+        simd.store_rows(A, at + i, apart, tile)
+        sums = simd.fma(tile, simd.load(A, x + i), sums)
+    simd.store_rows(p, column, 1, simd.sum_rows(sums))
+
+
+@kernel
+def _factor(A: Floats, rows: int, apart: int, R: Floats, w: Floats, p: Floats) -> None:
+    """Fill R with the triangle of columns of A, ``apart``; what is left in A means nothing."""
+    n = R.shape[0]
+    # Of the column that is next, and of those before and beyond all, it is 0 again.
+    w[:] = 0.0
+    for first in range(0, n, COLUMNS):
+        _add_and_sum(A, 0, 0, first * apart, apart, rows, w, p, first)
+    for k in range(n):
+        v = k * apart
+        alpha, norm = A[v + k], math.sqrt(p[k])
+        added = -norm if alpha < 0.0 else norm
+        head = alpha + added
+        factor = 1.0 / (norm * abs(head)) if p[k] > NEGLIGIBLE else 0.0
+        R[k, k] = -added
+        # Rows that are finished take no part any more.
+        A[v + k] = 0.0
+        for j in range(k + 1, n):
+            entry = A[j * apart + k]
+            w[j] = -factor * (p[j] + added * entry)
+            R[k, j] = entry + head * w[j]
+            A[j * apart + k] = 0.0
         following = k + 1
-        if following == size:
+        if following == n:
             return
-        after = following // WIDTH * WIDTH
-        w[after:following] = 0.0
-        v, x = x, v
-        x[: following + 1] = 0.0
-        for i in range(following + 1, rows):
-            x[i] = A[i * size + following] + v[i] * w[following]
-        _apply_and_sum(A, following // ROWS * ROWS, rows, size, v, w[after:], x, p[after:])
+        start = following // WIDTH * WIDTH
+        x = following * apart
+        _add_column(A, v + start, w[following], x + start, rows - start)
+        w[following] = 0.0
+        for first in range(following // COLUMNS * COLUMNS, n, COLUMNS):
+            _add_and_sum(A, v + start, x + start, first * apart + start, apart, rows - start, w, p, first)
 
 
 @kernel
 def triangle(matrix: Floats, R: Floats) -> None:
     """Fill R (n, n) with the triangle of a matrix (m, n): Rᵀ R is its Gram matrix."""
     m, n = matrix.shape
-    size = ((n - 1) // WIDTH + 1) * WIDTH
-    rows = max(MIN_ROWS * n, CACHED_ENTRIES // size) // ROWS * ROWS
-    A, v, x, w, p = np.zeros(rows * size), np.empty(rows), np.empty(rows), np.empty(size), np.empty(size)
-    for start in range(0, m, rows - n):
-        # Below the triangle of the rows before, of which there are none at first.
-        count = min(m - start, rows - n)
-        for i in range(count):
-            at = (n + i) * size
-            for k in range(n):
-                A[at + k] = matrix[start + i, k]
-        A[(n + count) * size :] = 0.0
-        _factor(A, rows, size, v, x, w, p)
-        for i in range(1, n):
-            A[i * size : i * size + i] = 0.0
-    for i in range(n):
-        for k in range(n):
-            R[i, k] = A[i * size + k]
+    flat = matrix.reshape(m * n)
+    columns, top = -(-n // COLUMNS) * COLUMNS, -(-n // WIDTH) * WIDTH
+    most = max(MIN_ROWS * n, CACHED_ENTRIES // n - top) // WIDTH**2 * WIDTH**2
+    # A vector further apart than they are long: at multiples of a large power of two they would share places of the
+    # cache.
+    apart = top + most + WIDTH
+    A, w, p = np.zeros(columns * apart), np.empty(columns), np.empty(columns)
+    R[:] = 0.0
+    for start in range(0, m, most):
+        count = min(m - start, most)
+        # Above them is the triangle of the rows before, of which there are none at first.
+        for j in range(n):
+            A[j * apart : j * apart + top] = 0.0
+            for i in range(j + 1):
+                A[j * apart + i] = R[i, j]
+        _copy_rows(flat, start, count, n, A, apart, top)
+        _factor(A, top + -(-count // WIDTH) * WIDTH, apart, R, w, p)

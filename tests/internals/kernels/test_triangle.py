@@ -16,7 +16,9 @@ def square_values(stack, workers):
     return lapack_svd_values(stack)
 
 
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 5), (64, 8), (513, 8), (700, 9), (900, 30), (1000, 96)])
+@pytest.mark.parametrize(
+    ("m", "n"), [(1, 1), (5, 5), (64, 8), (513, 8), (2100, 2), (1200, 4), (250, 16), (700, 9), (900, 30), (1000, 96)]
+)
 def test_a_triangle_has_the_gram_matrix_of_the_rows(m, n):
     matrix = np.random.default_rng(m).standard_normal((m, n)) * np.exp2(-np.arange(n))
     for factor in (triangle, plain(triangle)) if m * n < 5000 else (triangle,):
