@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from lowrank_core.cli.demo import figure as demo_figure
 from lowrank_core.cli.demo.experiments import Experiments
 from lowrank_core.models.inspection.layers import inspect
+from lowrank_core.models.operations.comparison import compare
 
 from .conftest import write_adapter
 
@@ -112,3 +113,20 @@ def test_zero_updates_are_not_drawn_and_alone_have_no_figure(adapter: Path) -> N
     type(report)(**{**vars(report), "layers": (zero, *report.layers[1:])}).figure()
     with pytest.raises(ValueError, match="every update is zero"):
         type(report)(**{**vars(report), "layers": (zero,)}).figure()
+
+
+def test_a_long_kind_of_layers_is_labelled_by_its_last_whole_parts(adapter: Path) -> None:
+    report = inspect(adapter)
+    names = ["encoder.self_attention.query_projection", "decoder_of_the_first_stage_projection"]
+    layers = [
+        type(layer)(**{**vars(layer), "name": name}) for layer, name in zip(report.layers[:2], names, strict=True)
+    ]
+    figure = type(report)(**{**vars(report), "layers": tuple(layers)}).figure()
+    assert sorted(labels(figure, 0)) == ["…query_projection", "…st_stage_projection"]
+
+
+def test_cosines_of_several_updates_are_coloured_from_minus_1_to_1(tmp_path: Path) -> None:
+    report = compare([write_adapter(tmp_path / str(seed), seed=seed) for seed in range(3)])
+    [image] = report.figure().axes[0].images
+    assert image.get_clim() == (-1.0, 1.0)
+    np.testing.assert_array_equal(image.get_array(), report.cosines)

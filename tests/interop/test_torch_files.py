@@ -6,6 +6,7 @@ import pickle
 import shlex
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -153,6 +154,29 @@ def test_a_deep_container_and_a_lone_tensor_are_refused(save):
         open_file(save(torch.ones(1)))
 
 
+def test_tensors_are_found_in_17_containers_and_no_deeper(save):
+    content = torch.ones(1)
+    for _ in range(17):
+        content = [content]
+    assert list(open_file(save(content))[0]) == [".".join(17 * "0")]
+    with pytest.raises(ValueError, match="nested deeper"):
+        open_file(save([content]))
+
+
+def test_a_tensor_that_a_file_has_no_longer_is_named(save):
+    read = open_file(save({"a": torch.ones(2, 3).T}))[0]["a"]
+    save({"b": torch.ones(2)})
+    with pytest.raises(ValueError, match="is not a valid PyTorch file \\('a' is no longer in it\\)"):
+        read.read()
+
+
+def test_repeated_entries_of_more_bytes_than_the_file_are_refused(save):
+    # 4 kB of one number in a file of about 1 kB or less.
+    tensors, _ = open_file(save({"r": torch.ones(1).expand(32, 32)}))
+    with pytest.raises(ValueError, match="'r' repeats its entries and is larger than its file"):
+        tensors["r"].read()
+
+
 def test_a_tensor_that_has_no_plain_numbers_is_refused_by_name_and_the_others_are_read(save):
     repeated = torch.ones(1).expand(1 << 15, 1 << 15)
     sparse = torch.eye(3).to_sparse()
@@ -241,12 +265,21 @@ def test_a_protocol_that_cannot_be_read_safely_is_named(tmp_path, zipped):
         open_file(path)
 
 
-def test_an_archive_that_expands_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["data.pkl", "byteorder"])
+def test_an_archive_that_expands_is_refused_and_not_expanded(tmp_path, name):
     path = tmp_path / "model.bin"
+    content = {"data.pkl": b"\x80\x02}.", "byteorder": b"little"}
+    content[name] = pickle.dumps({"a": "x" * (1 << 24)}, protocol=2)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"a": "x" * (1 << 24)}, protocol=2))
-    with pytest.raises(ValueError, match=r"not a valid PyTorch file.*expand"):
-        open_file(path)
+        for entry, value in content.items():
+            archive.writestr(f"archive/{entry}", value)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"not a valid PyTorch file.*expand"):
+            open_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_other_archives_are_named(tmp_path):
@@ -310,6 +343,7 @@ def test_the_command_that_converts_does(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError) as refused:
         open_file(path)
+    assert "pip install 'torch>=2.10'" in str(refused.value)
     command = str(refused.value).split("is installed: ")[1].split(". Any other way")[0]
     program, *arguments = shlex.split(command)
     assert program == "python"

@@ -49,6 +49,17 @@ def test_an_error_leaves_the_old_output_and_nothing_of_the_new(tmp_path, folder)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such step")
+def test_on_linux_the_old_folder_and_the_new_one_change_places_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    path.mkdir()
+    monkeypatch.setattr(Path, "replace", lambda self, _: pytest.fail(f"{self.name} was moved"))
+    with replacing(path, folder=True) as temporary:
+        (temporary / "file").write_text("new")
+    assert (path / "file").read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_failed_move_restores_the_old_folder(tmp_path, monkeypatch):
     path = tmp_path / "out"
     path.mkdir()

@@ -81,6 +81,27 @@ def test_a_folder_with_several_checkpoints_is_ambiguous(write_file):
         open_checkpoint(write_file({"a": np.ones(1)}, "two.safetensors").parent)
 
 
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("model.safetensors", "consolidated.safetensors"),
+        ("model.safetensors", "pytorch_model.bin"),
+        ("pytorch_model.bin", "consolidated.safetensors"),
+    ],
+)
+def test_a_file_of_a_models_own_name_is_taken_before_any_other(write_file, name, beside):
+    write_file({"b": np.ones(1)}, beside)
+    path = write_file({"a": np.ones(1)}, name)
+    assert open_checkpoint(path.parent) == open_checkpoint(path)
+
+
+@pytest.mark.parametrize("beside", ["other.safetensors.index.json", "pytorch_model.bin"])
+def test_an_index_of_a_models_own_name_is_taken_before_any_other(tmp_path, beside):
+    index = write_sharded(tmp_path / "m", {"x.safetensors": {"a": np.ones(1)}})
+    (tmp_path / "m" / beside).write_text("{}")
+    assert open_checkpoint(tmp_path / "m") == open_checkpoint(index)
+
+
 def test_a_folder_with_no_weights_is_refused(tmp_path):
     (tmp_path / "training_args.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"^no model.safetensors and no model.safetensors.index.json"):

@@ -1,6 +1,8 @@
+import io
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -22,12 +24,32 @@ def test_a_tensor_is_read_to_the_bit_in_its_own_dtype(write_file, rng, dtype):
     assert read.tobytes() == values.tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("shape", [(), (0, 3)])
+def test_a_number_and_an_empty_tensor_are_read_in_their_own_dtype(write_file, dtype, shape):
+    values = np.full(shape, 1.5).astype(np.dtype(dtype))
+    read = open_file(write_file({"x": values}))[0]["x"].read()
+    assert (read.shape, read.dtype, read.tobytes()) == (shape, values.dtype, values.tobytes())
+
+
 def test_a_type_that_numpy_does_not_have_is_refused_by_name(write_file):
     path = write_file({"x": np.zeros((2, 2), ml_dtypes.float8_e4m3fn)})
     path.write_bytes(path.read_bytes().replace(b'"F8_E4M3"', b'"F8_E8M0"'))
     tensors, _ = open_file(path)
     with pytest.raises(ValueError, match=r"^'x' is stored as F8_E8M0: .* dequantised first"):
         tensors["x"].read()
+
+
+def test_a_system_that_reads_a_few_bytes_at_a_time_is_asked_until_all_are_there(write_file, monkeypatch):
+    values = np.arange(100.0)
+    tensor = open_file(write_file({"x": values}))[0]["x"]
+
+    class Slow(io.FileIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:7])
+
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: Slow(self))
+    assert np.array_equal(tensor.read(), values)
 
 
 def test_several_tensors_are_read_in_the_order_given(write_file):

@@ -250,6 +250,10 @@ HOSTILE = {
         header(described(shape=(33,), kind=8), bytes(999), tensors=1, fields=0),
         "'x' has a shape of (33,), whose rows are not whole blocks of Q8_0",
     ),
+    "half a block in each row": (
+        header(described(shape=(16, 2), kind=8), bytes(999), tensors=1, fields=0),
+        "'x' has a shape of (2, 16), whose rows are not whole blocks of Q8_0",
+    ),
     "a tensor of no type": (
         header(described(kind=999), bytes(999), tensors=1, fields=0),
         "999 is not a valid GGMLQuantizationType",
@@ -274,6 +278,12 @@ def test_a_hostile_header_is_refused_at_once_and_in_little_memory(tmp_path, name
     finally:
         tracemalloc.stop()
     assert f" GGUF file ({message}): " in str(refused.value)
+
+
+def test_empty_strings_may_end_a_file(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(header(text("words"), number(9, 4), number(8, 4), number(3), *3 * [text("")]))
+    assert open_file(path) == ({}, {})
 
 
 def test_a_mutated_file_is_read_or_refused(tmp_path, rng):

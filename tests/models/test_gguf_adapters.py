@@ -134,6 +134,13 @@ def test_convert_keeps_the_factors(write_gguf, rng, tmp_path, alpha):
         assert np.array_equal(np.asarray(tensor.data), tensors[tensor.name])
 
 
+def test_the_architecture_is_written_once(write_gguf, rng, tmp_path, caplog):
+    with caplog.at_level("WARNING"):
+        convert(write_gguf(factors(rng)), tmp_path / "new.gguf")
+    # The package warns of a key that is given twice, and takes the last.
+    assert not caplog.records
+
+
 def test_merge_adds_them(write_gguf, rng, tmp_path):
     paths = [write_gguf(factors(rng)), write_gguf(factors(rng, 2), "second.gguf", alpha=3.0)]
     merge(paths, tmp_path / "sum.gguf", weights=[1.0, 0.5])

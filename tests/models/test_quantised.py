@@ -69,6 +69,7 @@ def test_a_weight_is_its_numbers_times_their_scale_and_scales_are_no_tensors(rea
         ((300, 200), (3, 2), {"weight_block_size": "128"}, (128, 128)),
         ((6, 64), (6, 2), {}, (1, 32)),
         ((35, 10), (5, 1), {}, (8, 10)),
+        ((21, 4), (7, 1), {}, (3, 4)),
         ((3, 140, 130), (3, 2, 2), {}, (1, 128, 128)),
         ((3, 4, 5), (3, 1, 1), {}, (1, 4, 5)),
         ((3, 4, 5), (3,), {}, (1, 4, 5)),
@@ -212,6 +213,10 @@ REFUSED = {
     "integers without scales": ({"q.weight": BYTES}, "quantised uint8: no scales"),
     "scales without a weight": ({"q.weight_scale_inv": np.ones((2, 2))}, "the weight that they belong to is missing"),
     "scales of experts without a weight": ({"q.up_scale_inv": np.ones((2, 2, 2))}, "is missing"),
+    "scales of plain experts": (
+        {"q.up": np.ones((2, 4, 4)), "q.up_scale_inv": np.ones((2, 1, 1))},
+        "'q.up' is float64: whether it was multiplied",
+    ),
     "scales of a plain weight": ({"q.weight": np.ones((4, 4)), "q.weight_scale": np.ones((4, 1))}, "q.*is float64"),
     "short blocks": ({"q_blocks": np.ones((4, 2, 8), np.uint8), "q_scales": np.ones((4, 2), np.uint8)}, "MXFP4"),
     "other blocks": ({"q_blocks": np.ones((4, 2, 16), np.uint8), "q_scales": np.ones((4, 3), np.uint8)}, "MXFP4"),

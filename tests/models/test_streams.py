@@ -1,10 +1,12 @@
+from contextlib import nullcontext
+
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
 from safetensors.numpy import load_file
 
-from lowrank_core.models.files.streams import stream_tensors
+from lowrank_core.models.files.streams import header_size, stream_tensors
 
 TENSORS = {
     "double": np.arange(6.0).reshape(2, 3),
@@ -87,3 +89,18 @@ def test_a_header_larger_than_the_space_reserved_for_it_is_refused(tmp_path):
         stream_tensors(tmp_path / "file", [], {}) as stream,
     ):
         stream.metadata["long"] = "x" * 10_000
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_header_may_fill_the_space_reserved_for_it_and_no_more(tmp_path, more):
+    path = tmp_path / "file.safetensors"
+    reserved = header_size([], {}) - 8
+    text = "x" * (reserved + more - len('{"__metadata__": {"long": ""}}'))
+    with (
+        pytest.raises(ValueError, match=rf"^the header takes {reserved + 1} bytes") if more else nullcontext(),
+        stream_tensors(path, [], {}) as stream,
+    ):
+        stream.metadata["long"] = text
+    if not more:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            assert file.metadata() == {"long": text}
