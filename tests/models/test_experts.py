@@ -89,6 +89,28 @@ def test_before_0_19_1_all_experts_are_taken_as_stored_transposed(write_peft, rn
     assert {layer.shape for layer in open_adapter(oss).layers} == {(6, 10)}
 
 
+@pytest.mark.parametrize(
+    ("base", "transposed"),
+    [
+        ({"base_model_name_or_path": "openai/gpt-oss-20b"}, True),
+        ({"base_model_name_or_path": "some/mixtral"}, False),
+        ({"auto_mapping": {"parent_library": "transformers.models.gpt_oss.modeling_gpt_oss"}}, True),
+        ({"auto_mapping": {"parent_library": "transformers.models.mixtral.modeling_mixtral"}}, False),
+    ],
+)
+def test_since_0_19_1_experts_are_stored_transposed_where_the_base_has_them_so(write_peft, rng, base, transposed):
+    tensors = stack(rng, "l.mlp.experts", 6, 10)
+    layers = open_adapter(write_peft(tensors, target_parameters=[GATE_UP], peft_version="0.21.2", **base)).layers
+    assert {layer.shape for layer in layers} == {(6, 10) if transposed else (10, 6)}
+
+
+@pytest.mark.parametrize(("name", "known"), [("router.weight", True), ("router.table", False)])
+def test_the_order_of_parameters_is_doubtful_where_a_name_is_not_known(write_peft, two_parameters, rng, name, known):
+    tensors = two_parameters | stack(rng, "l.router", 6, 4, experts=1)
+    path = write_peft(tensors, target_parameters=[DOWN, GATE_UP, name], target_modules=[], peft_version="0.21.2")
+    assert any("alphabetical order" in warning for warning in open_adapter(path).warnings) != known
+
+
 def test_rows_that_are_no_multiple_of_the_rank_are_that_parameters_failure(write_peft, two_parameters):
     path = write_peft(
         two_parameters,

@@ -121,6 +121,30 @@ def test_the_update_is_that_of_the_formula(write_file, rng, kind, alpha, name):
     assert adapter.unsupported == {}
 
 
+@pytest.mark.parametrize(
+    ("alpha", "source"),
+    [
+        (None, "no alpha in the file, which stands for the rank 2 (hada_w1_b): scale 1"),
+        (0.0, "alpha 0 in the file, which stands for the rank 2 (hada_w1_b): scale 1"),
+        (3.0, "alpha 3 (.alpha) / rank 2 (hada_w1_b)"),
+    ],
+)
+def test_the_source_of_the_scale_says_whether_there_is_an_alpha(write_file, rng, alpha, source):
+    tensors = next(each for kind, each, _ in tensors_and_updates(rng) if kind == "loha")
+    if alpha is not None:
+        tensors["alpha"] = np.float32(alpha)
+    (layer,) = open_adapter(write_file(module(tensors))).layers
+    assert layer.scaling_source == source
+
+
+def test_a_whole_difference_keeps_the_dtype_of_the_file(write_file):
+    difference = np.arange(6, dtype="f4").reshape(2, 3)
+    (layer,) = open_adapter(write_file(module({"diff": difference}))).layers
+    update = layer.update()
+    assert update.dtype == np.float32
+    assert np.array_equal(update, difference)
+
+
 def test_structured_updates_are_not_made_dense(write_file, rng):
     kinds = {kind: tensors for kind, tensors, _ in tensors_and_updates(rng)}
     tensors = {key: value for kind, each in kinds.items() for key, value in module(each, kind).items()}
@@ -187,10 +211,13 @@ def test_two_updates_of_one_module_are_both_named(write_file):
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({f"{part}{i}.weight": np.ones((2, 2)) for part in "ab" for i in (1, 2)}, "GLoRA"),
-        ({"oft_blocks": np.ones((2, 2, 2)), "alpha": np.float32(0)}, "OFT"),
-        ({"oft_blocks": np.ones((2, 2, 2, 2))}, "BOFT"),
-        ({"weight": np.ones(4), "on_input": np.int64(0)}, "IA3"),
+        (
+            {f"{part}{i}.weight": np.ones((2, 2)) for part in "ab" for i in (1, 2)},
+            "GLoRA: the update is W·a1·a2 + b1·b2, ",
+        ),
+        ({"oft_blocks": np.ones((2, 2, 2)), "alpha": np.float32(0)}, "OFT: the update is R·W − W, "),
+        ({"oft_blocks": np.ones((2, 2, 2, 2))}, "BOFT: the update is R·W − W, "),
+        ({"weight": np.ones(4), "on_input": np.int64(0)}, "IA3: the update is l·W, "),
         (
             {f"{part}.weight": np.ones((2, 2)) for part in ("q_layer", "p_layer")} | {"lambda_layer": np.ones(2)},
             "T-LoRA",
@@ -201,9 +228,16 @@ def test_updates_that_no_file_holds_are_named_and_counted(write_file, tensors, s
     whole = {"lokr_w1": np.ones((2, 2)), "lokr_w2": np.ones((2, 2))}
     inspection = inspect(write_file(module(tensors) | module(whole, "whole")))
     assert [layer.name for layer in inspection.layers] == ["whole"]
-    assert says in inspection.failures[NAME]
+    assert inspection.failures[NAME].removeprefix(f"'{NAME}' is a ").startswith(says)
     assert inspection.not_low_rank == {}
     assert inspection.totals.failures == 1
+
+
+def test_a_core_of_glora_is_not_left_out_of_its_update(write_file):
+    tensors = {f"{part}.weight": np.ones((2, 2)) for part in ("a1", "a2", "b1", "b2", "bm")}
+    adapter = open_adapter(write_file(module(tensors) | module({"diff": np.ones((2, 2))}, "whole")))
+    assert adapter.base_updates == ()
+    assert "Tucker core (bm)" in adapter.unsupported[NAME]
 
 
 def test_magnitudes_beside_any_kind_say_that_the_figures_are_not_all(write_file, rng):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lowrank_core.models import convert, merge, open_adapter, resize
@@ -152,13 +153,17 @@ def test_an_adapter_of_another_format_becomes_one_of_mlx_lm(write_peft, tmp_path
     assert config["lora_parameters"] == {"keys": ["lm_head", "mlp.up_proj"], "dropout": 0.0, "rank": 3, "scale": 1.0}
     assert (config["fine_tune_type"], config["num_layers"], config["model"]) == ("lora", -1, "some/model")
     stored = load_file(tmp_path / "mlx" / "adapters.safetensors")
+    with safe_open(tmp_path / "mlx" / "adapters.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "mlx"}
     for name, update in updates.items():
         assert stored[f"{name}.lora_a"].shape == (5, 3)
         assert np.allclose((stored[f"{name}.lora_a"] @ stored[f"{name}.lora_b"]).T, update, rtol=0, atol=1e-5)
 
 
-def test_what_mlx_lm_does_not_adapt_is_a_failure(write_peft, tmp_path):
-    conv = {"conv.lora_A.weight": np.ones((2, 3, 3, 3), "f4"), "conv.lora_B.weight": np.ones((4, 2, 1, 1), "f4")}
+@pytest.mark.parametrize("kernel", [(3,), (3, 3)])
+def test_what_mlx_lm_does_not_adapt_is_a_failure(write_peft, tmp_path, kernel):
+    one = (1,) * len(kernel)
+    conv = {"conv.lora_A.weight": np.ones((2, 3, *kernel), "f4"), "conv.lora_B.weight": np.ones((4, 2, *one), "f4")}
     linear = {"q.lora_A.weight": np.ones((2, 3), "f4"), "q.lora_B.weight": np.ones((4, 2), "f4")}
     report = convert(write_peft(conv | linear), tmp_path / "mlx", format="mlx")
     assert report.failures == {"conv": "a convolution, which mlx-lm does not adapt"}

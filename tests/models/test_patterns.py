@@ -2,8 +2,10 @@
 
 import json
 import re
+import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +107,10 @@ def test_patterns_match_as_in_peft(patterns, names):
         ("attn.q_proj", False),
         ("layers.1.self_attn.q_proj", False),
         ("q_pro", False),
+        ("q_projs*", True),
+        ("q_projs?", True),
+        ("q_projs{0,2}", True),
+        ("q_projs+", False),
     ],
 )
 def test_a_pattern_matches_the_end_of_a_name_after_a_dot(pattern, matches):
@@ -157,6 +163,7 @@ def test_no_patterns_take_more_than_a_second(patterns, names):
     [
         ("q(", "is not a regular expression"),
         ("((a{1000}){1000}){1000}", "repeats too often"),
+        ("(a{50001})?", "repeats too often"),
         ("(a|b)" * 5000, "too long"),
         ("a{" + "9" * 5000 + "}", "repeats too often"),
         ("(?x: a b)", "verbose"),
@@ -166,6 +173,10 @@ def test_a_pattern_that_is_invalid_or_too_large_is_refused(pattern, reason):
     with pytest.raises(ValueError, match=reason) as refused:
         ModulePatterns({pattern: 4})
     assert len(str(refused.value)) < 400
+
+
+def test_the_most_repeats_are_not_refused():
+    assert list(ModulePatterns({"(a{50000})?b": 4}).matching("b")) == ["(a{50000})?b"]
 
 
 def test_a_deeply_nested_pattern_is_refused_or_matched():
@@ -265,11 +276,38 @@ def adapters_of_names(tmp_path_factory):
 
 
 def test_without_the_engine_names_still_match_and_expressions_say_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "regex", None)
+    monkeypatch.setitem(sys.modules, "regex", None)
     table = ModulePatterns({"q_proj": 2, ".*q_proj": 3, "(.+)+k_proj": 4})
     assert table.matching(MODULE) == {"q_proj": 2, ".*q_proj": 3}
     with pytest.raises(ImportError, match=r"regex.*lowrank_core\[models\]"):
         table.matching("k_proj")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "module", "is_cheap"),
+    [
+        ("(a|b)(a|b)(a|b)(a|b)c", "abbac", True),
+        ("(a|b)(a|b)(a|b)(a|b)(a|b)c", "abbabc", False),
+        (".*q", "a" * 299 + "q", True),
+        (".*q", "a" * 300 + "q", False),
+    ],
+)
+def test_without_the_engine_cheap_expressions_match_short_names(monkeypatch, pattern, module, is_cheap):
+    monkeypatch.setitem(sys.modules, "regex", None)
+    table = ModulePatterns({pattern: 4})
+    with nullcontext() if is_cheap else pytest.raises(ImportError, match="regex"):
+        assert table.matching(module) == {pattern: 4}
+
+
+def test_a_match_that_was_stopped_is_refused_however_little_processor_time_it_took(monkeypatch):
+    def match(name, timeout):
+        raise TimeoutError
+
+    monkeypatch.setitem(sys.modules, "regex", SimpleNamespace(compile=lambda _: SimpleNamespace(match=match)))
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    table = ModulePatterns({"(a|aa)+c": 2})
+    with pytest.raises(ValueError, match="takes too long"):
+        table.matching("aac")
 
 
 def test_patterns_written_by_this_package_are_looked_up():

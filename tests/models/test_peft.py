@@ -190,6 +190,20 @@ def test_a_convolution_whose_ranks_disagree_is_not_taken_for_a_grouped_one(write
         open_adapter(write_peft(tensors, "mistaken", r=2))
 
 
+@pytest.mark.parametrize("kernel", [(3,), (3, 1), (1, 3)])
+def test_a_kernel_of_b_is_refused(write_peft, kernel):
+    tensors = {"conv.lora_A.weight": np.ones((2, 6, *kernel)), "conv.lora_B.weight": np.ones((4, 2, *kernel))}
+    with pytest.raises(ValueError, match="but B is a matrix, or a convolution of kernel size 1"):
+        open_adapter(write_peft(tensors))
+
+
+def test_the_old_name_of_the_weights_is_beside_the_configuration_too(write_peft):
+    path = write_peft(factors())
+    (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
+    adapter = open_adapter(path)
+    assert (adapter.format, [layer.scaling for layer in adapter.layers]) == ("peft", [4.0])
+
+
 @pytest.mark.parametrize("shape", [(0, 6), (6,)])
 def test_shards_that_were_not_gathered_are_recognised(write_peft, shape):
     tensors = factors() | {"proj.lora_A.weight": np.ones(shape, np.float32)}

@@ -147,13 +147,22 @@ def test_the_base_models_names_of_attention_processors_and_of_xlabs(write_file, 
     assert {layer.name for layer in open_adapter(write_file(tensors)).layers} == set(names.values())
 
 
-def test_biases_and_magnitudes_follow_their_layer(write_pairs):
+@pytest.mark.parametrize(
+    "magnitudes",
+    [
+        ".dora_scale",
+        ".lora_magnitude_vector",
+        ".lora_magnitude_vector.weight",
+        ".lora_magnitude_vector.default.weight",
+    ],
+)
+def test_biases_and_magnitudes_follow_their_layer(write_pairs, magnitudes):
     module = next(iter(SHAPES))
-    more = {f"{module}.lora_B.bias": np.full(8, 2, "f4"), f"{module}.lora_magnitude_vector": np.ones(8, "f4")}
+    more = {f"{module}.lora_B.bias": np.full(8, 2, "f4"), f"{module}{magnitudes}": np.ones(8, "f4")}
     path, _ = write_pairs(PAIRS["diffusers"], alphas=dict.fromkeys(SHAPES, 8.0), **more)
     others = {other.name.removeprefix(module): other for other in open_adapter(path).others}
     assert others[".lora_B.bias"].scaling == 2.0
-    assert others[".lora_magnitude_vector"].magnitudes
+    assert others[magnitudes].magnitudes
     assert {other.follows for other in others.values()} == {module}
     assert main(["inspect", str(path)]) == 1
 

@@ -181,3 +181,23 @@ def test_options_of_checkpoints_are_refused(write_file, write_base, tmp_path, rn
     pair = dict(zip(PAIR, (rng.standard_normal((2, 4)), rng.standard_normal((6, 2))), strict=True))
     with pytest.raises(ValueError, match="it is for the difference of two checkpoints"):
         extract(write_base({"q": weight}), write_file(module(pair)), tmp_path / "out", rank=1, **options)
+
+
+def test_a_bias_beside_magnitudes_stays_where_these_are_in_the_update(write_peft, write_base, rng, weight):
+    tensors = {
+        "q.lora_A.weight": rng.standard_normal((2, 4)),
+        "q.lora_B.weight": rng.standard_normal((6, 2)),
+        "q.lora_B.bias": np.ones(6),
+        "q.lora_magnitude_vector": np.ones(6),
+    }
+    adapter = open_with_base(write_peft(tensors, use_dora=True), write_base({"q": weight}))
+    assert [(other.name, other.scaling, other.follows) for other in adapter.others] == [("q.lora_B.bias", 4.0, "q")]
+
+
+def test_experts_are_on_the_matrices_of_a_stack_whose_name_ends_as_theirs(write_peft, write_file, rng):
+    stack = rng.standard_normal((3, 10, 6))
+    factors = {"l.mlp.experts.lora_A.weight": np.ones((6, 6)), "l.mlp.experts.lora_B.weight": np.ones((10, 6))}
+    path = write_peft(factors, target_parameters=["mlp.experts.up_proj"], peft_version="0.21.2")
+    layers = open_with_base(path, write_file({"model.l.mlp.experts.up_proj": stack})).layers
+    assert [layer.name for layer in layers] == [f"l.mlp.experts.up_proj[{index}]" for index in range(3)]
+    assert all(np.array_equal(layer.weight.read(), matrix) for layer, matrix in zip(layers, stack, strict=True))
