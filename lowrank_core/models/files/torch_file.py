@@ -59,10 +59,11 @@ def _open(path: Path) -> tuple[list[Entry], dict[str, str]]:
     archive = open_archive(path)
     with path.open("rb") if archive is None else BytesIO(archive.pickle) as content:
         _check_pickle(path, content)
-    # On the meta device tensors have a place in the file, and no numbers.
     is_mapped = archive is not None and _can_be_mapped(path)
-    tensors = _load(path, torch, device="meta" if is_mapped else "cpu", mmap=is_mapped)
     records = {} if archive is None else archive.records
+    # On the meta device tensors have a place in the file, and no numbers: of a big-endian archive, which has no records
+    # here, torch would swap the bytes of those that are not there, and end the process.
+    tensors = _load(path, torch, device="meta" if is_mapped and records else "cpu", mmap=is_mapped)
     return [
         Entry(key, tuple(tensor.shape), _dtype(tensor), offset=_offset(tensor, records))
         for key, tensor in tensors.items()
