@@ -64,8 +64,10 @@ TESTS = {
     "tests/test_public_api.py tests/properties/test_learning.py",
     "truncation": "tests/test_truncation.py tests/test_truncated_stacks.py tests/test_messages.py "
     "tests/properties/test_truncation.py",
-    "comparison": "tests/test_comparison.py tests/test_results.py tests/properties/test_comparison.py",
-    "space_overlap": "tests/test_comparison.py tests/test_results.py tests/properties/test_comparison.py",
+    "comparison": "tests/test_comparison.py tests/test_shown_comparison.py tests/test_results.py "
+    "tests/properties/test_comparison.py",
+    "space_overlap": "tests/test_comparison.py tests/test_shown_comparison.py tests/test_results.py "
+    "tests/properties/test_comparison.py",
     "synthetic": "tests/test_synthetic.py tests/test_messages.py tests/properties/test_synthetic.py",
     "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py",
     "_linalg/largest_value": f"{INTERNALS}/test_largest_value.py",

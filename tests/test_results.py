@@ -4,7 +4,6 @@ import importlib
 import subprocess
 import sys
 from dataclasses import fields
-from html.parser import HTMLParser
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +29,7 @@ from lowrank_core import (
     style_update,
     variance_captured,
 )
+from tests.cells import Cells
 
 RNG = np.random.default_rng(0)
 B, A = RNG.standard_normal((6, 2)), RNG.standard_normal((2, 5))
@@ -57,28 +57,6 @@ RESULTS = {
     "compared spaces": compare(UPDATE, DENSE).rows,
     "allocated": allocate_ranks({"q": spectrum(DENSE), "v": spectrum(np.eye(3))}, parameters=30),
 }
-
-
-class Cells(HTMLParser):
-    """The cells of a table, row by row, and its caption."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.rows, self.caption, self._open = [], "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, _):
-        self._open = tag
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in {"td", "th"}:
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        if self._open == "caption":
-            self.caption += data
-        elif self._open in {"td", "th"}:
-            self.rows[-1][-1] += data
 
 
 @pytest.mark.parametrize("name", RESULTS)
