@@ -84,8 +84,9 @@ TESTS = {
     f"{KERNELS}learning": f"{COMPILED} {INTERNALS}/kernels/test_learning.py tests/test_learning.py",
     f"{KERNELS}products": f"{COMPILED} {INTERNALS}/kernels/test_products.py",
     f"{KERNELS}krylov": f"{COMPILED} {INTERNALS}/kernels/test_narrow_products.py",
-    f"{KERNELS}band": f"{COMPILED} {INTERNALS}/kernels/test_band.py "
-    "-k 'function_of or three_diagonals_have or panel or a_pass'",
+    f"{KERNELS}band": f"{COMPILED} {INTERNALS}/kernels/test_band.py {INTERNALS}/kernels/test_upper_band.py "
+    "-k 'function_of or three_diagonals_have or panel or a_pass or rows_are_multiplied'",
+    f"{KERNELS}narrow": f"{COMPILED} {INTERNALS}/kernels/test_narrow_products.py -k 'function_of or of_doubles'",
     f"{KERNELS}bidiagonal": f"{COMPILED} {INTERNALS}/kernels/test_bidiagonal.py -k 'function_of or came_from'",
     f"{KERNELS}triangle": f"{COMPILED} {INTERNALS}/kernels/test_triangle.py -k 'function_of or gram_matrix'",
     f"{KERNELS}gram": f"{COMPILED} {INTERNALS}/kernels/test_gram.py {INTERNALS}/kernels/test_dqds.py "
