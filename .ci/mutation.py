@@ -50,7 +50,7 @@ TESTS = {
     "scaling": "tests/test_scaling.py tests/test_messages.py tests/properties/test_scaling.py tests/test_sweeps.py",
     "updates": "tests/test_updates.py tests/test_results.py tests/test_structured.py tests/test_messages.py "
     "tests/test_public_api.py tests/properties/test_updates.py",
-    "kronecker_updates": "tests/test_structured.py tests/test_results.py tests/test_messages.py "
+    "kronecker_updates": "tests/test_structured.py tests/test_updates.py tests/test_results.py tests/test_messages.py "
     "tests/test_public_api.py tests/properties/test_kronecker.py",
     "structured": "tests/test_structured.py tests/test_messages.py tests/properties/test_structured.py",
     "ranks": "tests/test_ranks.py tests/test_messages.py tests/properties/test_ranks.py",

@@ -1,5 +1,7 @@
 """Kronecker products, sums, Hadamard products and Tucker factors: dtypes, layouts, batches, and what LyCORIS builds."""
 
+from dataclasses import FrozenInstanceError
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from lowrank_core import (
     spectrum,
     truncate,
 )
+from tests.cells import Cells
 
 L = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
 R = np.arange(8.0).reshape(4, 2) - 3.0
@@ -201,3 +204,25 @@ def test_loha_with_tucker_cores():
     update = low_rank_hadamard(*products)
     assert update.rank == 9
     assert np.allclose(update.to_dense().reshape(6, 5, 2, 2), halves[0] * halves[1], atol=1e-12)
+
+
+def test_a_kronecker_product_shows_its_sides():
+    update = KroneckerUpdate(L, FACTORS, 0.5)
+    assert repr(update) == "<KroneckerUpdate 8 × 6: rank up to 2, γ = 0.5, float64>"
+    sides = [["L", "2 × 3", "float64"], ["R", "4 × 2", "float64"]]
+    assert Cells(update._repr_html_()).rows == [["side", "shape", "dtype"], *sides]
+    assert type(KroneckerUpdate(L, R, 3).scaling) is float
+    with pytest.raises(FrozenInstanceError):
+        update.scaling = 2.0
+    with pytest.raises(TypeError, match="shape"):
+        KroneckerUpdate(L, R, shape=(8, 6))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+def test_an_entry_that_fits_float64_is_not_lost_on_the_way_to_it(size):
+    stack = np.stack([L, 2 * L])
+    update = KroneckerUpdate(size * stack, R / size, 1e-3)
+    exact = 1e-3 * np.stack([np.kron(each, R) for each in stack])
+    assert np.allclose(update.to_dense(), exact, rtol=1e-15, atol=0)
+    huge = KroneckerUpdate(size * stack, R / size * 1e-100, 1e100)
+    assert np.allclose(huge.to_dense(), 1e3 * exact, rtol=4e-15, atol=0)
