@@ -46,13 +46,18 @@ KERNELS = "_linalg/kernels/"
 # The tests that a mutant of each module is tried against, the quickest first; of those of kernels, on small matrices.
 INTERNALS = "tests/internals"
 COMPILED = f"{INTERNALS}/kernels/test_files.py"
+COMPARISONS = (
+    "tests/test_comparison.py tests/test_shown_comparison.py tests/test_results.py tests/test_whole_messages.py "
+    "tests/properties/test_comparison.py"
+)
 TESTS = {
     "scaling": "tests/test_scaling.py tests/test_messages.py tests/properties/test_scaling.py tests/test_sweeps.py",
     "updates": "tests/test_updates.py tests/test_results.py tests/test_structured.py tests/test_messages.py "
     "tests/test_public_api.py tests/properties/test_updates.py",
-    "kronecker_updates": "tests/test_structured.py tests/test_updates.py tests/test_results.py tests/test_messages.py "
-    "tests/test_public_api.py tests/properties/test_kronecker.py",
-    "structured": "tests/test_structured.py tests/test_messages.py tests/properties/test_structured.py",
+    "kronecker_updates": "tests/test_structured.py tests/test_updates.py tests/test_results.py "
+    "tests/test_whole_messages.py tests/test_messages.py tests/test_public_api.py tests/properties/test_kronecker.py",
+    "structured": "tests/test_structured.py tests/test_whole_messages.py tests/test_messages.py "
+    "tests/properties/test_structured.py",
     "ranks": "tests/test_ranks.py tests/test_messages.py tests/properties/test_ranks.py",
     "allocation": "tests/test_allocation.py tests/test_messages.py tests/properties/test_allocation.py",
     "noise": f"tests/test_noise.py {INTERNALS}/test_noise_edge.py",
@@ -64,12 +69,12 @@ TESTS = {
     "tests/test_public_api.py tests/properties/test_learning.py",
     "truncation": "tests/test_truncation.py tests/test_truncated_stacks.py tests/test_messages.py "
     "tests/properties/test_truncation.py",
-    "comparison": "tests/test_comparison.py tests/test_shown_comparison.py tests/test_results.py "
-    "tests/properties/test_comparison.py",
-    "space_overlap": "tests/test_comparison.py tests/test_shown_comparison.py tests/test_results.py "
-    "tests/properties/test_comparison.py",
-    "synthetic": "tests/test_synthetic.py tests/test_messages.py tests/properties/test_synthetic.py",
-    "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py",
+    "comparison": COMPARISONS,
+    "space_overlap": COMPARISONS,
+    "synthetic": "tests/test_synthetic.py tests/test_whole_messages.py tests/test_messages.py "
+    "tests/properties/test_synthetic.py",
+    "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py "
+    "tests/test_spectra.py tests/test_truncation.py",
     "_linalg/largest_value": f"{INTERNALS}/test_largest_value.py",
     "_linalg": f"{INTERNALS} tests/test_spectra.py tests/test_truncation.py tests/test_truncated_stacks.py "
     "tests/test_structured.py tests/test_comparison.py tests/models/test_tolerance.py tests/models/test_extraction.py "
