@@ -47,6 +47,12 @@ BASELINE = Path("baseline.json")
 # The seconds of the tests that a mutant is tried against first, and against the rest only if it survives these.
 FIRST_SECONDS = 1.0
 
+# Tests that look at files and classes as they are, and run no line of them.
+OF_ALL = (
+    "tests/internals/kernels/test_files.py",
+    "tests/models/test_rows_and_progress.py::test_every_report_and_value_is_frozen",
+)
+
 # A mutant may ask for an array of any size; tests need less than this many bytes.
 MEMORY = 8 << 30
 
@@ -70,11 +76,15 @@ class Baseline:
     lines: dict[str, dict[str, list[str]]]
 
     def tests_of(self, module: str, lines: Collection[int]) -> list[str]:
-        """Return the tests that run one of the lines, the quickest first; those of all lines where only imports do."""
+        """Return the tests that run one of the lines, the quickest first; those of all lines where only imports do.
+
+        And those of all mutants.
+        """
         tests = self.lines.get(str(path_of(module)), {})
         found = {test for line in lines for test in tests.get(str(line), ())}
         if found == {""}:
             found = {test for all_tests in tests.values() for test in all_tests}
+        found |= {test for test in self.seconds if test.startswith(OF_ALL)}
         return sorted(found & self.seconds.keys(), key=self.seconds.__getitem__)
 
 
