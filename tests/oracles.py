@@ -3,6 +3,7 @@
 Numbers are exact fractions, mpmath's at 50 digits, or float64; a function here never calls the library.
 """
 
+from contextlib import suppress
 from fractions import Fraction
 
 import mpmath
@@ -15,16 +16,23 @@ def _exact(matrix):
     return mpmath.matrix(np.asarray(matrix, dtype=np.float64).tolist())
 
 
+def _values(matrix):
+    """Singular values of mpmath's matrix, rounded to float64; of some, mpmath finds none without a few digits more."""
+    for digits in (50, 60, 80):
+        with suppress(RuntimeError), mpmath.workdps(digits):
+            return np.array([float(value) for value in mpmath.svd_r(matrix, compute_uv=False)])
+    raise RuntimeError("mpmath finds no singular values")
+
+
 def singular_values(matrix):
     """Singular values, descending, to 50 digits and then rounded to float64."""
-    return np.array([float(value) for value in mpmath.svd_r(_exact(matrix), compute_uv=False)])
+    return _values(_exact(matrix))
 
 
 def product_singular_values(B, A, scaling=1.0):
     """The min(r, m, n) leading singular values of scaling · B @ A, with the product itself formed to 50 digits."""
     product = mpmath.mpf(scaling) * _exact(B) * _exact(A)
-    values = [float(value) for value in mpmath.svd_r(product, compute_uv=False)]
-    return np.array(values[: np.shape(B)[1]])
+    return _values(product)[: np.shape(B)[1]]
 
 
 def kronecker_singular_values(left, right, scaling=1.0):
@@ -33,7 +41,7 @@ def kronecker_singular_values(left, right, scaling=1.0):
     product = mpmath.matrix(L.rows * R.rows, L.cols * R.cols)
     for i, j in np.ndindex(product.rows, product.cols):
         product[i, j] = mpmath.mpf(scaling) * L[i // R.rows, j // R.cols] * R[i % R.rows, j % R.cols]
-    return np.array([float(value) for value in mpmath.svd_r(product, compute_uv=False)])
+    return _values(product)
 
 
 def norm(matrix):

@@ -6,6 +6,7 @@ import pytest
 import threadpoolctl
 
 from lowrank_core import LowRankUpdate, Spectrum, error_sweep, reconstruction_error, spectrum, variance_captured
+from tests import oracles
 
 
 def test_fields_of_a_spectrum():
@@ -222,3 +223,11 @@ def test_routes_that_look_for_finite_entries_as_they_go_name_the_first_other_one
     matrix[7, 5] = bad
     with pytest.raises(ValueError, match=rf"contains {bad} at row 7, column 5"):
         spectrum(matrix, rank=rank)
+
+
+def test_a_matrix_of_which_mpmath_finds_no_values_at_fifty_digits_has_them():
+    matrix = np.zeros((2, 8))
+    matrix[0], matrix[1, :2] = 0.201171875, [0.40234375, -0.40234375]
+    exact = oracles.singular_values(matrix)
+    assert exact.tolist() == [matrix[0, 0] * np.sqrt(8.0)] * 2
+    assert np.allclose(spectrum(matrix).values, exact, rtol=1e-15)
