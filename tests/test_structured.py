@@ -226,3 +226,5 @@ def test_an_entry_that_fits_float64_is_not_lost_on_the_way_to_it(size):
     assert np.allclose(update.to_dense(), exact, rtol=1e-15, atol=0)
     huge = KroneckerUpdate(size * stack, R / size * 1e-100, 1e100)
     assert np.allclose(huge.to_dense(), 1e3 * exact, rtol=4e-15, atol=0)
+    lone, x = KroneckerUpdate(huge.left[0], huge.right, 1e100), np.arange(12.0).reshape(2, 6)
+    assert np.allclose(lone.apply(x), 1e3 * x @ exact[0].T, rtol=0, atol=1e-12)
