@@ -27,42 +27,26 @@ def factored_panel(panel: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def triangle_by_panels(matrix: NDArray[Any]) -> Floats:
-    """Compute the triangle R (n, n) of a matrix (m, n), m ≥ n; not finite where an entry is not."""
-    n = matrix.shape[1]
-    size = whole_panels(n)
-    A, R = np.zeros((max(len(matrix), size), size)), np.zeros((size, size))
-    A[: len(matrix), :n] = matrix
-    start = 0
+    """Compute the triangle R (n, n) of a matrix (m, n), m ≥ n; not finite where an entry is not.
+
+    Reflectors I − V T Vᵀ turn A into A − V Yᵀ, where Y = Aᵀ V T. The pass for the next panel's Aᵀ V subtracts that.
+    """
+    m, n = matrix.shape
+    rows, size = whole_panels(m), whole_panels(n)
+    A, R = np.zeros((rows, size + BAND)), np.zeros((size, size))
+    A[:m, :n] = matrix
+    V, Y = np.zeros((rows, BAND)), np.zeros((size, BAND))
+    left, right = np.zeros(rows * BAND), np.zeros(size * BAND)
     # The caller sees by R what overflows or is not finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        while start < size:
-            end = start + whole_panels((size - start) // 2)
-            T = _reduce(A[start:, start:end], R[start:end, start:end])
-            _apply(A[start:, start:end], T, A[start:, end:], R[start:end, end:])
-            start = end
+        for k in range(0, size, BAND):  # pragma: no branch - the last panel leaves
+            j = k + BAND
+            V[k:], T, R[k:j, k:j] = factored_panel(A[k:, k:j] - V[k:] @ Y[k:j].T)
+            if j == size:
+                break
+            kernel("band", "update_and_multiply_columns")(A, k, j, size, left, right, V.reshape(-1), Y.reshape(-1))
+            Y[j:] = Y[j:] @ T
+            R[k:j, j:] = A[k:j, j:size] - V[k:j] @ Y[j:].T
+            np.negative(V.reshape(-1), out=left)
+            kernel("band", "pack")(Y.reshape(-1), j, right, 0)
     return R[:n, :n]
-
-
-def _reduce(A: Floats, R: Floats) -> Floats:
-    """Replace A (rows, n) by V of its factor I − V T Vᵀ, fill in its triangle R, and return T.
-
-    Halves of the columns, one after the other: products with many columns are faster than products with few (Elmroth
-    and Gustavson, IBM J. Res. Dev. 44 (2000) 605).
-    """
-    n = A.shape[1]
-    if n == BAND:
-        A[:], T, R[:] = factored_panel(A)
-        return T
-    half = whole_panels(n // 2)
-    left, right, T = A[:, :half], A[:, half:], np.zeros((n, n))
-    T[:half, :half] = _reduce(left, R[:half, :half])
-    _apply(left, T[:half, :half], right, R[:half, half:])
-    T[half:, half:] = _reduce(right[half:], R[half:, half:])
-    T[:half, half:] = -T[:half, :half] @ (left.T @ right) @ T[half:, half:]
-    return T
-
-
-def _apply(V: Floats, T: Floats, A: Floats, R: Floats) -> None:
-    """Apply (I − V T Vᵀ)ᵀ to the columns A beside V, and move their first rows, which are done, to R."""
-    A -= V @ (T.T @ (V.T @ A))
-    R[:], A[: len(R)] = A[: len(R)], 0.0

@@ -20,8 +20,8 @@ __all__ = ["tall_svd_values", "triangles"]
 PART_ENTRIES = 2**17
 PART_ROWS = 8
 
-# Up to so many columns a kernel keeps rows in a core's own cache; panels of columns are faster beyond. With fewer rows
-# for each column than a part has, LAPACK is as fast, which NumPy runs in one thread at a time.
+# Up to so many columns a kernel keeps rows in a core's own cache; panels of columns are faster beyond. LAPACK's QR, as
+# fast on one core, is run by NumPy in one thread at a time.
 NARROW = 96
 
 # Largest entries of a triangle between which no square has left the range of float64 where that would matter.
@@ -68,9 +68,7 @@ def _triangle(rows: NDArray[Any]) -> Floats:
     """Compute the triangle R (n, n) of at least n rows."""
     n = rows.shape[1]
     if n > NARROW:
-        if len(rows) >= PART_ROWS * n:
-            return triangle_by_panels(rows)
-        return np.asarray(np.linalg.qr(np.asarray(rows, np.float64), mode="r"))
+        return triangle_by_panels(rows)
     # Numba would compile the kernel once for writeable arrays and once for read-only ones.
     doubles = np.ascontiguousarray(rows, np.float64).view()
     doubles.flags.writeable = False

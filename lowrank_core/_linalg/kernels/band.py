@@ -56,13 +56,13 @@ def _tile_at(row: int, column: int) -> int:
 
 
 @kernel
-def _add_product(A: Floats, at: int, apart: int, left: Floats, i: int, right: Floats, j: int) -> None:
-    """Add to PACKED columns of some rows of A, ``apart``, the product of rows of ``left`` and columns of ``right``."""
+def _add_product(A: Floats, at: int, apart: int, depth: int, left: Floats, i: int, right: Floats, j: int) -> None:
+    """Add to PACKED columns of rows of A, ``apart``, a product of rows of ``left``, ``depth`` apart, and ``right``."""
     for column in range(0, PACKED, TILE_COLUMNS):
         tile = simd.load_rows(A, at + column, apart, TILE_ROWS, TILE_COLUMNS)
-        for k in range(DEPTH):
-            row = simd.load(right, j + k * PACKED + column, TILE_COLUMNS)
-            tile = simd.fma(simd.load_column(left, i + k, DEPTH, TILE_ROWS), row, tile)
+        for k in range(depth):
+            row = simd.load(right, j * depth + k * PACKED + column, TILE_COLUMNS)
+            tile = simd.fma(simd.load_column(left, i * depth + k, depth, TILE_ROWS), row, tile)
         simd.store_rows(A, at + column, apart, tile)
 
 
@@ -87,7 +87,7 @@ def update_and_multiply(
             at = _tile_at(row, column) - row * TILE * TILE - column * TILE
             for i in range(i0, i1, TILE_ROWS):
                 for j in range(j0, j1, PACKED):
-                    _add_product(tiles, at + i * TILE + j, TILE, left, i * DEPTH, right, j * DEPTH)
+                    _add_product(tiles, at + i * TILE + j, TILE, DEPTH, left, i, right, j)
             for i in range(i0, i1, SUM_ROWS):
                 add_product(tiles, at + i * TILE + j0, 1, TILE, j1 - j0, x, j0 * BAND, product, i * BAND)
             if row > column:
@@ -101,10 +101,11 @@ def update_and_multiply_columns(
 ) -> None:
     """Add left · right to some columns of A, from row ``begin`` on, and fill the same rows of y with Aᵀ x.
 
-    A is (rows, columns); flattened are ``left`` (rows, DEPTH), x (rows, BAND) and y (columns, BAND), and ``right`` is
+    A is (rows, columns); flattened are ``left`` (rows, depth), x (rows, BAND) and y (columns, BAND), and ``right`` is
     as `pack` lays it out. Rows and columns are multiples of BAND.
     """
     rows, apart = A.shape
+    depth = left.size // rows
     flat = A.reshape(rows * apart)
     y[start * BAND : stop * BAND] = 0.0
     for top in range(begin, rows, STRETCH):
@@ -112,7 +113,7 @@ def update_and_multiply_columns(
         # Nothing is due before the first panel.
         for i in range(top if begin > 0 else bottom, bottom, TILE_ROWS):
             for j in range(start, stop, PACKED):
-                _add_product(flat, i * apart + j, apart, left, i * DEPTH, right, j * DEPTH)
+                _add_product(flat, i * apart + j, apart, depth, left, i, right, j)
         for j in range(start, stop, SUM_ROWS):
             add_product(flat, top * apart + j, apart, 1, bottom - top, x, top * BAND, y, j * BAND)
 
@@ -130,18 +131,20 @@ def multiply_rows(A: Floats, begin: int, end: int, start: int, stop: int, x: Flo
 
 
 @kernel
-def _packed_at(i: int, k: int) -> int:
-    """Return where column i and row k of ``right`` are."""
-    return i // PACKED * PACKED * DEPTH + k * PACKED + i % PACKED
+def _packed_at(i: int, k: int, depth: int) -> int:
+    """Return where column i and row k of ``right`` are, of so many rows."""
+    return i // PACKED * PACKED * depth + k * PACKED + i % PACKED
 
 
 @kernel
-def pack(x: Floats, begin: int, right: Floats, depth: int) -> None:
-    """Lay out rows ``begin`` … of x (end, BAND), flattened, as columns of ``right`` from row ``depth`` on."""
-    for i in range(begin, x.size // BAND, WIDTH):
+def pack(x: Floats, begin: int, right: Floats, first: int) -> None:
+    """Lay out rows ``begin`` … of x (end, BAND) as columns of ``right`` (depth, end), both flattened, from row ``first``."""
+    end = x.size // BAND
+    depth = right.size // end
+    for i in range(begin, end, WIDTH):
         for k in range(0, BAND, WIDTH):
             tile = simd.load_rows(x, i * BAND + k, BAND, WIDTH)
-            simd.store_rows(right, _packed_at(i, depth + k), PACKED, simd.transpose(tile))
+            simd.store_rows(right, _packed_at(i, first + k, depth), PACKED, simd.transpose(tile))
 
 
 @kernel
@@ -154,7 +157,7 @@ def reduce_panel(tiles: Floats, begin: int, end: int, left: Floats, right: Float
     across = np.empty(DEPTH * BAND)
     for k in range(DEPTH):
         for j in range(BAND):
-            across[k * BAND + j] = right[_packed_at(begin + j, k)]
+            across[k * BAND + j] = right[_packed_at(begin + j, k, DEPTH)]
     for i in range(begin, end):
         at = _tile_at(i // TILE, column) + i % TILE * TILE + begin % TILE
         simd.store(v, i * BAND, simd.load(tiles, at, BAND))
