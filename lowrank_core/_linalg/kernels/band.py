@@ -138,7 +138,7 @@ def _packed_at(i: int, k: int, depth: int) -> int:
 
 @kernel
 def pack(x: Floats, begin: int, right: Floats, first: int) -> None:
-    """Lay out rows ``begin`` … of x (end, BAND) as columns of ``right`` (depth, end), both flattened, from row ``first``."""
+    """Lay out rows ``begin`` … of x (end, BAND) as columns of ``right`` (depth, end), flattened, from ``first`` on."""
     end = x.size // BAND
     depth = right.size // end
     for i in range(begin, end, WIDTH):
