@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lowrank_core._linalg.kernels.sizes import COLUMNS
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
 from lowrank_core._linalg.threads import Team
-from lowrank_core._linalg.values import Floats
+from lowrank_core._linalg.values import Floats, read_only
 
 __all__ = ["TallMatrix", "tall_matrix"]
 
@@ -93,13 +93,14 @@ def tall_matrix(matrix: NDArray[Any], team: Team) -> tuple[TallMatrix, float]:
     """Convert a matrix to the precision and into the range of the products; with ‖X‖_F² in float64."""
     wide = matrix.shape[0] < matrix.shape[1]
     precision = np.float64 if matrix.dtype == np.float64 else np.float32
-    array: NDArray[Any] = np.ascontiguousarray(matrix, dtype=precision)
+    array = read_only(np.ascontiguousarray(matrix, dtype=precision))
     energy = _energy(array, team)
     least, largest = UNSCALED_ENERGIES[array.dtype.name]
     if least < energy < largest:
         return TallMatrix(array, wide, 0, team), energy
     scaled, exponent = scaled_to_unit(matrix)
-    return TallMatrix(scaled.astype(precision, copy=False), wide, int(exponent), team), float(np.vdot(scaled, scaled))
+    array = read_only(scaled.astype(precision, copy=False))
+    return TallMatrix(array, wide, int(exponent), team), float(np.vdot(scaled, scaled))
 
 
 def _energy(array: NDArray[Any], team: Team) -> float:
@@ -185,7 +186,7 @@ def _blas_float64_product(basis: Floats) -> Callable[[NDArray[Any], Floats], flo
 
 def _kernel_float64_product(basis: Floats) -> Callable[[Singles, Floats], float]:
     """Return such a function that calls a kernel, which converts rows in cache, in two thirds of the time of BLAS."""
-    from lowrank_core._linalg.kernels.krylov import FLOAT64_COLUMNS, ROWS, multiply_float64
+    from lowrank_core._linalg.kernels.krylov import FLOAT64_COLUMNS, ROWS, multiply_in_float64
 
     columns, rank = basis.shape
     panels = -(-rank // FLOAT64_COLUMNS)
@@ -195,7 +196,7 @@ def _kernel_float64_product(basis: Floats) -> Callable[[Singles, Floats], float]
 
     def multiply(rows: Singles, product: Floats) -> float:
         panel_products = np.zeros((panels, -(-len(rows) // ROWS) * ROWS, FLOAT64_COLUMNS))
-        energy = multiply_float64(rows, by_panel, panel_products.ravel())
+        energy = multiply_in_float64(rows, by_panel, panel_products.ravel())
         product[:] = panel_products[:, : len(rows)].swapaxes(0, 1).reshape(len(rows), -1)[:, :rank]
         return float(energy)
 

@@ -11,7 +11,7 @@ from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.machine_code import kernel
 from lowrank_core._linalg.values import Floats
 
-__all__ = ["factored_panel", "triangle_by_panels", "whole_panels"]
+__all__ = ["factor_panel", "triangle_by_panels", "whole_panels"]
 
 
 def whole_panels(columns: int) -> int:
@@ -19,11 +19,12 @@ def whole_panels(columns: int) -> int:
     return -(-columns // BAND) * BAND
 
 
-def factored_panel(panel: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return V, T and the triangle R of a panel (rows, BAND), with which it is (I − V T Vᵀ) R."""
-    V, (T, R) = np.array(panel, order="C"), np.zeros((2, BAND, BAND))
-    kernel("band", "factor_panel")(V, R, T)
-    return V, T, R
+def factor_panel(V: Floats) -> tuple[Floats, Floats]:
+    """Replace a panel (rows, BAND) by V of its factor I − V T Vᵀ, and return T and its triangle R."""
+    T, R = np.zeros((2, BAND, BAND))
+    kernel("band", "factor_panel")(V, R)
+    kernel("band", "accumulate")(V, T)
+    return T, R
 
 
 def triangle_by_panels(matrix: NDArray[Any]) -> Floats:
@@ -41,7 +42,8 @@ def triangle_by_panels(matrix: NDArray[Any]) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(0, size, BAND):  # pragma: no branch - the last panel leaves
             j = k + BAND
-            V[k:], T, R[k:j, k:j] = factored_panel(A[k:, k:j] - V[k:] @ Y[k:j].T)
+            np.subtract(A[k:, k:j], V[k:] @ Y[k:j].T, out=V[k:])
+            T, R[k:j, k:j] = factor_panel(V[k:])
             if j == size:
                 break
             kernel("band", "update_and_multiply_columns")(A, k, j, size, left, right, V.reshape(-1), Y.reshape(-1))

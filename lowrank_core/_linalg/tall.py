@@ -12,7 +12,7 @@ from lowrank_core._linalg.batches import Batching, map_batch
 from lowrank_core._linalg.machine_code import kernel
 from lowrank_core._linalg.panels import triangle_by_panels
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
-from lowrank_core._linalg.values import Floats, Values, unscaled_values
+from lowrank_core._linalg.values import Floats, Values, read_only, unscaled_values
 
 __all__ = ["tall_svd_values", "triangles"]
 
@@ -69,9 +69,6 @@ def _triangle(rows: NDArray[Any]) -> Floats:
     n = rows.shape[1]
     if n > NARROW:
         return triangle_by_panels(rows)
-    # Numba would compile the kernel once for writeable arrays and once for read-only ones.
-    doubles = np.ascontiguousarray(rows, np.float64).view()
-    doubles.flags.writeable = False
     R = np.empty((n, n))
-    kernel("triangle", "triangle")(doubles, R)
+    kernel("triangle", "triangle")(read_only(np.ascontiguousarray(rows, np.float64)), R)
     return R

@@ -100,15 +100,16 @@ def band_form(tiles: Floats, size: int, team: Team) -> Floats:
 
     Reflectors I − V T Vᵀ reduce each panel of columns to BAND entries below the diagonal; applied from both sides they
     turn A into A − V Wᵀ − W Vᵀ, where W = A V T − ½ V Tᵀ Vᵀ A V T (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput.
-    10 (1989) 53; T from Vᵀ V after Puglisi, ibid. 13 (1992) 723). The pass for the next panel's A V subtracts that.
+    10 (1989) 53). The pass for the next panel's A V subtracts that.
     """
-    from lowrank_core._linalg.kernels.band import DEPTH, pack, reduce_panel, update_and_multiply
+    from lowrank_core._linalg.kernels.band import DEPTH, accumulate, pack, reduce_panel, update_and_multiply
 
     end = whole_panels(size)
     flat = tiles.reshape(-1)
     band = np.zeros((end + 3 * BAND) * (2 * BAND + 1))
     left, right = np.zeros((end, DEPTH)), np.zeros(end * DEPTH)
     V, W, product = np.zeros((3, end, BAND))
+    T = np.zeros((BAND, BAND))
     partial_products = np.empty((PARTS, end * BAND))
 
     def multiply(part: int) -> None:
@@ -122,7 +123,7 @@ def band_form(tiles: Floats, size: int, team: Team) -> Floats:
         team.map(multiply, range(PARTS))
         v, w, p = V[below:], W[below:], product[below:]
         np.sum(partial_products[:, below * BAND :], axis=0, out=p.reshape(-1))
-        T = np.linalg.inv(np.triu(v.T @ v, 1) + np.eye(BAND))
+        accumulate(v, T)
         half = 0.5 * (T.T @ (v.T @ p) @ T)
         # In place: memory that is new each time would take as long as the products.
         np.matmul(p, T, out=w)

@@ -12,7 +12,7 @@ from lowrank_core._linalg.batches import Batching, values_in_chunks
 from lowrank_core._linalg.bidiagonal import values_of_bidiagonals
 from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.lapack import lapack_svd_values
-from lowrank_core._linalg.panels import factored_panel, whole_panels
+from lowrank_core._linalg.panels import factor_panel, whole_panels
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
 from lowrank_core._linalg.threads import Team, blas_threads
 from lowrank_core._linalg.values import Floats, Values, norms_of, unscaled_values
@@ -82,11 +82,13 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
     panel[:] = A[:, :BAND]
     for k in range(0, size, BAND):  # pragma: no branch - the last panel leaves
         j = k + BAND
-        V[k:], T, blocks[k, k] = factored_panel(panel[k:])
+        V[k:] = panel[k:]
+        T, blocks[k, k] = factor_panel(V[k:])
         if j == size:
             break
         team.map(apply_from_left, range(j, size, PER_TASK))
-        W[j:], S, triangle = factored_panel(beside[j:])
+        W[j:] = beside[j:]
+        S, triangle = factor_panel(W[j:])
         blocks[k, j] = triangle.T
         YW, following = Y[j:].T @ W[j:], slice(j, j + BAND)
         due = np.hstack([Y[following], W[following]]).T

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.powers_of_two import unscaled_by
 
-__all__ = ["Factors", "Floats", "LeadingFactors", "Values", "norms_of", "unscaled_values"]
+__all__ = ["Factors", "Floats", "LeadingFactors", "Values", "norms_of", "read_only", "unscaled_values"]
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +52,13 @@ class LeadingFactors(NamedTuple):
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ."""
         return self.B[..., :rank], self.A[..., :rank, :]
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only view: Numba would compile a kernel once for arrays that are writable and once for others."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def norms_of(values: NDArray[Any]) -> Floats:

@@ -381,11 +381,15 @@ def test_reading_one_tensor_of_a_large_file_reads_no_other(tmp_path):
     assert grown < 6 * 4 * side * side
 
 
-@pytest.mark.parametrize("name", ["swapped.bin", "swapped.safetensors"])
-def test_the_numbers_of_a_big_endian_archive_are_swapped(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "record"), [("swapped.bin", "byteorder"), ("x.safetensors", "byteorder"), ("x.bin", "ByteOrder")]
+)
+def test_the_numbers_of_a_big_endian_archive_are_swapped(tmp_path, name, record):
     path, swapped = saved(tmp_path / "x.pt", {"a": torch.arange(6.0)}), tmp_path / name
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(swapped, "w") as archive:
         for entry in source.infolist():
-            archive.writestr(entry, b"big" if entry.filename.endswith("byteorder") else source.read(entry))
+            is_order = entry.filename.endswith("byteorder")
+            written = entry.filename.replace("byteorder", record)
+            archive.writestr(written, b"big" if is_order else source.read(entry))
     tensors, _ = open_file(swapped)
     assert np.array_equal(tensors["a"].read(), np.arange(6, dtype=np.float32).byteswap())

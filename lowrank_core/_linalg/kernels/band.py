@@ -23,6 +23,7 @@ __all__ = [
     "DEPTH",
     "TILE",
     "WIDE_APART",
+    "accumulate",
     "chase",
     "chase_bidiagonal",
     "factor_panel",
@@ -33,14 +34,14 @@ __all__ = [
     "update_and_multiply_columns",
 ]
 
-# Columns of V and W together, in A − V Wᵀ − W Vᵀ; and as many numbers are between rows of a block of the band.
+# Columns of both terms of A − V Wᵀ − W Vᵀ or A − V Yᵀ − X Wᵀ; and as many numbers are between rows of a band's block.
 DEPTH = APART = 2 * BAND
 
 # Numbers between rows of a block of an upper band, which while it is reduced has at most BAND − 1 of them below the
 # diagonal and 2·BAND − 1 above it.
 WIDE_APART = 3 * BAND
 
-# Rows and columns of a tile: 128 KiB, which with what is multiplied stays in a core's own cache.
+# Rows and columns of a tile: 128 KiB, which stay in a core's own cache.
 TILE = 128
 
 # Columns that `pack` interleaves, as the register tile of AVX-512 takes them.
@@ -101,8 +102,8 @@ def update_and_multiply_columns(
 ) -> None:
     """Add left · right to some columns of A, from row ``begin`` on, and fill the same rows of y with Aᵀ x.
 
-    A is (rows, columns); flattened are ``left`` (rows, depth), x (rows, BAND) and y (columns, BAND), and ``right`` is
-    as `pack` lays it out. Rows and columns are multiples of BAND.
+    Of all rows nothing is due yet. A is (rows, columns or more); flattened are ``left`` (rows, depth), x (rows, BAND)
+    and y (columns, BAND), ``right`` as `pack` lays it out. Rows and columns are multiples of BAND.
     """
     rows, apart = A.shape
     depth = left.size // rows
@@ -110,7 +111,6 @@ def update_and_multiply_columns(
     y[start * BAND : stop * BAND] = 0.0
     for top in range(begin, rows, STRETCH):
         bottom = min(top + STRETCH, rows)
-        # Nothing is due before the first panel.
         for i in range(top if begin > 0 else bottom, bottom, TILE_ROWS):
             for j in range(start, stop, PACKED):
                 _add_product(flat, i * apart + j, apart, depth, left, i, right, j)
@@ -139,8 +139,7 @@ def _packed_at(i: int, k: int, depth: int) -> int:
 @kernel
 def pack(x: Floats, begin: int, right: Floats, first: int) -> None:
     """Lay out rows ``begin`` … of x (end, BAND) as columns of ``right`` (depth, end), flattened, from ``first`` on."""
-    end = x.size // BAND
-    depth = right.size // end
+    end, depth = x.size // BAND, right.size * BAND // x.size
     for i in range(begin, end, WIDTH):
         for k in range(0, BAND, WIDTH):
             tile = simd.load_rows(x, i * BAND + k, BAND, WIDTH)
@@ -323,26 +322,32 @@ def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
 
 
 @kernel
-def factor_panel(panel: Floats, triangle: Floats, T: Floats) -> None:
-    """Replace a panel (rows, BAND) by V of its factor I − V T Vᵀ, of squared norms 2, and fill T and its triangle."""
-    rows, heads, gram = panel.shape[0], np.empty(BAND), np.zeros(BAND * BAND)
-    v = panel.reshape(panel.size)
-    _reflectors(v, 0, rows, heads)
+def accumulate(V: Floats, T: Floats) -> None:
+    """Fill the upper half of T of I − V T Vᵀ, for reflectors V (rows, BAND) of squared norm 2.
+
+    It is the inverse of triu(Vᵀ V) with ones on its diagonal (Puglisi, SIAM J. Sci. Stat. Comput. 13 (1992) 723).
+    """
+    rows, v, gram = V.shape[0], V.reshape(V.size), np.zeros(BAND * BAND)
+    for top in range(0, rows, STRETCH):
+        for i in range(0, BAND, SUM_ROWS):
+            add_product(v, top * BAND + i, BAND, 1, min(STRETCH, rows - top), v, top * BAND, gram, i * BAND)
+    for j in range(BAND):
+        T[j, j] = 1.0
+        for i in range(j):
+            T[i, j] = 0.0
+            for k in range(i, j):
+                T[i, j] -= T[i, k] * gram[k * BAND + j]
+
+
+@kernel
+def factor_panel(panel: Floats, triangle: Floats) -> None:
+    """Replace a panel (rows, BAND) by reflectors of squared norm 2, and fill the upper half of its triangle."""
+    heads = np.empty(BAND)
+    _reflectors(panel.reshape(panel.size), 0, panel.shape[0], heads)
     for i in range(BAND):
         for j in range(i, BAND):
             triangle[i, j] = panel[i, j]
             panel[i, j] = heads[i] if i == j else 0.0
-    for top in range(0, rows, STRETCH):
-        for i in range(0, BAND, SUM_ROWS):
-            add_product(v, top * BAND + i, BAND, 1, min(STRETCH, rows - top), v, top * BAND, gram, i * BAND)
-    # The inverse of the upper triangle of Vᵀ V with ones on its diagonal (Puglisi, SIAM J. Sci. Stat. Comput. 13, 723).
-    for j in range(BAND):
-        T[j, j] = 1.0
-        for i in range(j):
-            total = 0.0
-            for k in range(i, j):
-                total += T[i, k] * gram[k * BAND + j]
-            T[i, j] = -total
 
 
 @kernel

@@ -18,14 +18,13 @@ from lowrank_core._linalg.kernels.sizes import COLUMNS
 
 __all__ = [
     "BOTH",
-    "COLUMNS",
     "FLOAT64_COLUMNS",
     "PLAIN",
     "ROWS",
     "TRANSPOSED",
     "multiply",
     "multiply_doubles",
-    "multiply_float64",
+    "multiply_in_float64",
 ]
 
 Singles = NDArray[np.float32]
@@ -106,9 +105,10 @@ def multiply_doubles(X: Floats, b: Floats, Xb: Floats, XtXb: Floats, which: int)
     m, n = X.shape
     for first in range(0, m, GROUP):
         count, rows, begin = min(GROUP, m - first), X.reshape(m * n), first * n
-        if first + GROUP >= m:
+        if (m - first - count) * n < ROWS:
+            # A tile that begins in the last columns would go on beyond the end.
             rows, begin = np.zeros(GROUP * n + ROWS), 0
-            rows[: count * n] = X.reshape(m * n)[first * n :]
+            rows[: count * n] = X.reshape(m * n)[first * n : (first + count) * n]
         for start in range(0, n if which != TRANSPOSED else 0, DOUBLES_STRETCH):
             terms = min(DOUBLES_STRETCH, n - start)
             for i in range(0, count, SUM_ROWS):
@@ -153,7 +153,7 @@ def _add_float64_product(converted: Floats, at: int, count: int, b: Floats, star
 
 
 @kernel
-def multiply_float64(X: Singles, b: Floats, Xb: Floats) -> float:
+def multiply_in_float64(X: Singles, b: Floats, Xb: Floats) -> float:
     """Add X · b to Xb in float64, and return the sum of the squares of X.
 
     X is (m, n); flattened are b (panels, n, FLOAT64_COLUMNS) and Xb (panels, m, FLOAT64_COLUMNS), with rows up to a

@@ -7,7 +7,8 @@ __all__ = ["BAND", "COLUMNS", "WIDTH"]
 # Numbers in a vector unless said otherwise: one register of AVX-512, two of AVX2.
 WIDTH = 8
 
-# Columns of what a large matrix is multiplied by, of which a few registers hold a row; of a block of vectors, too.
+# Columns that a large matrix is multiplied by at a time: vectors of a block, or reflectors of a panel. A few registers
+# hold a row of them.
 COLUMNS = 32
 
 # Diagonals of a band that the first of two stages leaves, beside the main one, and columns of a panel. The second stage

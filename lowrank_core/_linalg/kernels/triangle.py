@@ -18,14 +18,14 @@ from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, WIDTH
 
 __all__ = ["triangle"]
 
-# Entries that are factored together, 32 KiB, as a core's first cache has them; and rows for each column at least, of
-# which one is what the rows before left.
+# Entries of a few columns that are factored together, 32 KiB, as a core's first cache has them; and new rows for each
+# column at least, above which the triangle of the rows before is factored again.
 CACHED_ENTRIES = 2**12
 MIN_ROWS = 8
 
 # Columns that a pass takes at once: a sum for each, so that an addition need not wait for the one before. With more,
 # matrices of few columns would be filled up with as many of zeros.
-COLUMNS = 4
+AT_ONCE = 4
 
 
 @kernel
@@ -60,10 +60,14 @@ def _add_column(A: Floats, v: int, weight: float, x: int, count: int) -> None:
 
 @kernel
 def _add_and_sum(A: Floats, v: int, x: int, at: int, apart: int, count: int, w: Floats, p: Floats, column: int) -> None:
-    """Add a column times weights w to columns of A, from ``at`` on, and fill p with the products of these with x."""
-    weights, sums = simd.load_column(w, column, 1, COLUMNS), simd.broadcast(0.0, WIDTH, COLUMNS)
-    for i in range(0, count, WIDTH):
-        tile = simd.fma(weights, simd.load(A, v + i), simd.load_rows(A, at + i, apart, COLUMNS))
+    """Add a column times weights w to columns of A, from ``at`` on, and fill p with the products of these with x.
+
+    From the last row to the first, where the triangle of the rows before is: to as large a number, of equal rows each
+    addition would be rounded alike.
+    """
+    weights, sums = simd.load_column(w, column, 1, AT_ONCE), simd.broadcast(0.0, WIDTH, AT_ONCE)
+    for i in range(count - WIDTH, -1, -WIDTH):
+        tile = simd.fma(weights, simd.load(A, v + i), simd.load_rows(A, at + i, apart, AT_ONCE))
         simd.store_rows(A, at + i, apart, tile)
         sums = simd.fma(tile, simd.load(A, x + i), sums)
     simd.store_rows(p, column, 1, simd.sum_rows(sums))
@@ -75,7 +79,7 @@ def _factor(A: Floats, rows: int, apart: int, R: Floats, w: Floats, p: Floats) -
     n = R.shape[0]
     # Of the column that is next, and of those before and beyond all, it is 0 again.
     w[:] = 0.0
-    for first in range(0, n, COLUMNS):
+    for first in range(0, n, AT_ONCE):
         _add_and_sum(A, 0, 0, first * apart, apart, rows, w, p, first)
     for k in range(n):
         v = k * apart
@@ -98,7 +102,7 @@ def _factor(A: Floats, rows: int, apart: int, R: Floats, w: Floats, p: Floats) -
         x = following * apart
         _add_column(A, v + start, w[following], x + start, rows - start)
         w[following] = 0.0
-        for first in range(following // COLUMNS * COLUMNS, n, COLUMNS):
+        for first in range(following // AT_ONCE * AT_ONCE, n, AT_ONCE):
             _add_and_sum(A, v + start, x + start, first * apart + start, apart, rows - start, w, p, first)
 
 
@@ -107,8 +111,9 @@ def triangle(matrix: Floats, R: Floats) -> None:
     """Fill R (n, n) with the triangle of a matrix (m, n): Rᵀ R is its Gram matrix."""
     m, n = matrix.shape
     flat = matrix.reshape(m * n)
-    columns, top = -(-n // COLUMNS) * COLUMNS, -(-n // WIDTH) * WIDTH
-    most = max(MIN_ROWS * n, CACHED_ENTRIES // n - top) // WIDTH**2 * WIDTH**2
+    columns, top = -(-n // AT_ONCE) * AT_ONCE, -(-n // WIDTH) * WIDTH
+    # Whole tiles, of one column too, which takes as many rows as a tile has entries.
+    most = -(-max(MIN_ROWS * n, CACHED_ENTRIES // n - top) // WIDTH**2) * WIDTH**2
     # A vector further apart than they are long: at multiples of a large power of two they would share places of the
     # cache.
     apart = top + most + WIDTH

@@ -90,7 +90,7 @@ def _named_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _safetensors(entries: Sequence[Entry] = ()) -> ModuleType:
-    """Return the package, and register bfloat16 with NumPy where an entry is of it, which the package then returns."""
+    """Return the package, and register bfloat16 and float8 with NumPy where an entry is of one of them."""
     try:
         import safetensors
 

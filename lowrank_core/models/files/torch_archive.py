@@ -34,7 +34,8 @@ def open_archive(path: Path) -> Archive | None:
                 entries = archive.infolist()
                 # torch.save compresses nothing, so that it can be mapped.
                 is_plain = sum(entry.file_size for entry in entries) <= path.stat().st_size
-                names = [entry.filename.rpartition("/")[2] for entry in entries]
+                # As torch finds them, whatever their case.
+                names = [entry.filename.rpartition("/")[2].lower() for entry in entries]
                 pickles = [entry for entry, name in zip(entries, names, strict=True) if name == _PICKLE]
                 orders = [entry for entry, name in zip(entries, names, strict=True) if name == _BYTE_ORDER]
                 content = [archive.read(entry) for entry in pickles] if is_plain else []

@@ -6,7 +6,7 @@ import pytest
 from lowrank_core._linalg.kernels import krylov
 from tests.compiled import both
 
-SHAPES = [(1, 1), (3, 5), (8, 2), (20, 33), (33, 17)]
+SHAPES = [(1, 1), (3, 5), (8, 2), (20, 33), (33, 17), (33, 1), (34, 1)]
 # Beyond a stretch of columns, and a group of rows.
 LONG_SHAPES = [(70, krylov.STRETCH + 3), (2 * krylov.GROUP + 9, 40), (2 * krylov.GROUP, 129)]
 
@@ -60,7 +60,7 @@ def test_a_tile_that_goes_on_in_the_next_row_takes_nothing_from_it():
     assert np.array_equal(sums[1:32], np.zeros((31, 32)))
 
 
-@both(krylov.multiply_float64)
+@both(krylov.multiply_in_float64)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 16), (20, 33), (33, 17)])
 @pytest.mark.parametrize("panels", [1, 3])
 def test_images_in_float64_are_the_exact_ones_of_whole_numbers(kernel, shape, panels):
@@ -69,7 +69,7 @@ def test_images_in_float64_are_the_exact_ones_of_whole_numbers(kernel, shape, pa
 
 @pytest.mark.parametrize("shape", [(11, 2 * krylov.CONVERTED + 21), (2 * krylov.GROUP + 9, 40)])
 def test_images_beyond_a_stretch_of_columns_and_a_group_of_rows(shape):
-    assert_exact_images(krylov.multiply_float64, shape, 2)
+    assert_exact_images(krylov.multiply_in_float64, shape, 2)
 
 
 def assert_exact_images(kernel, shape, panels):

@@ -62,6 +62,14 @@ def test_values_of_tall_and_of_wide_matrices_are_lapacks(shape, scale):
         assert np.allclose(norms, np.linalg.norm(stack / max(scale, 1e-300), axis=(1, 2)) * scale, rtol=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(140_000, 1), (33_333, 7), (9_000, 30)])
+def test_equal_rows_are_not_all_rounded_alike(shape):
+    row = np.random.default_rng(0).standard_normal(shape[1])
+    largest = tall.tall_svd_values(square_values, np.tile(row, (1, shape[0], 1)), 2).values[0, 0]
+    exact = np.sqrt(shape[0]) * np.linalg.norm(row)
+    assert abs(largest - exact) <= 40 * EPS * exact
+
+
 @pytest.mark.parametrize("n", [3, 30, 120, 400])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_are_nan_where_an_entry_is_not_finite(n, bad):
