@@ -248,11 +248,12 @@ def test_a_few_bytes_that_ask_for_gigabytes_are_refused_at_once(tmp_path, module
             open_file(path)
 
 
-def test_an_archive_with_two_pickles_is_refused(tmp_path):
+@pytest.mark.parametrize("other", ["b/data.pkl", "a/DATA.PKL"])
+def test_an_archive_with_two_pickles_is_refused(tmp_path, other):
     path = tmp_path / "zip.bin"
     with zipfile.ZipFile(path, "w") as archive:
-        for folder in "ab":
-            archive.writestr(f"{folder}/data.pkl", b"\x80\x02}.")
+        for name in ("a/data.pkl", other):
+            archive.writestr(name, b"\x80\x02}.")
     with pytest.raises(ValueError, match=r"data\.pkl twice"):
         open_file(path)
 
