@@ -6,6 +6,7 @@ python docs/_generate/tables.py FOLDER
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def write_all(folder):
         "accuracy": accuracy(),
         "drawn": drawn_errors(),
         "mutation": mutation(),
+        "reasons": reasons(),
         "survivors": survivors(),
         "long": long_profile(),
         "versions": versions(),
@@ -224,6 +226,15 @@ def mutation():
     return table(
         heads, [[*row[:3], "–" if row[3] is None else row[3], f"{100 * row[2] / row[1]:.1f} %"] for row in rows]
     )
+
+
+def reasons():
+    """Return a table of why mutants survive: the reasons given for five of them or more, and all others."""
+    survivors = [mutant for result in recorded("mutation").values() for mutant in result["survivors"]]
+    found = Counter(mutant["reason"] or "a test is missing" for mutant in survivors)
+    often = [[reason[0].upper() + reason[1:], number] for reason, number in found.most_common() if number >= 5]
+    others = ["Other reasons", len(survivors) - sum(number for _, number in often)]
+    return table(["why a mutant survives", "mutants"], [*often, others, ["All", len(survivors)]])
 
 
 def survivors():
