@@ -261,6 +261,12 @@ def test_verifiers_refuse_a_wrong_norm_a_wrong_shape_and_too_many_values():
     for values in ([3.0, 2.0, 0.0], [[3.0, 2.0]]):
         with pytest.raises(AssertionError, match="do not belong"):
             assert_spectrum(UPDATE, values)
+    stack = np.stack([np.diag([3.0, 2.0, 1.0])] * 2)
+    for values in ([3.0, 2.0, 1.0], [[3.0, 2.0, 1.0]], [[[3.0, 2.0, 1.0]] * 2]):
+        with pytest.raises(AssertionError, match="do not belong"):
+            assert_spectrum(stack, values)
+    with pytest.raises(AssertionError, match="must descend"):
+        assert_spectrum(stack[0], [3.0, 1.0, 2.0])
     for check in (lambda x: assert_same_update(x, UPDATE), lambda x: assert_eckart_young(UPDATE, x, 2)):
         with pytest.raises(AssertionError, match=r"shape \(2, 3\)"):
             check(UPDATE.T)

@@ -10,6 +10,7 @@ from lowrank_core import (
     low_rank_hadamard,
     low_rank_sum,
     low_rank_tucker,
+    spectrum,
     style_update,
 )
 
@@ -57,6 +58,8 @@ MESSAGES = {
     "the weighted sum does not fit float64 (beyond 1.8e308); take smaller weights.": (
         lambda: low_rank_sum([HUGE, HUGE], [1e300, 1.0])
     ),
+    "a singular value of the update does not fit float64 (beyond 1.8e308); divide the update by a power of two "
+    "first.": lambda: spectrum(np.full((2, 2), 1e308)),
     "scaling is one number for all updates of the stack; got [1, 2].": lambda: KroneckerUpdate(UP, DOWN, [1, 2]),
     "scaling must be finite; got nan.": lambda: KroneckerUpdate(UP, DOWN, np.nan),
     f"left has shape (4,); {A_MATRIX}": lambda: KroneckerUpdate(np.ones(4), DOWN),

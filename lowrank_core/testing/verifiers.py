@@ -60,10 +60,11 @@ def assert_spectrum(update: Any, values: Any, *, c: float = 10.0, eps: float = _
     norm = None
     if isinstance(values, Spectrum):
         values, norm = values.values, np.ldexp(values.norm, -exponents)
-    computed = np.ldexp(np.asarray(values, dtype=np.float64), -exponents[..., np.newaxis])
+    given = np.atleast_1d(np.asarray(values, dtype=np.float64))
     exact = np.linalg.svd(scaled, compute_uv=False)
-    if computed.shape[:-1] != exact.shape[:-1] or computed.shape[-1] > exact.shape[-1]:
-        raise AssertionError(f"values of shape {computed.shape} do not belong to updates of shape {scaled.shape}")
+    if given.shape[:-1] != exact.shape[:-1] or given.shape[-1] > exact.shape[-1]:
+        raise AssertionError(f"values of shape {given.shape} do not belong to updates of shape {scaled.shape}")
+    computed = np.ldexp(given, -exponents[..., np.newaxis])
     if np.any(computed < 0) or np.any(computed[..., 1:] > computed[..., :-1]):
         raise AssertionError("singular values must not be negative, and must descend along the last axis")
     bound = _bound(scaled, exponents, exact[..., 0], c, eps)[..., np.newaxis]
