@@ -291,6 +291,13 @@ def test_c_and_eps_set_the_bound():
     assert_spectrum(UPDATE, wrong, c=1e9)
 
 
+def test_the_bound_of_a_long_stack_is_that_of_its_matrices():
+    stack, values = np.stack([np.diag([3.0, 2.0])] * 100), np.array([[3.0, 2.0]] * 100)
+    assert_spectrum(stack, values * (1 + 1e-15))
+    with pytest.raises(AssertionError):
+        assert_spectrum(stack, values * (1 + 1e-13))
+
+
 def test_without_hypothesis_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     example = importlib.util.spec_from_file_location("strategies_again", strategies.__file__)
