@@ -58,6 +58,8 @@ def test_an_overlap_is_a_table_of_its_dimensions_or_of_the_ranks_of_its_pairs():
     space = compare(RNG.standard_normal((9, 7)), RNG.standard_normal((9, 7))).columns
     rows = [[str(i), *texts(space.overlap[i - 1, i - 1], i / 9, np.degrees(space.angles[i - 1]))] for i in (1, 2, 4, 7)]
     assert Cells(space._repr_html_()).rows == [["i", "φ(i, i)", "random", "i-th angle, degrees"], *rows]
+    whole, chance = texts(space.overlap[6, 6], 7 / 9)
+    assert repr(space) == f"<SpaceOverlap in dimension 9: ranks 7 and 7, φ {whole}, random {chance}>"
     assert Cells(STACK.columns._repr_html_()).rows == [["pair", "ρ₁", "ρ₂"], ["(0,)", "4", "1"], ["(1,)", "4", "1"]]
 
 

@@ -128,6 +128,9 @@ def test_experts_are_a_batch_axis():
     assert np.allclose(update.apply(x)[2, 3], 2 * np.kron(experts[3], R) @ x[2, 0], rtol=1e-12)
     assert spectrum(update).values.shape == (5, 6)
     assert truncate(update, 2).B.shape == (5, 12, 2)
+    assert KroneckerUpdate(experts[:1], R).rank == 6
+    factored = KroneckerUpdate(LowRankUpdate(rng.standard_normal((5, 3, 2)), rng.standard_normal((5, 2, 4))), R)
+    assert np.allclose(np.ones(12) @ factored, factored.to_dense().sum(axis=-2), rtol=1e-12)
     factors = LowRankUpdate(rng.standard_normal((5, 3, 2)), rng.standard_normal((2, 4)), 0.5)
     plain = LowRankUpdate(rng.standard_normal((3, 2)), rng.standard_normal((2, 4)))
     assert np.allclose(

@@ -60,6 +60,10 @@ MESSAGES = {
     ),
     "a singular value of the update does not fit float64 (beyond 1.8e308); divide the update by a power of two "
     "first.": lambda: spectrum(np.full((2, 2), 1e308)),
+    f"B of first {NOT_FINITE}": lambda: compare(LowRankUpdate(np.full((4, 1), np.nan), np.ones((1, 3))), ONES),
+    f"x has unsupported dtype complex128; {DTYPES} Pass its .real or its .imag.": (
+        lambda: KroneckerUpdate(UP, DOWN).apply(np.ones(6, complex))
+    ),
     "scaling is one number for all updates of the stack; got [1, 2].": lambda: KroneckerUpdate(UP, DOWN, [1, 2]),
     "scaling must be finite; got nan.": lambda: KroneckerUpdate(UP, DOWN, np.nan),
     f"left has shape (4,); {A_MATRIX}": lambda: KroneckerUpdate(np.ones(4), DOWN),

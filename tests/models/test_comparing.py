@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from lowrank_core import compare as compare_updates
 from lowrank_core.models import compare, to_json
 from lowrank_core.models.operations.compared import to_rows
+from lowrank_core.models.overlaps import whole_overlap
 from tests.models.models_on_disk import checkpoint_pair
 
 
@@ -113,3 +115,8 @@ def test_all_of_it_is_json(write_peft, rng):
     assert np.array(layer["columns"]["overlap"]).shape == (2, 2)
     assert layer["columns"]["overlap_by_chance"] == [[1 / 6, 1 / 3], [1 / 3, 1 / 3]]
     assert np.allclose(plain["cosines"], np.transpose(plain["cosines"]))
+
+
+def test_the_overlap_of_whole_spaces_is_that_of_all_vectors_and_its_chance_too(rng):
+    space = compare_updates(rng.standard_normal((9, 7)), rng.standard_normal((9, 7))).columns
+    assert whole_overlap(space) == (space.overlap[6, 6], 7 / 9)

@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from lowrank_core.models.files.streams import header_size
+from lowrank_core.models.files.tensors import open_file
 from lowrank_core.models.formats import Placement, open_adapter
 from lowrank_core.models.formats.format import Headers, Kept, StoredScale
 from lowrank_core.models.formats.kohya import KOHYA
@@ -15,7 +17,7 @@ from lowrank_core.models.operations import storing
 from lowrank_core.models.operations.destinations import OutputFiles
 from lowrank_core.models.operations.factoring import FactorEncoding, finest_dtype
 from lowrank_core.models.operations.resizing import resize
-from lowrank_core.models.operations.storing import complete, stored_scales
+from lowrank_core.models.operations.storing import bytes_beside_factors, complete, stored_scales
 
 
 def scales_of(encoding, ranks, placements=None):
@@ -134,3 +136,10 @@ def test_an_adapter_in_8_bits_is_written_in_bfloat16(write_peft, rng, tmp_path):
     assert report.layers[0].norm == pytest.approx(np.linalg.norm(update), rel=1e-12)
     [layer] = open_adapter(tmp_path / "out").layers
     assert np.linalg.norm(layer.update().to_dense() - update) < 0.01 * np.linalg.norm(update)
+
+
+def test_what_a_file_has_beside_factors_includes_other_tensors_in_float64(write_file):
+    tensors, _ = open_file(write_file({"norm": np.ones(10, np.float32), "bias": np.ones((2, 3), np.float16)}))
+    without = bytes_beside_factors(["a", "b"], {}, ())
+    assert bytes_beside_factors(["a", "b"], {}, tensors.values()) == without + 8 * 16
+    assert bytes_beside_factors(["a", "b"], {}, ()) == header_size(["a", "b"], {}) + 16

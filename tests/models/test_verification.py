@@ -205,6 +205,13 @@ def test_all_else_is_as_in_the_base_bit_by_bit(write, rng):
     assert report.right
 
 
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(write, rng):
+    base, factors = drawn(rng)
+    tensors = merged(base, factors) | {"model.norm.weight": np.ones(7, np.float32)}
+    report = verify(write("base", base), write("lora", factors), write("merged", tensors))
+    assert report.differences == {"model.norm.weight": "shapes differ: 6 and 7"}
+
+
 def test_tensors_of_one_side_are_named_but_for_copies(write, rng):
     base, factors = drawn(rng)
     base |= {"embed.weight": rng.standard_normal((4, 5)), "v.weight": rng.standard_normal((4, 5))}
