@@ -9,6 +9,7 @@ from lowrank_core._linalg.kernels.band import DEPTH, TILE, chase, pack, reduce_p
 from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.threads import Team
 from tests import bounds
+from tests.internals.kernels.matrices import BANDS
 
 # On either side of a vector, a band, a tile and two of each.
 SIZES = [1, 2, 7, 8, 9, 31, 32, 33, 64, 65, 127, 128, 129, 200]
@@ -170,21 +171,6 @@ def test_the_last_panel_is_a_square_in_the_band(begin):
     rows = np.lib.stride_tricks.as_strided(band, (end, end), (2 * BAND * 8, 8))
     assert np.array_equal(np.tril(rows[begin:, begin:]), np.tril(A[begin:, begin:]))
     assert np.count_nonzero(~np.isnan(band)) == BAND * (BAND + 1) // 2
-
-
-# How large the entries of a band are, by their row and how far below the diagonal they stand.
-BANDS = {
-    "drawn": lambda *_: 1.0,
-    "falling": lambda row, _: np.exp2(-2.0 * row),
-    "rising": lambda row, _: np.exp2(2.0 * row),
-    "diagonal": lambda _, below: below == 0,
-    "three": lambda _, below: below <= 1,
-    "nearly": lambda _, below: np.where(below <= 1, 1.0, 1e-9),
-    "hollow": lambda _, below: below != 1,
-    "far": lambda _, below: below == BAND,
-    "tiny": lambda _, below: np.where(below == 0, 1.0, 1e-150),
-    "zero": lambda *_: 0.0,
-}
 
 
 @pytest.mark.parametrize("kind", sorted(BANDS))

@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 
 from lowrank_core._linalg import two_stage_svd
-from lowrank_core._linalg.kernels.band import DEPTH, multiply_rows, pack, update_and_multiply_columns
+from lowrank_core._linalg.kernels.band import (
+    DEPTH,
+    WIDE_APART,
+    chase_bidiagonal,
+    multiply_rows,
+    pack,
+    update_and_multiply_columns,
+)
 from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.panels import factor_panel
 from lowrank_core._linalg.threads import Team, blas_threads
 from tests import bounds
-from tests.internals.kernels.matrices import KINDS, with_values
+from tests.internals.kernels.matrices import BANDS, KINDS, with_values
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (40, 33), (64, 64), (70, 20), (330, 299), (129, 128)])
@@ -76,3 +83,19 @@ def test_a_panel_is_an_orthogonal_factor_times_its_triangle(rows, rank):
     assert not np.tril(T, -1).any()
     assert not np.tril(R, -1).any()
     assert not np.triu(V, 1).any()
+
+
+@pytest.mark.parametrize("kind", sorted(BANDS))
+@pytest.mark.parametrize("size", [2, 33, 75])
+def test_two_diagonals_have_the_singular_values_of_the_upper_band(kind, size):
+    i, j = np.indices((size, size))
+    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, j - i)
+    inside = (j >= i) & (j - i <= BAND)
+    rows = np.zeros((size + 3 * BAND) * (WIDE_APART + 1))
+    rows[(i * WIDE_APART + j)[inside]] = drawn[inside]
+    exact = np.linalg.svd(np.where(inside, drawn, 0.0), compute_uv=False)
+    diagonal, above = np.full((2, size), np.nan)
+    chase_bidiagonal(rows, diagonal, above)
+    assert above[-1] == 0
+    result = np.linalg.svd(np.diag(np.sqrt(diagonal)) + np.diag(np.sqrt(above[:-1]), 1), compute_uv=False)
+    assert np.all(np.abs(result - exact) <= 4 * size * bounds.EPS64 * exact[0])
