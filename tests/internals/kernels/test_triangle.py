@@ -30,6 +30,14 @@ def test_a_triangle_has_the_gram_matrix_of_the_rows(m, n):
         assert np.all(np.abs(R.T @ R - matrix.T @ matrix) <= 10 * m * EPS * np.outer(sizes, sizes))
 
 
+@pytest.mark.parametrize("entry", [-2.0, -0.5, 0.5, 2.0])
+def test_a_column_that_is_reduced_already_is_not_cancelled(entry):
+    # The head of a reflector is the sum of two numbers of one sign: their difference is 0 here.
+    R = np.full((9, 9), np.nan)
+    triangle(entry * np.eye(40, 9), R)
+    assert np.array_equal(np.abs(R), abs(entry) * np.eye(9))
+
+
 @pytest.mark.parametrize(("m", "n"), [(40, 40), (500, 97), (300, 33), (700, 128), (600, 161)])
 def test_panels_have_the_gram_matrix_of_the_rows(m, n):
     matrix = np.random.default_rng(m).standard_normal((m, n)) * np.exp2(-np.arange(n) / 4)
