@@ -73,8 +73,6 @@ TESTS = {
     "space_overlap": COMPARISONS,
     "synthetic": "tests/test_synthetic.py tests/test_whole_messages.py tests/test_messages.py "
     "tests/properties/test_synthetic.py",
-    "_linalg/routes": f"{INTERNALS}/test_routes.py {INTERNALS}/test_krylov.py {INTERNALS}/test_decompositions.py "
-    "tests/test_spectra.py tests/test_truncation.py",
     "_linalg/largest_value": f"{INTERNALS}/test_largest_value.py",
     "_linalg": f"{INTERNALS} tests/test_spectra.py tests/test_truncation.py tests/test_truncated_stacks.py "
     "tests/test_structured.py tests/test_comparison.py tests/models/test_tolerance.py tests/models/test_extraction.py "
