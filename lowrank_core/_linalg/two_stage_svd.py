@@ -50,7 +50,8 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
 
     Reflectors I − V T Vᵀ reduce each panel of columns to a triangle, and I − W S Wᵀ the panel of rows beside it. From
     both sides they turn A into A − V Yᵀ − X Wᵀ, where Y = Aᵀ V T and X = (A − V Yᵀ) W S (Bischof and Van Loan, SIAM J.
-    Sci. Stat. Comput. 8 (1987) s2). The pass for the next panel's Aᵀ V subtracts that.
+    Sci. Stat. Comput. 8 (1987) s2). The pass for the next panel's Aᵀ V subtracts that. Panels are
+    factored in place, in V and in W.
     """
     from lowrank_core._linalg.kernels.band import DEPTH, WIDE_APART, multiply_rows, pack, update_and_multiply_columns
 
@@ -63,31 +64,29 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
         band, (size, size + BAND, BAND, BAND), np.multiply(band.itemsize, (WIDE_APART, 1, WIDE_APART, 1))
     )
     left, right = np.zeros((rows, DEPTH)), np.zeros(size * DEPTH)
-    V, X, panel = np.zeros((3, rows, BAND))
-    W, Y, beside = np.zeros((3, size, BAND))
+    V, X = np.zeros((2, rows, BAND))
+    W, Y = np.zeros((2, size, BAND))
 
     def apply_from_left(start: int) -> None:
         columns = slice(start, min(start + PER_TASK, size))
         update_and_multiply_columns(A, k, start, columns.stop, left.reshape(-1), right, V.reshape(-1), Y.reshape(-1))
         Y[columns] = Y[columns] @ T
-        beside[columns] = (A[k:j, columns] - V[k:j] @ Y[columns].T).T
+        W[columns] = (A[k:j, columns] - V[k:j] @ Y[columns].T).T
 
     def apply_from_right(start: int) -> None:
         chosen = slice(start, min(start + PER_TASK, rows))
         multiply_rows(A, j, size, start, chosen.stop, W.reshape(-1), X.reshape(-1))
         X[chosen] = (X[chosen] - V[chosen] @ YW) @ S
         left[chosen, :BAND], left[chosen, BAND:] = -V[chosen], -X[chosen]
-        panel[chosen] = A[chosen, following] + left[chosen] @ due
+        V[chosen] = A[chosen, following] + left[chosen] @ due
 
-    panel[:] = A[:, :BAND]
+    V[:] = A[:, :BAND]
     for k in range(0, size, BAND):  # pragma: no branch - the last panel leaves
         j = k + BAND
-        V[k:] = panel[k:]
         T, blocks[k, k] = factor_panel(V[k:])
         if j == size:
             break
         team.map(apply_from_left, range(j, size, PER_TASK))
-        W[j:] = beside[j:]
         S, triangle = factor_panel(W[j:])
         blocks[k, j] = triangle.T
         YW, following = Y[j:].T @ W[j:], slice(j, j + BAND)

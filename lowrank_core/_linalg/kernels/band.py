@@ -15,7 +15,7 @@ import numpy as np
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.narrow import STRETCH, SUM_ROWS, add_product
+from lowrank_core._linalg.kernels.narrow import SUM_ROWS, TERMS, add_product
 from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, TILE_COLUMNS, TILE_ROWS, WIDTH
 from lowrank_core._linalg.kernels.sizes import BAND
 
@@ -109,8 +109,8 @@ def update_and_multiply_columns(
     depth = left.size // rows
     flat = A.reshape(rows * apart)
     y[start * BAND : stop * BAND] = 0.0
-    for top in range(begin, rows, STRETCH):
-        bottom = min(top + STRETCH, rows)
+    for top in range(begin, rows, TERMS):
+        bottom = min(top + TERMS, rows)
         for i in range(top if begin > 0 else bottom, bottom, TILE_ROWS):
             for j in range(start, stop, PACKED):
                 _add_product(flat, i * apart + j, apart, depth, left, i, right, j)
@@ -124,8 +124,8 @@ def multiply_rows(A: Floats, begin: int, end: int, start: int, stop: int, x: Flo
     rows, apart = A.shape
     flat = A.reshape(rows * apart)
     y[start * BAND : stop * BAND] = 0.0
-    for left in range(begin, end, STRETCH):
-        count = min(STRETCH, end - left)
+    for left in range(begin, end, TERMS):
+        count = min(TERMS, end - left)
         for i in range(start, stop, SUM_ROWS):
             add_product(flat, i * apart + left, 1, apart, count, x, left * BAND, y, i * BAND)
 
@@ -211,9 +211,9 @@ def _apply_and_sum(
 ) -> None:
     """Scale a column, subtract its entries times w from the rows, and sum the next column's products with all."""
     weights, total = simd.load(w, 0, BAND), simd.broadcast(0.0, BAND)
-    for top in range(begin, end, STRETCH):
+    for top in range(begin, end, TERMS):
         part = simd.broadcast(0.0, BAND)
-        for at in range(top * BAND, min(top + STRETCH, end) * BAND, BAND):
+        for at in range(top * BAND, min(top + TERMS, end) * BAND, BAND):
             entry = scale * v[at + column]
             row = simd.fma(-entry, weights, simd.load(v, at, BAND))
             simd.store(v, at, row)
@@ -328,9 +328,9 @@ def accumulate(V: Floats, T: Floats) -> None:
     It is the inverse of triu(Vᵀ V) with ones on its diagonal (Puglisi, SIAM J. Sci. Stat. Comput. 13 (1992) 723).
     """
     rows, v, gram = V.shape[0], V.reshape(V.size), np.zeros(BAND * BAND)
-    for top in range(0, rows, STRETCH):
+    for top in range(0, rows, TERMS):
         for i in range(0, BAND, SUM_ROWS):
-            add_product(v, top * BAND + i, BAND, 1, min(STRETCH, rows - top), v, top * BAND, gram, i * BAND)
+            add_product(v, top * BAND + i, BAND, 1, min(TERMS, rows - top), v, top * BAND, gram, i * BAND)
     for j in range(BAND):
         T[j, j] = 1.0
         for i in range(j):

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
-from lowrank_core._linalg.kernels.narrow import STRETCH as DOUBLES_STRETCH
-from lowrank_core._linalg.kernels.narrow import SUM_ROWS, add_product
+from lowrank_core._linalg.kernels.narrow import SUM_ROWS, TERMS, add_product
 from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS, WIDTH
 from lowrank_core._linalg.kernels.sizes import COLUMNS
 
@@ -109,8 +108,8 @@ def multiply_doubles(X: Floats, b: Floats, Xb: Floats, XtXb: Floats, which: int)
             # A tile that begins in the last columns would go on beyond the end.
             rows, begin = np.zeros(GROUP * n + ROWS), 0
             rows[: count * n] = X.reshape(m * n)[first * n : (first + count) * n]
-        for start in range(0, n if which != TRANSPOSED else 0, DOUBLES_STRETCH):
-            terms = min(DOUBLES_STRETCH, n - start)
+        for start in range(0, n if which != TRANSPOSED else 0, TERMS):
+            terms = min(TERMS, n - start)
             for i in range(0, count, SUM_ROWS):
                 to = (first + i) * COLUMNS
                 add_product(rows, begin + i * n + start, 1, n, terms, b, start * COLUMNS, Xb, to)

@@ -10,13 +10,13 @@ from lowrank_core._linalg.kernels.compiling import Floats, kernel
 from lowrank_core._linalg.kernels.simd import TILE_COLUMNS, TILE_ROWS
 from lowrank_core._linalg.kernels.sizes import COLUMNS
 
-__all__ = ["STRETCH", "SUM_ROWS", "add_product"]
+__all__ = ["SUM_ROWS", "TERMS", "add_product"]
 
 # The shape of the register tile: half the rows of `simd` and twice the columns, since rows are COLUMNS numbers apart.
 SUM_ROWS, SUM_COLUMNS = TILE_ROWS // 2, 2 * TILE_COLUMNS
 
 # Terms that are summed by themselves: a sum of 64 terms, and then of as many sums as there are.
-STRETCH = 64
+TERMS = 64
 
 
 @kernel

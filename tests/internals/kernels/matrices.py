@@ -23,6 +23,11 @@ def with_values(count, m, n, values):
     return np.ascontiguousarray(left * values @ np.swapaxes(right, 1, 2))
 
 
+def whole_numbers(rng, *shape):
+    """Small enough that every sum of products of them is exact, in any order."""
+    return rng.integers(-3, 4, shape).astype(float)
+
+
 # How large the entries of a band are, by their row and how far from the diagonal they stand.
 BANDS = {
     "drawn": lambda *_: 1.0,

@@ -9,7 +9,7 @@ from lowrank_core._linalg.kernels.band import DEPTH, TILE, chase, pack, reduce_p
 from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.threads import Team
 from tests import bounds
-from tests.internals.kernels.matrices import BANDS
+from tests.internals.kernels.matrices import BANDS, whole_numbers
 
 # On either side of a vector, a band, a tile and two of each.
 SIZES = [1, 2, 7, 8, 9, 31, 32, 33, 64, 65, 127, 128, 129, 200]
@@ -63,11 +63,6 @@ def test_tiles_are_the_lower_triangle_of_the_gram_matrix_to_the_bit(shape, of_ro
     expected = tiled(exact)
     assert result.shape == expected.shape
     assert np.array_equal(result, expected)
-
-
-def whole_numbers(rng, *shape):
-    """Small enough that every sum of products of them is exact, in any order."""
-    return rng.integers(-3, 4, shape).astype(float)
 
 
 def laid_out(V, W, begin):

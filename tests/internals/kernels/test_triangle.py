@@ -31,11 +31,11 @@ def test_a_triangle_has_the_gram_matrix_of_the_rows(m, n):
 
 
 @pytest.mark.parametrize("size", [0.5, 2.0])
-@pytest.mark.parametrize("chunks", [1, 2, 3])
-def test_a_column_that_is_reduced_already_is_not_cancelled(size, chunks):
+@pytest.mark.parametrize("rows", [40, 2000])
+def test_a_column_that_is_reduced_already_is_not_cancelled(size, rows):
     # The head of a reflector is the sum of two numbers of one sign: their difference is 0 where only zeros follow.
     R = np.full((9, 9), np.nan)
-    triangle(size * np.eye(448 * chunks, 9), R)
+    triangle(size * np.eye(rows, 9), R)
     assert np.array_equal(np.abs(R), size * np.eye(9))
 
 

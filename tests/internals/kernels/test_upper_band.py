@@ -16,7 +16,7 @@ from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.panels import factor_panel
 from lowrank_core._linalg.threads import Team, blas_threads
 from tests import bounds
-from tests.internals.kernels.matrices import BANDS, KINDS, with_values
+from tests.internals.kernels.matrices import BANDS, KINDS, whole_numbers, with_values
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (40, 33), (64, 64), (70, 20), (330, 299), (129, 128)])
@@ -38,11 +38,6 @@ def test_an_upper_band_does_not_depend_on_workers():
     assert np.array_equal(*bands)
     # Three bands of zeros follow, which the kernel reads; it does not check where its arrays end.
     assert len(bands[0]) == (352 + 3 * BAND) * (3 * BAND + 1)
-
-
-def whole_numbers(rng, *shape):
-    """Small enough that every sum of products of them is exact, in any order."""
-    return rng.integers(-3, 4, shape).astype(float)
 
 
 @pytest.mark.parametrize(("begin", "start", "stop"), [(0, 32, 96), (32, 64, 160), (96, 128, 160), (160, 0, 32)])
