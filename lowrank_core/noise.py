@@ -192,8 +192,9 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
 def edge_of_products(products: Products, row_sums: Any, column_sums: Any) -> tuple[float, float]:
     """Compute what :func:`noise_edge` does from (x, y) -> (S y, Sᵀ x) and the sums of S, of which none is zero."""
     x, y = row_sums / (2 * np.sum(row_sums)), column_sums / (2 * np.sum(column_sums))
-    # These products are bound by memory: a second BLAS thread waits for the first.
-    with blas_threads(1):
+    # These products are bound by memory: a second BLAS thread waits for the first. Of positive, finite numbers none is
+    # invalid, and yet BLAS was seen to raise that flag, as it may for memory that it reads beside them and leaves out.
+    with blas_threads(1), np.errstate(invalid="ignore"):
         for _ in range(_ITERATIONS):
             from_columns, from_rows = products(x, y)
             u, v = np.sqrt(x / from_columns), np.sqrt(y / from_rows)

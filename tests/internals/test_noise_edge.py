@@ -35,3 +35,15 @@ def test_uneven_noise_is_summed_on_one_blas_thread(monkeypatch):
     monkeypatch.setattr(noise, "blas_threads", lambda threads: counts.append(threads) or nullcontext())
     assert noise_edge(np.array([[1.0, 2.0], [3.0, 4.0]]))[0] > 0
     assert counts == [1]
+
+
+def test_a_flag_that_blas_raises_for_finite_numbers_is_no_warning(monkeypatch):
+    variances = next(iter(PROFILES.values()))
+    expected = noise_edge(variances)
+
+    def flagged(*given):
+        np.subtract(np.inf, np.inf)
+        return PRODUCTS(*given)
+
+    monkeypatch.setattr(noise, "_products", flagged)
+    assert noise_edge(variances) == expected
