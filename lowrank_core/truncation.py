@@ -45,8 +45,8 @@ def truncate(
         sides of a KroneckerUpdate by the method each, ``krylov`` apart.
     tolerance : float, optional
         For ``krylov``, how much of the energy H_r of the best update may be missed, as a fraction of the energy T_r
-        beyond it: the squared error is then at most 1 + tolerance times the least. As in :func:`spectrum`, whose result
-        for the same rank, tolerance and rng says what was achieved.
+        beyond it: the squared error is then at most 1 + tolerance times the least. Its default, and what a smaller
+        tail counts for, are those of :func:`spectrum`.
     workers : int, optional
         Threads over the batch, or over one large matrix; None for every core this process may use.
     rng : int or numpy.random.Generator

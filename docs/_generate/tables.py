@@ -146,7 +146,10 @@ def thresholds_table():
             f"smaller side s ≥ {thresholds.KRYLOV_SMALLEST_SIDE:,}, rank ≤ {thresholds.KRYLOV_LARGEST_FRACTION:g}·s",
         ],
         *(
-            [f"krylov gives way under auto, {dtype}", f"more than {most:g}·s basis vectors, or {expected:g}·s expected"]
+            [
+                f"krylov gives way under auto, values of {dtype}",
+                f"more than {most:g}·s basis vectors, or {expected:g}·s expected",
+            ]
             for dtype, (most, expected) in thresholds.KRYLOV_GIVES_UP.items()
         ),
         ["factors in float32: a kernel forms their Gram matrices", f"rank up to {thresholds.NARROW_FACTOR}"],

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from lowrank_core._linalg.bands import leading_eigenvalues
+from lowrank_core._linalg.narrow_products import rows_of
 from lowrank_core._linalg.search_space import SearchSpace, orthonormalised
 from lowrank_core._linalg.values import Floats
 
-__all__ = ["Outside", "bound_outside", "lost_to_rounding", "missed_energy", "outside_bound"]
+__all__ = ["Outside", "bound_outside", "left_out", "lost_to_rounding", "missed_energy", "outside_bound"]
 
-# Gaussian vectors of a certificate, and blocks of their Krylov space: the bound is then 1.3 to 1.8 times the energy. In
-# float64 one more saves five of the space on spectra without a gap, where 32 values of Gaussian noise of 2,000² took a
-# full decomposition instead.
+# Gaussian vectors of a certificate, and blocks of their Krylov space: with three the bound is 1.3 to 1.8 times the
+# energy, and with six 1.1 times. Where products in float64 are asked for, values are dense, and four are needed.
 DIRECTIONS = 32
-BLOCKS = {"float32": 3, "float64": 4}
+LEAST_BLOCKS, MOST_BLOCKS = {"float32": 3, "float64": 4}, 6
 
 # How much of the residual of a Ritz vector may be rounding of the products that it comes from, in eps·σ₁√θ: where there
 # should be none, the largest was 2 at 1,024 × 1,024.
@@ -39,25 +41,38 @@ class Outside(NamedTuple):
         return self.combinations @ self.basis
 
 
-def bound_outside(space: SearchSpace, energy: float, rng: np.random.Generator, failure: float) -> Outside:
+def bound_outside(
+    space: SearchSpace,
+    energy: float,
+    rng: np.random.Generator,
+    failure: float,
+    limit: float,
+    suffices: Callable[[float], bool],
+) -> Outside:
     """Bound the largest energy ‖X v‖² of unit vectors outside the space, except with probability `failure`.
 
-    A block Krylov space of XᵀX, deflated by the space, is spanned from Gaussian vectors that are independent of it.
+    A block Krylov space of XᵀX, deflated by the space, is spanned from Gaussian vectors that are independent of it. It
+    grows until its bound suffices, or its largest Ritz value, which no bound is below, reaches a limit.
     """
-    X, blocks = space.X, BLOCKS[space.X.array.dtype.name]
-    block = orthonormalised(rng.standard_normal((DIRECTIONS, X.columns)), space.Q)[0]
-    basis, products = [block], []
-    for _ in range(blocks - 1):
+    X = space.X
+    rest = max(energy - float(np.trace(space.projection)), 0.0) + ENERGY_ROUNDING * X.eps * energy
+    block = orthonormalised(rng.standard_normal((DIRECTIONS, X.columns)), space.basis)[0]
+    basis: list[Floats] = [block]
+    products: list[Floats] = []
+    while True:
+        blocks = len(basis)
+        if blocks >= LEAST_BLOCKS[X.array.dtype.name]:
+            rows = np.concatenate([*products, X.apply(block)])
+            squares, vectors = np.linalg.eigh(rows @ rows.T)
+            largest = (math.sqrt(max(float(squares[-1]), 0.0)) + PRODUCT_ROUNDING * X.eps * math.sqrt(energy)) ** 2
+            failure /= 2
+            bound = outside_bound(largest, rest, DIRECTIONS, blocks, failure)
+            if blocks == MOST_BLOCKS or largest >= limit or suffices(bound):
+                return Outside(bound, vectors[:, : -DIRECTIONS - 1 : -1].T, np.concatenate(basis))
         product, gram_block = X.apply_gram(block)
         products.append(product)
-        block = orthonormalised(gram_block, np.concatenate([space.Q, *basis]))[0]
+        block = orthonormalised(gram_block, space.basis, rows_of(np.concatenate(basis), X.team))[0]
         basis.append(block)
-    rows = np.concatenate([*products, X.apply(block)])
-    squares, vectors = np.linalg.eigh(rows @ rows.T)
-    largest = (math.sqrt(max(float(squares[-1]), 0.0)) + PRODUCT_ROUNDING * X.eps * math.sqrt(energy)) ** 2
-    rest = max(energy - float(np.trace(space.projection)), 0.0) + ENERGY_ROUNDING * X.eps * energy
-    bound = outside_bound(largest, rest, DIRECTIONS, blocks, failure)
-    return Outside(bound, vectors[:, : -DIRECTIONS - 1 : -1].T, np.concatenate(basis))
 
 
 def outside_bound(largest: float, trace: float, directions: int, blocks: int, failure: float) -> float:
@@ -113,7 +128,7 @@ def _chi_squared_quantile(degrees: int, probability: float) -> float:
     return lower
 
 
-def missed_energy(space: SearchSpace, squares: Floats, rank: int, outside: float) -> float:
+def missed_energy(space: SearchSpace, squares: Floats, rank: int, outside: float, negligible: float = 0.0) -> float:
     r"""Bound how much more energy than the leading Ritz vectors any vectors have, given that of unit vectors outside.
 
     XᵀX is [[M, C], [Cᵀ, R]] in the space and outside, with R ⪯ μ = `outside`. For every δ > 0 it is at most
@@ -121,7 +136,8 @@ def missed_energy(space: SearchSpace, squares: Floats, rank: int, outside: float
 
     .. math:: \sum_{i \le k} \lambda_i(X^T X) \le \sum_{i \le k} \max(\lambda_i(M + C C^T / \delta), \mu + \delta).
 
-    Here δ is θ_k − μ, for the k-th Ritz value θ_k of `squares`.
+    Here δ is θ_k − μ, for the k-th Ritz value θ_k of `squares`. Entries of M of a Frobenius norm of `negligible` may be
+    left out, as `left_out` has it.
     """
     gap = squares[rank - 1] - outside
     if gap <= 0.0:
@@ -129,8 +145,17 @@ def missed_energy(space: SearchSpace, squares: Floats, rank: int, outside: float
     width = len(space.coupling)
     perturbed = space.projection.copy()
     perturbed[-width:, -width:] += space.coupling @ space.coupling.T / gap
-    bounded = np.linalg.eigvalsh(perturbed)[: -rank - 1 : -1]
-    return float(np.sum(bounded - squares[:rank])) + lost_to_rounding(space, squares, rank, outside)
+    bounded = leading_eigenvalues(perturbed, rank, negligible, space.X.team)
+    added = float(np.sum(bounded - squares[:rank])) + left_out(negligible, rank)
+    return added + lost_to_rounding(space, squares, rank, outside)
+
+
+def left_out(negligible: float, rank: int) -> float:
+    """Return the energy that entries of a norm of `negligible` are worth, which are left out of three sums of k values.
+
+    Those of the projection, of it with what couples it to the space outside, and of the Rayleigh quotients of vectors.
+    """
+    return 3 * math.sqrt(rank) * negligible
 
 
 def lost_to_rounding(space: SearchSpace, squares: Floats, rank: int, outside: float = 0.0) -> float:

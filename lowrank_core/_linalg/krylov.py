@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg.certificate import ENERGY_ROUNDING, bound_outside, lost_to_rounding, missed_energy
+from lowrank_core._linalg.bands import leading_eigenvalues, leading_eigenvectors, norm_beside_band
+from lowrank_core._linalg.certificate import (
+    ENERGY_ROUNDING,
+    bound_outside,
+    left_out,
+    lost_to_rounding,
+    missed_energy,
+)
 from lowrank_core._linalg.gram import ProjectedFactors
 from lowrank_core._linalg.kernels.sizes import COLUMNS
 from lowrank_core._linalg.narrow_products import TallMatrix, tall_matrix
@@ -30,8 +39,12 @@ FAILURE_PROBABILITY = 1e-9
 # not small enough costs more than a block does: at 2,048², 1/√i and rank 64 1.7 takes two thirds of the time of 1.5.
 EXPECTED_OUTSIDE = 1.7
 
-# What a further block divides missed energies by, at the least: 30 to 100 on falling spectra.
-FALL = 30.0
+# The fraction of the tolerated energy that the entries of a projection may be worth for which it is taken for a band.
+MOST_LEFT_OUT = 0.5
+
+# What a further block is expected to divide missed energies by: as much as those before it, within these. It is 8 to 11
+# on noise, and 30 to 100 on falling spectra.
+LEAST_FALL, FALL = 8.0, 30.0
 
 # The fraction of the energy that the tail counts for at least: a tolerance of less is lost in the rounding of products.
 LEAST_TAIL = {"float32": 1e-6, "float64": 1e-12}
@@ -46,13 +59,14 @@ GRAM_ACCURATE_FROM = 0.01
 class Leading(NamedTuple):
     """Which leading part is wanted: its rank, how well, from how many vectors at most, and the seed of random ones.
 
-    Where more than `expected_vectors` are likely to be needed, the iteration ends early.
+    The iteration ends early where more than `expected_vectors` are likely to be needed; or, if that is None, where the
+    values wanted do not stand out when there are half as many vectors as there may be.
     """
 
     rank: int
     tolerance: float
     max_vectors: int
-    expected_vectors: int
+    expected_vectors: int | None
     seed: int
 
 
@@ -60,6 +74,14 @@ class LeadingBasis(NamedTuple):
     """Orthonormal columns that span a leading right singular subspace, and a bound of the energy that they miss."""
 
     vectors: Floats
+    missed: float
+
+
+class Check(NamedTuple):
+    """What a space of a size has: the energy of its leading Ritz vectors, and a bound of what that may miss."""
+
+    size: int
+    head: float
     missed: float
 
 
@@ -123,60 +145,88 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBas
     space = SearchSpace(X, capacity=min(leading.max_vectors, 4 * rank) + 2 * BLOCK)
     # The first block is a step away from Gaussian: with as many products, the space lacks only its least useful block.
     _, gram_block = X.apply_gram(rng.standard_normal((min(BLOCK, X.columns), X.columns)))
-    further = orthonormalised(gram_block, space.Q)[0]
+    further = orthonormalised(gram_block)[0]
     outside, failure, blocks_to_go = math.inf, FAILURE_PROBABILITY, 0
-    heads: list[float] = []
+    checks: list[Check] = []
     while space.size < leading.max_vectors:
         space.extend(further)
         further = space.gram_block
         blocks_to_go -= 1
         if not space.is_full and (space.size < rank or blocks_to_go > 0):
             continue
-        squares = np.maximum(np.linalg.eigvalsh(space.projection)[::-1], 0.0)
-        heads.append(float(np.sum(squares[:rank])))
+        tail = energy - (checks[-1].head if checks else float(np.trace(space.projection)))
+        negligible = norm_beside_band(space.projection)
+        if left_out(negligible, rank) > MOST_LEFT_OUT * leading.tolerance * tail:
+            negligible = 0.0
+        squares = leading_eigenvalues(space.projection, max(rank + 1, space.size // 2 + 1), negligible, X.team)
+        head = float(np.sum(squares[:rank]))
         lost = lost_to_rounding(space, squares, rank)
-        if space.is_full or energy - heads[-1] <= ENERGY_ROUNDING * X.eps * energy:
+        if space.is_full or energy - head <= ENERGY_ROUNDING * X.eps * energy:
             # What is left is too little to be bounded here: it is known after a product in float64.
             return LeadingBasis(_leading_ritz_vectors(space, rank), lost if space.is_full else math.inf)
-        tolerated = leading.tolerance * _least_tail(X, heads[-1], energy)
+        tolerated = leading.tolerance * _least_tail(X, head, energy)
         if lost > tolerated:
             return None
+        missed_beside = partial(missed_energy, space, squares, rank, negligible=negligible)
+        missed = missed_beside(outside)
         expected = EXPECTED_OUTSIDE * float(squares[space.size // 2])
-        missed = missed_energy(space, squares, rank, min(outside, expected))
-        if missed <= tolerated and expected < outside:
-            failure /= 2
-            certificate = bound_outside(space, energy, rng, failure)
-            outside = min(outside, certificate.bound)
-            missed = missed_energy(space, squares, rank, outside)
-            if may_give_up and missed == math.inf:
-                # Outside are values as large as those wanted: copies, of which each certificate would find a block.
-                return None
-            if missed > tolerated:
-                further = orthonormalised(np.concatenate([further, certificate.leading]), space.Q)[0]
+        if missed > tolerated and expected < outside:
+            missed = missed_beside(expected)
+            if missed <= tolerated:
+                failure /= 2
+                suffices = partial(_suffices, missed_beside, tolerated)
+                certificate = bound_outside(space, energy, rng, failure, float(squares[rank - 1]), suffices)
+                outside = min(outside, certificate.bound)
+                missed = missed_beside(outside)
+                if missed == math.inf:
+                    # Outside are values as large as those wanted: copies, of which each certificate finds a block.
+                    if may_give_up:
+                        return None
+                    further = orthonormalised(np.concatenate([further, certificate.leading]), space.basis)[0]
         if missed <= tolerated:
-            return LeadingBasis(_leading_ritz_vectors(space, rank), missed)
-        if may_give_up and missed == math.inf and _falls_slowly(space.size, heads, tolerated, leading):
+            return LeadingBasis(_leading_ritz_vectors(space, rank, negligible), missed)
+        checks.append(Check(space.size, head, missed))
+        if may_give_up and missed == math.inf and _falls_slowly(checks, tolerated, leading):
             return None
-        blocks_to_go = int(math.log(missed / tolerated, FALL)) if missed < math.inf else 0
+        blocks_to_go = _further_blocks(checks, tolerated)
     return None
 
 
-def _falls_slowly(size: int, heads: list[float], tolerated: float, leading: Leading) -> bool:
+def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside: float) -> bool:
+    """Whether a bound of energies outside the space shows that its leading Ritz vectors miss little enough."""
+    return missed_beside(outside) <= tolerated
+
+
+def _further_blocks(checks: Sequence[Check], tolerated: float) -> int:
+    """Return how many blocks a space is likely to need at the least, by how fast missed energies fell before."""
+    last = checks[-1]
+    if last.missed == math.inf:
+        return 0
+    fall = FALL
+    if len(checks) > 1 and checks[-2].missed < math.inf:
+        before = checks[-2]
+        fall = (before.missed / last.missed) ** (BLOCK / (last.size - before.size))
+    return int(math.log(last.missed / tolerated, min(max(fall, LEAST_FALL), FALL)))
+
+
+def _falls_slowly(checks: Sequence[Check], tolerated: float, leading: Leading) -> bool:
     """Whether the leading energy that blocks add falls so slowly that a full decomposition is likely to be cheaper."""
-    if len(heads) < 3:
+    if len(checks) < 3:
         return False
-    before, last = heads[-2] - heads[-3], heads[-1] - heads[-2]
+    heads = [check.head for check in checks[-3:]]
+    before, last = heads[1] - heads[0], heads[2] - heads[1]
     if last <= tolerated:
         # Nothing is added, and yet the values wanted do not stand out: they have copies, or are zero.
         return before <= tolerated
+    if leading.expected_vectors is None:
+        return checks[-1].size > leading.max_vectors // 2
     if last >= before:
         return True
     further_blocks = math.log(last / tolerated) / math.log(before / last)
-    return size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
+    return checks[-1].size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
 
 
-def _leading_ritz_vectors(space: SearchSpace, rank: int) -> Floats:
+def _leading_ritz_vectors(space: SearchSpace, rank: int, negligible: float = 0.0) -> Floats:
     """Compute the leading Ritz vectors, as orthonormal columns (columns, rank)."""
-    _, vectors = np.linalg.eigh(space.projection)
-    rows = vectors[:, : -rank - 1 : -1].T @ space.Q
+    rows = leading_eigenvectors(space.projection, rank, negligible, space.X.team).T @ space.Q
     return np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T)

@@ -37,7 +37,7 @@ def largest_singular_value(matrix: NDArray[Any], workers: int) -> float:
         X, energy = tall_matrix(matrix, team)
         rounding = ENERGY_ROUNDING * X.eps * energy
         space = SearchSpace(X, USUAL_BLOCKS * BLOCK)
-        block = orthonormalised(rng.standard_normal((min(BLOCK, X.columns), X.columns)), space.Q)[0]
+        block = orthonormalised(rng.standard_normal((min(BLOCK, X.columns), X.columns)))[0]
         for blocks in itertools.count(1):
             space.extend(block)
             square = max(float(np.linalg.eigvalsh(space.projection)[-1]), 0.0)

@@ -14,13 +14,16 @@ from lowrank_core._linalg.powers_of_two import scaled_to_unit
 from lowrank_core._linalg.threads import Team
 from lowrank_core._linalg.values import Floats, read_only
 
-__all__ = ["TallMatrix", "tall_matrix"]
+__all__ = ["TallMatrix", "rows_of", "tall_matrix"]
 
 Singles = NDArray[np.float32]
 
-# Rows of the matrix that a thread multiplies at a time: their sums, one for each such part, are then a sixteenth of the
-# matrix.
-ROWS_PER_TASK = 512
+# Rows of the matrix that a thread multiplies at a time, at most: their sums, one for each part, are then a sixteenth of
+# the matrix. They are a multiple of the second number, which kernels take at a time.
+ROWS_PER_TASK, ROWS_TOGETHER = 512, 32
+
+# What the number of such parts is a multiple of, so that threads have as much to do.
+TASKS = 4
 
 # Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
 ROWS_CONVERTED = 256
@@ -71,7 +74,7 @@ class TallMatrix(NamedTuple):
 
         products = _kernel_products if COMPILED else _blas_products
         product, gram_block = products(self, block.astype(self.array.dtype, copy=False), gram=gram)
-        return np.asarray(product, np.float64, order="C"), np.asarray(gram_block, np.float64, order="C")
+        return np.asarray(product, np.float64), np.asarray(gram_block, np.float64)
 
     def float64_product(self, basis: Floats) -> tuple[Floats, float]:
         """Compute X @ basis, for a basis (columns, k), and ‖X‖_F² in float64, converting some rows of X at a time."""
@@ -103,6 +106,11 @@ def tall_matrix(matrix: NDArray[Any], team: Team) -> tuple[TallMatrix, float]:
     return TallMatrix(array, wide, int(exponent), team), float(np.vdot(scaled, scaled))
 
 
+def rows_of(array: Floats, team: Team) -> TallMatrix:
+    """Return an array in C order as it is, to be multiplied by."""
+    return TallMatrix(read_only(array), transposed=False, exponent=0, team=team)
+
+
 def _energy(array: NDArray[Any], team: Team) -> float:
     """Compute the sum of squares in float64, converting some rows at a time."""
 
@@ -114,9 +122,16 @@ def _energy(array: NDArray[Any], team: Team) -> float:
     return float(np.sum(team.map(of_rows, range(0, len(array), ROWS_SUMMED))))
 
 
+def _rows_per_task(rows: int) -> int:
+    """Return how many rows a thread multiplies at a time."""
+    tasks = TASKS * max(1, -(-rows // (TASKS * ROWS_PER_TASK)))
+    return ROWS_TOGETHER * max(1, -(-rows // (tasks * ROWS_TOGETHER)))
+
+
 def _blas_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Compute b Xᵀ and, if asked for, b XᵀX by BLAS; sums over parts of the array are added in their order."""
-    parts = [slice(start, start + ROWS_PER_TASK) for start in range(0, len(X.array), ROWS_PER_TASK)]
+    step = _rows_per_task(len(X.array))
+    parts = [slice(start, start + step) for start in range(0, len(X.array), step)]
 
     def map_parts(function: Callable[[slice], NDArray[Any]]) -> list[NDArray[Any]]:
         return X.team.map(function, parts)
@@ -136,6 +151,8 @@ def _blas_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[N
 def _kernel_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[NDArray[Any], NDArray[Any]]:
     """Compute b Xᵀ and, if asked for, b XᵀX by a kernel, as many vectors at a time as it takes."""
     parts = [_few_products(X, block[i : i + COLUMNS], gram=gram) for i in range(0, len(block), COLUMNS)]
+    if len(parts) == 1:
+        return parts[0]
     products, gram_blocks = zip(*parts, strict=True)
     return np.concatenate(products), np.concatenate(gram_blocks)
 
@@ -146,20 +163,22 @@ def _few_products(X: TallMatrix, block: NDArray[Any], *, gram: bool) -> tuple[ND
 
     multiply = krylov.multiply if X.array.dtype == np.float32 else krylov.multiply_doubles
     rows, columns = X.array.shape
+    step = _rows_per_task(rows)
     inputs, outputs = (
         np.zeros((-(-length // krylov.ROWS) * krylov.ROWS, COLUMNS), X.array.dtype) for length in (columns, rows)
     )
     (outputs[:rows] if X.transposed else inputs[:columns])[:, : len(block)] = block.T
-    sums = np.zeros((-(-rows // ROWS_PER_TASK), inputs.size), X.array.dtype)
 
     def products(which: int, inputs: NDArray[Any]) -> NDArray[Any]:
-        def multiply_rows(start: int) -> None:
-            part = slice(start, start + ROWS_PER_TASK)
-            multiply(X.array[part], inputs.ravel(), outputs[part].ravel(), sums[start // ROWS_PER_TASK], which)
+        sums = np.zeros((-(-rows // step), 0 if which == krylov.PLAIN else inputs.size), X.array.dtype)
 
-        X.team.map(multiply_rows, range(0, rows, ROWS_PER_TASK))
+        def multiply_rows(start: int) -> None:
+            part = slice(start, start + step)
+            multiply(X.array[part], inputs.ravel(), outputs[part].ravel(), sums[start // step], which)
+
+        X.team.map(multiply_rows, range(0, rows, step))
         total: NDArray[Any] = np.add.reduce(sums, axis=0)
-        return total.reshape(inputs.shape)
+        return total.reshape(-1, COLUMNS)
 
     if not X.transposed:
         gram_block = products(krylov.BOTH if gram else krylov.PLAIN, inputs)

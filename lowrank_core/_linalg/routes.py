@@ -228,13 +228,6 @@ def _leading(name: str, problem: Problem, rank: int, max_vectors: int, expected_
     return Route(name, values, factors, batching, needs_finite=False, factors_need_finite=False)
 
 
-def _in_float64(leading: Leading, smaller_side: int) -> Leading:
-    """Return what is wanted of an iteration with products in float64, as well as these can show it."""
-    most, expected = (int(fraction * smaller_side) for fraction in thresholds.KRYLOV_GIVES_UP["float64"])
-    tolerance = min(leading.tolerance, TOLERANCES["float64"])
-    return leading._replace(tolerance=tolerance, max_vectors=most, expected_vectors=expected)
-
-
 def _leading_values(leading: Leading, full: Route, stack: NDArray[Any], workers: int) -> Values:
     values, norms, missed = np.empty((len(stack), leading.rank)), np.empty(len(stack)), np.zeros(len(stack))
     for i, matrix in enumerate(stack):
@@ -255,11 +248,14 @@ def _leading_factors(
     workers: int,
 ) -> Factors:
     (matrix,) = stack
+    # All singular vectors take several times as long as all values, and longer than any iteration that ends.
+    most = max(leading.max_vectors, min(matrix.shape) - 1)
+    leading = leading._replace(max_vectors=most, expected_vectors=None)
     factors = krylov_factors(matrix, leading, workers)
     if factors is None and matrix.dtype != np.float64:
-        # All eigenvectors of a Gram matrix take several times as long as a second attempt, which succeeds where few are
-        # wanted of values as dense as those of noise: at 2,048 and rank 10 in a quarter of the time of both.
-        factors = krylov_factors(matrix.astype(np.float64), _in_float64(leading, min(matrix.shape)), workers)
+        # Products in float64 can show what those in float32 cannot.
+        leading = leading._replace(tolerance=min(leading.tolerance, TOLERANCES["float64"]))
+        factors = krylov_factors(matrix.astype(np.float64), leading, workers)
     if factors is not None:
         return factors
     with full.batching.blas_lock():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg.narrow_products import TallMatrix
+from lowrank_core._linalg.narrow_products import TallMatrix, rows_of
 from lowrank_core._linalg.orthogonal import lq
 from lowrank_core._linalg.values import Floats
 
@@ -36,7 +37,7 @@ class SearchSpace:
         self.size = 0
         self._rows = np.empty((min(capacity, X.columns), X.columns))
         self._products = np.empty((len(self._rows), X.rows))
-        self._projection = np.zeros((len(self._rows), len(self._rows)))
+        self._projection = np.empty((len(self._rows), len(self._rows)))
         self.gram_block = np.empty((0, X.columns))
         self.coupling: NDArray[Any] = np.empty((0, 0))
 
@@ -44,6 +45,11 @@ class SearchSpace:
     def Q(self) -> Floats:  # noqa: N802 - as in the literature
         """Return the basis (size, columns)."""
         return self._rows[: self.size]
+
+    @property
+    def basis(self) -> TallMatrix:
+        """Return the basis, to be multiplied by."""
+        return rows_of(self.Q, self.X.team)
 
     @property
     def is_full(self) -> bool:
@@ -58,17 +64,11 @@ class SearchSpace:
         self._rows[old : self.size] = block
         self._products[old : self.size], gram_block = self.X.apply_gram(block)
 
-        def project() -> None:
-            # From products with X: those with XᵀX were rounded next to the largest, which the small ones cannot afford.
-            new_rows = self._products[old : self.size] @ self._products[: self.size].T
-            self._projection[old : self.size, : self.size] = new_rows
-            self._projection[:old, old : self.size] = new_rows[:, :old].T
-
-        def orthogonalise() -> None:
-            self.gram_block, self.coupling = orthonormalised(gram_block, self.Q)
-
-        # Neither is large enough to be divided among threads, but neither needs the other.
-        self.X.team.map(lambda task: task(), [project, orthogonalise])
+        # From products with X: those with XᵀX were rounded next to the largest, which the small ones cannot afford.
+        new_rows = rows_of(self._products[: self.size], self.X.team).apply(self._products[old : self.size])
+        self._projection[old : self.size, : self.size] = new_rows
+        self._projection[:old, old : self.size] = new_rows[:, :old].T
+        self.gram_block, self.coupling = orthonormalised(gram_block, self.basis)
 
     @property
     def projection(self) -> Floats:
@@ -76,28 +76,39 @@ class SearchSpace:
         return self._projection[: self.size, : self.size]
 
     def _reserve(self, size: int) -> None:
-        missing = size - len(self._rows)
-        if missing > 0:
-            more = max(missing, min(len(self._rows), self.X.columns - len(self._rows)))
-            self._rows = np.concatenate([self._rows, np.empty((more, self.X.columns))])
-            self._products = np.concatenate([self._products, np.empty((more, self.X.rows))])
-            self._projection = np.pad(self._projection, (0, more))
+        if size > len(self._rows):
+            capacity = max(size, min(2 * len(self._rows), self.X.columns))
+            self._rows = self._grown(self._rows, (capacity, self.X.columns))
+            self._products = self._grown(self._products, (capacity, self.X.rows))
+            self._projection = self._grown(self._projection, (capacity, capacity))
+
+    def _grown(self, array: Floats, shape: tuple[int, int]) -> Floats:
+        """Return a larger array with what is in use of one; the rest is not touched, and takes no memory yet."""
+        grown = np.empty(shape)
+        grown[: self.size, : array.shape[1]] = array[: self.size]
+        return grown
 
 
-def orthonormalised(block: Floats, Q: Floats) -> tuple[Floats, NDArray[Any]]:
-    """Return rows orthonormal to each other and to Q, and L, with L @ rows the part of the block outside the span of Q.
+def orthonormalised(block: Floats, *bases: TallMatrix) -> tuple[Floats, NDArray[Any]]:
+    """Return rows orthonormal to each other and to bases, and L, with L @ rows the part of the block outside of these.
 
     One pass is enough where much of the block is left, two always (Giraud et al., Comput. Math. Appl. 50 (2005) 1069),
-    unless only rounding is left of a row: QR completes it with a direction of its own, of which Q is removed again.
+    unless only rounding is left of a row: QR completes it with a direction of its own, of which the bases are removed
+    again. The rows of a basis are orthonormal, and orthogonal to those of the others.
     """
-    rest = block - (block @ Q.T) @ Q
+    rest = _outside(block, bases)
     if np.min(np.linalg.norm(rest, axis=1)) < REORTHOGONALISE_BELOW * np.max(np.linalg.norm(block, axis=1)):
-        rest -= (rest @ Q.T) @ Q
-    coupling, basis = lq(rest, CHOLESKY_QR_TOL)
+        rest = _outside(rest, bases)
+    coupling, rows = lq(rest, CHOLESKY_QR_TOL)
     for _ in range(COMPLETION_PASSES):
-        # What is left along Q grows from block to block if it is not removed, as it makes Q itself less orthogonal.
-        along = basis @ Q.T
-        if np.max(np.abs(along), initial=0.0) <= ORTHOGONAL:
+        # What is left along a basis grows from block to block if it is not removed, as it makes the basis itself less
+        # orthogonal.
+        if all(np.max(np.abs(Q.apply(rows)), initial=0.0) <= ORTHOGONAL for Q in bases):
             break
-        basis = lq(basis - along @ Q, CHOLESKY_QR_TOL)[1]
-    return basis, coupling
+        rows = lq(_outside(rows, bases), CHOLESKY_QR_TOL)[1]
+    return rows, coupling
+
+
+def _outside(block: Floats, bases: Sequence[TallMatrix]) -> Floats:
+    """Compute b − b Qᵀ Q, for all bases Q."""
+    return block - sum(Q.apply_gram(block)[1] for Q in bases)

@@ -47,7 +47,7 @@ def gram_eigenvalues(matrix: NDArray[Any], workers: int, *, of_rows: bool) -> tu
 
     Eigenvalues that rounding made negative are zero.
     """
-    from lowrank_core._linalg.kernels.band import chase
+    from lowrank_core._linalg.kernels.chasing import chase
 
     size = min(matrix.shape)
     diagonal, squares = np.empty(size), np.empty(size)
@@ -61,8 +61,8 @@ def gram_eigenvalues(matrix: NDArray[Any], workers: int, *, of_rows: bool) -> tu
         if exponent:
             # So that squares of the entries stay in range.
             np.multiply(tiles, np.ldexp(1.0, -2 * exponent), out=tiles)
-        chase(band_form(tiles, size, team), diagonal, squares)
-        return tridiagonal_eigenvalues(diagonal, squares, team), trace, exponent
+        chase(band_form(tiles, size, team), diagonal, squares, np.empty(0))
+        return tridiagonal_eigenvalues(diagonal, squares, size, team), trace, exponent
 
 
 def lower_tiles(matrix: NDArray[Any], team: Team, *, of_rows: bool) -> Floats:
@@ -96,7 +96,7 @@ def lower_tiles(matrix: NDArray[Any], team: Team, *, of_rows: bool) -> Floats:
 
 
 def band_form(tiles: Floats, size: int, team: Team) -> Floats:
-    """Reduce a symmetric matrix to a band with the same eigenvalues, for `kernels.band.chase`, overwriting its tiles.
+    """Reduce a symmetric matrix to a band with the same eigenvalues, for `chase`, overwriting its tiles.
 
     Reflectors I − V T Vᵀ reduce each panel of columns to BAND entries below the diagonal; applied from both sides they
     turn A into A − V Wᵀ − W Vᵀ, where W = A V T − ½ V Tᵀ Vᵀ A V T (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput.
@@ -135,8 +135,8 @@ def band_form(tiles: Floats, size: int, team: Team) -> Floats:
     return band
 
 
-def tridiagonal_eigenvalues(diagonal: Floats, squares: Floats, team: Team) -> Floats:
-    """Compute the eigenvalues of the tridiagonal form that `kernels.band.chase` returns, ascending; none below zero."""
+def tridiagonal_eigenvalues(diagonal: Floats, squares: Floats, count: int, team: Team) -> Floats:
+    """Compute the largest eigenvalues of the tridiagonal form that `chase` returns, ascending; none below zero."""
     from lowrank_core._linalg.kernels.bisection import NEGLIGIBLE, SHIFTS, bisect
 
     off_diagonal = np.sqrt(np.roll(squares, 1))
@@ -144,10 +144,10 @@ def tridiagonal_eigenvalues(diagonal: Floats, squares: Floats, team: Team) -> Fl
     highest, exponent = np.frexp(np.max(diagonal + off_diagonal + np.sqrt(squares)))
     scaled, scaled_off_diagonal = np.ldexp(diagonal, -exponent), np.ldexp(off_diagonal, -exponent)
     couplings = np.where(scaled_off_diagonal < NEGLIGIBLE * highest, 0.0, scaled_off_diagonal**2)
-    eigenvalues = np.empty((-(-diagonal.size // SHIFTS), SHIFTS))
+    eigenvalues, first = np.empty((-(-count // SHIFTS), SHIFTS)), diagonal.size - count
 
     def find(group: int) -> None:
-        bisect(scaled, couplings, highest, group * SHIFTS, eigenvalues[group])
+        bisect(scaled, couplings, highest, first + group * SHIFTS, eigenvalues[group])
 
     team.map(find, range(len(eigenvalues)))
-    return np.ldexp(eigenvalues.reshape(-1)[: diagonal.size], exponent)
+    return np.ldexp(eigenvalues.reshape(-1)[:count], exponent)

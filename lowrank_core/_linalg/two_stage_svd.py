@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.batches import Batching, values_in_chunks
 from lowrank_core._linalg.bidiagonal import values_of_bidiagonals
-from lowrank_core._linalg.kernels.sizes import BAND
+from lowrank_core._linalg.kernels.sizes import BAND, WIDE_APART
 from lowrank_core._linalg.lapack import lapack_svd_values
 from lowrank_core._linalg.panels import factor_panel, whole_panels
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
@@ -29,7 +29,7 @@ def two_stage_svd_values(stack: NDArray[Any], workers: int) -> Values:
 
     if not COMPILED:
         return values_in_chunks(lapack_svd_values, Batching(one_at_a_time=True), stack, workers)
-    from lowrank_core._linalg.kernels.band import chase_bidiagonal
+    from lowrank_core._linalg.kernels.chasing import chase_bidiagonal
 
     count, m, n = stack.shape
     size = min(m, n)
@@ -53,7 +53,7 @@ def upper_band(matrix: Floats, team: Team) -> Floats:
     Sci. Stat. Comput. 8 (1987) s2). The pass for the next panel's Aᵀ V subtracts that. Panels are
     factored in place, in V and in W.
     """
-    from lowrank_core._linalg.kernels.band import DEPTH, WIDE_APART, multiply_rows, pack, update_and_multiply_columns
+    from lowrank_core._linalg.kernels.band import DEPTH, multiply_rows, pack, update_and_multiply_columns
 
     rows, size = (whole_panels(length) for length in matrix.shape)
     # Rows begin BAND numbers further apart: at multiples of a large power of two they would share places of the cache.

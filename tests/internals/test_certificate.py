@@ -60,8 +60,8 @@ def test_the_bound_of_what_lies_outside_is_not_below_it(values, seed):
     with Team(1) as team:
         X, energy = narrow_products.tall_matrix(matrix, team)
         space = SearchSpace(X, X.columns)
-        space.extend(orthonormalised(X.apply_gram(rng.standard_normal((krylov.BLOCK, X.columns)))[1], space.Q)[0])
-        found = certificate.bound_outside(space, energy, rng, 1e-9)
+        space.extend(orthonormalised(X.apply_gram(rng.standard_normal((krylov.BLOCK, X.columns)))[1], space.basis)[0])
+        found = certificate.bound_outside(space, energy, rng, 1e-9, np.inf, lambda _: True)
     tall = np.ldexp(matrix, -X.exponent)
     directions = found.leading
     assert found.bound >= largest_energy(tall - (tall @ space.Q.T) @ space.Q) * (1 - 1e-12)
@@ -69,7 +69,7 @@ def test_the_bound_of_what_lies_outside_is_not_below_it(values, seed):
     assert np.allclose(directions @ space.Q.T, 0, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("blocks", certificate.BLOCKS.values())
+@pytest.mark.parametrize("blocks", range(3, certificate.MOST_BLOCKS + 1))
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_the_bound_of_falling_values_is_at_most_twice_as_large(power, blocks):
     eigenvalues = (1.0 + np.arange(1000)) ** (-2 * power)
@@ -109,13 +109,17 @@ def test_the_bound_is_the_least_eigenvalue_that_its_equation_refutes(directions,
 
 
 def test_rounding_is_a_residual_of_every_ritz_vector():
-    space = SimpleNamespace(X=SimpleNamespace(eps=1e-3), coupling=np.zeros((2, 1)), projection=np.diag([9.0, 4.0, 1.0]))
+    X = SimpleNamespace(eps=1e-3, team=None)
+    space = SimpleNamespace(X=X, coupling=np.zeros((2, 1)), projection=np.diag([9.0, 4.0, 1.0]))
     squares = np.array([9.0, 4.0, 1.0])
     residuals = [0.004 * 3.0 * value for value in (3.0, 2.0)]
     lost = sum(residual**2 / (square - 1.0) for residual, square in zip(residuals, squares, strict=False))
     assert np.isclose(certificate.lost_to_rounding(space, squares, 2), lost, rtol=1e-12)
     # Nothing couples the space to what lies outside.
     assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0), lost, rtol=1e-9)
+    # Entries of a norm of 0.5 are left out three times, each from a sum of two.
+    left_out = 3 * np.sqrt(2) * 0.5
+    assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0, 0.5), lost + left_out, rtol=1e-9)
     # What lies outside leaves no gap but the residual itself; of zero values none is lost.
     outside = certificate.lost_to_rounding(space, squares, 1, 9.0)
     assert np.isclose(outside, residuals[0], rtol=1e-12)
@@ -129,16 +133,46 @@ def test_products_in_float32_are_allowed_their_rounding(monkeypatch):
     with Team(1) as team:
         X, energy = narrow_products.tall_matrix(matrix, team)
         space = SearchSpace(X, X.columns)
-        space.extend(orthonormalised(X.apply_gram(rng.standard_normal((krylov.BLOCK, X.columns)))[1], space.Q)[0])
-        found = certificate.bound_outside(space, energy, rng, 1e-9)
+        space.extend(orthonormalised(X.apply_gram(rng.standard_normal((krylov.BLOCK, X.columns)))[1], space.basis)[0])
+        found = certificate.bound_outside(space, energy, rng, 1e-9, np.inf, lambda _: True)
     tall, eps = np.ldexp(matrix.astype(np.float64), -X.exponent), 2.0**-23
     ((largest, rest, directions, blocks, failure),) = given_to
-    assert (directions, blocks, failure) == (32, 3, 1e-9)
+    assert (directions, blocks, failure) == (32, 3, 5e-10)
     norm = np.linalg.norm(tall)
     # Four units are added to what is computed, which errs by less than one.
     assert 3 * eps * norm <= np.sqrt(largest) - np.linalg.norm(tall @ found.leading[0]) <= 5 * eps * norm
     exact = norm**2 - np.linalg.norm(tall @ space.Q.T) ** 2
     assert 3 * eps * norm**2 <= rest - exact <= 5 * eps * norm**2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_certificate_grows_until_its_bound_suffices_or_cannot(dtype, monkeypatch):
+    matrix, bounds = rotated(1.0 / np.sqrt(np.arange(1.0, 401)), 0, dtype), []
+    outside_bound = certificate.outside_bound
+    monkeypatch.setattr(
+        certificate, "outside_bound", lambda *figures: bounds.append(figures) or outside_bound(*figures)
+    )
+    with Team(1) as team:
+        X, energy = narrow_products.tall_matrix(matrix, team)
+        space = SearchSpace(X, X.columns)
+        space.extend(orthonormalised(X.apply_gram(np.random.default_rng(0).standard_normal((32, X.columns)))[1])[0])
+
+        def blocks(limit, suffices):
+            bounds.clear()
+            found = certificate.bound_outside(space, energy, np.random.default_rng(1), 1e-9, limit, suffices)
+            assert found.combinations.shape == (32, 32 * bounds[-1][3])
+            assert np.sum([figures[4] for figures in bounds]) <= 1e-9
+            return [figures[3] for figures in bounds], found.bound
+
+        least = certificate.LEAST_BLOCKS[dtype]
+        one, loose = blocks(np.inf, lambda _: True)
+        every, tight = blocks(np.inf, lambda _: False)
+        assert one == [least]
+        assert every == list(range(least, certificate.MOST_BLOCKS + 1))
+        assert tight < loose
+        assert blocks(np.inf, lambda bound: bound < loose)[0] == [least, least + 1]
+        # What was found reaches the limit: no bound will be below it.
+        assert blocks(0.9 * tight, lambda _: False)[0] == [least]
 
 
 @pytest.mark.parametrize("failures", [1e-2, 1e-6])
@@ -167,7 +201,7 @@ def test_missed_energy_is_not_below_what_is_missed(values, rank, blocks, seed):
     with Team(1) as team:
         X, _ = narrow_products.tall_matrix(matrix, team)
         space = SearchSpace(X, X.columns)
-        space.extend(orthonormalised(rng.standard_normal((krylov.BLOCK, X.columns)), space.Q)[0])
+        space.extend(orthonormalised(rng.standard_normal((krylov.BLOCK, X.columns)), space.basis)[0])
         for _ in range(blocks):
             space.extend(space.gram_block)
     tall = np.ldexp(matrix, -X.exponent)

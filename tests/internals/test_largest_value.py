@@ -58,7 +58,8 @@ def test_an_isolated_value_takes_fewer_products_than_one_without_a_gap():
     for matrix in (flat, isolated):
         with patch.object(TallMatrix, "apply_gram", autospec=True, side_effect=TallMatrix.apply_gram) as products:
             largest_singular_value(matrix, 1)
-        counts.append(products.call_count)
+        # Those with the matrix, and not with a basis.
+        counts.append(sum(call.args[0].rows == 1200 for call in products.call_args_list))
     assert counts[1] < counts[0] <= 8
 
 

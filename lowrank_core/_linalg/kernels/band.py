@@ -1,10 +1,8 @@
-"""Matrices too large for a core's own cache: to a band by matrix products, then to three diagonals, or to two.
+"""Matrices too large for a core's own cache, reduced to a band by matrix products: the first of two stages.
 
-The reduction of a Gram matrix in two stages of Bischof, Lang and Sun (ACM Trans. Math. Softw. 26 (2000) 581), and of a
-matrix itself, to an upper band and to bidiagonal form, of Großer and Lang (Parallel Comput. 25 (1999) 969). A Gram
-matrix is stored as the square tiles of its lower triangle, row by row, to be read along memory and to stay in a core's
-cache meanwhile; its band as rows of 2·BAND + 1 numbers, shifted so that a block of it is a matrix with rows 2·BAND
-numbers apart, and an upper band as rows of 3·BAND + 1.
+That of a Gram matrix (Bischof, Lang and Sun, ACM Trans. Math. Softw. 26 (2000) 581), and of a matrix itself to an upper
+band (Großer and Lang, Parallel Comput. 25 (1999) 969); `chasing` has the second stage. A Gram matrix is stored as the
+square tiles of its lower triangle, row by row, to be read along memory and to stay in a core's cache meanwhile.
 """
 
 from __future__ import annotations
@@ -17,15 +15,12 @@ from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
 from lowrank_core._linalg.kernels.narrow import SUM_ROWS, TERMS, add_product
 from lowrank_core._linalg.kernels.simd import NEGLIGIBLE, TILE_COLUMNS, TILE_ROWS, WIDTH
-from lowrank_core._linalg.kernels.sizes import BAND
+from lowrank_core._linalg.kernels.sizes import APART, BAND
 
 __all__ = [
     "DEPTH",
     "TILE",
-    "WIDE_APART",
     "accumulate",
-    "chase",
-    "chase_bidiagonal",
     "factor_panel",
     "multiply_rows",
     "pack",
@@ -34,12 +29,8 @@ __all__ = [
     "update_and_multiply_columns",
 ]
 
-# Columns of both terms of A − V Wᵀ − W Vᵀ or A − V Yᵀ − X Wᵀ; and as many numbers are between rows of a band's block.
-DEPTH = APART = 2 * BAND
-
-# Numbers between rows of a block of an upper band, which while it is reduced has at most BAND − 1 of them below the
-# diagonal and 2·BAND − 1 above it.
-WIDE_APART = 3 * BAND
+# Columns of both terms of A − V Wᵀ − W Vᵀ or A − V Yᵀ − X Wᵀ.
+DEPTH = 2 * BAND
 
 # Rows and columns of a tile: 128 KiB, which stay in a core's own cache.
 TILE = 128
@@ -225,103 +216,6 @@ def _apply_and_sum(
 
 
 @kernel
-def _reflect(x: Floats) -> float:
-    """Replace x by a reflector of squared norm 2; return what it leaves of x in the first entry."""
-    square = simd.inner(x, x, BAND)
-    norm, alpha = math.sqrt(square), x[0]
-    added = -norm if alpha < 0.0 else norm
-    x[0] = alpha + added
-    scale = 1.0 / math.sqrt(norm * abs(alpha + added)) if square > NEGLIGIBLE else 0.0
-    for k in range(0, BAND, WIDTH):
-        simd.store(x, k, scale * simd.load(x, k))
-    return -added
-
-
-@kernel
-def _apply_to_diagonal(F: Floats, at: int, v: Floats, p: Floats, w: Floats, lane: Floats, parts: Floats) -> None:
-    """Apply the reflector v from both sides to a block on the diagonal, whose lower triangle is in F."""
-    lanes = simd.load(lane, 0)
-    p[:] = 0.0
-    for i in range(0, BAND, WIDTH):
-        for h in range(WIDTH):
-            row, v_i, total = at + (i + h) * APART, simd.load_entry(v, i + h), simd.broadcast(0.0)
-            for k in range(0, i, WIDTH):
-                a = simd.load(F, row + k)
-                total = simd.fma(a, simd.load(v, k), total)
-                simd.store(p, k, simd.fma(a, v_i, simd.load(p, k)))
-            # What is right of the diagonal belongs to another row.
-            a, here = simd.load(F, row + i), simd.load_entry(lane, h)
-            simd.store(p, i, simd.fma(simd.select(lanes < here, a, 0.0), v_i, simd.load(p, i)))
-            simd.store(parts, h * WIDTH, simd.fma(simd.select(lanes <= here, a, 0.0), simd.load(v, i), total))
-        simd.store(p, i, simd.load(p, i) + simd.sum_pairs(simd.transpose(simd.load_rows(parts, 0, WIDTH, WIDTH))))
-    half = -0.5 * simd.inner(p, v, BAND)
-    for k in range(0, BAND, WIDTH):
-        simd.store(w, k, simd.fma(half, simd.load(v, k), simd.load(p, k)))
-    for i in range(BAND):
-        row, last = at + i * APART, i // WIDTH * WIDTH
-        v_i, w_i = -v[i], -w[i]
-        for k in range(0, last, WIDTH):
-            simd.store(
-                F, row + k, simd.fma(v_i, simd.load(w, k), simd.fma(w_i, simd.load(v, k), simd.load(F, row + k)))
-            )
-        a = simd.load(F, row + last)
-        changed = simd.fma(v_i, simd.load(w, last), simd.fma(w_i, simd.load(v, last), a))
-        simd.store(F, row + last, simd.select(lanes <= simd.load_entry(lane, i - last), changed, a))
-
-
-@kernel
-def _apply_from_right_and_left(F: Floats, at: int, apart: int, v: Floats, u: Floats, y: Floats, z: Floats) -> None:
-    """Apply v to a block from the right, then from the left the reflector of its first column, which goes to u."""
-    for i in range(0, BAND, WIDTH):
-        sums = simd.broadcast(0.0, WIDTH, WIDTH)
-        for k in range(0, BAND, WIDTH):
-            sums = simd.fma(simd.load_rows(F, at + i * apart + k, apart, WIDTH), simd.load(v, k), sums)
-        simd.store(y, i, simd.sum_pairs(simd.transpose(sums)))
-    for i in range(BAND):
-        u[i] = F[at + i * apart] - y[i] * v[0]
-    left = _reflect(u)
-    both = -simd.inner(u, y, BAND)
-    for k in range(0, BAND, WIDTH):
-        even, odd = both * simd.load(v, k), simd.broadcast(0.0)
-        for i in range(0, BAND, 2):
-            even = simd.fma(simd.load_entry(u, i), simd.load(F, at + i * apart + k), even)
-            odd = simd.fma(simd.load_entry(u, i + 1), simd.load(F, at + (i + 1) * apart + k), odd)
-        simd.store(z, k, even + odd)
-    for i in range(BAND):
-        row = at + i * apart
-        y_i, u_i = -y[i], -u[i]
-        for k in range(0, BAND, WIDTH):
-            simd.store(
-                F, row + k, simd.fma(y_i, simd.load(v, k), simd.fma(u_i, simd.load(z, k), simd.load(F, row + k)))
-            )
-        F[row] = 0.0
-    F[at] = left
-
-
-@kernel
-def chase(band: Floats, diagonal: Floats, squares: Floats) -> None:
-    """Reduce a band to three diagonals: one, and the squares of the others, of the same length and 0 at the end.
-
-    A column is reduced to two entries; what that adds below the band is chased out of the next column's way (Bischof,
-    Lang and Sun, Proc. SHPCC 1994, doi 10.1109/SHPCC.1994.296622). ``band`` ends in 3·BAND rows of zeros.
-    """
-    n = diagonal.size
-    v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
-    parts, lane = np.empty(WIDTH * WIDTH), np.arange(float(WIDTH))
-    for column in range(n):
-        diagonal[column] = band[column * APART + column]
-        for i in range(BAND):
-            v[i] = band[(column + 1 + i) * APART + column]
-        off = _reflect(v)
-        squares[column] = off * off
-        for k in range(column + 1, n, BAND):
-            _apply_to_diagonal(band, k * APART + k, v, y, z, lane, parts)
-            if k + BAND < n:
-                _apply_from_right_and_left(band, (k + BAND) * APART + k, APART, v, u, y, z)
-                v, u = u, v
-
-
-@kernel
 def accumulate(V: Floats, T: Floats) -> None:
     """Fill the upper half of T of I − V T Vᵀ, for reflectors V (rows, BAND) of squared norm 2.
 
@@ -348,53 +242,3 @@ def factor_panel(panel: Floats, triangle: Floats) -> None:
         for j in range(i, BAND):
             triangle[i, j] = panel[i, j]
             panel[i, j] = heads[i] if i == j else 0.0
-
-
-@kernel
-def _apply_from_left_and_right(F: Floats, at: int, u: Floats, v: Floats, y: Floats, z: Floats) -> None:
-    """Apply u to a block from the left, then from the right the reflector of its first row, which goes to v."""
-    for k in range(0, BAND, WIDTH):
-        even, odd = simd.broadcast(0.0), simd.broadcast(0.0)
-        for i in range(0, BAND, 2):
-            even = simd.fma(simd.load_entry(u, i), simd.load(F, at + i * WIDE_APART + k), even)
-            odd = simd.fma(simd.load_entry(u, i + 1), simd.load(F, at + (i + 1) * WIDE_APART + k), odd)
-        simd.store(z, k, even + odd)
-        simd.store(v, k, simd.load(F, at + k) - u[0] * simd.load(z, k))
-    right = _reflect(v)
-    both = -simd.inner(z, v, BAND)
-    for i in range(0, BAND, WIDTH):
-        sums = simd.broadcast(0.0, WIDTH, WIDTH)
-        for k in range(0, BAND, WIDTH):
-            sums = simd.fma(simd.load_rows(F, at + i * WIDE_APART + k, WIDE_APART, WIDTH), simd.load(v, k), sums)
-        simd.store(y, i, simd.fma(both, simd.load(u, i), simd.sum_pairs(simd.transpose(sums))))
-    for i in range(BAND):
-        row = at + i * WIDE_APART
-        y_i, u_i = -y[i], -u[i]
-        for k in range(0, BAND, WIDTH):
-            simd.store(
-                F, row + k, simd.fma(y_i, simd.load(v, k), simd.fma(u_i, simd.load(z, k), simd.load(F, row + k)))
-            )
-    F[at : at + BAND] = 0.0
-    F[at] = right
-
-
-@kernel
-def chase_bidiagonal(band: Floats, diagonal: Floats, above: Floats) -> None:
-    """Reduce an upper band to two diagonals, and fill in their squares; the last of those above is 0.
-
-    A row is reduced to two entries; what that adds below the diagonal is chased out of the next row's way. The band is
-    followed by 3·BAND rows of zeros.
-    """
-    n = diagonal.size
-    v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
-    for row in range(n):
-        at = row * WIDE_APART + row
-        diagonal[row] = band[at] * band[at]
-        for i in range(BAND):
-            v[i] = band[at + 1 + i]
-        off = _reflect(v)
-        above[row] = off * off
-        for k in range(row + 1, n, BAND):
-            _apply_from_right_and_left(band, k * WIDE_APART + k, WIDE_APART, v, u, y, z)
-            if k + BAND < n:
-                _apply_from_left_and_right(band, k * WIDE_APART + k + BAND, u, v, y, z)

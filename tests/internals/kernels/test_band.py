@@ -5,7 +5,8 @@ import pytest
 
 from lowrank_core import spectrum
 from lowrank_core._linalg import thresholds, two_stage
-from lowrank_core._linalg.kernels.band import DEPTH, TILE, chase, pack, reduce_panel, update_and_multiply
+from lowrank_core._linalg.kernels.band import DEPTH, TILE, pack, reduce_panel, update_and_multiply
+from lowrank_core._linalg.kernels.chasing import chase
 from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.threads import Team
 from tests import bounds
@@ -178,7 +179,7 @@ def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
     rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
     exact = np.linalg.eigvalsh(dense_band(rows, size))
     diagonal, squares = np.full((2, size), np.nan)
-    chase(rows, diagonal, squares)
+    chase(rows, diagonal, squares, np.empty(0))
     assert squares[-1] == 0
     beside = np.sqrt(squares[:-1])
     result = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
@@ -197,7 +198,7 @@ def test_a_band_is_similar_to_what_it_came_from_and_three_diagonals_to_the_band(
     allowed = 10 * size * bounds.EPS64 * exact[-1]
     assert np.all(np.abs(np.linalg.eigvalsh(dense_band(rows, size)) - exact) <= allowed)
     diagonal, squares = np.empty(size), np.empty(size)
-    chase(rows, diagonal, squares)
+    chase(rows, diagonal, squares, np.empty(0))
     assert squares[-1] == 0
     beside = np.sqrt(squares[:-1])
     assert np.all(

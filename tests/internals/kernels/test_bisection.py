@@ -15,7 +15,7 @@ SIZES = [1, 2, 3, 4, 5, 31, 32, 33, 70]
 
 def eigenvalues(diagonal, squares, workers=1):
     with Team(workers) as team:
-        return tridiagonal_eigenvalues(np.array(diagonal, float), np.array([*squares, 0.0]), team)
+        return tridiagonal_eigenvalues(np.array(diagonal, float), np.array([*squares, 0.0]), len(diagonal), team)
 
 
 @pytest.fixture(params=["compiled", "python"], autouse=True)

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 
 from lowrank_core._linalg import two_stage_svd
-from lowrank_core._linalg.kernels.band import (
-    DEPTH,
-    WIDE_APART,
-    chase_bidiagonal,
-    multiply_rows,
-    pack,
-    update_and_multiply_columns,
-)
-from lowrank_core._linalg.kernels.sizes import BAND
+from lowrank_core._linalg.kernels.band import DEPTH, multiply_rows, pack, update_and_multiply_columns
+from lowrank_core._linalg.kernels.chasing import chase_bidiagonal
+from lowrank_core._linalg.kernels.sizes import BAND, WIDE_APART
 from lowrank_core._linalg.panels import factor_panel
 from lowrank_core._linalg.threads import Team, blas_threads
 from tests import bounds

@@ -1,0 +1,141 @@
+"""Leading eigenvalues and eigenvectors of bands, against LAPACK's of the same matrix."""
+
+import numpy as np
+import pytest
+
+from lowrank_core._linalg import bands
+from lowrank_core._linalg.kernels.sizes import BAND
+from lowrank_core._linalg.threads import Team
+from tests.bounds import EPS64
+
+SIZES = [bands.SMALLEST_SIDE, bands.SMALLEST_SIDE + 1, 9 * BAND, 301]
+
+
+@pytest.fixture(params=[1, 2])
+def team(request):
+    with Team(request.param) as team:
+        yield team
+
+
+@pytest.fixture
+def no_lapack(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("LAPACK was asked")
+
+    monkeypatch.setattr(bands.np.linalg, "eigvalsh", refuse)
+    monkeypatch.setattr(bands.np.linalg, "eigh", refuse)
+
+
+def random_band(size):
+    """A factor with BAND diagonals below the main one, times its transpose: a band without a small eigenvalue."""
+    i, j = np.indices((size, size))
+    L = np.random.default_rng(size).standard_normal((size, size))
+    L[(j > i) | (i - j > BAND // 2)] = 0.0
+    return L @ L.T
+
+
+def blocks(size):
+    """The same block of BAND rows along the diagonal: each eigenvalue as often as there are blocks."""
+    Q = np.linalg.qr(np.random.default_rng(1).standard_normal((BAND, BAND)))[0]
+    return np.kron(np.eye(-(-size // BAND)), (Q * np.arange(1.0, BAND + 1)) @ Q.T)[:size, :size]
+
+
+def diagonal(size):
+    return np.diag(np.arange(size, 0.0, -1.0))
+
+
+def noise_edge(size):
+    """Tridiagonal, with eigenvalues that crowd at the upper end."""
+    return 2 * np.eye(size) - np.eye(size, k=1) - np.eye(size, k=-1)
+
+
+def rank_one(size):
+    matrix = np.zeros((size, size))
+    matrix[3:30, 3:30] = 1.0
+    return matrix
+
+
+def zero(size):
+    return np.zeros((size, size))
+
+
+KINDS = [random_band, blocks, diagonal, noise_edge, rank_one, zero]
+
+
+@pytest.mark.parametrize("power", [0, 200, -200])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("make", KINDS)
+def test_eigenvalues_are_lapacks(make, size, power, team, no_lapack, request):
+    matrix = np.ldexp(make(size), power)
+    chased = {count: bands.leading_eigenvalues(matrix, count, 0.0, team) for count in (1, BAND, BAND + 1, size, 999)}
+    request.getfixturevalue("monkeypatch").undo()
+    exact = np.maximum(np.linalg.eigvalsh(matrix)[::-1], 0.0)
+    for count, values in chased.items():
+        assert values.shape == (min(count, size),)
+        assert np.all(values >= 0)
+        assert np.all(np.abs(values - exact[:count]) <= size * EPS64 * exact[0])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("count", [1, BAND - 1, BAND, BAND + 1, 70])
+@pytest.mark.parametrize("make", KINDS)
+def test_vectors_span_a_leading_space(make, count, size, team, no_lapack):
+    matrix = make(size)
+    values = bands.leading_eigenvalues(matrix, count, 0.0, team)
+    negligible = size * EPS64 * float(values[0])
+    vectors = bands.leading_eigenvectors(matrix, count, negligible, team)
+    assert vectors.shape == (size, count)
+    assert np.max(np.abs(vectors.T @ vectors - np.eye(count))) <= size * EPS64
+    assert np.max(np.abs(matrix @ vectors - vectors * values)) <= 4 * size * EPS64 * values[0]
+
+
+def test_what_is_beside_the_band_is_left_out_only_where_it_is_negligible(team):
+    matrix = random_band(SIZES[0])
+    matrix[200, 10] = matrix[10, 200] = 3.0
+    exact = np.linalg.eigvalsh(matrix)[:-6:-1]
+    with_it, without = (bands.leading_eigenvalues(matrix, 5, beside, team) for beside in (4.2, 4.3))
+    assert np.all(np.abs(with_it - exact) <= len(matrix) * EPS64 * exact[0])
+    # The norm of both entries is 3√2, between 4.2 and 4.3.
+    assert 0 < abs(np.sum(without - exact)) <= np.sqrt(5) * 4.3
+    assert np.max(np.abs(without - exact)) > 1e-9
+
+
+@pytest.mark.parametrize("size", [5, bands.SMALLEST_SIDE - 1])
+def test_small_matrices_are_lapacks(size, team, monkeypatch):
+    monkeypatch.setattr(bands, "_chased", None)
+    matrix = diagonal(size)
+    assert np.allclose(bands.leading_eigenvalues(matrix, 3, np.inf, team), [size, size - 1, size - 2], rtol=1e-14)
+    assert np.allclose(np.abs(bands.leading_eigenvectors(matrix, 2, np.inf, team)), np.eye(size)[:, :2], atol=1e-14)
+
+
+def test_vectors_that_attain_too_little_are_computed_by_lapack(team, monkeypatch):
+    matrix = noise_edge(SIZES[0])
+    exact = np.sum(np.linalg.eigvalsh(matrix)[:-6:-1])
+    monkeypatch.setattr(bands, "_vectors_of_band", lambda matrix, count, _: (np.eye(len(matrix))[:, :count], exact))
+    vectors = bands.leading_eigenvectors(matrix, 5, 1e-9, team)
+    assert abs(np.vdot(vectors, matrix @ vectors) - exact) <= 1e-12
+    # (λ₁ + … + λ₅) − 5 · 2, over √5
+    kept = bands.leading_eigenvectors(matrix, 5, (exact - 10.0) / np.sqrt(5) * (1 + 1e-9), team)
+    assert np.array_equal(kept, np.eye(len(matrix))[:, :5])
+
+
+def test_vectors_that_are_not_orthonormal_are_computed_by_lapack(team, monkeypatch):
+    matrix = noise_edge(SIZES[0])
+    # Of twice the first, the sum of their Rayleigh quotients is larger than that of two.
+    (first,) = np.linalg.eigh(matrix)[1].T[-1:]
+    monkeypatch.setattr(bands, "_vectors_of_band", lambda *_: (np.stack([first, first], axis=1), 7.9))
+    vectors = bands.leading_eigenvectors(matrix, 2, 1e-9, team)
+    assert np.max(np.abs(vectors.T @ vectors - np.eye(2))) <= 1e-14
+
+
+def test_no_thread_changes_a_bit():
+    matrix = random_band(300)
+    results = []
+    for workers in (1, 2, 3):
+        with Team(workers) as team:
+            results.append(
+                (bands.leading_eigenvalues(matrix, 70, 0.0, team), bands.leading_eigenvectors(matrix, 70, 1e-6, team))
+            )
+    for values, vectors in results[1:]:
+        assert np.array_equal(values, results[0][0])
+        assert np.array_equal(vectors, results[0][1])
