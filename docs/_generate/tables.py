@@ -141,16 +141,29 @@ def thresholds_table():
         ["gram: a kernel takes eight matrices at once", f"smaller side up to {thresholds.LARGE:,}"],
         ["a matrix is decomposed alone, on BLAS's own threads", f"smaller side above {thresholds.LARGE:,}"],
         ["gram: reduction in two stages", f"smaller side from {thresholds.TWO_STAGES:,} on"],
-        [
-            "krylov, under auto",
-            f"smaller side s ≥ {thresholds.KRYLOV_SMALLEST_SIDE:,}, rank ≤ {thresholds.KRYLOV_LARGEST_FRACTION:g}·s",
-        ],
         *(
             [
-                f"krylov gives way under auto, values of {dtype}",
+                f"krylov for {what}, under auto",
+                f"smaller side s ≥ {smallest:,}, rank ≤ {thresholds.KRYLOV_LARGEST_FRACTION:g}·s",
+            ]
+            for what, smallest in (
+                ("values", thresholds.KRYLOV_SMALLEST_SIDE),
+                ("factors", thresholds.KRYLOV_FACTORS_SMALLEST_SIDE),
+            )
+        ),
+        *(
+            [
+                f"krylov for values gives way to all of them, {dtype}",
                 f"more than {most:g}·s basis vectors, or {expected:g}·s expected",
             ]
             for dtype, (most, expected) in thresholds.KRYLOV_GIVES_UP.items()
+        ),
+        *(
+            [
+                f"krylov for factors gives way to all of them, {dtype}",
+                f"values that do not stand out with {fraction:.2g}·s basis vectors",
+            ]
+            for dtype, fraction in thresholds.KRYLOV_DENSE_FROM.items()
         ),
         ["factors in float32: a kernel forms their Gram matrices", f"rank up to {thresholds.NARROW_FACTOR}"],
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from lowrank_core._linalg.search_space import CHOLESKY_QR_TOL, SearchSpace, orth
 from lowrank_core._linalg.threads import Team, blas_threads
 from lowrank_core._linalg.values import Floats, unscaled_values
 
-__all__ = ["Leading", "krylov_factors"]
+__all__ = ["Failure", "Leading", "krylov_factors"]
 
 # Vectors in a block: as many as the kernels of products take at a time.
 BLOCK = COLUMNS
@@ -59,15 +60,23 @@ GRAM_ACCURATE_FROM = 0.01
 class Leading(NamedTuple):
     """Which leading part is wanted: its rank, how well, from how many vectors at most, and the seed of random ones.
 
-    The iteration ends early where more than `expected_vectors` are likely to be needed; or, if that is None, where the
-    values wanted do not stand out when there are half as many vectors as there may be.
+    With fewer of them than columns the iteration ends early: where more than `expected_vectors` are likely to be
+    needed (None: whatever is likely), or where more than `dense_from` do not show that the values wanted stand out.
     """
 
     rank: int
     tolerance: float
     max_vectors: int
     expected_vectors: int | None
+    dense_from: int
     seed: int
+
+
+class Failure(Enum):
+    """Why an iteration ends without an answer: its products are too inexact, or the values wanted are too dense."""
+
+    ROUNDING = auto()
+    DENSE = auto()
 
 
 class LeadingBasis(NamedTuple):
@@ -85,8 +94,8 @@ class Check(NamedTuple):
     missed: float
 
 
-def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> ProjectedFactors | None:
-    r"""Decompose the leading part of one matrix; None if the method cannot show that it misses little enough.
+def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> ProjectedFactors | Failure:
+    r"""Decompose the leading part of one matrix; or say why the method cannot show that it misses little enough.
 
     The Krylov space of XᵀX from a Gaussian block is spanned with products in float32 (float64 for float64 input) and
     an orthonormal basis in float64 (Musco and Musco, arXiv:1504.05477, algorithm 2). The answer is X V in float64 for
@@ -99,8 +108,8 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
         if not math.isfinite(energy):
             return _not_finite(X, leading.rank)
         basis = _leading_basis(X, leading, energy)
-        if basis is None:
-            return None
+        if isinstance(basis, Failure):
+            return basis
         product, energy = X.float64_product(basis.vectors)
         values, rotation = _svd_of_tall(product)
         product, vectors = product @ rotation, basis.vectors @ rotation
@@ -109,7 +118,7 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     left = energy - head + DIFFERENCE_ROUNDING * energy
     missed = max(0.0, min(basis.missed, left)) / (_least_tail(X, head, energy) or 1.0)
     if missed > leading.tolerance:
-        return None
+        return Failure.ROUNDING
     # Rounding must not make the energy of the leading part larger than that of the whole.
     exponents = np.array([X.exponent])
     unscaled = unscaled_values(values[np.newaxis], np.sqrt(np.array([max(energy, head)])), exponents)[:2]
@@ -136,8 +145,8 @@ def _svd_of_tall(product: Floats) -> tuple[Floats, Floats]:
     return values, Wt.T
 
 
-def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBasis | None:
-    """Compute an orthonormal basis (columns, rank) of the leading right singular subspace; None if that fails.
+def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBasis | Failure:
+    """Compute an orthonormal basis (columns, rank) of the leading right singular subspace.
 
     The space grows until a bound of what lies outside shows that its leading Ritz vectors miss little enough.
     """
@@ -166,7 +175,7 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBas
             return LeadingBasis(_leading_ritz_vectors(space, rank), lost if space.is_full else math.inf)
         tolerated = leading.tolerance * _least_tail(X, head, energy)
         if lost > tolerated:
-            return None
+            return Failure.ROUNDING
         missed_beside = partial(missed_energy, space, squares, rank, negligible=negligible)
         missed = missed_beside(outside)
         expected = EXPECTED_OUTSIDE * float(squares[space.size // 2])
@@ -181,15 +190,15 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBas
                 if missed == math.inf:
                     # Outside are values as large as those wanted: copies, of which each certificate finds a block.
                     if may_give_up:
-                        return None
+                        return Failure.DENSE
                     further = orthonormalised(np.concatenate([further, certificate.leading]), space.basis)[0]
         if missed <= tolerated:
             return LeadingBasis(_leading_ritz_vectors(space, rank, negligible), missed)
         checks.append(Check(space.size, head, missed))
         if may_give_up and missed == math.inf and _falls_slowly(checks, tolerated, leading):
-            return None
+            return Failure.DENSE
         blocks_to_go = _further_blocks(checks, tolerated)
-    return None
+    return Failure.DENSE
 
 
 def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside: float) -> bool:
@@ -211,19 +220,20 @@ def _further_blocks(checks: Sequence[Check], tolerated: float) -> int:
 
 def _falls_slowly(checks: Sequence[Check], tolerated: float, leading: Leading) -> bool:
     """Whether the leading energy that blocks add falls so slowly that a full decomposition is likely to be cheaper."""
-    if len(checks) < 3:
-        return False
+    size = checks[-1].size
+    if len(checks) < 3 or size > leading.dense_from:
+        return size > leading.dense_from
     heads = [check.head for check in checks[-3:]]
     before, last = heads[1] - heads[0], heads[2] - heads[1]
     if last <= tolerated:
         # Nothing is added, and yet the values wanted do not stand out: they have copies, or are zero.
         return before <= tolerated
     if leading.expected_vectors is None:
-        return checks[-1].size > leading.max_vectors // 2
+        return False
     if last >= before:
         return True
     further_blocks = math.log(last / tolerated) / math.log(before / last)
-    return checks[-1].size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
+    return size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
 
 
 def _leading_ritz_vectors(space: SearchSpace, rank: int, negligible: float = 0.0) -> Floats:

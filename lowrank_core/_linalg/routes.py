@@ -17,7 +17,7 @@ from lowrank_core._linalg import thresholds
 from lowrank_core._linalg.batches import Batching, values_in_chunks
 from lowrank_core._linalg.bidiagonal import bidiagonal_svd_factors, bidiagonal_svd_values
 from lowrank_core._linalg.gram import gram_factors, kernel_gram_values, lapack_gram_values
-from lowrank_core._linalg.krylov import Leading, krylov_factors
+from lowrank_core._linalg.krylov import Failure, Leading, krylov_factors
 from lowrank_core._linalg.lapack import lapack_svd_factors, lapack_svd_values
 from lowrank_core._linalg.products import CoreValues, gram_core_values, qr_core_values
 from lowrank_core._linalg.small import kernel_svd_values
@@ -166,17 +166,31 @@ def _gram(problem: Problem) -> Route:
 def _krylov(problem: Problem) -> Route:
     if problem.rank is None:
         raise ValueError("method 'krylov' finds leading singular values only; give rank=k, or use 'auto'.")
-    return _leading("krylov", problem, problem.rank, problem.smaller_side, problem.smaller_side)
+    leading = _without_limit(problem, problem.rank)
+    return _leading("krylov", problem, leading, leading)
 
 
 def _auto(problem: Problem) -> Route:
-    if problem.rank is not None and _is_leading_part(problem, problem.rank):
-        full, limits = (
-            ("direct" if problem.dtype == "float64" else "gram"),
-            thresholds.KRYLOV_GIVES_UP[_precision(problem)],
-        )
-        most, expected = (int(fraction * problem.smaller_side) for fraction in limits)
-        return _leading(f"krylov, or {full} where that is cheaper", problem, problem.rank, most, expected)
+    if problem.rank is None or not _is_leading_part(problem, problem.rank):
+        return _all_values(problem)
+    side, precision = problem.smaller_side, _precision(problem)
+    leading = _without_limit(problem, problem.rank)
+    most, expected = (int(fraction * side) for fraction in thresholds.KRYLOV_GIVES_UP[precision])
+    route = _leading(
+        f"krylov, or {'direct' if problem.dtype == 'float64' else 'gram'} where that is cheaper",
+        problem,
+        leading._replace(max_vectors=most, expected_vectors=expected),
+        # All singular vectors take several times as long as all values.
+        leading._replace(max_vectors=side - 1, dense_from=int(thresholds.KRYLOV_DENSE_FROM[precision] * side)),
+    )
+    if side >= thresholds.KRYLOV_SMALLEST_SIDE:
+        return route
+    return _all_values(problem)._replace(
+        factors=route.factors, batching=route.batching, factors_need_finite=route.factors_need_finite
+    )
+
+
+def _all_values(problem: Problem) -> Route:
     if problem.dtype == "float64":
         # A Gram matrix squares the condition number: values under 1e-8·σ₁ are lost, which float32 data had lost before.
         return _direct(problem)
@@ -203,10 +217,10 @@ def _is_small(problem: Problem) -> bool:
 
 
 def _is_leading_part(problem: Problem, rank: int) -> bool:
-    """Whether so few values are wanted of so large a matrix that an iteration is faster than a full decomposition."""
+    """Whether so few factors are wanted of so large a matrix that an iteration is faster than a full decomposition."""
     return (
         problem.tolerance != 0.0
-        and problem.smaller_side >= thresholds.KRYLOV_SMALLEST_SIDE
+        and problem.smaller_side >= min(thresholds.KRYLOV_SMALLEST_SIDE, thresholds.KRYLOV_FACTORS_SMALLEST_SIDE)
         and rank <= thresholds.KRYLOV_LARGEST_FRACTION * problem.smaller_side
     )
 
@@ -216,15 +230,20 @@ def _precision(problem: Problem) -> str:
     return "float64" if problem.dtype == "float64" else "float32"
 
 
-def _leading(name: str, problem: Problem, rank: int, max_vectors: int, expected_vectors: int) -> Route:
-    """Return the route by block Krylov iteration, or by a full decomposition where that cannot show what it misses."""
+def _without_limit(problem: Problem, rank: int) -> Leading:
+    """Return what is wanted of an iteration that goes on as long as there are vectors."""
     seed = int(np.random.default_rng(problem.rng).integers(2**63))
     tolerance = TOLERANCES[_precision(problem)] if problem.tolerance is None else problem.tolerance
-    leading = Leading(max(1, rank), tolerance, max_vectors, expected_vectors, seed)
+    side = problem.smaller_side
+    return Leading(max(1, rank), tolerance, max_vectors=side, expected_vectors=None, dense_from=side, seed=seed)
+
+
+def _leading(name: str, problem: Problem, of_values: Leading, of_factors: Leading) -> Route:
+    """Return the route by block Krylov iteration, or by a full decomposition where that cannot show what it misses."""
     full = _direct(problem) if problem.dtype == "float64" else _gram(problem)
     # An iteration divides its products among the workers itself.
     batching = Batching(one_at_a_time=True, takes_blas_lock=True)
-    values, factors = partial(_leading_values, leading, full), partial(_leading_factors, leading, full)
+    values, factors = partial(_leading_values, of_values, full), partial(_leading_factors, of_factors, full)
     return Route(name, values, factors, batching, needs_finite=False, factors_need_finite=False)
 
 
@@ -232,7 +251,7 @@ def _leading_values(leading: Leading, full: Route, stack: NDArray[Any], workers:
     values, norms, missed = np.empty((len(stack), leading.rank)), np.empty(len(stack)), np.zeros(len(stack))
     for i, matrix in enumerate(stack):
         factors = krylov_factors(matrix, leading, workers)
-        if factors is None:
+        if isinstance(factors, Failure):
             whole = full.values(stack[i : i + 1], workers)
             values[i], norms[i] = whole.values[0, : leading.rank], whole.norms[0]
         else:
@@ -248,15 +267,11 @@ def _leading_factors(
     workers: int,
 ) -> Factors:
     (matrix,) = stack
-    # All singular vectors take several times as long as all values, and longer than any iteration that ends.
-    most = max(leading.max_vectors, min(matrix.shape) - 1)
-    leading = leading._replace(max_vectors=most, expected_vectors=None)
     factors = krylov_factors(matrix, leading, workers)
-    if factors is None and matrix.dtype != np.float64:
-        # Products in float64 can show what those in float32 cannot.
+    if factors is Failure.ROUNDING and matrix.dtype != np.float64:
         leading = leading._replace(tolerance=min(leading.tolerance, TOLERANCES["float64"]))
         factors = krylov_factors(matrix.astype(np.float64), leading, workers)
-    if factors is not None:
+    if not isinstance(factors, Failure):
         return factors
     with full.batching.blas_lock():
         decomposed = full.factors(stack, leading.rank, workers)

@@ -31,11 +31,18 @@ TWO_STAGES = 1024
 KRYLOV_SMALLEST_SIDE = 1024
 KRYLOV_LARGEST_FRACTION = 1 / 16
 
+# All singular vectors cost several times as much as all values: factors of float64 matrices of 640² and beyond take a
+# third of the time of LAPACK's SVD or less, whatever their values, and those of float32 half of a Gram matrix's.
+KRYLOV_FACTORS_SMALLEST_SIDE = 640
+
+# The fraction of the smaller side as basis vectors from which on "auto" takes all factors if the values wanted do not
+# stand out yet: those of noise of 4,096 × 1,024 in float32 would take twice the time of a Gram matrix.
+KRYLOV_DENSE_FROM = {"float32": 1 / 3, "float64": 1 / 2}
+
 # The fractions of the smaller side as basis vectors, had and expected, beyond which "auto" takes all values instead.
 # More vectors are expected than are needed, since each block adds more digits than the one before: clusters and 0.99^i,
 # with up to 500 expected, took 192 to 224, in a third of the time of a Gram matrix at 1,024 and a tenth at 2,048. Where
 # it gives up in the end, as on Gaussian entries at 1,024, that takes 1.2 to 1.3 times as long as a Gram matrix alone.
-# Factors have no limit: 128 of Gaussian entries at 4,096 took an eighth of the time of all in float64.
 KRYLOV_GIVES_UP = {"float32": (1 / 4, 1 / 2), "float64": (1 / 2, 1 / 2)}
 
 # Gram matrices of float32 factors up to this rank are computed by a kernel, in 40 to 75 % of BLAS's time and without a

@@ -5,7 +5,7 @@ import pytest
 
 from lowrank_core import spectrum, truncate, update_with_spectrum
 from lowrank_core._linalg import krylov, narrow_products, routes, thresholds
-from lowrank_core._linalg.krylov import Leading
+from lowrank_core._linalg.krylov import Failure, Leading
 from lowrank_core._linalg.threads import Team
 from tests import bounds
 from tests.internals.test_routes import kinds, made, truth
@@ -147,7 +147,7 @@ def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_LARGEST_FRACTION", 1.0)
     monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", dict.fromkeys(("float32", "float64"), (0.1, 0.1)))
     matrix = np.random.default_rng(0).standard_normal((70, 60)).astype(np.float32)
-    assert krylov.krylov_factors(matrix, Leading(50, 1e-4, 6, 6, 0), 1) is None
+    assert krylov.krylov_factors(matrix, Leading(50, 1e-4, 6, 6, 6, 0), 1) is Failure.DENSE
     exact = np.linalg.svd(matrix.astype(float), compute_uv=False)[:50]
     assert np.allclose(spectrum(matrix, rank=50).values, exact, rtol=1e-7)
 
@@ -170,27 +170,63 @@ def test_factors_are_found_by_iteration_wherever_values_stand_out(dtype, full, m
         assert np.allclose(best.A @ best.A.T, np.eye(16), rtol=0, atol=1e-12)
 
 
-def test_values_give_way_to_a_full_decomposition_where_factors_do_not(monkeypatch):
+@pytest.mark.parametrize(("dtype", "most", "dense_from"), [("float32", 80, 106), ("float64", 160, 160)])
+def test_values_give_way_to_a_full_decomposition_where_factors_do_not(dtype, most, dense_from, monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 300)
     asked = []
     monkeypatch.setattr(
         routes, "krylov_factors", lambda *given: asked.append(given[1]) or krylov.krylov_factors(*given)
     )
-    noise = np.random.default_rng(0).standard_normal((340, 320))
-    spectrum(noise, rank=16)
-    truncate(noise, 16)
-    truncate(noise, 16, method="krylov")
-    assert [(leading.max_vectors, leading.expected_vectors) for leading in asked] == [
-        (160, 160),
-        (319, None),
-        (320, None),
-    ]
+    matrix = update_with_spectrum(1.0 / np.arange(1, 321), (340, 320), rng=0).astype(dtype)
+    for call in (spectrum, truncate):
+        call(matrix, rank=16)
+        call(matrix, rank=16, method="krylov")
+    limits = [(leading.max_vectors, leading.expected_vectors, leading.dense_from) for leading in asked]
+    assert limits == [(most, 160, 320), (320, None, 320), (319, None, dense_from), (320, None, 320)]
 
 
-def test_an_iteration_ends_early_by_what_is_expected_or_by_half_of_all_vectors():
+def test_factors_of_smaller_matrices_are_found_by_iteration_and_values_all_at_once(monkeypatch):
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 80)
+    asked = []
+    monkeypatch.setattr(
+        routes, "krylov_factors", lambda *given: asked.append(given[1]) or krylov.krylov_factors(*given)
+    )
+    for side, rank, expected in ((80, 5, 1), (79, 4, 0), (80, 6, 0)):
+        matrix = update_with_spectrum(1.0 / np.arange(1, side + 1), (90, side), rng=0)
+        asked.clear()
+        values = spectrum(matrix, rank=rank)
+        assert asked == []
+        assert np.array_equal(values.values, spectrum(matrix).values[:rank])
+        assert values.missed == 0
+        best = truncate(matrix, rank)
+        assert len(asked) == expected
+        assert np.allclose(np.linalg.norm(best.B, axis=0), values.values, rtol=1e-11)
+    asked.clear()
+    truncate(matrix, 5, tolerance=0)
+    assert asked == []
+    # Entries that are not finite are seen by an iteration, too.
+    with pytest.raises(ValueError, match="finite"):
+        truncate(np.full((90, 80), np.nan), 5)
+
+
+@pytest.mark.parametrize("failure", Failure)
+def test_products_in_float64_are_tried_where_rounding_is_what_prevents_an_answer(failure, monkeypatch):
+    monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 200)
+    tried = []
+    monkeypatch.setattr(routes, "krylov_factors", lambda matrix, *_: tried.append(matrix.dtype.name) or failure)
+    matrix = update_with_spectrum(1.0 / np.arange(1, 221), (240, 220), rng=0)
+    best = truncate(matrix.astype(np.float32), 8)
+    assert np.allclose(np.linalg.norm(best.B, axis=0), 1 / np.arange(1, 9), rtol=1e-6)
+    assert tried == (["float32", "float64"] if failure is Failure.ROUNDING else ["float32"])
+    tried.clear()
+    truncate(matrix, 8)
+    assert tried == ["float64"]
+
+
+def test_an_iteration_ends_early_by_what_is_expected_or_where_values_do_not_stand_out():
     def falls_slowly(expected, *heads):
         checks = [krylov.Check(32 * (i + 1), head, np.inf) for i, head in enumerate(heads)]
-        return krylov._falls_slowly(checks, 0.01, Leading(4, 1e-6, 200, expected, 0))
+        return krylov._falls_slowly(checks, 0.01, Leading(4, 1e-6, 200, expected, 96, 0))
 
     assert not falls_slowly(None, 1.0, 2.0)
     # Nothing is added twice: copies, or zeros.
@@ -201,6 +237,7 @@ def test_an_iteration_ends_early_by_what_is_expected_or_by_half_of_all_vectors()
     assert not falls_slowly(290, 1.0, 2.28, 2.92)
     assert falls_slowly(10**6, 1.0, 2.0, 3.0)
     assert not falls_slowly(None, 1.0, 2.0, 3.0)
+    # More than 96 vectors.
     assert falls_slowly(None, 1.0, 2.0, 3.0, 4.0)
 
 
@@ -210,7 +247,7 @@ def test_factors_that_products_in_float32_do_not_show_come_from_those_in_float64
 
     def attempt(matrix, leading, workers):
         tried.append((matrix.dtype.name, leading.tolerance))
-        return None if matrix.dtype == np.float32 else krylov.krylov_factors(matrix, leading, workers)
+        return Failure.ROUNDING if matrix.dtype == np.float32 else krylov.krylov_factors(matrix, leading, workers)
 
     monkeypatch.setattr(routes, "krylov_factors", attempt)
     matrix = update_with_spectrum(0.9 ** np.arange(220), (240, 220), rng=0).astype(np.float32)
@@ -259,7 +296,7 @@ def test_noise_in_float64_needs_one_certificate_and_few_checks(monkeypatch):
         krylov, "leading_eigenvalues", lambda matrix, *rest: sizes.append(len(matrix)) or check(matrix, *rest)
     )
     monkeypatch.setattr(krylov, "bound_outside", lambda *given: certificates.append(1) or certify(*given))
-    factors = krylov.krylov_factors(matrix, Leading(8, 1e-12, 800, 800, 0), 2)
+    factors = krylov.krylov_factors(matrix, Leading(8, 1e-12, 800, None, 800, 0), 2)
     exact = np.linalg.svd(matrix, compute_uv=False)
     assert np.sum(exact[:8] ** 2 - factors.values[0] ** 2) <= 1e-12 * np.sum(exact[8:] ** 2)
     assert factors.missed <= 1e-12
