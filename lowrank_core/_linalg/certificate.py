@@ -16,9 +16,9 @@ from lowrank_core._linalg.values import Floats
 __all__ = ["Outside", "bound_outside", "left_out", "lost_to_rounding", "missed_energy", "outside_bound"]
 
 # Gaussian vectors of a certificate, and blocks of their Krylov space: with three the bound is 1.3 to 1.8 times the
-# energy, and with six 1.1 times. Where products in float64 are asked for, values are dense, and four are needed.
+# energy, and with six 1.1 times.
 DIRECTIONS = 32
-LEAST_BLOCKS, MOST_BLOCKS = {"float32": 3, "float64": 4}, 6
+LEAST_BLOCKS, MOST_BLOCKS = 2, 6
 
 # How much of the residual of a Ritz vector may be rounding of the products that it comes from, in eps·σ₁√θ: where there
 # should be none, the largest was 2 at 1,024 × 1,024.
@@ -60,17 +60,17 @@ def bound_outside(
     basis: list[Floats] = [block]
     products: list[Floats] = []
     while True:
+        products.append(X.apply(block))
         blocks = len(basis)
-        if blocks >= LEAST_BLOCKS[X.array.dtype.name]:
-            rows = np.concatenate([*products, X.apply(block)])
+        if blocks >= LEAST_BLOCKS:
+            rows = np.concatenate(products)
             squares, vectors = np.linalg.eigh(rows @ rows.T)
             largest = (math.sqrt(max(float(squares[-1]), 0.0)) + PRODUCT_ROUNDING * X.eps * math.sqrt(energy)) ** 2
             failure /= 2
             bound = outside_bound(largest, rest, DIRECTIONS, blocks, failure)
             if blocks == MOST_BLOCKS or largest >= limit or suffices(bound):
                 return Outside(bound, vectors[:, : -DIRECTIONS - 1 : -1].T, np.concatenate(basis))
-        product, gram_block = X.apply_gram(block)
-        products.append(product)
+        gram_block = X.T.apply(products[-1])
         block = orthonormalised(gram_block, space.basis, rows_of(np.concatenate(basis), X.team))[0]
         basis.append(block)
 

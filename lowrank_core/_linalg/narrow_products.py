@@ -61,6 +61,11 @@ class TallMatrix(NamedTuple):
         """Relative rounding of the products."""
         return float(np.finfo(self.array.dtype).eps)
 
+    @property
+    def T(self) -> TallMatrix:  # noqa: N802 - as NumPy calls it
+        """Return the transpose, of which no copy is made."""
+        return self._replace(transposed=not self.transposed)
+
     def apply(self, block: Floats) -> Floats:
         """Compute b Xᵀ for a block b of row vectors (k, columns), in the precision of the array."""
         return self._products(block, gram=False)[0]
