@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,16 @@ __all__ = ["marchenko_pastur_median", "noise_edge", "optimal_threshold"]
 
 Floats = NDArray[np.float64]
 Products = Callable[[Floats, Floats], tuple[Floats, Floats]]
+
+
+class Edge(NamedTuple):
+    """The edge of errors, that with fluctuation, and the probabilities of rows and columns that attain it."""
+
+    edge: float
+    with_fluctuation: float
+    rows: Floats
+    columns: Floats
+
 
 # Halvings of an interval of length π down to float64's grid.
 _HALVINGS = 53
@@ -179,22 +190,29 @@ def noise_edge(variances: NDArray[Any]) -> tuple[float, float]:
     >>> round(edge, 9), round(above, 2)
     (30.0, 30.53)
     """
-    rows, columns = np.any(variances, axis=1), np.any(variances, axis=0)
+    found = edge_of_variances(variances)
+    return found.edge, found.with_fluctuation
+
+
+def edge_of_variances(variances: NDArray[Any], like: Edge | None = None) -> Edge:
+    """Compute what :func:`noise_edge` does, from the weights of an edge of similar variances where there is one."""
+    with _one_thread():
+        row_sums, column_sums = _products(variances, np.ones(variances.shape[0]), np.ones(variances.shape[1]))
+    rows, columns = row_sums > 0, column_sums > 0
     if not np.any(rows):
-        return 0.0, 0.0
+        return Edge(0.0, 0.0, row_sums, column_sums)
     if not (np.all(rows) and np.all(columns)):
         # A row without noise adds nothing but a division by zero.
-        variances = variances[rows][:, columns]
-    row_sums, column_sums = np.sum(variances, axis=1, dtype=np.float64), np.sum(variances, axis=0, dtype=np.float64)
+        variances, row_sums, column_sums = variances[rows][:, columns], row_sums[rows], column_sums[columns]
+    if like is not None and like.rows.shape == row_sums.shape and like.columns.shape == column_sums.shape:
+        row_sums, column_sums = like.rows, like.columns
     return edge_of_products(partial(_products, variances), row_sums, column_sums)
 
 
-def edge_of_products(products: Products, row_sums: Any, column_sums: Any) -> tuple[float, float]:
-    """Compute what :func:`noise_edge` does from (x, y) -> (S y, Sᵀ x) and the sums of S, of which none is zero."""
-    x, y = row_sums / (2 * np.sum(row_sums)), column_sums / (2 * np.sum(column_sums))
-    # These products are bound by memory: a second BLAS thread waits for the first. Of positive, finite numbers none is
-    # invalid, and yet BLAS was seen to raise that flag, as it may for memory that it reads beside them and leaves out.
-    with blas_threads(1), np.errstate(invalid="ignore"):
+def edge_of_products(products: Products, rows: Floats, columns: Floats) -> Edge:
+    """Compute what :func:`noise_edge` does from (x, y) -> (S y, Sᵀ x) and weights to start from, such as sums of S."""
+    x, y = rows / (2 * np.sum(rows)), columns / (2 * np.sum(columns))
+    with _one_thread():
         for _ in range(_ITERATIONS):
             from_columns, from_rows = products(x, y)
             u, v = np.sqrt(x / from_columns), np.sqrt(y / from_rows)
@@ -206,7 +224,15 @@ def edge_of_products(products: Products, row_sums: Any, column_sums: Any) -> tup
                 break
             x, y = x * row_terms / below, y * column_terms / below
     scale = float(np.sum((x / u) ** 3) + np.sum((y / v) ** 3)) ** (1 / 3)
-    return edge, math.sqrt(edge**2 + 2 * _TRACY_WIDOM_99 * edge * scale)
+    return Edge(edge, math.sqrt(edge**2 + 2 * _TRACY_WIDOM_99 * edge * scale), x, y)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # These products are bound by memory: a second BLAS thread waits for the first. Of positive, finite numbers none is
+    # invalid, and yet BLAS was seen to raise that flag, as it may for memory that it reads beside them and leaves out.
+    with blas_threads(1), np.errstate(invalid="ignore"):
+        yield
 
 
 def _products(variances: NDArray[Any], x: Floats, y: Floats) -> tuple[Floats, Floats]:

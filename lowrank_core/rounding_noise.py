@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._dtypes import FLOATS
 from lowrank_core._validation import as_pair
-from lowrank_core.noise import noise_edge
+from lowrank_core.noise import Edge, edge_of_variances
 from lowrank_core.ranks import count_passing
 from lowrank_core.spectra import Spectrum, check_spectrum, energy_fractions, known_ranks
 
@@ -336,24 +336,29 @@ def _noise_levels(
     own = tuned.largest_exponent
     for block in _blocks(variances.shape):
         variances[block] = relative_squares(tuned.at(block), own)
-    one = _noise_level(variances, own, rows, columns)
+    one, edge = _noise_level(variances, own, rows, columns)
     largest = max(own, base.largest_exponent)
     scale = np.float32(math.ldexp(1.0, 2 * (own - largest)))
     for block in _blocks(variances.shape):
         variances[block] *= scale
         variances[block] += relative_squares(base.at(block), largest)
-    return one, _noise_level(variances, largest, rows, columns)
+    return one, _noise_level(variances, largest, rows, columns, edge)[0]
 
 
 def _noise_level(
-    variances: NDArray[np.float32], largest: int, rows: NDArray[np.bool_], columns: NDArray[np.bool_]
-) -> NoiseLevel:
-    """Compute the level of errors from the squares of their steps over 4^largest."""
+    variances: NDArray[np.float32],
+    largest: int,
+    rows: NDArray[np.bool_],
+    columns: NDArray[np.bool_],
+    like: Edge | None = None,
+) -> tuple[NoiseLevel, Edge]:
+    """Compute the level of errors from the squares of their steps over 4^largest, and their edge."""
     unit = math.ldexp(math.sqrt(1 / 12), largest)
     std = unit * math.sqrt(float(np.mean(variances, dtype=np.float64)))
     if not (np.all(rows) and np.all(columns)):
         variances = variances[rows][:, columns]
-    return NoiseLevel(std, unit * noise_edge(variances)[1])
+    edge = edge_of_variances(variances, like)
+    return NoiseLevel(std, unit * edge.with_fluctuation), edge
 
 
 def relative_squares(steps: NDArray[Any], largest: int) -> NDArray[np.float32]:

@@ -116,8 +116,8 @@ class _Stored:
             column_sums += np.sum(decoded, axis=0, dtype=np.float64)
             start = place.stop
         unit = math.ldexp(math.sqrt(1 / 12), largest)
-        _, edge = edge_of_products(partial(_products, encoded), row_sums, column_sums)
-        return NoiseLevel(unit * math.sqrt(total / self._steps[0].size), unit * edge)
+        found = edge_of_products(partial(_products, encoded), row_sums, column_sums)
+        return NoiseLevel(unit * math.sqrt(total / self._steps[0].size), unit * found.with_fluctuation)
 
 
 def _products(encoded: NDArray[np.uint16], x: Floats, y: Floats) -> tuple[Floats, Floats]:
