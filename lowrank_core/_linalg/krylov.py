@@ -188,7 +188,7 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBas
                 outside = min(outside, certificate.bound)
                 missed = missed_beside(outside)
                 if missed == math.inf:
-                    # Outside are values as large as those wanted: copies, of which each certificate finds a block.
+                    # Outside may be values as large as those wanted: copies, of which each certificate finds a block.
                     if may_give_up:
                         return Failure.DENSE
                     further = orthonormalised(np.concatenate([further, certificate.leading]), space.basis)[0]

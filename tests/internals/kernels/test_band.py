@@ -6,7 +6,7 @@ import pytest
 from lowrank_core import spectrum
 from lowrank_core._linalg import thresholds, two_stage
 from lowrank_core._linalg.kernels.band import DEPTH, TILE, pack, reduce_panel, update_and_multiply
-from lowrank_core._linalg.kernels.chasing import chase
+from lowrank_core._linalg.kernels.chasing import apply_reflectors, chase
 from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.threads import Team
 from tests import bounds
@@ -184,6 +184,34 @@ def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
     beside = np.sqrt(squares[:-1])
     result = np.linalg.eigvalsh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
     assert np.all(np.abs(result - exact) <= 4 * size * bounds.EPS64 * np.max(np.abs(exact)))
+
+
+@pytest.mark.parametrize("kind", sorted(BANDS))
+@pytest.mark.parametrize("size", [2, 33, 34, 75])
+def test_three_diagonals_have_the_eigenvectors_of_the_band_but_for_its_reflectors(kind, size):
+    i, j = np.indices((size, size))
+    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, i - j)
+    inside = (j <= i) & (i - j <= BAND)
+    rows = np.zeros((size + 3 * BAND) * (2 * BAND + 1))
+    rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
+    band = dense_band(rows, size)
+    counts = [-(-(size - 1 - column) // BAND) for column in range(size)]
+    firsts = BAND * np.cumsum([0, *counts])[: size - 1]
+    diagonal, squares, reflectors = np.empty(size), np.empty(size), np.full(BAND * sum(counts), np.nan)
+    chase(rows, diagonal, squares, reflectors)
+    beside = np.copysign(np.sqrt(squares[:-1]), -reflectors[firsts])
+    T = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+    Q = np.zeros((size, size))
+    for start in range(0, size, BAND):
+        vectors = np.zeros((size + BAND, BAND))
+        vectors[start : start + BAND] = np.eye(BAND)
+        vectors[size:] = 0.0
+        apply_reflectors(reflectors, size, vectors.reshape(-1))
+        assert not vectors[size:].any()
+        Q[:, start : start + BAND] = vectors[:size, : size - start]
+    rounding = 8 * size * bounds.EPS64
+    assert np.max(np.abs(Q @ Q.T - np.eye(size))) <= rounding
+    assert np.max(np.abs(Q @ T @ Q.T - band)) <= rounding * np.max(np.abs(np.linalg.eigvalsh(band)))
 
 
 @kinds
