@@ -69,7 +69,7 @@ def test_a_ratio_of_sides_is_at_most_one(law, beta):
     assert str(caught.value) == f"beta must lie in 0 < beta <= 1; got {beta!r}. It is min(m, n) / max(m, n)."
 
 
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 500), (100, 100), (400, 100)])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 500), (100, 100), (400, 100), (600, 300)])
 def test_edge_of_equal_variances_is_the_formula(m, n):
     edge, above = noise_edge(np.full((m, n), 0.25))
     a, b = np.sqrt(m), np.sqrt(n)
