@@ -31,9 +31,9 @@ TWO_STAGES = 1024
 KRYLOV_SMALLEST_SIDE = 1024
 KRYLOV_LARGEST_FRACTION = 1 / 16
 
-# All singular vectors cost several times as much as all values. From here on factors of float64 matrices take 0.2 to 0.8
-# times as long as LAPACK's SVD, whatever their values, and those of float32 0.4 to 0.7 times as long as a Gram matrix
-# where values fall.
+# All singular vectors cost several times as much as all values. From here on factors of float64 matrices take 0.2 to
+# 0.8 times as long as LAPACK's SVD, whatever their values, and those of float32 0.4 to 0.7 times as long as a Gram
+# matrix where values fall.
 KRYLOV_FACTORS_SMALLEST_SIDE = 640
 
 # The fraction of the smaller side as basis vectors from which on "auto" takes all factors if the values wanted do not
