@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import inputs
 from benchmarks.timing import shortest
-from lowrank_core import spectrum
+from lowrank_core import spectrum, truncate, update_with_spectrum
 
 # Each function imports what it measures: asv imports every file of this folder beside each commit's own package, which
 # may not have these modules.
@@ -97,6 +97,21 @@ def leading_values() -> None:
             row(f"leading {rank}", n, leading, all_values)
 
 
+def factors() -> None:
+    """Compare factors by block Krylov and all of them, where singular values fall as 1/i and for Gaussian entries."""
+    from lowrank_core._linalg import thresholds
+
+    print(f"\nKRYLOV_FACTORS_SMALLEST_SIDE = {thresholds.KRYLOV_FACTORS_SMALLEST_SIDE}: rank n/16, milliseconds")
+    print(COLUMNS.format("", "n", "krylov", "all", "ratio"))
+    for n in (512, 640, 768, 1024):
+        falling = update_with_spectrum(1.0 / np.arange(1, n + 1), (n, n), rng=n)
+        for kind, doubles in (("1/i", falling), ("noise", inputs.generator(n).standard_normal((n, n)))):
+            for dtype, method in (("float32", "gram"), ("float64", "lapack")):
+                matrix = doubles.astype(dtype)
+                some = shortest(lambda: truncate(matrix, n // 16, method="krylov"))
+                row(f"{kind}, {dtype}", n, some, shortest(lambda: truncate(matrix, n // 16, method=method)))
+
+
 def main() -> None:
     """Print all comparisons."""
     small_matrices()
@@ -104,6 +119,7 @@ def main() -> None:
     two_stages()
     two_stages_of_doubles()
     leading_values()
+    factors()
 
 
 if __name__ == "__main__":

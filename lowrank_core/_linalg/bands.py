@@ -13,7 +13,7 @@ from lowrank_core._linalg.values import Floats
 
 __all__ = ["leading_eigenvalues", "leading_eigenvectors", "norm_beside_band"]
 
-# From this side on a band is less work than a full matrix: 0.6 times LAPACK's for eigenvalues, a third from 500 on.
+# From this side on a band is less work than a full matrix: 0.6 times LAPACK's for eigenvalues, 0.4 from 500 on.
 SMALLEST_SIDE = 256
 
 # How far from orthonormal vectors may be.

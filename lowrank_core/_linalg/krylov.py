@@ -172,7 +172,7 @@ def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBas
         lost = lost_to_rounding(space, squares, rank)
         if space.is_full or energy - head <= ENERGY_ROUNDING * X.eps * energy:
             # What is left is too little to be bounded here: it is known after a product in float64.
-            return LeadingBasis(_leading_ritz_vectors(space, rank), lost if space.is_full else math.inf)
+            return LeadingBasis(_leading_ritz_vectors(space, rank, 0.0), lost if space.is_full else math.inf)
         tolerated = leading.tolerance * _least_tail(X, head, energy)
         if lost > tolerated:
             return Failure.ROUNDING
@@ -236,7 +236,7 @@ def _falls_slowly(checks: Sequence[Check], tolerated: float, leading: Leading) -
     return size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
 
 
-def _leading_ritz_vectors(space: SearchSpace, rank: int, negligible: float = 0.0) -> Floats:
+def _leading_ritz_vectors(space: SearchSpace, rank: int, negligible: float) -> Floats:
     """Compute the leading Ritz vectors, as orthonormal columns (columns, rank)."""
     rows = leading_eigenvectors(space.projection, rank, negligible, space.X.team).T @ space.Q
     return np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T)

@@ -166,7 +166,7 @@ def _gram(problem: Problem) -> Route:
 def _krylov(problem: Problem) -> Route:
     if problem.rank is None:
         raise ValueError("method 'krylov' finds leading singular values only; give rank=k, or use 'auto'.")
-    leading = _without_limit(problem, problem.rank)
+    leading = _wanted(problem, problem.rank)
     return _leading("krylov", problem, leading, leading)
 
 
@@ -174,7 +174,7 @@ def _auto(problem: Problem) -> Route:
     if problem.rank is None or not _is_leading_part(problem, problem.rank):
         return _all_values(problem)
     side, precision = problem.smaller_side, _precision(problem)
-    leading = _without_limit(problem, problem.rank)
+    leading = _wanted(problem, problem.rank)
     most, expected = (int(fraction * side) for fraction in thresholds.KRYLOV_GIVES_UP[precision])
     route = _leading(
         f"krylov, or {'direct' if problem.dtype == 'float64' else 'gram'} where that is cheaper",
@@ -220,7 +220,7 @@ def _is_leading_part(problem: Problem, rank: int) -> bool:
     """Whether so few factors are wanted of so large a matrix that an iteration is faster than a full decomposition."""
     return (
         problem.tolerance != 0.0
-        and problem.smaller_side >= min(thresholds.KRYLOV_SMALLEST_SIDE, thresholds.KRYLOV_FACTORS_SMALLEST_SIDE)
+        and problem.smaller_side >= thresholds.KRYLOV_FACTORS_SMALLEST_SIDE
         and rank <= thresholds.KRYLOV_LARGEST_FRACTION * problem.smaller_side
     )
 
@@ -230,8 +230,8 @@ def _precision(problem: Problem) -> str:
     return "float64" if problem.dtype == "float64" else "float32"
 
 
-def _without_limit(problem: Problem, rank: int) -> Leading:
-    """Return what is wanted of an iteration that goes on as long as there are vectors."""
+def _wanted(problem: Problem, rank: int) -> Leading:
+    """Return what is wanted of an iteration, from as many vectors as there are."""
     seed = int(np.random.default_rng(problem.rng).integers(2**63))
     tolerance = TOLERANCES[_precision(problem)] if problem.tolerance is None else problem.tolerance
     side = problem.smaller_side

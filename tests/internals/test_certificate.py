@@ -47,6 +47,7 @@ def test_auto_stays_within_its_tolerance_whatever_the_copies(values, rank, seed)
     with patch.multiple(
         thresholds,
         KRYLOV_SMALLEST_SIDE=COUNT,
+        KRYLOV_FACTORS_SMALLEST_SIDE=COUNT,
         KRYLOV_LARGEST_FRACTION=1 / 5,
         KRYLOV_GIVES_UP={"float32": (1 / 2, 1 / 2)},
     ):
@@ -69,13 +70,13 @@ def test_the_bound_of_what_lies_outside_is_not_below_it(values, seed):
     assert np.allclose(directions @ space.Q.T, 0, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("blocks", range(3, certificate.MOST_BLOCKS + 1))
+@pytest.mark.parametrize(("blocks", "at_most"), [(2, 4.2), (3, 1.8), (4, 1.4), (5, 1.2), (6, 1.11)])
 @pytest.mark.parametrize("power", [0.5, 1.0])
-def test_the_bound_of_falling_values_is_at_most_twice_as_large(power, blocks):
+def test_the_bound_of_falling_values_is_a_few_times_as_large(power, blocks, at_most):
     eigenvalues = (1.0 + np.arange(1000)) ** (-2 * power)
     largest, trace = eigenvalues[100], np.sum(eigenvalues[100:])
     bound = certificate.outside_bound(largest, trace, certificate.DIRECTIONS, blocks, 1e-9)
-    assert largest < bound < 2 * largest
+    assert largest < bound < at_most * largest
 
 
 def test_the_bound_grows_with_what_it_must_withstand():
@@ -116,7 +117,7 @@ def test_rounding_is_a_residual_of_every_ritz_vector():
     lost = sum(residual**2 / (square - 1.0) for residual, square in zip(residuals, squares, strict=False))
     assert np.isclose(certificate.lost_to_rounding(space, squares, 2), lost, rtol=1e-12)
     # Nothing couples the space to what lies outside.
-    assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0), lost, rtol=1e-9)
+    assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0, 0.0), lost, rtol=1e-9)
     # Entries of a norm of 0.5 are left out three times, each from a sum of two.
     left_out = 3 * np.sqrt(2) * 0.5
     assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0, 0.5), lost + left_out, rtol=1e-9)
@@ -124,7 +125,7 @@ def test_rounding_is_a_residual_of_every_ritz_vector():
     outside = certificate.lost_to_rounding(space, squares, 1, 9.0)
     assert np.isclose(outside, residuals[0], rtol=1e-12)
     assert certificate.lost_to_rounding(space, np.zeros(3), 2) == 0.0
-    assert certificate.missed_energy(space, squares, 2, 4.0) == np.inf
+    assert certificate.missed_energy(space, squares, 2, 4.0, 0.0) == np.inf
 
 
 def test_products_in_float32_are_allowed_their_rounding(monkeypatch):
@@ -209,12 +210,13 @@ def test_missed_energy_is_not_below_what_is_missed(values, rank, blocks, seed):
     squares = np.linalg.eigvalsh(space.projection)[::-1]
     energies = np.linalg.eigvalsh(tall.T @ tall)[::-1]
     missed = np.sum(energies[:rank]) - np.sum(squares[:rank])
-    bound = certificate.missed_energy(space, squares, rank, outside * (1 + 1e-9))
+    bound = certificate.missed_energy(space, squares, rank, outside * (1 + 1e-9), 0.0)
     assert bound >= missed - 1e-13 * np.sum(energies)
 
 
 def test_auto_asked_for_every_digit_takes_gram(monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 64)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 64)
     monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", {"float32": (3 / 4, 3 / 4)})
     monkeypatch.setattr(thresholds, "SMALL_ENTRIES", 0)
     matrix = rotated(1 / np.arange(1.0, 129), 0)

@@ -98,10 +98,11 @@ def chase(band: Floats, diagonal: Floats, squares: Floats, reflectors: Floats) -
     """Reduce a band to three diagonals: one, and the squares of the others, of the same length and 0 at the end.
 
     A column is reduced to two entries; what that adds below the band is chased out of the next column's way. ``band``
-    ends in 3·BAND rows of zeros. Reflectors are kept where there is room for them: ⌈(n − 1 − j)/BAND⌉ of column j, BAND
-    numbers each, of which the first of a column has the sign that the entry beside the diagonal does not have.
+    ends in 3·BAND rows of zeros. If ``reflectors`` has entries, the reflectors are stored there: ⌈(n − 1 − j)/BAND⌉ of
+    column j, BAND numbers each. The first number of a column has the sign opposite to that of the entry beside the
+    diagonal.
     """
-    n, kept = diagonal.size, 0
+    n, stored = diagonal.size, 0
     v, u, y, z = np.empty(BAND), np.empty(BAND), np.empty(BAND), np.empty(BAND)
     parts, lane = np.empty(WIDTH * WIDTH), np.arange(float(WIDTH))
     for column in range(n):
@@ -112,8 +113,8 @@ def chase(band: Floats, diagonal: Floats, squares: Floats, reflectors: Floats) -
         squares[column] = off * off
         for k in range(column + 1, n, BAND):
             if reflectors.size > 0:
-                reflectors[kept : kept + BAND] = v
-                kept += BAND
+                reflectors[stored : stored + BAND] = v
+                stored += BAND
             _apply_to_diagonal(band, k * APART + k, v, y, z, lane, parts)
             if k + BAND < n:
                 _apply_from_right_and_left(band, (k + BAND) * APART + k, APART, v, u, y, z)
@@ -122,18 +123,18 @@ def chase(band: Floats, diagonal: Floats, squares: Floats, reflectors: Floats) -
 
 @kernel
 def apply_reflectors(reflectors: Floats, n: int, vectors: Floats) -> None:
-    """Apply the reflectors that `chase` kept, from the last to the first, to vectors (n + BAND, COLUMNS), flattened."""
-    kept = reflectors.size
+    """Compute the product of reflectors that `chase` stored and vectors (n + BAND, COLUMNS), flattened, in place."""
+    at = reflectors.size
     for column in range(n - 2, -1, -1):
         for k in range(column + 1 + (n - 2 - column) // BAND * BAND, column, -BAND):
-            kept -= BAND
+            at -= BAND
             product = simd.broadcast(0.0, COLUMNS)
             for i in range(BAND):
                 row = simd.load(vectors, (k + i) * COLUMNS, COLUMNS)
-                product = simd.fma(simd.load_entry(reflectors, kept + i), row, product)
+                product = simd.fma(simd.load_entry(reflectors, at + i), row, product)
             for i in range(BAND):
                 row = simd.load(vectors, (k + i) * COLUMNS, COLUMNS)
-                row = simd.fma(-simd.load_entry(reflectors, kept + i), product, row)
+                row = simd.fma(-simd.load_entry(reflectors, at + i), product, row)
                 simd.store(vectors, (k + i) * COLUMNS, row)
 
 

@@ -23,7 +23,7 @@ LEAST_PIVOT, LEAST_OF_ZERO = 2.0**-53, 2.0**-500
 def _factor(
     diagonal: Floats, beside: Floats, shift: float, least: float, U: Floats, L: Floats, swapped: NDArray[np.bool_]
 ) -> None:
-    """Factor T − shift by Gaussian elimination: U (3, n) has three diagonals, L the multiplier of each row.
+    """Compute factors of T − shift by Gaussian elimination: three diagonals of U (3, n), and L, a number for each row.
 
     Rows k and k + 1 are ``swapped`` where the second has the larger pivot. No pivot is below ``least``: otherwise one
     of several vectors for an eigenvalue could grow beyond all digits of the others.
@@ -48,7 +48,7 @@ def _factor(
 
 @kernel
 def _solve(U: Floats, L: Floats, swapped: NDArray[np.bool_], x: Floats) -> None:
-    """Replace x by the solution for the matrix that `_factor` factored."""
+    """Compute the solution for the matrix that `_factor` factored, in place of the right side x."""
     n = x.size
     for k in range(n - 1):
         if swapped[k]:
@@ -70,7 +70,7 @@ def _inner(x: Floats, y: Floats) -> float:
 
 @kernel
 def eigenvectors(diagonal: Floats, beside: Floats, values: Floats, vectors: Floats) -> None:
-    """Replace vectors (count, n) to start from, n ≥ 2, by orthonormal eigenvectors for eigenvalues, descending.
+    """Compute orthonormal eigenvectors for eigenvalues, descending, in place of start vectors (count, n), n ≥ 2.
 
     Each is made orthogonal to those before it, which of eigenvalues that are equal gives a basis; twice, since a
     solution may have much of them. Of many nearly equal eigenvalues a vector may fail to stand out: the caller checks.

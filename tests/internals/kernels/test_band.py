@@ -44,6 +44,16 @@ def tiled(matrix):
     )
 
 
+def drawn_band(kind, size):
+    """The rows of a band, as `chase` takes them."""
+    i, j = np.indices((size, size))
+    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, i - j)
+    inside = (j <= i) & (i - j <= BAND)
+    rows = np.zeros((size + 3 * BAND) * (2 * BAND + 1))
+    rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
+    return rows
+
+
 def dense_band(rows, size):
     """The symmetric matrix that a band stands for."""
     matrix = np.zeros((size, size))
@@ -172,11 +182,7 @@ def test_the_last_panel_is_a_square_in_the_band(begin):
 @pytest.mark.parametrize("kind", sorted(BANDS))
 @pytest.mark.parametrize("size", [2, 33, 75])
 def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
-    i, j = np.indices((size, size))
-    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, i - j)
-    inside = (j <= i) & (i - j <= BAND)
-    rows = np.zeros((size + 3 * BAND) * (2 * BAND + 1))
-    rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
+    rows = drawn_band(kind, size)
     exact = np.linalg.eigvalsh(dense_band(rows, size))
     diagonal, squares = np.full((2, size), np.nan)
     chase(rows, diagonal, squares, np.empty(0))
@@ -189,11 +195,7 @@ def test_three_diagonals_have_the_eigenvalues_of_the_band(kind, size):
 @pytest.mark.parametrize("kind", sorted(BANDS))
 @pytest.mark.parametrize("size", [2, 33, 34, 75])
 def test_three_diagonals_have_the_eigenvectors_of_the_band_but_for_its_reflectors(kind, size):
-    i, j = np.indices((size, size))
-    drawn = np.random.default_rng(size).standard_normal((size, size)) * BANDS[kind](i, i - j)
-    inside = (j <= i) & (i - j <= BAND)
-    rows = np.zeros((size + 3 * BAND) * (2 * BAND + 1))
-    rows[(i * 2 * BAND + j)[inside]] = drawn[inside]
+    rows = drawn_band(kind, size)
     band = dense_band(rows, size)
     counts = [-(-(size - 1 - column) // BAND) for column in range(size)]
     firsts = BAND * np.cumsum([0, *counts])[: size - 1]
@@ -203,9 +205,9 @@ def test_three_diagonals_have_the_eigenvectors_of_the_band_but_for_its_reflector
     T = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
     Q = np.zeros((size, size))
     for start in range(0, size, BAND):
+        chosen = np.eye(size)[:, start : start + BAND]
         vectors = np.zeros((size + BAND, BAND))
-        vectors[start : start + BAND] = np.eye(BAND)
-        vectors[size:] = 0.0
+        vectors[:size, : chosen.shape[1]] = chosen
         apply_reflectors(reflectors, size, vectors.reshape(-1))
         assert not vectors[size:].any()
         Q[:, start : start + BAND] = vectors[:size, : size - start]
