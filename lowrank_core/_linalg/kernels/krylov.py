@@ -38,6 +38,9 @@ ROWS, FLOAT32_TILE_COLUMNS = 8, 2 * TILE_COLUMNS
 # Columns of the matrix taken at a time: 256 KiB of what multiplies them, which stays in a core's own cache.
 STRETCH = 2048
 
+# Terms of a product summed in float32 before they are added to the others: rounding grows with the root of their number.
+SUMMED = 256
+
 # Columns of a group of rows converted to float64 at a time: 128 KiB, which stay in that cache.
 CONVERTED = 512
 
@@ -54,11 +57,13 @@ def _add_product(X: Singles, at: int, n: int, start: int, stop: int, b: Singles,
     for i in range(0, ROWS, TILE_ROWS):
         for j in range(0, COLUMNS, FLOAT32_TILE_COLUMNS):
             place = to + i * COLUMNS + j
-            tile = simd.load_rows(Xb, place, COLUMNS, TILE_ROWS, FLOAT32_TILE_COLUMNS)
-            for k in range(start, stop):
-                row = simd.load(b, k * COLUMNS + j, FLOAT32_TILE_COLUMNS)
-                tile = simd.fma(simd.load_column(X, at + i * n + k, n, TILE_ROWS), row, tile)
-            simd.store_rows(Xb, place, COLUMNS, tile)
+            for first in range(start, stop, SUMMED):
+                tile = simd.broadcast(np.float32(0.0), FLOAT32_TILE_COLUMNS, TILE_ROWS)
+                for k in range(first, min(first + SUMMED, stop)):
+                    row = simd.load(b, k * COLUMNS + j, FLOAT32_TILE_COLUMNS)
+                    tile = simd.fma(simd.load_column(X, at + i * n + k, n, TILE_ROWS), row, tile)
+                total = simd.load_rows(Xb, place, COLUMNS, TILE_ROWS, FLOAT32_TILE_COLUMNS)
+                simd.store_rows(Xb, place, COLUMNS, simd.fma(np.float32(1.0), tile, total))
 
 
 @kernel

@@ -252,9 +252,9 @@ def store_rows(array: Any, at: int, apart: Any, tile: Any) -> None:
         array[place : place + len(row)] = row
 
 
-@_compiled(lambda number, width=DEFAULT, rows=None: _known(types.float64, rows, width), _build_broadcast)
-def broadcast(number: float, width: int = WIDTH, rows: int | None = None) -> Any:
-    """Return a float64 vector, or a tile of so many rows, of equal numbers."""
+@_compiled(lambda number, width=DEFAULT, rows=None: _known(number, rows, width), _build_broadcast)
+def broadcast(number: float | np.float32, width: int = WIDTH, rows: int | None = None) -> Any:
+    """Return a vector, or a tile of so many rows, of equal numbers, of their type."""
     return np.full((rows, width) if rows else width, number)
 
 
