@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from lowrank_core._linalg.threads import Team
 from lowrank_core._linalg.two_stage import tridiagonal_eigenvalues
 from lowrank_core._linalg.values import Floats
 
-__all__ = ["leading_eigenvalues", "leading_eigenvectors", "norm_beside_band"]
+__all__ = ["leading_eigenvalues", "leading_eigenvectors"]
 
 # From this side on a band is less work than a full matrix: 0.6 times LAPACK's for eigenvalues, 0.4 from 500 on.
 SMALLEST_SIDE = 256
@@ -19,31 +20,32 @@ SMALLEST_SIDE = 256
 # How far from orthonormal vectors may be.
 ORTHONORMAL = 1e-13
 
+# How large the residual of a vector may be, over the largest norm of a column of what is left out.
+RESIDUAL = 2.0
 
-def leading_eigenvalues(matrix: Floats, count: int, negligible: float, team: Team) -> Floats:
-    """Compute the largest eigenvalues, so many or all that there are, descending, none below zero.
 
-    What is beside a band is left out where its Frobenius norm is at most `negligible`, which moves the sum of k
-    eigenvalues by at most √k times that (Hoffman and Wielandt, Duke Math. J. 20 (1953) 37, theorem 1).
+def leading_eigenvalues(matrices: Sequence[Floats], count: int, negligible: float, team: Team) -> list[Floats]:
+    """Compute the largest eigenvalues of matrices, so many or all that there are, descending, none below zero.
+
+    What is beside a band is left out where no column of it has a norm beyond `negligible`: eigenvectors of the band
+    have residuals of about that.
     """
-    if not _is_band(matrix, negligible):
-        values: Floats = np.maximum(np.linalg.eigvalsh(matrix)[: -count - 1 : -1], 0.0)
-        return values
-    diagonal, squares, exponent = _chased(matrix, np.empty(0))
-    ascending = tridiagonal_eigenvalues(diagonal, squares, min(count, len(matrix)), team)
-    return np.ldexp(ascending[::-1], exponent)
+    if not all(_is_band(matrix, negligible) for matrix in matrices):
+        return [np.maximum(np.linalg.eigvalsh(matrix)[: -count - 1 : -1], 0.0) for matrix in matrices]
+    values = []
+    for diagonal, squares, exponent in team.map(_chased, matrices):
+        ascending = tridiagonal_eigenvalues(diagonal, squares, min(count, len(diagonal)), team)
+        values.append(np.ldexp(ascending[::-1], exponent))
+    return values
 
 
 def leading_eigenvectors(matrix: Floats, count: int, negligible: float, team: Team) -> Floats:
-    """Compute orthonormal eigenvectors for the largest eigenvalues, as columns.
-
-    The sum of their Rayleigh quotients is at most √k · `negligible` below that of as many `leading_eigenvalues`.
-    """
+    """Compute orthonormal eigenvectors for the largest eigenvalues, as columns, with residuals of `negligible`."""
     if _is_band(matrix, negligible):
-        vectors, total = _vectors_of_band(matrix, count, team)
-        lost = total - float(np.vdot(vectors, matrix @ vectors))
+        values, vectors = _of_band(matrix, count, team)
         distance = np.max(np.abs(vectors.T @ vectors - np.eye(count)))
-        if distance <= ORTHONORMAL and lost <= math.sqrt(count) * negligible:
+        residuals = np.linalg.norm(matrix @ vectors - values * vectors, axis=0)
+        if distance <= ORTHONORMAL and np.max(residuals) <= RESIDUAL * negligible:
             return vectors
     return np.ascontiguousarray(np.linalg.eigh(matrix)[1][:, : -count - 1 : -1])
 
@@ -54,15 +56,11 @@ def _is_band(matrix: Floats, negligible: float) -> bool:
 
     if not COMPILED or len(matrix) < SMALLEST_SIDE:
         return False
-    return norm_beside_band(matrix) <= negligible
+    lower = np.tril(matrix, -BAND - 1) ** 2
+    return math.sqrt(np.max(np.sum(lower, axis=0) + np.sum(lower, axis=1))) <= negligible
 
 
-def norm_beside_band(matrix: Floats) -> float:
-    """Compute the Frobenius norm of what is further than BAND from the diagonal of a symmetric matrix."""
-    return math.sqrt(2.0) * float(np.linalg.norm(np.tril(matrix, -BAND - 1)))
-
-
-def _chased(matrix: Floats, reflectors: Floats) -> tuple[Floats, Floats, int]:
+def _chased(matrix: Floats, reflectors: Floats | None = None) -> tuple[Floats, Floats, int]:
     """Reduce a band to the diagonal and the squares of those beside it, over 2^exponent and its square."""
     from lowrank_core._linalg.kernels.chasing import chase
 
@@ -72,12 +70,12 @@ def _chased(matrix: Floats, reflectors: Floats) -> tuple[Floats, Floats, int]:
     for below in range(BAND + 1):
         band[below * APART :: APART + 1][: size - below] = np.ldexp(np.diagonal(matrix, -below), -exponent)
     diagonal, squares = np.empty((2, size))
-    chase(band, diagonal, squares, reflectors)
+    chase(band, diagonal, squares, np.empty(0) if reflectors is None else reflectors)
     return diagonal, squares, exponent
 
 
-def _vectors_of_band(matrix: Floats, count: int, team: Team) -> tuple[Floats, float]:
-    """Compute the leading eigenvectors of a band, as columns, and the sum of their eigenvalues."""
+def _of_band(matrix: Floats, count: int, team: Team) -> tuple[Floats, Floats]:
+    """Compute the largest eigenvalues of a band, descending, and their eigenvectors as columns."""
     from lowrank_core._linalg.kernels.chasing import apply_reflectors
     from lowrank_core._linalg.kernels.inverse_iteration import eigenvectors
 
@@ -94,4 +92,4 @@ def _vectors_of_band(matrix: Floats, count: int, team: Team) -> tuple[Floats, fl
         chosen = vectors[start : start + COLUMNS]
         panel[:size, : len(chosen)] = chosen.T
     team.map(lambda panel: apply_reflectors(reflectors, size, panel.reshape(-1)), [*columns])
-    return np.hstack([*columns])[:size, :count], math.ldexp(float(np.sum(values)), exponent)
+    return np.ldexp(values, exponent), np.hstack([*columns])[:size, :count]

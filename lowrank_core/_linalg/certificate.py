@@ -13,16 +13,26 @@ from lowrank_core._linalg.narrow_products import rows_of
 from lowrank_core._linalg.search_space import SearchSpace, orthonormalised
 from lowrank_core._linalg.values import Floats
 
-__all__ = ["Outside", "bound_outside", "left_out", "lost_to_rounding", "missed_energy", "outside_bound"]
+__all__ = [
+    "Outside",
+    "bound_outside",
+    "lost_to_rounding",
+    "missed_energy",
+    "negligible",
+    "outside_bound",
+    "ritz_values",
+]
 
 # Gaussian vectors of a certificate, and blocks of their Krylov space: with two the bound is up to 4.2 times the energy,
 # with three 1.3 to 1.8 times, and with six 1.1 times.
 DIRECTIONS = 32
 LEAST_BLOCKS, MOST_BLOCKS = 2, 6
 
-# How much of the residual of a Ritz vector may be rounding of the products that it comes from, in eps·σ₁√θ: where there
-# should be none, the largest was 2 at 1,024 × 1,024.
+# How much of the residual of a Ritz vector may be rounding, over σ₁√θ: of the products that it comes from, in their eps
+# (where there should be none, the largest was 1.7 at 2,048², and 1.2 of what is left out beside a band), and at least
+# that of a basis that is not quite orthogonal.
 PRODUCT_ROUNDING = 4.0
+LEAST_ROUNDING = 4e-12
 
 # How far the energy of a space, from its products, may be from exact, in eps·‖X‖_F².
 ENERGY_ROUNDING = 4.0
@@ -128,44 +138,59 @@ def _chi_squared_quantile(degrees: int, probability: float) -> float:
     return lower
 
 
-def missed_energy(space: SearchSpace, squares: Floats, rank: int, outside: float, negligible: float) -> float:
-    r"""Bound how much more energy than the leading Ritz vectors any vectors have, given that of unit vectors outside.
+def ritz_values(space: SearchSpace, count: int, rank: int, gap: float) -> tuple[Floats, float]:
+    r"""Compute the largest eigenvalues of the projection, and a bound of what leading ones of XᵀX sum to beyond theirs.
 
-    XᵀX is [[M, C], [Cᵀ, R]] in the space and outside, with R ⪯ μ = `outside`. For every δ > 0 it is at most
+    XᵀX is [[M, C], [Cᵀ, R]] in the space and outside, with R ⪯ μ. For every δ = `gap` > 0 it is at most
     diag(M + C Cᵀ/δ, (μ + δ) I), whose leading eigenvalues sum to at least its own (Ky Fan):
 
     .. math:: \sum_{i \le k} \lambda_i(X^T X) \le \sum_{i \le k} \max(\lambda_i(M + C C^T / \delta), \mu + \delta).
 
-    Here δ is θ_k − μ, for the k-th Ritz value θ_k of `squares`. Entries of M of a Frobenius norm of `negligible` may be
-    left out, as `left_out` has it.
+    The bound is for k = `rank`, and for energies outside of up to the k-th Ritz value less δ. Both are chased at once.
+    """
+    matrices = [space.projection] if gap <= 0.0 else [space.projection, _coupled(space, gap)]
+    squares, *bounded = leading_eigenvalues(matrices, count, negligible(space), space.X.team)
+    return squares, float(np.sum(bounded[0][:rank] - squares[:rank])) if bounded else math.inf
+
+
+def missed_energy(space: SearchSpace, squares: Floats, rank: int, outside: float) -> float:
+    """Bound how much more energy than the leading Ritz vectors any vectors have, given that of unit vectors outside.
+
+    It is what `ritz_values` adds for δ = θ_k − μ, for the k-th Ritz value θ_k of `squares`, and for μ = `outside`.
     """
     gap = squares[rank - 1] - outside
     if gap <= 0.0:
         return math.inf
+    (bounded,) = leading_eigenvalues([_coupled(space, gap)], rank, negligible(space), space.X.team)
+    return float(np.sum(bounded - squares[:rank]))
+
+
+def _coupled(space: SearchSpace, gap: float) -> Floats:
+    """Compute M + C Cᵀ/δ."""
     width = len(space.coupling)
-    perturbed = space.projection.copy()
-    perturbed[-width:, -width:] += space.coupling @ space.coupling.T / gap
-    bounded = leading_eigenvalues(perturbed, rank, negligible, space.X.team)
-    added = float(np.sum(bounded - squares[:rank])) + left_out(negligible, rank)
-    return added + lost_to_rounding(space, squares, rank, outside)
+    matrix = space.projection.copy()
+    matrix[-width:, -width:] += space.coupling @ space.coupling.T / gap
+    return matrix
 
 
-def left_out(negligible: float, rank: int) -> float:
-    """Return the energy that entries of a norm of `negligible` are worth, which are left out of three sums of k values.
-
-    Those of the projection, of it with what couples it to the space outside, and of the Rayleigh quotients of vectors.
-    """
-    return 3 * math.sqrt(rank) * negligible
+def negligible(space: SearchSpace) -> float:
+    """Return the norm of columns of a projection that are as good as rounding, of which they take half."""
+    return _rounding(space) / 2 * float(np.max(np.diagonal(space.projection)))
 
 
-def lost_to_rounding(space: SearchSpace, squares: Floats, rank: int, outside: float = 0.0) -> float:
-    """Bound the energy lost to the rounding of products, as if it were the residual of each leading Ritz vector.
+def _rounding(space: SearchSpace) -> float:
+    """Return how much of the residual of a Ritz vector may be rounding, over σ₁√θ."""
+    return max(PRODUCT_ROUNDING * space.X.eps, LEAST_ROUNDING)
+
+
+def lost_to_rounding(space: SearchSpace, squares: Floats, rank: int, vectors: int, outside: float = 0.0) -> float:
+    """Bound the energy lost to rounding, as if it were the residual of each leading Ritz vector.
 
     A residual ρ moves an eigenvalue by at most ρ, and by ρ² over the gap where that is less (Parlett, "The symmetric
-    eigenvalue problem", theorem 11.7.1).
+    eigenvalue problem", theorem 11.7.1): the gap to what is outside of the Ritz `vectors` that are multiplied exactly.
     """
-    rounding = PRODUCT_ROUNDING * space.X.eps
+    rounding = _rounding(space)
     residuals = rounding * squares[0] * np.maximum(np.sqrt(squares[:rank] / (squares[0] or 1.0)), rounding)
-    following = max(outside, float(squares[rank]) if rank < len(squares) else 0.0)
+    following = max(outside, float(squares[vectors]) if vectors < len(squares) else 0.0)
     gaps = np.maximum(squares[:rank] - following, residuals)
     return float(np.sum(np.divide(residuals**2, gaps, out=np.zeros(rank), where=gaps > 0)))

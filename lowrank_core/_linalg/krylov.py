@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg.bands import leading_eigenvalues, leading_eigenvectors, norm_beside_band
+from lowrank_core._linalg.bands import leading_eigenvectors
 from lowrank_core._linalg.certificate import (
     ENERGY_ROUNDING,
     bound_outside,
-    left_out,
     lost_to_rounding,
     missed_energy,
+    negligible,
+    ritz_values,
 )
 from lowrank_core._linalg.gram import ProjectedFactors
 from lowrank_core._linalg.kernels.sizes import COLUMNS
@@ -40,18 +41,16 @@ FAILURE_PROBABILITY = 1e-9
 # not small enough costs more than a block does: at 2,048², 1/√i and rank 64 1.7 takes two thirds of the time of 1.5.
 EXPECTED_OUTSIDE = 1.7
 
-# The fraction of the tolerated energy that the entries of a projection may be worth for which it is taken for a band.
-MOST_LEFT_OUT = 0.5
-
 # What a further block is expected to divide missed energies by: as much as those before it, within these. It is 8 to 11
 # on noise, and 30 to 100 on falling spectra.
 LEAST_FALL, FALL = 8.0, 30.0
 
-# The fraction of the energy that the tail counts for at least: a tolerance of less is lost in the rounding of products.
-LEAST_TAIL = {"float32": 1e-6, "float64": 1e-12}
-
 # The relative accuracy of the difference of two energies that are summed in float64.
 DIFFERENCE_ROUNDING = 1e-14
+
+# Ritz vectors beside those wanted that a rounded matrix is multiplied by exactly, too: rounding mixes the last of those
+# wanted with the next, which the exact product separates.
+BESIDE = BLOCK
 
 # The smallest of the values wanted, over the largest, from which a Gram matrix has them to 1e-14·σ₁.
 GRAM_ACCURATE_FROM = 0.01
@@ -60,12 +59,16 @@ GRAM_ACCURATE_FROM = 0.01
 class Leading(NamedTuple):
     """Which leading part is wanted: its rank, how well, from how many vectors at most, and the seed of random ones.
 
-    With fewer of them than columns the iteration ends early: where more than `expected_vectors` are likely to be
-    needed (None: whatever is likely), or where more than `dense_from` do not show that the values wanted stand out.
+    `tolerance` is the fraction of the energy beyond the rank that may be missed, which counts for at least `least_tail`
+    of the whole; `precision` is that of the products. With fewer vectors than columns the iteration ends early: where
+    more than `expected_vectors` are likely to be needed (None: whatever is likely), or where more than `dense_from` do
+    not show that the values wanted stand out.
     """
 
     rank: int
     tolerance: float
+    least_tail: float
+    precision: str
     max_vectors: int
     expected_vectors: int | None
     dense_from: int
@@ -87,36 +90,45 @@ class LeadingBasis(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What a space of a size has: the energy of its leading Ritz vectors, and a bound of what that may miss."""
+    """What a space of a size has: the energy of its leading Ritz vectors, and a bound of what that may miss.
+
+    `last` is the smallest Ritz value of those vectors, and `middle` the middle one of all.
+    """
 
     size: int
     head: float
+    last: float
+    middle: float
     missed: float
 
 
 def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> ProjectedFactors | Failure:
     r"""Decompose the leading part of one matrix; or say why the method cannot show that it misses little enough.
 
-    The Krylov space of XᵀX from a Gaussian block is spanned with products in float32 (float64 for float64 input) and
-    an orthonormal basis in float64 (Musco and Musco, arXiv:1504.05477, algorithm 2). The answer is X V in float64 for
-    the leading Ritz vectors V: each value is attained by a factorisation in hand, so none is overstated. The factors
-    are those of a stack of one matrix.
+    The Krylov space of XᵀX from a Gaussian block is spanned with products in a precision and an orthonormal basis in
+    float64 (Musco and Musco, arXiv:1504.05477, algorithm 2). The answer is X V in float64 for the leading Ritz vectors
+    V: each value is attained by a factorisation in hand, so none is overstated. The factors are those of a stack of one
+    matrix.
     """
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
     with blas_threads(1), Team(workers) as team:
         X, energy = tall_matrix(matrix, team)
         if not math.isfinite(energy):
             return _not_finite(X, leading.rank)
-        basis = _leading_basis(X, leading, energy)
+        rng, rounded = np.random.default_rng(leading.seed), X.in_precision(leading.precision)
+        space = _first_space(rounded, leading, rng)
+        if _is_lost_to_rounding(space, leading, energy):
+            return Failure.ROUNDING
+        basis = _leading_basis(space, leading, energy, rng, beside=BESIDE if rounded.eps > X.eps else 0)
         if isinstance(basis, Failure):
             return basis
         product, energy = X.float64_product(basis.vectors)
-        values, rotation = _svd_of_tall(product)
+        values, rotation = _svd_of_tall(product, leading.rank)
         product, vectors = product @ rotation, basis.vectors @ rotation
     head = float(np.sum(values[::-1] ** 2))
     # What is left is all that can be missed. A bound of less than the rounding of float64 may come out below 0.
     left = energy - head + DIFFERENCE_ROUNDING * energy
-    missed = max(0.0, min(basis.missed, left)) / (_least_tail(X, head, energy) or 1.0)
+    missed = max(0.0, min(basis.missed, left)) / (_tail(leading, head, energy) or 1.0)
     if missed > leading.tolerance:
         return Failure.ROUNDING
     # Rounding must not make the energy of the leading part larger than that of the whole.
@@ -131,74 +143,92 @@ def _not_finite(X: TallMatrix, rank: int) -> ProjectedFactors:
     return ProjectedFactors(products[:, 0], products[:, 0, 0], products, bases, np.zeros(1, np.int64), X.transposed)
 
 
-def _least_tail(X: TallMatrix, head: float, energy: float) -> float:
+def _tail(leading: Leading, head: float, energy: float) -> float:
     """Return the energy beyond a leading part of about `head`, which a tolerance is a fraction of."""
-    return max(energy - head, LEAST_TAIL[X.array.dtype.name] * energy)
+    return max(energy - head, leading.least_tail * energy)
 
 
-def _svd_of_tall(product: Floats) -> tuple[Floats, Floats]:
-    """Return the singular values of a tall matrix, and its right singular vectors as columns."""
+def _svd_of_tall(product: Floats, rank: int) -> tuple[Floats, Floats]:
+    """Return the leading singular values of a tall matrix, and its right singular vectors as columns."""
     squares, vectors = np.linalg.eigh(product.T @ product)
-    if squares[0] >= GRAM_ACCURATE_FROM**2 * squares[-1]:
-        return np.sqrt(squares[::-1]), np.ascontiguousarray(vectors[:, ::-1])
+    if squares[-rank] >= GRAM_ACCURATE_FROM**2 * squares[-1]:
+        return np.sqrt(squares[: -rank - 1 : -1]), np.ascontiguousarray(vectors[:, : -rank - 1 : -1])
     _, values, Wt = np.linalg.svd(product, full_matrices=False)
-    return values, Wt.T
+    return values[:rank], Wt[:rank].T
 
 
-def _leading_basis(X: TallMatrix, leading: Leading, energy: float) -> LeadingBasis | Failure:
-    """Compute an orthonormal basis (columns, rank) of the leading right singular subspace.
+def _first_space(X: TallMatrix, leading: Leading, rng: np.random.Generator) -> SearchSpace:
+    """Return a space of a block, a step away from Gaussian: with as many products, it lacks only the least useful."""
+    space = SearchSpace(X, capacity=min(leading.max_vectors, 4 * leading.rank) + 2 * BLOCK)
+    _, gram_block = X.apply_gram(rng.standard_normal((min(BLOCK, X.columns), X.columns)))
+    space.extend(orthonormalised(gram_block)[0])
+    return space
+
+
+def _leading_basis(
+    space: SearchSpace, leading: Leading, energy: float, rng: np.random.Generator, beside: int
+) -> LeadingBasis | Failure:
+    """Compute an orthonormal basis of the leading right singular subspace, and so many vectors beside it, as columns.
 
     The space grows until a bound of what lies outside shows that its leading Ritz vectors miss little enough.
     """
-    rank, rng, may_give_up = leading.rank, np.random.default_rng(leading.seed), leading.max_vectors < X.columns
-    space = SearchSpace(X, capacity=min(leading.max_vectors, 4 * rank) + 2 * BLOCK)
-    # The first block is a step away from Gaussian: with as many products, the space lacks only its least useful block.
-    _, gram_block = X.apply_gram(rng.standard_normal((min(BLOCK, X.columns), X.columns)))
-    further = orthonormalised(gram_block)[0]
-    outside, failure, blocks_to_go = math.inf, FAILURE_PROBABILITY, 0
+    X, rank, may_give_up = space.X, leading.rank, leading.max_vectors < space.X.columns
+    further, blocks = space.gram_block, -(-(rank - space.size) // BLOCK)
+    outside, failure = math.inf, FAILURE_PROBABILITY
     checks: list[Check] = []
-    while space.size < leading.max_vectors:
-        space.extend(further)
-        further = space.gram_block
-        blocks_to_go -= 1
-        if not space.is_full and (space.size < rank or blocks_to_go > 0):
-            continue
-        tail = energy - (checks[-1].head if checks else float(np.trace(space.projection)))
-        negligible = norm_beside_band(space.projection)
-        if left_out(negligible, rank) > MOST_LEFT_OUT * leading.tolerance * tail:
-            negligible = 0.0
-        squares = leading_eigenvalues(space.projection, max(rank + 1, space.size // 2 + 1), negligible, X.team)
-        head = float(np.sum(squares[:rank]))
-        lost = lost_to_rounding(space, squares, rank)
+    while not checks or space.size < leading.max_vectors:
+        for _ in range(blocks):
+            if space.size < max(rank, leading.max_vectors):
+                space.extend(further)
+                further = space.gram_block
+        vectors = min(rank + beside, space.size)
+        supposed = EXPECTED_OUTSIDE * checks[-1].middle if checks and outside == math.inf else outside
+        gap = checks[-1].last - supposed if checks else 0.0
+        squares, added = ritz_values(space, max(vectors, space.size // 2) + 1, rank, gap)
+        head, last, middle = float(np.sum(squares[:rank])), float(squares[rank - 1]), float(squares[space.size // 2])
+        lost = lost_to_rounding(space, squares, rank, vectors)
         if space.is_full or energy - head <= ENERGY_ROUNDING * X.eps * energy:
             # What is left is too little to be bounded here: it is known after a product in float64.
-            return LeadingBasis(_leading_ritz_vectors(space, rank, 0.0), lost if space.is_full else math.inf)
-        tolerated = leading.tolerance * _least_tail(X, head, energy)
+            return LeadingBasis(_leading_ritz_vectors(space, vectors), lost if space.is_full else math.inf)
+        tolerated = leading.tolerance * _tail(leading, head, energy)
         if lost > tolerated:
             return Failure.ROUNDING
-        missed_beside = partial(missed_energy, space, squares, rank, negligible=negligible)
-        missed = missed_beside(outside)
-        expected = EXPECTED_OUTSIDE * float(squares[space.size // 2])
-        if missed > tolerated and expected < outside:
-            missed = missed_beside(expected)
-            if missed <= tolerated:
-                failure /= 2
-                suffices = partial(_suffices, missed_beside, tolerated)
-                certificate = bound_outside(space, energy, rng, failure, float(squares[rank - 1]), suffices)
-                outside = min(outside, certificate.bound)
-                missed = missed_beside(outside)
-                if missed == math.inf:
-                    # Outside may be values as large as those wanted: copies, of which each certificate finds a block.
-                    if may_give_up:
-                        return Failure.DENSE
-                    further = orthonormalised(np.concatenate([further, certificate.leading]), space.basis)[0]
+        missed = added + lost_to_rounding(space, squares, rank, vectors, supposed)
+        missed_beside = partial(_missed_beside, space, squares, rank, vectors)
+        expected = EXPECTED_OUTSIDE * middle
+        if expected < outside and (missed == math.inf or (missed > tolerated and supposed == outside)):
+            supposed, missed = expected, missed_beside(expected)
+        if missed <= tolerated and supposed < outside:
+            failure /= 2
+            suffices = partial(_suffices, missed_beside, tolerated)
+            certificate = bound_outside(space, energy, rng, failure, last, suffices)
+            outside = min(outside, certificate.bound)
+            missed = missed_beside(outside)
+            if missed == math.inf:
+                # Outside may be values as large as those wanted: copies, of which each certificate finds a block.
+                if may_give_up:
+                    return Failure.DENSE
+                further = orthonormalised(np.concatenate([further, certificate.leading]), space.basis)[0]
         if missed <= tolerated:
-            return LeadingBasis(_leading_ritz_vectors(space, rank, negligible), missed)
-        checks.append(Check(space.size, head, missed))
+            return LeadingBasis(_leading_ritz_vectors(space, vectors), missed)
+        checks.append(Check(space.size, head, last, middle, missed))
         if may_give_up and missed == math.inf and _falls_slowly(checks, tolerated, leading):
             return Failure.DENSE
-        blocks_to_go = _further_blocks(checks, tolerated)
+        blocks = max(1, _further_blocks(checks, tolerated))
     return Failure.DENSE
+
+
+def _missed_beside(space: SearchSpace, squares: Floats, rank: int, vectors: int, outside: float) -> float:
+    """Bound what the leading Ritz vectors miss, given a bound of energies outside the space."""
+    return missed_energy(space, squares, rank, outside) + lost_to_rounding(space, squares, rank, vectors, outside)
+
+
+def _is_lost_to_rounding(space: SearchSpace, leading: Leading, energy: float) -> bool:
+    """Whether rounding may lose more of the first Ritz vectors alone than is tolerated, however small what follows."""
+    squares = np.linalg.eigvalsh(space.projection)[::-1].astype(np.float64, copy=False)
+    rank = min(leading.rank, space.size)
+    lost = lost_to_rounding(space, squares, rank, space.size)
+    return lost > leading.tolerance * _tail(leading, float(np.sum(squares[:rank])), energy)
 
 
 def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside: float) -> bool:
@@ -207,7 +237,7 @@ def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside
 
 
 def _further_blocks(checks: Sequence[Check], tolerated: float) -> int:
-    """Return how many blocks a space is likely to need at the least, by how fast missed energies fell before."""
+    """Return how many blocks a space is likely to need, by how fast missed energies fell before; 0 if none is known."""
     last = checks[-1]
     if last.missed == math.inf:
         return 0
@@ -215,7 +245,7 @@ def _further_blocks(checks: Sequence[Check], tolerated: float) -> int:
     if len(checks) > 1 and checks[-2].missed < math.inf:
         before = checks[-2]
         fall = (before.missed / last.missed) ** (BLOCK / (last.size - before.size))
-    return int(math.log(last.missed / tolerated, min(max(fall, LEAST_FALL), FALL)))
+    return round(math.log(last.missed / tolerated, min(max(fall, LEAST_FALL), FALL)))
 
 
 def _falls_slowly(checks: Sequence[Check], tolerated: float, leading: Leading) -> bool:
@@ -236,7 +266,8 @@ def _falls_slowly(checks: Sequence[Check], tolerated: float, leading: Leading) -
     return size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
 
 
-def _leading_ritz_vectors(space: SearchSpace, rank: int, negligible: float) -> Floats:
-    """Compute the leading Ritz vectors, as orthonormal columns (columns, rank)."""
-    rows = leading_eigenvectors(space.projection, rank, negligible, space.X.team).T @ space.Q
+def _leading_ritz_vectors(space: SearchSpace, count: int) -> Floats:
+    """Compute the leading Ritz vectors, as orthonormal columns (columns, count)."""
+    vectors = leading_eigenvectors(space.projection, count, negligible(space), space.X.team)
+    rows = space.basis.T.apply(vectors.T)
     return np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T)

@@ -31,8 +31,8 @@ ROWS_CONVERTED = 256
 # Rows that a thread converts at a time where it sums squares alone, in its own cache.
 ROWS_SUMMED = 32
 
-# Sums of squares between which no product of an iteration leaves the range of its precision.
-UNSCALED_ENERGIES = {"float32": (1e-20, 1e20), "float64": (1e-100, 1e100)}
+# Sums of squares between which no product of an iteration leaves the range of float32.
+UNSCALED_ENERGIES = (1e-20, 1e20)
 
 
 class TallMatrix(NamedTuple):
@@ -66,6 +66,19 @@ class TallMatrix(NamedTuple):
         """Return the transpose, of which no copy is made."""
         return self._replace(transposed=not self.transposed)
 
+    def in_precision(self, precision: str) -> TallMatrix:
+        """Return X rounded to float32, or converted to float64; itself where its entries are in the precision."""
+        if self.array.dtype.name == precision:
+            return self
+        converted = np.empty(self.array.shape, precision)
+
+        def convert(start: int) -> None:
+            rows = slice(start, start + ROWS_CONVERTED)
+            converted[rows] = self.array[rows]
+
+        self.team.map(convert, range(0, len(converted), ROWS_CONVERTED))
+        return self._replace(array=read_only(converted))
+
     def apply(self, block: Floats) -> Floats:
         """Compute b Xᵀ for a block b of row vectors (k, columns), in the precision of the array."""
         return self._products(block, gram=False)[0]
@@ -98,13 +111,12 @@ class TallMatrix(NamedTuple):
 
 
 def tall_matrix(matrix: NDArray[Any], team: Team) -> tuple[TallMatrix, float]:
-    """Convert a matrix to the precision and into the range of the products; with ‖X‖_F² in float64."""
+    """Convert a matrix to float32 unless it is float64, and into the range of products; with ‖X‖_F² in float64."""
     wide = matrix.shape[0] < matrix.shape[1]
     precision = np.float64 if matrix.dtype == np.float64 else np.float32
     array = read_only(np.ascontiguousarray(matrix, dtype=precision))
     energy = _energy(array, team)
-    least, largest = UNSCALED_ENERGIES[array.dtype.name]
-    if least < energy < largest:
+    if UNSCALED_ENERGIES[0] < energy < UNSCALED_ENERGIES[1]:
         return TallMatrix(array, wide, 0, team), energy
     scaled, exponent = scaled_to_unit(matrix)
     array = read_only(scaled.astype(precision, copy=False))

@@ -45,6 +45,10 @@ __all__ = [
 # as products in float32 can show, and in float64 so little that the leading values have the digits of an SVD.
 TOLERANCES = {"float32": 1e-6, "float64": 1e-12}
 
+# The fraction of the energy that what is beyond the rank counts for at least: less than a tolerance of it is lost in
+# the rounding of products.
+LEAST_TAILS = {"float32": 1e-6, "float64": 1e-12}
+
 
 class Problem(NamedTuple):
     """What is to be decomposed: matrices of a shape and stored dtype; how many values (None: all), and how well.
@@ -226,16 +230,25 @@ def _is_leading_part(problem: Problem, rank: int) -> bool:
 
 
 def _precision(problem: Problem) -> str:
-    """Return the precision of the products of an iteration."""
+    """Return the precision that tolerances of an iteration are for."""
     return "float64" if problem.dtype == "float64" else "float32"
 
 
 def _wanted(problem: Problem, rank: int) -> Leading:
     """Return what is wanted of an iteration, from as many vectors as there are."""
     seed = int(np.random.default_rng(problem.rng).integers(2**63))
-    tolerance = TOLERANCES[_precision(problem)] if problem.tolerance is None else problem.tolerance
-    side = problem.smaller_side
-    return Leading(max(1, rank), tolerance, max_vectors=side, expected_vectors=None, dense_from=side, seed=seed)
+    precision, side = _precision(problem), problem.smaller_side
+    tolerance = TOLERANCES[precision] if problem.tolerance is None else problem.tolerance
+    return Leading(
+        max(1, rank),
+        tolerance,
+        LEAST_TAILS[precision],
+        precision="float32",
+        max_vectors=side,
+        expected_vectors=None,
+        dense_from=side,
+        seed=seed,
+    )
 
 
 def _leading(name: str, problem: Problem, of_values: Leading, of_factors: Leading) -> Route:
@@ -251,6 +264,8 @@ def _leading_values(leading: Leading, full: Route, stack: NDArray[Any], workers:
     values, norms, missed = np.empty((len(stack), leading.rank)), np.empty(len(stack)), np.zeros(len(stack))
     for i, matrix in enumerate(stack):
         factors = krylov_factors(matrix, leading, workers)
+        if factors is Failure.ROUNDING and matrix.dtype == np.float64:
+            factors = krylov_factors(matrix, leading._replace(precision="float64"), workers)
         if isinstance(factors, Failure):
             whole = full.values(stack[i : i + 1], workers)
             values[i], norms[i] = whole.values[0, : leading.rank], whole.norms[0]
@@ -268,9 +283,12 @@ def _leading_factors(
 ) -> Factors:
     (matrix,) = stack
     factors = krylov_factors(matrix, leading, workers)
-    if factors is Failure.ROUNDING and matrix.dtype != np.float64:
-        leading = leading._replace(tolerance=min(leading.tolerance, TOLERANCES["float64"]))
-        factors = krylov_factors(matrix.astype(np.float64), leading, workers)
+    if factors is Failure.ROUNDING:
+        leading = leading._replace(precision="float64")
+        if matrix.dtype != np.float64:
+            tolerance = min(leading.tolerance, TOLERANCES["float64"])
+            leading = leading._replace(tolerance=tolerance, least_tail=LEAST_TAILS["float64"])
+        factors = krylov_factors(matrix, leading, workers)
     if not isinstance(factors, Failure):
         return factors
     with full.batching.blas_lock():

@@ -62,12 +62,17 @@ def zero(size):
 KINDS = [random_band, blocks, diagonal, noise_edge, rank_one, zero]
 
 
+def leading_eigenvalues(matrix, *rest):
+    (values,) = bands.leading_eigenvalues([matrix], *rest)
+    return values
+
+
 @pytest.mark.parametrize("power", [0, 200, -200])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("make", KINDS)
 def test_eigenvalues_are_lapacks(make, size, power, team, no_lapack, request):
     matrix = np.ldexp(make(size), power)
-    chased = {count: bands.leading_eigenvalues(matrix, count, 0.0, team) for count in (1, BAND, BAND + 1, size, 999)}
+    chased = {count: leading_eigenvalues(matrix, count, 0.0, team) for count in (1, BAND, BAND + 1, size, 999)}
     request.getfixturevalue("monkeypatch").undo()
     exact = np.maximum(np.linalg.eigvalsh(matrix)[::-1], 0.0)
     for count, values in chased.items():
@@ -81,7 +86,7 @@ def test_eigenvalues_are_lapacks(make, size, power, team, no_lapack, request):
 @pytest.mark.parametrize("make", KINDS)
 def test_vectors_span_a_leading_space(make, count, size, team, no_lapack):
     matrix = make(size)
-    values = bands.leading_eigenvalues(matrix, count, 0.0, team)
+    values = leading_eigenvalues(matrix, count, 0.0, team)
     negligible = size * EPS64 * float(values[0])
     vectors = bands.leading_eigenvectors(matrix, count, negligible, team)
     assert vectors.shape == (size, count)
@@ -92,40 +97,52 @@ def test_vectors_span_a_leading_space(make, count, size, team, no_lapack):
 def test_what_is_beside_the_band_is_left_out_only_where_it_is_negligible(team):
     matrix = random_band(SIZES[0])
     matrix[200, 10] = matrix[10, 200] = 3.0
+    matrix[201, 10] = matrix[10, 201] = 4.0
     exact = np.linalg.eigvalsh(matrix)[:-6:-1]
-    with_it, without = (bands.leading_eigenvalues(matrix, 5, beside, team) for beside in (4.2, 4.3))
+    with_it, without = (leading_eigenvalues(matrix, 5, beside, team) for beside in (4.99, 5.01))
     assert np.all(np.abs(with_it - exact) <= len(matrix) * EPS64 * exact[0])
-    # The norm of both entries is 3√2, between 4.2 and 4.3.
-    assert 0 < abs(np.sum(without - exact)) <= np.sqrt(5) * 4.3
-    assert np.max(np.abs(without - exact)) > 1e-9
+    # The column of both entries has the norm 5.
+    assert 1e-9 < np.max(np.abs(without - exact)) <= 5.0
+
+
+def test_several_matrices_have_the_values_that_each_has_alone(team):
+    matrices = [random_band(SIZES[0]), diagonal(SIZES[0]), noise_edge(SIZES[0])]
+    together = bands.leading_eigenvalues(matrices, 7, 0.0, team)
+    for matrix, values in zip(matrices, together, strict=True):
+        assert np.array_equal(values, leading_eigenvalues(matrix, 7, 0.0, team))
+    # Where one is no band, all are LAPACK's.
+    matrices[1] = np.ones((SIZES[0], SIZES[0]))
+    together = bands.leading_eigenvalues(matrices, 7, 0.0, team)
+    for matrix, values in zip(matrices, together, strict=True):
+        assert np.array_equal(values, np.maximum(np.linalg.eigvalsh(matrix)[:-8:-1], 0.0))
 
 
 @pytest.mark.parametrize("size", [5, bands.SMALLEST_SIDE - 1])
 def test_small_matrices_are_lapacks(size, team, monkeypatch):
     monkeypatch.setattr(bands, "_chased", None)
     matrix = diagonal(size)
-    assert np.allclose(bands.leading_eigenvalues(matrix, 3, np.inf, team), [size, size - 1, size - 2], rtol=1e-14)
+    assert np.allclose(leading_eigenvalues(matrix, 3, np.inf, team), [size, size - 1, size - 2], rtol=1e-14)
     assert np.allclose(np.abs(bands.leading_eigenvectors(matrix, 2, np.inf, team)), np.eye(size)[:, :2], atol=1e-14)
 
 
-def test_vectors_that_attain_too_little_are_computed_by_lapack(team, monkeypatch):
+def test_vectors_with_a_large_residual_are_computed_by_lapack(team, monkeypatch):
     matrix = noise_edge(SIZES[0])
-    exact = np.sum(np.linalg.eigvalsh(matrix)[:-6:-1])
-    monkeypatch.setattr(bands, "_vectors_of_band", lambda matrix, count, _: (np.eye(len(matrix))[:, :count], exact))
-    vectors = bands.leading_eigenvectors(matrix, 5, 1e-9, team)
-    assert abs(np.vdot(vectors, matrix @ vectors) - exact) <= 1e-12
-    # (λ₁ + … + λ₅) − 5 · 2, over √5
-    kept = bands.leading_eigenvectors(matrix, 5, (exact - 10.0) / np.sqrt(5) * (1 + 1e-9), team)
-    assert np.array_equal(kept, np.eye(len(matrix))[:, :5])
+    values, vectors = np.linalg.eigh(matrix)
+    values, vectors = values[:-6:-1].copy(), vectors[:, :-6:-1].copy()
+    values[3] += 0.5
+    monkeypatch.setattr(bands, "_of_band", lambda *_: (values, -vectors))
+    # The residual of one is 0.5, and may be twice what is negligible.
+    for negligible, kept in ((0.2499, False), (0.2501, True)):
+        found = bands.leading_eigenvectors(matrix, 5, negligible, team)
+        assert np.array_equal(found, -vectors if kept else vectors)
 
 
 def test_vectors_that_are_not_orthonormal_are_computed_by_lapack(team, monkeypatch):
     matrix = noise_edge(SIZES[0])
-    # Of twice the first, the sum of their Rayleigh quotients is larger than that of two.
-    (first,) = np.linalg.eigh(matrix)[1].T[-1:]
-    monkeypatch.setattr(bands, "_vectors_of_band", lambda *_: (np.stack([first, first], axis=1), 7.9))
-    vectors = bands.leading_eigenvectors(matrix, 2, 1e-9, team)
-    assert np.max(np.abs(vectors.T @ vectors - np.eye(2))) <= 1e-14
+    values, vectors = np.linalg.eigh(matrix)
+    monkeypatch.setattr(bands, "_of_band", lambda *_: (values[[-1, -1]], vectors[:, [-1, -1]]))
+    found = bands.leading_eigenvectors(matrix, 2, 1.0, team)
+    assert np.max(np.abs(found.T @ found - np.eye(2))) <= 1e-14
 
 
 def test_no_thread_changes_a_bit():
@@ -134,7 +151,7 @@ def test_no_thread_changes_a_bit():
     for workers in (1, 2, 3):
         with Team(workers) as team:
             results.append(
-                (bands.leading_eigenvalues(matrix, 70, 0.0, team), bands.leading_eigenvectors(matrix, 70, 1e-6, team))
+                (leading_eigenvalues(matrix, 70, 0.0, team), bands.leading_eigenvectors(matrix, 70, 1e-6, team))
             )
     for values, vectors in results[1:]:
         assert np.array_equal(values, results[0][0])

@@ -109,23 +109,50 @@ def test_the_bound_is_the_least_eigenvalue_that_its_equation_refutes(directions,
         assert excess(bound / 1.013) < 1.0 <= excess(bound)
 
 
+def made_space(eps, diagonal, coupling=0.0):
+    """A space with a diagonal projection, of which the last two vectors are coupled to one outside."""
+    X = SimpleNamespace(eps=eps, team=None)
+    return SimpleNamespace(X=X, coupling=np.full((2, 1), coupling), projection=np.diag(diagonal))
+
+
 def test_rounding_is_a_residual_of_every_ritz_vector():
-    X = SimpleNamespace(eps=1e-3, team=None)
-    space = SimpleNamespace(X=X, coupling=np.zeros((2, 1)), projection=np.diag([9.0, 4.0, 1.0]))
-    squares = np.array([9.0, 4.0, 1.0])
-    residuals = [0.004 * 3.0 * value for value in (3.0, 2.0)]
-    lost = sum(residual**2 / (square - 1.0) for residual, square in zip(residuals, squares, strict=False))
-    assert np.isclose(certificate.lost_to_rounding(space, squares, 2), lost, rtol=1e-12)
-    # Nothing couples the space to what lies outside.
-    assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0, 0.0), lost, rtol=1e-9)
-    # Entries of a norm of 0.5 are left out three times, each from a sum of two.
-    left_out = 3 * np.sqrt(2) * 0.5
-    assert np.isclose(certificate.missed_energy(space, squares, 2, 1.0, 0.5), lost + left_out, rtol=1e-9)
+    space, squares = made_space(1e-3, [9.0, 4.0, 1.0]), np.array([9.0, 4.0, 1.0])
+    residuals = np.array([0.004 * 3.0 * value for value in (3.0, 2.0)])
+    lost = np.sum(residuals**2 / (squares[:2] - 1.0))
+    assert np.isclose(certificate.lost_to_rounding(space, squares, 2, 2), lost, rtol=1e-12)
+    # If the third vector, too, is multiplied exactly, the gap is that to what is outside the space.
+    assert np.isclose(
+        certificate.lost_to_rounding(space, squares, 2, 3), np.sum(residuals**2 / squares[:2]), rtol=1e-12
+    )
+    beside = certificate.lost_to_rounding(space, squares, 2, 3, 0.5)
+    assert np.isclose(beside, np.sum(residuals**2 / (squares[:2] - 0.5)), rtol=1e-12)
     # What lies outside leaves no gap but the residual itself; of zero values none is lost.
-    outside = certificate.lost_to_rounding(space, squares, 1, 9.0)
+    outside = certificate.lost_to_rounding(space, squares, 1, 3, 9.0)
     assert np.isclose(outside, residuals[0], rtol=1e-12)
-    assert certificate.lost_to_rounding(space, np.zeros(3), 2) == 0.0
-    assert certificate.missed_energy(space, squares, 2, 4.0, 0.0) == np.inf
+    assert certificate.lost_to_rounding(space, np.zeros(3), 2, 2) == 0.0
+
+
+def test_products_in_float64_are_allowed_the_rounding_of_a_basis():
+    space, squares = made_space(2.0**-52, [9.0, 4.0, 1.0]), np.array([9.0, 4.0, 1.0])
+    residuals = 4e-12 * 3.0 * np.array([3.0, 2.0])
+    lost = certificate.lost_to_rounding(space, squares, 2, 2)
+    assert np.isclose(lost, np.sum(residuals**2 / (squares[:2] - 1.0)), rtol=1e-12)
+    # Half of it, for the largest entry of the diagonal, is what may be left out beside a band.
+    assert np.isclose(certificate.negligible(space), 2e-12 * 9.0, rtol=1e-12)
+    assert np.isclose(certificate.negligible(made_space(1e-3, [1.0, 4.0])), 0.002 * 4.0, rtol=1e-12)
+
+
+def test_what_couples_a_space_to_the_outside_adds_to_its_ritz_values():
+    space, squares = made_space(1e-3, [9.0, 4.0, 1.0], coupling=0.1), np.array([9.0, 4.0, 1.0])
+    for outside, gap in ((1.0, 3.0), (3.5, 0.5)):
+        raised = np.linalg.eigvalsh(np.diag(squares) + np.outer([0, 0.1, 0.1], [0, 0.1, 0.1]) / gap)[::-1]
+        missed = np.sum(raised[:2]) - 13.0
+        assert np.isclose(certificate.missed_energy(space, squares, 2, outside), missed, rtol=1e-9)
+        values, added = certificate.ritz_values(space, 3, 2, gap)
+        assert np.array_equal(values, squares)
+        assert np.isclose(added, missed, rtol=1e-9)
+    assert certificate.missed_energy(space, squares, 2, 4.0) == np.inf
+    assert certificate.ritz_values(space, 3, 2, 0.0)[1] == np.inf
 
 
 def test_products_in_float32_are_allowed_their_rounding(monkeypatch):
@@ -210,7 +237,7 @@ def test_missed_energy_is_not_below_what_is_missed(values, rank, blocks, seed):
     squares = np.linalg.eigvalsh(space.projection)[::-1]
     energies = np.linalg.eigvalsh(tall.T @ tall)[::-1]
     missed = np.sum(energies[:rank]) - np.sum(squares[:rank])
-    bound = certificate.missed_energy(space, squares, rank, outside * (1 + 1e-9), 0.0)
+    bound = certificate.missed_energy(space, squares, rank, outside * (1 + 1e-9))
     assert bound >= missed - 1e-13 * np.sum(energies)
 
 

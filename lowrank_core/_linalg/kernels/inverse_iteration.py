@@ -7,7 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank_core._linalg.kernels import simd
 from lowrank_core._linalg.kernels.compiling import Floats, kernel
+from lowrank_core._linalg.kernels.sizes import WIDTH
 
 __all__ = ["eigenvectors"]
 
@@ -62,8 +64,9 @@ def _solve(U: Floats, L: Floats, swapped: NDArray[np.bool_], x: Floats) -> None:
 
 @kernel
 def _inner(x: Floats, y: Floats) -> float:
-    total = 0.0
-    for k in range(x.size):
+    whole = x.size - x.size % WIDTH
+    total: float = simd.inner(x, y, whole)
+    for k in range(whole, x.size):
         total += x[k] * y[k]
     return total
 

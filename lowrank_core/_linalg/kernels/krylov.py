@@ -38,7 +38,7 @@ ROWS, FLOAT32_TILE_COLUMNS = 8, 2 * TILE_COLUMNS
 # Columns of the matrix taken at a time: 256 KiB of what multiplies them, which stays in a core's own cache.
 STRETCH = 2048
 
-# Terms of a product summed in float32 before they are added to the others: rounding grows with the root of their number.
+# Terms of a product summed in float32 before they are added to others: rounding grows with the root of their number.
 SUMMED = 256
 
 # Columns of a group of rows converted to float64 at a time: 128 KiB, which stay in that cache.
