@@ -12,25 +12,35 @@ from lowrank_core._linalg.threads import Team
 from lowrank_core._linalg.two_stage import tridiagonal_eigenvalues
 from lowrank_core._linalg.values import Floats
 
-__all__ = ["leading_eigenvalues", "leading_eigenvectors"]
+__all__ = ["leading_eigenvalues", "leading_eigenvectors", "left_out"]
 
 # From this side on a band is less work than a full matrix: 0.6 times LAPACK's for eigenvalues, 0.4 from 500 on.
 SMALLEST_SIDE = 256
 
-# How far from orthonormal vectors may be.
-ORTHONORMAL = 1e-13
-
-# How large the residual of a vector may be, over the largest norm of a column of what is left out.
-RESIDUAL = 2.0
+# How far from orthonormal vectors may be, and their residuals from what is left out, over the largest eigenvalue.
+ROUNDING = 1e-13
 
 
-def leading_eigenvalues(matrices: Sequence[Floats], count: int, negligible: float, team: Team) -> list[Floats]:
+def left_out(matrix: Floats, most: float) -> float | None:
+    """Return the largest norm of a column of what is beside a band; or None if that is above `most`.
+
+    None, too, where a matrix is too small for a band to be less work.
+    """
+    from lowrank_core._linalg.kernels.compiling import COMPILED
+
+    if not COMPILED or len(matrix) < SMALLEST_SIDE:
+        return None
+    lower = np.tril(matrix, -BAND - 1) ** 2
+    norm = math.sqrt(np.max(np.sum(lower, axis=0) + np.sum(lower, axis=1)))
+    return norm if norm <= most else None
+
+
+def leading_eigenvalues(matrices: Sequence[Floats], count: int, *, are_bands: bool, team: Team) -> list[Floats]:
     """Compute the largest eigenvalues of matrices, so many or all that there are, descending, none below zero.
 
-    What is beside a band is left out where no column of it has a norm beyond `negligible`: eigenvectors of the band
-    have residuals of about that.
+    Of bands, what is beside the band is left out.
     """
-    if not all(_is_band(matrix, negligible) for matrix in matrices):
+    if not are_bands:
         return [np.maximum(np.linalg.eigvalsh(matrix)[: -count - 1 : -1], 0.0) for matrix in matrices]
     values = []
     for diagonal, squares, exponent in team.map(_chased, matrices):
@@ -39,25 +49,18 @@ def leading_eigenvalues(matrices: Sequence[Floats], count: int, negligible: floa
     return values
 
 
-def leading_eigenvectors(matrix: Floats, count: int, negligible: float, team: Team) -> Floats:
-    """Compute orthonormal eigenvectors for the largest eigenvalues, as columns, with residuals of `negligible`."""
-    if _is_band(matrix, negligible):
+def leading_eigenvectors(matrix: Floats, count: int, beside: float | None, team: Team) -> Floats:
+    """Compute orthonormal eigenvectors for the largest eigenvalues, as columns.
+
+    Of a band what is `beside` it is left out, as `left_out` returns it: residuals are at most twice that, and rounding.
+    """
+    if beside is not None:
         values, vectors = _of_band(matrix, count, team)
         distance = np.max(np.abs(vectors.T @ vectors - np.eye(count)))
         residuals = np.linalg.norm(matrix @ vectors - values * vectors, axis=0)
-        if distance <= ORTHONORMAL and np.max(residuals) <= RESIDUAL * negligible:
+        if distance <= ROUNDING and np.max(residuals) <= max(2.0 * beside, ROUNDING * values[0]):
             return vectors
     return np.ascontiguousarray(np.linalg.eigh(matrix)[1][:, : -count - 1 : -1])
-
-
-def _is_band(matrix: Floats, negligible: float) -> bool:
-    """Whether a matrix is large enough for kernels, and what is beside a band negligible."""
-    from lowrank_core._linalg.kernels.compiling import COMPILED
-
-    if not COMPILED or len(matrix) < SMALLEST_SIDE:
-        return False
-    lower = np.tril(matrix, -BAND - 1) ** 2
-    return math.sqrt(np.max(np.sum(lower, axis=0) + np.sum(lower, axis=1))) <= negligible
 
 
 def _chased(matrix: Floats, reflectors: Floats | None = None) -> tuple[Floats, Floats, int]:

@@ -8,17 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowrank_core._linalg.bands import leading_eigenvalues
+from lowrank_core._linalg.bands import leading_eigenvalues, left_out
 from lowrank_core._linalg.narrow_products import rows_of
 from lowrank_core._linalg.search_space import SearchSpace, orthonormalised
 from lowrank_core._linalg.values import Floats
 
 __all__ = [
     "Outside",
+    "RitzVectors",
     "bound_outside",
     "lost_to_rounding",
     "missed_energy",
-    "negligible",
     "outside_bound",
     "ritz_values",
 ]
@@ -28,11 +28,13 @@ __all__ = [
 DIRECTIONS = 32
 LEAST_BLOCKS, MOST_BLOCKS = 2, 6
 
-# How much of the residual of a Ritz vector may be rounding, over σ₁√θ: of the products that it comes from, in their eps
-# (where there should be none, the largest was 1.7 at 2,048², and 1.2 of what is left out beside a band), and at least
-# that of a basis that is not quite orthogonal.
+# How much of the residual of a Ritz vector may be rounding of the products that it comes from, in eps·σ₁√θ: where there
+# should be none, the largest was 1.7 at 2,048 × 2,048.
 PRODUCT_ROUNDING = 4.0
-LEAST_ROUNDING = 4e-12
+
+# What may be left out of a projection beside a band, over its largest entry: in eps of the products, from which it was
+# up to 1.8, and at least that of a basis that is not quite orthogonal, up to 3e-13.
+LEFT_OUT, LEAST_LEFT_OUT = 4.0, 2e-12
 
 # How far the energy of a space, from its products, may be from exact, in eps·‖X‖_F².
 ENERGY_ROUNDING = 4.0
@@ -138,7 +140,24 @@ def _chi_squared_quantile(degrees: int, probability: float) -> float:
     return lower
 
 
-def ritz_values(space: SearchSpace, count: int, rank: int, gap: float) -> tuple[Floats, float]:
+class RitzVectors(NamedTuple):
+    """The leading Ritz vectors of a space: those wanted, and how many an exact product separates from the others.
+
+    `beside` is the norm of columns of the projection that are left out beside a band; None if it is no band.
+    """
+
+    rank: int
+    separated: int
+    beside: float | None
+
+    @classmethod
+    def of(cls, space: SearchSpace, rank: int, further: int) -> RitzVectors:
+        """Return so many of a space, with as many further ones as there are."""
+        most = max(LEFT_OUT * space.X.eps, LEAST_LEFT_OUT) * float(np.max(np.diagonal(space.projection)))
+        return cls(rank, min(rank + further, space.size), left_out(space.projection, most))
+
+
+def ritz_values(space: SearchSpace, vectors: RitzVectors, count: int, gap: float) -> tuple[Floats, float]:
     r"""Compute the largest eigenvalues of the projection, and a bound of what leading ones of XᵀX sum to beyond theirs.
 
     XᵀX is [[M, C], [Cᵀ, R]] in the space and outside, with R ⪯ μ. For every δ = `gap` > 0 it is at most
@@ -146,23 +165,26 @@ def ritz_values(space: SearchSpace, count: int, rank: int, gap: float) -> tuple[
 
     .. math:: \sum_{i \le k} \lambda_i(X^T X) \le \sum_{i \le k} \max(\lambda_i(M + C C^T / \delta), \mu + \delta).
 
-    The bound is for k = `rank`, and for energies outside of up to the k-th Ritz value less δ. Both are chased at once.
+    The bound is for the vectors wanted, and for energies outside of up to the last Ritz value of these less δ.
     """
     matrices = [space.projection] if gap <= 0.0 else [space.projection, _coupled(space, gap)]
-    squares, *bounded = leading_eigenvalues(matrices, count, negligible(space), space.X.team)
-    return squares, float(np.sum(bounded[0][:rank] - squares[:rank])) if bounded else math.inf
+    squares, *bounded = leading_eigenvalues(matrices, count, are_bands=vectors.beside is not None, team=space.X.team)
+    return squares, float(np.sum(bounded[0][: vectors.rank] - squares[: vectors.rank])) if bounded else math.inf
 
 
-def missed_energy(space: SearchSpace, squares: Floats, rank: int, outside: float) -> float:
+def missed_energy(space: SearchSpace, vectors: RitzVectors, squares: Floats, outside: float) -> float:
     """Bound how much more energy than the leading Ritz vectors any vectors have, given that of unit vectors outside.
 
-    It is what `ritz_values` adds for δ = θ_k − μ, for the k-th Ritz value θ_k of `squares`, and for μ = `outside`.
+    It is the bound of `ritz_values` for δ = θ_k − μ, the last Ritz value of the vectors wanted less `outside`, and what
+    is lost to rounding.
     """
-    gap = squares[rank - 1] - outside
+    gap = squares[vectors.rank - 1] - outside
     if gap <= 0.0:
         return math.inf
-    (bounded,) = leading_eigenvalues([_coupled(space, gap)], rank, negligible(space), space.X.team)
-    return float(np.sum(bounded - squares[:rank]))
+    (bounded,) = leading_eigenvalues(
+        [_coupled(space, gap)], vectors.rank, are_bands=vectors.beside is not None, team=space.X.team
+    )
+    return float(np.sum(bounded - squares[: vectors.rank])) + lost_to_rounding(vectors, squares, space.X.eps, outside)
 
 
 def _coupled(space: SearchSpace, gap: float) -> Floats:
@@ -173,24 +195,15 @@ def _coupled(space: SearchSpace, gap: float) -> Floats:
     return matrix
 
 
-def negligible(space: SearchSpace) -> float:
-    """Return the norm of columns of a projection that are as good as rounding, of which they take half."""
-    return _rounding(space) / 2 * float(np.max(np.diagonal(space.projection)))
-
-
-def _rounding(space: SearchSpace) -> float:
-    """Return how much of the residual of a Ritz vector may be rounding, over σ₁√θ."""
-    return max(PRODUCT_ROUNDING * space.X.eps, LEAST_ROUNDING)
-
-
-def lost_to_rounding(space: SearchSpace, squares: Floats, rank: int, vectors: int, outside: float = 0.0) -> float:
-    """Bound the energy lost to rounding, as if it were the residual of each leading Ritz vector.
+def lost_to_rounding(vectors: RitzVectors, squares: Floats, eps: float, outside: float = 0.0) -> float:
+    """Bound the energy lost to rounding and to what is left out, as if both were residuals of the leading Ritz vectors.
 
     A residual ρ moves an eigenvalue by at most ρ, and by ρ² over the gap where that is less (Parlett, "The symmetric
-    eigenvalue problem", theorem 11.7.1): the gap to what is outside of the Ritz `vectors` that are multiplied exactly.
+    eigenvalue problem", theorem 11.7.1): the gap to what an exact product does not separate from the vectors.
     """
-    rounding = _rounding(space)
-    residuals = rounding * squares[0] * np.maximum(np.sqrt(squares[:rank] / (squares[0] or 1.0)), rounding)
-    following = max(outside, float(squares[vectors]) if vectors < len(squares) else 0.0)
-    gaps = np.maximum(squares[:rank] - following, residuals)
-    return float(np.sum(np.divide(residuals**2, gaps, out=np.zeros(rank), where=gaps > 0)))
+    wanted, rounding = squares[: vectors.rank], PRODUCT_ROUNDING * eps
+    residuals = rounding * squares[0] * np.maximum(np.sqrt(wanted / (squares[0] or 1.0)), rounding)
+    residuals += vectors.beside or 0.0
+    following = max(outside, float(squares[vectors.separated]) if vectors.separated < len(squares) else 0.0)
+    gaps = np.maximum(wanted - following, residuals)
+    return float(np.sum(np.divide(residuals**2, gaps, out=np.zeros(vectors.rank), where=gaps > 0)))

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg.bands import leading_eigenvectors
+from lowrank_core._linalg.bands import leading_eigenvalues, leading_eigenvectors
 from lowrank_core._linalg.certificate import (
     ENERGY_ROUNDING,
+    RitzVectors,
     bound_outside,
     lost_to_rounding,
     missed_energy,
-    negligible,
     ritz_values,
 )
 from lowrank_core._linalg.gram import ProjectedFactors
@@ -40,6 +40,9 @@ FAILURE_PROBABILITY = 1e-9
 # the Ritz values have converged, so that the largest energy outside is about that of the middle one. A bound that is
 # not small enough costs more than a block does: at 2,048², 1/√i and rank 64 1.7 takes two thirds of the time of 1.5.
 EXPECTED_OUTSIDE = 1.7
+
+# How many times as large a gap must be for missed energies to be bounded by it, too, beside that of the check before.
+LOOSE = 2.0
 
 # What a further block is expected to divide missed energies by: as much as those before it, within these. It is 8 to 11
 # on noise, and 30 to 100 on falling spectra.
@@ -76,7 +79,10 @@ class Leading(NamedTuple):
 
 
 class Failure(Enum):
-    """Why an iteration ends without an answer: its products are too inexact, or the values wanted are too dense."""
+    """Why an iteration ends without an answer: products in float32 are too inexact, or no finer ones would help.
+
+    Those wanted are too dense among the values then, or what they leave is lost in the rounding of float64, too.
+    """
 
     ROUNDING = auto()
     DENSE = auto()
@@ -115,11 +121,11 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
         X, energy = tall_matrix(matrix, team)
         if not math.isfinite(energy):
             return _not_finite(X, leading.rank)
-        rng, rounded = np.random.default_rng(leading.seed), X.in_precision(leading.precision)
-        space = _first_space(rounded, leading, rng)
-        if _is_lost_to_rounding(space, leading, energy):
-            return Failure.ROUNDING
-        basis = _leading_basis(space, leading, energy, rng, beside=BESIDE if rounded.eps > X.eps else 0)
+        rng, finest = np.random.default_rng(leading.seed), np.promote_types(leading.precision, X.array.dtype).name
+        space = _first_space(X.in_precision(finest), leading, rng)
+        if leading.precision != finest and not _is_lost_to_rounding(space, leading, energy):
+            space.X = X.in_precision(leading.precision)
+        basis = _leading_basis(space, leading, energy, rng, BESIDE if space.X.eps > X.eps else 0)
         if isinstance(basis, Failure):
             return basis
         product, energy = X.float64_product(basis.vectors)
@@ -130,7 +136,7 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
     left = energy - head + DIFFERENCE_ROUNDING * energy
     missed = max(0.0, min(basis.missed, left)) / (_tail(leading, head, energy) or 1.0)
     if missed > leading.tolerance:
-        return Failure.ROUNDING
+        return _rounding_of(space.X)
     # Rounding must not make the energy of the leading part larger than that of the whole.
     exponents = np.array([X.exponent])
     unscaled = unscaled_values(values[np.newaxis], np.sqrt(np.array([max(energy, head)])), exponents)[:2]
@@ -141,6 +147,11 @@ def _not_finite(X: TallMatrix, rank: int) -> ProjectedFactors:
     """Return factors of NaN: the energy has shown already that an entry is not finite."""
     products, bases = np.full((1, X.rows, rank), np.nan), np.full((1, X.columns, rank), np.nan)
     return ProjectedFactors(products[:, 0], products[:, 0, 0], products, bases, np.zeros(1, np.int64), X.transposed)
+
+
+def _rounding_of(X: TallMatrix) -> Failure:
+    """Return what is wrong where products are too inexact."""
+    return Failure.ROUNDING if X.array.dtype == np.float32 else Failure.DENSE
 
 
 def _tail(leading: Leading, head: float, energy: float) -> float:
@@ -166,9 +177,9 @@ def _first_space(X: TallMatrix, leading: Leading, rng: np.random.Generator) -> S
 
 
 def _leading_basis(
-    space: SearchSpace, leading: Leading, energy: float, rng: np.random.Generator, beside: int
+    space: SearchSpace, leading: Leading, energy: float, rng: np.random.Generator, further_vectors: int
 ) -> LeadingBasis | Failure:
-    """Compute an orthonormal basis of the leading right singular subspace, and so many vectors beside it, as columns.
+    """Compute an orthonormal basis of the leading right singular subspace, and so many further vectors, as columns.
 
     The space grows until a bound of what lies outside shows that its leading Ritz vectors miss little enough.
     """
@@ -181,22 +192,22 @@ def _leading_basis(
             if space.size < max(rank, leading.max_vectors):
                 space.extend(further)
                 further = space.gram_block
-        vectors = min(rank + beside, space.size)
+        vectors = RitzVectors.of(space, rank, further_vectors)
         supposed = EXPECTED_OUTSIDE * checks[-1].middle if checks and outside == math.inf else outside
         gap = checks[-1].last - supposed if checks else 0.0
-        squares, added = ritz_values(space, max(vectors, space.size // 2) + 1, rank, gap)
+        squares, added = ritz_values(space, vectors, max(vectors.separated, space.size // 2) + 1, gap)
         head, last, middle = float(np.sum(squares[:rank])), float(squares[rank - 1]), float(squares[space.size // 2])
-        lost = lost_to_rounding(space, squares, rank, vectors)
+        lost = lost_to_rounding(vectors, squares, X.eps)
         if space.is_full or energy - head <= ENERGY_ROUNDING * X.eps * energy:
             # What is left is too little to be bounded here: it is known after a product in float64.
             return LeadingBasis(_leading_ritz_vectors(space, vectors), lost if space.is_full else math.inf)
         tolerated = leading.tolerance * _tail(leading, head, energy)
         if lost > tolerated:
-            return Failure.ROUNDING
-        missed = added + lost_to_rounding(space, squares, rank, vectors, supposed)
-        missed_beside = partial(_missed_beside, space, squares, rank, vectors)
+            return _rounding_of(X)
+        missed = added + lost_to_rounding(vectors, squares, X.eps, supposed)
+        missed_beside = partial(missed_energy, space, vectors, squares)
         expected = EXPECTED_OUTSIDE * middle
-        if expected < outside and (missed == math.inf or (missed > tolerated and supposed == outside)):
+        if missed > tolerated and expected < outside and (supposed == outside or last - expected > LOOSE * gap):
             supposed, missed = expected, missed_beside(expected)
         if missed <= tolerated and supposed < outside:
             failure /= 2
@@ -218,17 +229,12 @@ def _leading_basis(
     return Failure.DENSE
 
 
-def _missed_beside(space: SearchSpace, squares: Floats, rank: int, vectors: int, outside: float) -> float:
-    """Bound what the leading Ritz vectors miss, given a bound of energies outside the space."""
-    return missed_energy(space, squares, rank, outside) + lost_to_rounding(space, squares, rank, vectors, outside)
-
-
 def _is_lost_to_rounding(space: SearchSpace, leading: Leading, energy: float) -> bool:
-    """Whether rounding may lose more of the first Ritz vectors alone than is tolerated, however small what follows."""
-    squares = np.linalg.eigvalsh(space.projection)[::-1].astype(np.float64, copy=False)
-    rank = min(leading.rank, space.size)
-    lost = lost_to_rounding(space, squares, rank, space.size)
-    return lost > leading.tolerance * _tail(leading, float(np.sum(squares[:rank])), energy)
+    """Whether rounding loses more of the first Ritz vectors alone than is tolerated, however small what follows."""
+    (squares,) = leading_eigenvalues([space.projection], space.size, are_bands=False, team=space.X.team)
+    vectors = RitzVectors(min(leading.rank, space.size), separated=space.size, beside=None)
+    lost = lost_to_rounding(vectors, squares, float(np.finfo(leading.precision).eps))
+    return lost > leading.tolerance * _tail(leading, float(np.sum(squares[: vectors.rank])), energy)
 
 
 def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside: float) -> bool:
@@ -266,8 +272,8 @@ def _falls_slowly(checks: Sequence[Check], tolerated: float, leading: Leading) -
     return size + BLOCK * further_blocks > max(leading.expected_vectors, 4 * (leading.rank + BLOCK))
 
 
-def _leading_ritz_vectors(space: SearchSpace, count: int) -> Floats:
-    """Compute the leading Ritz vectors, as orthonormal columns (columns, count)."""
-    vectors = leading_eigenvectors(space.projection, count, negligible(space), space.X.team)
-    rows = space.basis.T.apply(vectors.T)
+def _leading_ritz_vectors(space: SearchSpace, vectors: RitzVectors) -> Floats:
+    """Compute the leading Ritz vectors, as orthonormal columns."""
+    combinations = leading_eigenvectors(space.projection, vectors.separated, vectors.beside, space.X.team)
+    rows = space.basis.T.apply(combinations.T)
     return np.ascontiguousarray(lq(rows, CHOLESKY_QR_TOL)[1].T)

@@ -62,8 +62,8 @@ def zero(size):
 KINDS = [random_band, blocks, diagonal, noise_edge, rank_one, zero]
 
 
-def leading_eigenvalues(matrix, *rest):
-    (values,) = bands.leading_eigenvalues([matrix], *rest)
+def leading_eigenvalues(matrix, count, team):
+    (values,) = bands.leading_eigenvalues([matrix], count, are_bands=True, team=team)
     return values
 
 
@@ -72,7 +72,7 @@ def leading_eigenvalues(matrix, *rest):
 @pytest.mark.parametrize("make", KINDS)
 def test_eigenvalues_are_lapacks(make, size, power, team, no_lapack, request):
     matrix = np.ldexp(make(size), power)
-    chased = {count: leading_eigenvalues(matrix, count, 0.0, team) for count in (1, BAND, BAND + 1, size, 999)}
+    chased = {count: leading_eigenvalues(matrix, count, team) for count in (1, BAND, BAND + 1, size, 999)}
     request.getfixturevalue("monkeypatch").undo()
     exact = np.maximum(np.linalg.eigvalsh(matrix)[::-1], 0.0)
     for count, values in chased.items():
@@ -86,43 +86,43 @@ def test_eigenvalues_are_lapacks(make, size, power, team, no_lapack, request):
 @pytest.mark.parametrize("make", KINDS)
 def test_vectors_span_a_leading_space(make, count, size, team, no_lapack):
     matrix = make(size)
-    values = leading_eigenvalues(matrix, count, 0.0, team)
-    negligible = size * EPS64 * float(values[0])
-    vectors = bands.leading_eigenvectors(matrix, count, negligible, team)
+    values = leading_eigenvalues(matrix, count, team)
+    vectors = bands.leading_eigenvectors(matrix, count, 0.0, team)
     assert vectors.shape == (size, count)
     assert np.max(np.abs(vectors.T @ vectors - np.eye(count))) <= size * EPS64
     assert np.max(np.abs(matrix @ vectors - vectors * values)) <= 4 * size * EPS64 * values[0]
 
 
-def test_what_is_beside_the_band_is_left_out_only_where_it_is_negligible(team):
+def test_what_is_left_out_is_the_largest_column_beside_the_band(team):
     matrix = random_band(SIZES[0])
-    matrix[200, 10] = matrix[10, 200] = 3.0
-    matrix[201, 10] = matrix[10, 201] = 4.0
-    exact = np.linalg.eigvalsh(matrix)[:-6:-1]
-    with_it, without = (leading_eigenvalues(matrix, 5, beside, team) for beside in (4.99, 5.01))
-    assert np.all(np.abs(with_it - exact) <= len(matrix) * EPS64 * exact[0])
-    # The column of both entries has the norm 5.
-    assert 1e-9 < np.max(np.abs(without - exact)) <= 5.0
+    assert bands.left_out(matrix, 0.0) == 0.0
+    for i, entry in ((200, 3.0), (5, 3.5), (201, 4.0)):
+        matrix[i, 100] = matrix[100, i] = entry
+    norm = np.sqrt(3.0**2 + 3.5**2 + 4.0**2)
+    assert bands.left_out(matrix, 6.2) == pytest.approx(norm, rel=1e-14)
+    assert bands.left_out(matrix, 6.0) is None
+    without = leading_eigenvalues(matrix, 5, team)
+    matrix[100, [200, 5, 201]] = matrix[[200, 5, 201], 100] = 0.0
+    assert np.array_equal(leading_eigenvalues(matrix, 5, team), without)
 
 
 def test_several_matrices_have_the_values_that_each_has_alone(team):
     matrices = [random_band(SIZES[0]), diagonal(SIZES[0]), noise_edge(SIZES[0])]
-    together = bands.leading_eigenvalues(matrices, 7, 0.0, team)
+    together = bands.leading_eigenvalues(matrices, 7, are_bands=True, team=team)
     for matrix, values in zip(matrices, together, strict=True):
-        assert np.array_equal(values, leading_eigenvalues(matrix, 7, 0.0, team))
-    # Where one is no band, all are LAPACK's.
+        assert np.array_equal(values, leading_eigenvalues(matrix, 7, team))
+    # Those that are no bands are LAPACK's.
     matrices[1] = np.ones((SIZES[0], SIZES[0]))
-    together = bands.leading_eigenvalues(matrices, 7, 0.0, team)
+    together = bands.leading_eigenvalues(matrices, 7, are_bands=False, team=team)
     for matrix, values in zip(matrices, together, strict=True):
         assert np.array_equal(values, np.maximum(np.linalg.eigvalsh(matrix)[:-8:-1], 0.0))
 
 
 @pytest.mark.parametrize("size", [5, bands.SMALLEST_SIDE - 1])
-def test_small_matrices_are_lapacks(size, team, monkeypatch):
-    monkeypatch.setattr(bands, "_chased", None)
+def test_small_matrices_are_no_bands(size, team):
     matrix = diagonal(size)
-    assert np.allclose(leading_eigenvalues(matrix, 3, np.inf, team), [size, size - 1, size - 2], rtol=1e-14)
-    assert np.allclose(np.abs(bands.leading_eigenvectors(matrix, 2, np.inf, team)), np.eye(size)[:, :2], atol=1e-14)
+    assert bands.left_out(matrix, np.inf) is None
+    assert np.allclose(np.abs(bands.leading_eigenvectors(matrix, 2, None, team)), np.eye(size)[:, :2], atol=1e-14)
 
 
 def test_vectors_with_a_large_residual_are_computed_by_lapack(team, monkeypatch):
@@ -131,9 +131,9 @@ def test_vectors_with_a_large_residual_are_computed_by_lapack(team, monkeypatch)
     values, vectors = values[:-6:-1].copy(), vectors[:, :-6:-1].copy()
     values[3] += 0.5
     monkeypatch.setattr(bands, "_of_band", lambda *_: (values, -vectors))
-    # The residual of one is 0.5, and may be twice what is negligible.
-    for negligible, kept in ((0.2499, False), (0.2501, True)):
-        found = bands.leading_eigenvectors(matrix, 5, negligible, team)
+    # The residual of one is 0.5, and may be twice what is left out.
+    for beside, kept in ((0.2499, False), (0.2501, True)):
+        found = bands.leading_eigenvectors(matrix, 5, beside, team)
         assert np.array_equal(found, -vectors if kept else vectors)
 
 
@@ -150,9 +150,7 @@ def test_no_thread_changes_a_bit():
     results = []
     for workers in (1, 2, 3):
         with Team(workers) as team:
-            results.append(
-                (leading_eigenvalues(matrix, 70, 0.0, team), bands.leading_eigenvectors(matrix, 70, 1e-6, team))
-            )
+            results.append((leading_eigenvalues(matrix, 70, team), bands.leading_eigenvectors(matrix, 70, 0.0, team)))
     for values, vectors in results[1:]:
         assert np.array_equal(values, results[0][0])
         assert np.array_equal(vectors, results[0][1])

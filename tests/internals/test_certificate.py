@@ -115,44 +115,52 @@ def made_space(eps, diagonal, coupling=0.0):
     return SimpleNamespace(X=X, coupling=np.full((2, 1), coupling), projection=np.diag(diagonal))
 
 
-def test_rounding_is_a_residual_of_every_ritz_vector():
-    space, squares = made_space(1e-3, [9.0, 4.0, 1.0]), np.array([9.0, 4.0, 1.0])
+def test_rounding_and_what_is_left_out_are_residuals_of_every_ritz_vector():
+    squares = np.array([9.0, 4.0, 1.0])
+    vectors = certificate.RitzVectors(2, separated=2, beside=None)
     residuals = np.array([0.004 * 3.0 * value for value in (3.0, 2.0)])
-    lost = np.sum(residuals**2 / (squares[:2] - 1.0))
-    assert np.isclose(certificate.lost_to_rounding(space, squares, 2, 2), lost, rtol=1e-12)
+
+    def lost(residuals, following):
+        return pytest.approx(np.sum(residuals**2 / (squares[:2] - following)), rel=1e-12)
+
+    assert certificate.lost_to_rounding(vectors, squares, 1e-3) == lost(residuals, 1.0)
+    beside = vectors._replace(beside=0.01)
+    assert certificate.lost_to_rounding(beside, squares, 1e-3) == lost(residuals + 0.01, 1.0)
     # If the third vector, too, is multiplied exactly, the gap is that to what is outside the space.
-    assert np.isclose(
-        certificate.lost_to_rounding(space, squares, 2, 3), np.sum(residuals**2 / squares[:2]), rtol=1e-12
-    )
-    beside = certificate.lost_to_rounding(space, squares, 2, 3, 0.5)
-    assert np.isclose(beside, np.sum(residuals**2 / (squares[:2] - 0.5)), rtol=1e-12)
+    separated = vectors._replace(separated=3)
+    assert certificate.lost_to_rounding(separated, squares, 1e-3) == lost(residuals, 0.0)
+    assert certificate.lost_to_rounding(separated, squares, 1e-3, 0.5) == lost(residuals, 0.5)
     # What lies outside leaves no gap but the residual itself; of zero values none is lost.
-    outside = certificate.lost_to_rounding(space, squares, 1, 3, 9.0)
-    assert np.isclose(outside, residuals[0], rtol=1e-12)
-    assert certificate.lost_to_rounding(space, np.zeros(3), 2, 2) == 0.0
+    one = certificate.lost_to_rounding(separated._replace(rank=1), squares, 1e-3, 9.0)
+    assert np.isclose(one, residuals[0], rtol=1e-12)
+    assert certificate.lost_to_rounding(vectors, np.zeros(3), 1e-3) == 0.0
 
 
-def test_products_in_float64_are_allowed_the_rounding_of_a_basis():
-    space, squares = made_space(2.0**-52, [9.0, 4.0, 1.0]), np.array([9.0, 4.0, 1.0])
-    residuals = 4e-12 * 3.0 * np.array([3.0, 2.0])
-    lost = certificate.lost_to_rounding(space, squares, 2, 2)
-    assert np.isclose(lost, np.sum(residuals**2 / (squares[:2] - 1.0)), rtol=1e-12)
-    # Half of it, for the largest entry of the diagonal, is what may be left out beside a band.
-    assert np.isclose(certificate.negligible(space), 2e-12 * 9.0, rtol=1e-12)
-    assert np.isclose(certificate.negligible(made_space(1e-3, [1.0, 4.0])), 0.002 * 4.0, rtol=1e-12)
+@pytest.mark.parametrize(("eps", "most"), [(2.0**-52, 2e-12), (2.0**-23, 2.0**-21)])
+def test_little_is_left_out_of_a_projection(eps, most):
+    projection = np.diag(np.linspace(9.0, 1.0, 288))
+    space = SimpleNamespace(X=SimpleNamespace(eps=eps), projection=projection, size=288)
+    for entry, beside in ((8.99 * most, 8.99 * most), (9.01 * most, None)):
+        projection[200, 3] = projection[3, 200] = entry
+        assert certificate.RitzVectors.of(space, 250, 32) == (250, 282, beside)
+        assert certificate.RitzVectors.of(space, 270, 32) == (270, 288, beside)
 
 
 def test_what_couples_a_space_to_the_outside_adds_to_its_ritz_values():
-    space, squares = made_space(1e-3, [9.0, 4.0, 1.0], coupling=0.1), np.array([9.0, 4.0, 1.0])
+    squares = np.array([9.0, 4.0, 1.0])
+    space = SimpleNamespace(
+        X=SimpleNamespace(eps=1e-3, team=None), coupling=np.full((2, 1), 0.1), projection=np.diag(squares)
+    )
+    vectors = certificate.RitzVectors(2, separated=2, beside=None)
     for outside, gap in ((1.0, 3.0), (3.5, 0.5)):
         raised = np.linalg.eigvalsh(np.diag(squares) + np.outer([0, 0.1, 0.1], [0, 0.1, 0.1]) / gap)[::-1]
-        missed = np.sum(raised[:2]) - 13.0
-        assert np.isclose(certificate.missed_energy(space, squares, 2, outside), missed, rtol=1e-9)
-        values, added = certificate.ritz_values(space, 3, 2, gap)
+        values, added = certificate.ritz_values(space, vectors, 3, gap)
         assert np.array_equal(values, squares)
-        assert np.isclose(added, missed, rtol=1e-9)
-    assert certificate.missed_energy(space, squares, 2, 4.0) == np.inf
-    assert certificate.ritz_values(space, 3, 2, 0.0)[1] == np.inf
+        assert np.isclose(added, np.sum(raised[:2]) - 13.0, rtol=1e-9)
+        lost = certificate.lost_to_rounding(vectors, squares, 1e-3, outside)
+        assert np.isclose(certificate.missed_energy(space, vectors, squares, outside), added + lost, rtol=1e-9)
+    assert certificate.missed_energy(space, vectors, squares, 4.0) == np.inf
+    assert certificate.ritz_values(space, vectors, 3, 0.0)[1] == np.inf
 
 
 def test_products_in_float32_are_allowed_their_rounding(monkeypatch):
@@ -237,7 +245,8 @@ def test_missed_energy_is_not_below_what_is_missed(values, rank, blocks, seed):
     squares = np.linalg.eigvalsh(space.projection)[::-1]
     energies = np.linalg.eigvalsh(tall.T @ tall)[::-1]
     missed = np.sum(energies[:rank]) - np.sum(squares[:rank])
-    bound = certificate.missed_energy(space, squares, rank, outside * (1 + 1e-9))
+    vectors = certificate.RitzVectors.of(space, rank, 0)
+    bound = certificate.missed_energy(space, vectors, squares, outside * (1 + 1e-9))
     assert bound >= missed - 1e-13 * np.sum(energies)
 
 
