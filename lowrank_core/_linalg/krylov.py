@@ -243,14 +243,17 @@ def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside
 
 
 def _further_blocks(checks: Sequence[Check], tolerated: float) -> int:
-    """Return how many blocks a space is likely to need, by how fast missed energies fell before; 0 if none is known."""
+    """Return how many blocks a space is likely to need, by how fast missed energies fell before.
+
+    At the least, where that is not known: a check of so small a space takes less time than a block.
+    """
     last = checks[-1]
     if last.missed == math.inf:
         return 0
-    fall = FALL
-    if len(checks) > 1 and checks[-2].missed < math.inf:
-        before = checks[-2]
-        fall = (before.missed / last.missed) ** (BLOCK / (last.size - before.size))
+    if len(checks) < 2 or checks[-2].missed == math.inf:
+        return int(math.log(last.missed / tolerated, FALL))
+    before = checks[-2]
+    fall = (before.missed / last.missed) ** (BLOCK / (last.size - before.size))
     return round(math.log(last.missed / tolerated, min(max(fall, LEAST_FALL), FALL)))
 
 

@@ -335,13 +335,14 @@ def checks_with(*missed):
 @pytest.mark.parametrize(
     ("missed", "expected"),
     [
-        # Nothing is known yet: each block is expected to divide what is missed by 30.
+        # Nothing is known yet: each block is expected to divide what is missed by 30 at the most.
         ([np.inf], 0),
         ([900.0], 2),
-        ([165.0], 2),
-        ([164.0], 1),
+        ([899.0], 1),
         ([np.inf, 900.0], 2),
-        # As fast as before, but by 8 at the least and by 30 at the most.
+        # As fast as before, but by 8 at the least and by 30 at the most, and to the nearest.
+        ([1e9, 165.0], 2),
+        ([1e9, 164.0], 1),
         ([1.1e4, 1.1e3], 3),
         ([5e3, 500.0], 3),
         ([3e3, 300.0], 2),
