@@ -16,6 +16,8 @@ from benchmarks.cases import Case, Contender
 
 # A first call beyond this many seconds counts as a timing, and one more round as enough.
 LONG = 2.0
+# Seconds before an entry is timed: threads of BLAS go on waiting for work for a while, on the cores of whoever is next.
+PAUSE = 0.1
 # A peer this many times slower than the fastest is timed once.
 OUT_OF_THE_RUNNING = 1.5
 
@@ -173,6 +175,7 @@ def _long(entry: Entry, seconds: float) -> bool:
 
 def _timed(entry: Entry, least: float) -> float:
     """Call for `least` seconds, at least once, and return the shortest time."""
+    time.sleep(PAUSE)
     best, until = np.inf, time.perf_counter() + least
     with threads(entry.threads):
         while True:
