@@ -103,7 +103,7 @@ def factors() -> None:
 
     print(f"\nKRYLOV_FACTORS_SMALLEST_SIDE = {thresholds.KRYLOV_FACTORS_SMALLEST_SIDE}: rank n/16, milliseconds")
     print(COLUMNS.format("", "n", "krylov", "all", "ratio"))
-    for n in (512, 640, 768, 1024):
+    for n in (384, 512, 640, 768, 1024):
         falling = update_with_spectrum(1.0 / np.arange(1, n + 1), (n, n), rng=n)
         for kind, doubles in (("1/i", falling), ("noise", inputs.generator(n).standard_normal((n, n)))):
             for dtype, method in (("float32", "gram"), ("float64", "lapack")):

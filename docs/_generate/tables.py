@@ -148,7 +148,10 @@ def thresholds_table():
             ]
             for what, smallest in (
                 ("values", thresholds.KRYLOV_SMALLEST_SIDE),
-                ("factors", thresholds.KRYLOV_FACTORS_SMALLEST_SIDE),
+                *(
+                    (f"factors, {dtype}", smallest)
+                    for dtype, smallest in thresholds.KRYLOV_FACTORS_SMALLEST_SIDE.items()
+                ),
             )
         ),
         *(

@@ -224,7 +224,7 @@ def _is_leading_part(problem: Problem, rank: int) -> bool:
     """Whether so few factors are wanted of so large a matrix that an iteration is faster than a full decomposition."""
     return (
         problem.tolerance != 0.0
-        and problem.smaller_side >= thresholds.KRYLOV_FACTORS_SMALLEST_SIDE
+        and problem.smaller_side >= thresholds.KRYLOV_FACTORS_SMALLEST_SIDE[_precision(problem)]
         and rank <= thresholds.KRYLOV_LARGEST_FRACTION * problem.smaller_side
     )
 

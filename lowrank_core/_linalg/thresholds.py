@@ -32,9 +32,9 @@ KRYLOV_SMALLEST_SIDE = 1024
 KRYLOV_LARGEST_FRACTION = 1 / 16
 
 # All singular vectors cost several times as much as all values. From here on factors of float64 matrices take 0.2 to
-# 0.9 times as long as LAPACK's SVD, also of noise, and those of float32 0.3 to 0.7 times as long as a Gram matrix where
-# values fall, and up to 1.6 times of noise.
-KRYLOV_FACTORS_SMALLEST_SIDE = 640
+# 0.9 times as long as LAPACK's SVD, also of noise, and those of float32 0.4 to 0.8 times as long as a Gram matrix where
+# values fall, and up to twice as long of noise.
+KRYLOV_FACTORS_SMALLEST_SIDE = {"float32": 512, "float64": 640}
 
 # The fraction of the smaller side as basis vectors from which on "auto" takes all factors if the values wanted do not
 # stand out yet: 64 of noise of 4,096 × 1,024 in float32 would take 2.7 times as long as a Gram matrix.

@@ -47,7 +47,7 @@ def test_auto_stays_within_its_tolerance_whatever_the_copies(values, rank, seed)
     with patch.multiple(
         thresholds,
         KRYLOV_SMALLEST_SIDE=COUNT,
-        KRYLOV_FACTORS_SMALLEST_SIDE=COUNT,
+        KRYLOV_FACTORS_SMALLEST_SIDE={"float32": COUNT, "float64": COUNT},
         KRYLOV_LARGEST_FRACTION=1 / 5,
         KRYLOV_GIVES_UP={"float32": (1 / 2, 1 / 2)},
     ):
@@ -252,7 +252,7 @@ def test_missed_energy_is_not_below_what_is_missed(values, rank, blocks, seed):
 
 def test_auto_asked_for_every_digit_takes_gram(monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 64)
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 64)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", {"float32": 64})
     monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", {"float32": (3 / 4, 3 / 4)})
     monkeypatch.setattr(thresholds, "SMALL_ENTRIES", 0)
     matrix = rotated(1 / np.arange(1.0, 129), 0)

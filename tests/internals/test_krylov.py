@@ -14,6 +14,10 @@ from tests.internals.test_routes import kinds, made, truth
 WANTED = Leading(1, 0.1, 1e-6, "float32", max_vectors=10**6, expected_vectors=None, dense_from=10**6, seed=0)
 
 
+def smallest_sides(side):
+    return dict.fromkeys(("float32", "float64"), side)
+
+
 def head(values):
     return np.cumsum(np.asarray(values, dtype=np.float64) ** 2)
 
@@ -105,7 +109,7 @@ def test_auto_takes_krylov_for_few_values_of_a_large_matrix_and_gram_where_they_
         plain = getattr(routes, name)
         monkeypatch.setattr(routes, name, lambda *a, _f=plain, _n=name: taken.append(_n) or _f(*a))
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 256)
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 256)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", smallest_sides(256))
     monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", {"float32": (1 / 2, 1 / 4)})
     steep = update_with_spectrum(np.exp2(-np.arange(256.0)), (300, 256), rng=0).astype(np.float32)
     slow = made("falling", (300, 256), "float32")
@@ -158,7 +162,7 @@ def test_krylov_finds_copies_of_a_value_until_the_space_is_full():
 def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):
     monkeypatch.setattr(thresholds, "SMALL_ENTRIES", 0)
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 60)
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 60)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", smallest_sides(60))
     monkeypatch.setattr(thresholds, "KRYLOV_LARGEST_FRACTION", 1.0)
     monkeypatch.setattr(thresholds, "KRYLOV_GIVES_UP", dict.fromkeys(("float32", "float64"), (0.1, 0.1)))
     matrix = np.random.default_rng(0).standard_normal((140, 130)).astype(np.float32)
@@ -170,7 +174,7 @@ def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):
 @pytest.mark.parametrize(("dtype", "full"), [("float32", "gram_factors"), ("float64", "bidiagonal_svd_factors")])
 def test_factors_are_found_by_iteration_wherever_values_stand_out(dtype, full, monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 300)
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 300)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", smallest_sides(300))
     taken, plain = [], getattr(routes, full)
     monkeypatch.setattr(routes, full, lambda *given: taken.append(full) or plain(*given))
     noise = np.random.default_rng(0).standard_normal((360, 340)).astype(dtype)
@@ -189,7 +193,7 @@ def test_factors_are_found_by_iteration_wherever_values_stand_out(dtype, full, m
 @pytest.mark.parametrize(("dtype", "most", "dense_from"), [("float32", 80, 106), ("float64", 160, 160)])
 def test_values_give_way_to_a_full_decomposition_where_factors_do_not(dtype, most, dense_from, monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 300)
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 300)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", smallest_sides(300))
     asked = []
     monkeypatch.setattr(
         routes, "krylov_factors", lambda *given: asked.append(given[1]) or krylov.krylov_factors(*given)
@@ -203,7 +207,7 @@ def test_values_give_way_to_a_full_decomposition_where_factors_do_not(dtype, mos
 
 
 def test_factors_of_smaller_matrices_are_found_by_iteration_and_values_all_at_once(monkeypatch):
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 80)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", smallest_sides(80))
     asked = []
     monkeypatch.setattr(
         routes, "krylov_factors", lambda *given: asked.append(given[1]) or krylov.krylov_factors(*given)
@@ -230,7 +234,7 @@ def test_factors_of_smaller_matrices_are_found_by_iteration_and_values_all_at_on
 @pytest.mark.parametrize("failure", Failure)
 def test_products_in_float64_are_tried_where_rounding_is_what_prevents_an_answer(failure, dtype, monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 200)
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 200)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", smallest_sides(200))
     tried = []
     monkeypatch.setattr(routes, "krylov_factors", lambda _, leading, __: tried.append(leading.precision) or failure)
     matrix = update_with_spectrum(1.0 / np.arange(1, 221), (240, 220), rng=0).astype(dtype)
@@ -311,7 +315,7 @@ def test_an_iteration_ends_early_by_what_is_expected_or_where_values_do_not_stan
 
 def test_factors_that_products_in_float32_do_not_show_come_from_those_in_float64(monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 200)
-    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", 200)
+    monkeypatch.setattr(thresholds, "KRYLOV_FACTORS_SMALLEST_SIDE", smallest_sides(200))
     tried = []
 
     def attempt(matrix, leading, workers):
