@@ -64,26 +64,28 @@ def bound_outside(
     """Bound the largest energy ‖X v‖² of unit vectors outside the space, except with probability `failure`.
 
     A block Krylov space of XᵀX, deflated by the space, is spanned from Gaussian vectors that are independent of it. It
-    grows until its bound suffices, or its largest Ritz value, which no bound is below, reaches a limit.
+    grows until its bound suffices, or its largest Ritz value, which no bound is below, reaches a limit; or until it has
+    all directions outside.
     """
     X = space.X
     rest = max(energy - float(np.trace(space.projection)), 0.0) + ENERGY_ROUNDING * X.eps * energy
-    block = orthonormalised(rng.standard_normal((DIRECTIONS, X.columns)), space.basis)[0]
+    left = X.columns - space.size
+    block = orthonormalised(rng.standard_normal((min(DIRECTIONS, left), X.columns)), space.basis)[0]
     basis: list[Floats] = [block]
     products: list[Floats] = []
     while True:
         products.append(X.apply(block))
-        blocks = len(basis)
-        if blocks >= LEAST_BLOCKS:
+        blocks, left = len(basis), left - len(block)
+        if blocks >= LEAST_BLOCKS or left == 0:
             rows = np.concatenate(products)
             squares, vectors = np.linalg.eigh(rows @ rows.T)
             largest = (math.sqrt(max(float(squares[-1]), 0.0)) + PRODUCT_ROUNDING * X.eps * math.sqrt(energy)) ** 2
             failure /= 2
-            bound = outside_bound(largest, rest, DIRECTIONS, blocks, failure)
-            if blocks == MOST_BLOCKS or largest >= limit or suffices(bound):
+            bound = outside_bound(largest, rest, DIRECTIONS, blocks, failure) if left > 0 else largest
+            if left == 0 or blocks == MOST_BLOCKS or largest >= limit or suffices(bound):
                 return Outside(bound, vectors[:, : -DIRECTIONS - 1 : -1].T, np.concatenate(basis))
         gram_block = X.T.apply(products[-1])
-        block = orthonormalised(gram_block, space.basis, rows_of(np.concatenate(basis), X.team))[0]
+        block = orthonormalised(gram_block[:left], space.basis, rows_of(np.concatenate(basis), X.team))[0]
         basis.append(block)
 
 

@@ -41,6 +41,10 @@ FAILURE_PROBABILITY = 1e-9
 # not small enough costs more than a block does: at 2,048², 1/√i and rank 64 1.7 takes two thirds of the time of 1.5.
 EXPECTED_OUTSIDE = 1.7
 
+# How many times what rounding loses of the first vectors alone must be tolerated for a finer matrix to be rounded: gaps
+# between later values are smaller.
+SPARE = 4.0
+
 # How many times as large a gap must be for missed energies to be bounded by it, too, beside that of the check before.
 LOOSE = 2.0
 
@@ -123,7 +127,7 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
             return _not_finite(X, leading.rank)
         rng, finest = np.random.default_rng(leading.seed), np.promote_types(leading.precision, X.array.dtype).name
         space = _first_space(X.in_precision(finest), leading, rng)
-        if leading.precision != finest and not _is_lost_to_rounding(space, leading, energy):
+        if leading.precision != finest and _serves(leading.precision, space, leading, energy):
             space.X = X.in_precision(leading.precision)
         basis = _leading_basis(space, leading, energy, rng, BESIDE if space.X.eps > X.eps else 0)
         if isinstance(basis, Failure):
@@ -192,16 +196,14 @@ def _leading_basis(
             if space.size < max(rank, leading.max_vectors):
                 space.extend(further)
                 further = space.gram_block
-        vectors = RitzVectors.of(space, rank, further_vectors)
         supposed = EXPECTED_OUTSIDE * checks[-1].middle if checks and outside == math.inf else outside
         gap = checks[-1].last - supposed if checks else 0.0
-        squares, added = ritz_values(space, vectors, max(vectors.separated, space.size // 2) + 1, gap)
+        vectors, squares, added = _ritz(space, leading, energy, RitzVectors.of(space, rank, further_vectors), gap)
         head, last, middle = float(np.sum(squares[:rank])), float(squares[rank - 1]), float(squares[space.size // 2])
-        lost = lost_to_rounding(vectors, squares, X.eps)
+        lost, tolerated = lost_to_rounding(vectors, squares, X.eps), leading.tolerance * _tail(leading, head, energy)
         if space.is_full or energy - head <= ENERGY_ROUNDING * X.eps * energy:
             # What is left is too little to be bounded here: it is known after a product in float64.
             return LeadingBasis(_leading_ritz_vectors(space, vectors), lost if space.is_full else math.inf)
-        tolerated = leading.tolerance * _tail(leading, head, energy)
         if lost > tolerated:
             return _rounding_of(X)
         missed = added + lost_to_rounding(vectors, squares, X.eps, supposed)
@@ -229,12 +231,23 @@ def _leading_basis(
     return Failure.DENSE
 
 
-def _is_lost_to_rounding(space: SearchSpace, leading: Leading, energy: float) -> bool:
-    """Whether rounding loses more of the first Ritz vectors alone than is tolerated, however small what follows."""
+def _ritz(
+    space: SearchSpace, leading: Leading, energy: float, vectors: RitzVectors, gap: float
+) -> tuple[RitzVectors, Floats, float]:
+    """Compute Ritz values, and what a gap adds to them: of the whole projection where a band would lose too much."""
+    squares, added = ritz_values(space, vectors, max(vectors.separated, space.size // 2) + 1, gap)
+    lost = lost_to_rounding(vectors, squares, space.X.eps)
+    if vectors.beside and lost > leading.tolerance * _tail(leading, float(np.sum(squares[: vectors.rank])), energy):
+        return _ritz(space, leading, energy, vectors._replace(beside=None), gap)
+    return vectors, squares, added
+
+
+def _serves(precision: str, space: SearchSpace, leading: Leading, energy: float) -> bool:
+    """Whether products in a precision are likely to be exact enough, by what their rounding loses of a first block."""
     (squares,) = leading_eigenvalues([space.projection], space.size, are_bands=False, team=space.X.team)
     vectors = RitzVectors(min(leading.rank, space.size), separated=space.size, beside=None)
-    lost = lost_to_rounding(vectors, squares, float(np.finfo(leading.precision).eps))
-    return lost > leading.tolerance * _tail(leading, float(np.sum(squares[: vectors.rank])), energy)
+    lost = lost_to_rounding(vectors, squares, float(np.finfo(precision).eps))
+    return SPARE * lost <= leading.tolerance * _tail(leading, float(np.sum(squares[: vectors.rank])), energy)
 
 
 def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside: float) -> bool:

@@ -211,6 +211,21 @@ def test_a_certificate_grows_until_its_bound_suffices_or_cannot(dtype, monkeypat
         assert blocks(0.3 * tight, lambda _: False)[0] == [least]
 
 
+@pytest.mark.parametrize(("columns", "blocks"), [(90, [26]), (96, [32]), (110, [32, 14]), (128, [32, 32])])
+def test_a_certificate_with_all_directions_outside_is_exact(columns, blocks):
+    matrix = np.random.default_rng(0).standard_normal((150, columns))
+    with Team(1) as team:
+        X, energy = narrow_products.tall_matrix(matrix, team)
+        space = SearchSpace(X, X.columns)
+        space.extend(orthonormalised(X.apply_gram(np.random.default_rng(0).standard_normal((32, columns)))[1])[0])
+        space.extend(space.gram_block)
+        found = certificate.bound_outside(space, energy, np.random.default_rng(1), 1e-9, np.inf, lambda _: False)
+    outside = matrix - (matrix @ space.Q.T) @ space.Q
+    assert found.bound == pytest.approx(np.linalg.norm(outside, 2) ** 2, rel=1e-12)
+    assert found.combinations.shape == (min(32, sum(blocks)), sum(blocks))
+    assert np.allclose(found.basis @ found.basis.T, np.eye(sum(blocks)), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("failures", [1e-2, 1e-6])
 def test_a_bound_that_may_fail_often_fails_no_more_often_than_it_says(failures):
     # Of two vectors and two blocks, for an isolated eigenvalue among many: the leanest bound that there is.
