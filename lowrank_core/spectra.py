@@ -187,14 +187,15 @@ def spectrum(
     rank : int, optional
         How many leading values to compute; the result is then not complete, unless there are no others. None for all.
     method : {"auto", "lapack", "direct", "gram", "krylov"}
-        How the values of a dense update are computed, all in float64 but for the products of ``krylov``:
+        How the values of a dense update are computed, all in float64 but for products of ``krylov``:
 
         - ``lapack``: LAPACK's SVD, at any size;
         - ``direct``: a bidiagonal form and its dqds iteration, by kernels of this package: of eight matrices at once up
           to 4,096 entries (64 × 64), of a triangle where there are many more rows than columns, in two stages where
           the matrix is large;
         - ``gram``: the eigenvalues of the smaller Gram matrix, which lose what lies below 1e-8·σ₁;
-        - ``krylov``: a block Krylov iteration for leading values, with products in float32 for float32 and below;
+        - ``krylov``: a block Krylov iteration for leading values, with products in float32 wherever their rounding
+          loses less than the tolerance;
         - ``auto``: by shape and dtype. ``krylov`` for the leading few values of a large matrix; otherwise ``direct``
           for float64, and for float32 and below ``direct`` up to 4,096 entries and ``gram`` beyond.
 
