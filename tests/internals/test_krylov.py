@@ -173,6 +173,27 @@ def test_a_krylov_space_that_would_be_too_large_gives_way_to_gram(monkeypatch):
     assert np.allclose(spectrum(matrix, rank=50).values, exact, rtol=1e-7)
 
 
+def test_an_iteration_ends_with_as_many_vectors_as_it_may_have_and_checks_them():
+    noise = np.random.default_rng(0).standard_normal((140, 130)).astype(np.float32)
+    # Two blocks, and a third would do.
+    assert krylov.krylov_factors(noise, WANTED._replace(rank=20, max_vectors=64), 1) is Failure.DENSE
+    assert krylov.krylov_factors(noise, WANTED._replace(rank=20, max_vectors=96), 1).missed <= 0.1
+    # One block, which does.
+    steep = update_with_spectrum(np.exp2(-np.arange(130.0)), (140, 130), rng=0).astype(np.float32)
+    assert krylov.krylov_factors(steep, WANTED._replace(rank=4, max_vectors=32), 1).missed <= 0.1
+
+
+def test_every_precision_has_its_thresholds():
+    for table in (
+        thresholds.KRYLOV_FACTORS_SMALLEST_SIDE,
+        thresholds.KRYLOV_DENSE_FROM,
+        thresholds.KRYLOV_GIVES_UP,
+        routes.TOLERANCES,
+        routes.LEAST_TAILS,
+    ):
+        assert set(table) == {"float32", "float64"}
+
+
 @pytest.mark.parametrize(("dtype", "full"), [("float32", "gram_factors"), ("float64", "bidiagonal_svd_factors")])
 def test_factors_are_found_by_iteration_wherever_values_stand_out(dtype, full, monkeypatch):
     monkeypatch.setattr(thresholds, "KRYLOV_SMALLEST_SIDE", 300)
@@ -390,13 +411,14 @@ def test_noise_in_float64_needs_one_certificate_and_few_checks(monkeypatch):
     sizes, certificates = [], []
     check, certify = krylov.ritz_values, krylov.bound_outside
     monkeypatch.setattr(krylov, "ritz_values", lambda space, *rest: sizes.append(space.size) or check(space, *rest))
-    monkeypatch.setattr(krylov, "bound_outside", lambda *given: certificates.append(1) or certify(*given))
+    monkeypatch.setattr(krylov, "bound_outside", lambda *given: certificates.append(given[4]) or certify(*given))
     wanted = WANTED._replace(rank=8, tolerance=1e-12, least_tail=1e-12, max_vectors=800)
     factors = krylov.krylov_factors(matrix, wanted, 2)
     exact = np.linalg.svd(matrix, compute_uv=False)
     assert np.sum(exact[:8] ** 2 - factors.values[0] ** 2) <= 1e-12 * np.sum(exact[8:] ** 2)
     assert factors.missed <= 1e-12
-    assert certificates == [1]
+    # No bound below the last value wanted would do.
+    assert certificates == [pytest.approx(exact[7] ** 2, rel=1e-6)]
     assert len(sizes) <= 6
     # A certificate that shows less than it must adds no vectors to the space.
     assert all(size % krylov.BLOCK == 0 for size in sizes)
