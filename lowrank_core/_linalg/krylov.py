@@ -41,8 +41,8 @@ FAILURE_PROBABILITY = 1e-9
 # not small enough costs more than a block does: at 2,048², 1/√i and rank 64 1.7 takes two thirds of the time of 1.5.
 EXPECTED_OUTSIDE = 1.7
 
-# How many times what rounding loses of the first vectors alone must be tolerated for a finer matrix to be rounded: gaps
-# between later values are smaller.
+# A float64 matrix is rounded to float32 if so many times what that loses of a first block is tolerated: more is lost of
+# values that follow, since gaps between them are smaller.
 SPARE = 4.0
 
 # How many times as large a gap must be for missed energies to be bounded by it, too, beside that of the check before.
@@ -154,13 +154,18 @@ def _not_finite(X: TallMatrix, rank: int) -> ProjectedFactors:
 
 
 def _rounding_of(X: TallMatrix) -> Failure:
-    """Return what is wrong where products are too inexact."""
+    """Return why products are not exact enough: those in float32 are too inexact, or there are no finer ones."""
     return Failure.ROUNDING if X.array.dtype == np.float32 else Failure.DENSE
 
 
 def _tail(leading: Leading, head: float, energy: float) -> float:
     """Return the energy beyond a leading part of about `head`, which a tolerance is a fraction of."""
     return max(energy - head, leading.least_tail * energy)
+
+
+def _tolerated(leading: Leading, head: float, energy: float) -> float:
+    """Return the energy that may be missed beside a leading part of about `head`."""
+    return leading.tolerance * _tail(leading, head, energy)
 
 
 def _svd_of_tall(product: Floats, rank: int) -> tuple[Floats, Floats]:
@@ -200,7 +205,7 @@ def _leading_basis(
         gap = checks[-1].last - supposed if checks else 0.0
         vectors, squares, added = _ritz(space, leading, energy, RitzVectors.of(space, rank, further_vectors), gap)
         head, last, middle = float(np.sum(squares[:rank])), float(squares[rank - 1]), float(squares[space.size // 2])
-        lost, tolerated = lost_to_rounding(vectors, squares, X.eps), leading.tolerance * _tail(leading, head, energy)
+        lost, tolerated = lost_to_rounding(vectors, squares, X.eps), _tolerated(leading, head, energy)
         if space.is_full or energy - head <= ENERGY_ROUNDING * X.eps * energy:
             # What is left is too little to be bounded here: it is known after a product in float64.
             return LeadingBasis(_leading_ritz_vectors(space, vectors), lost if space.is_full else math.inf)
@@ -237,7 +242,7 @@ def _ritz(
     """Compute Ritz values, and what a gap adds to them: of the whole projection where a band would lose too much."""
     squares, added = ritz_values(space, vectors, max(vectors.separated, space.size // 2) + 1, gap)
     lost = lost_to_rounding(vectors, squares, space.X.eps)
-    if vectors.beside and lost > leading.tolerance * _tail(leading, float(np.sum(squares[: vectors.rank])), energy):
+    if vectors.beside and lost > _tolerated(leading, float(np.sum(squares[: vectors.rank])), energy):
         return _ritz(space, leading, energy, vectors._replace(beside=None), gap)
     return vectors, squares, added
 
@@ -247,7 +252,7 @@ def _serves(precision: str, space: SearchSpace, leading: Leading, energy: float)
     (squares,) = leading_eigenvalues([space.projection], space.size, are_bands=False, team=space.X.team)
     vectors = RitzVectors(min(leading.rank, space.size), separated=space.size, beside=None)
     lost = lost_to_rounding(vectors, squares, float(np.finfo(precision).eps))
-    return SPARE * lost <= leading.tolerance * _tail(leading, float(np.sum(squares[: vectors.rank])), energy)
+    return SPARE * lost <= _tolerated(leading, float(np.sum(squares[: vectors.rank])), energy)
 
 
 def _suffices(missed_beside: Callable[[float], float], tolerated: float, outside: float) -> bool:

@@ -8,9 +8,6 @@ from lowrank_core._linalg.values import Floats
 
 __all__ = ["lq"]
 
-# Exponents of powers of two that rows are divided by, at most: those of normal numbers.
-LARGEST_SIZE = 1000
-
 
 def lq(block: Floats, cholesky_tol: float) -> tuple[Floats, Floats]:
     """Return lower triangular L and orthonormal rows Q with block = L Q, by Cholesky QR twice or by Householder QR.
@@ -33,7 +30,8 @@ def lq(block: Floats, cholesky_tol: float) -> tuple[Floats, Floats]:
 
 def _cholesky_lq(block: Floats, tol: float) -> tuple[Floats, Floats] | None:
     """Return L and Q of all blocks by Cholesky QR, or None if one of them is not well conditioned."""
-    sizes = np.clip(np.frexp(np.linalg.norm(block, axis=-1, keepdims=True))[1], -LARGEST_SIZE, LARGEST_SIZE)
+    # A norm that is not 0 or infinite is within 2^±538, as its square is a number.
+    sizes = np.frexp(np.linalg.norm(block, axis=-1, keepdims=True))[1]
     rows = block * np.ldexp(1.0, -sizes)
     try:
         first = np.linalg.cholesky(rows @ rows.swapaxes(-1, -2))
