@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,9 +115,9 @@ class Check(NamedTuple):
 def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> ProjectedFactors | Failure:
     r"""Decompose the leading part of one matrix; or say why the method cannot show that it misses little enough.
 
-    The Krylov space of XᵀX from a Gaussian block is spanned with products in a precision and an orthonormal basis in
-    float64 (Musco and Musco, arXiv:1504.05477, algorithm 2). The answer is X V in float64 for the leading Ritz vectors
-    V: each value is attained by a factorisation in hand, so none is overstated. The factors are those of a stack of one
+    The Krylov space of XᵀX from a Gaussian block is spanned with products and a basis in a precision (Musco and Musco,
+    arXiv:1504.05477, algorithm 2). The answer is X V in float64 for the leading Ritz vectors V, orthonormal in float64:
+    each value is attained by a factorisation in hand, so none is overstated. The factors are those of a stack of one
     matrix.
     """
     # Threads of BLAS would go on waiting for work, on the cores that the team needs.
@@ -128,7 +128,7 @@ def krylov_factors(matrix: NDArray[Any], leading: Leading, workers: int) -> Proj
         rng, finest = np.random.default_rng(leading.seed), np.promote_types(leading.precision, X.array.dtype).name
         space = _first_space(X.in_precision(finest), leading, rng)
         if leading.precision != finest and _serves(leading.precision, space, leading, energy):
-            space.X = X.in_precision(leading.precision)
+            space.multiply_by(X.in_precision(leading.precision))
         basis = _leading_basis(space, leading, energy, rng, BESIDE if space.X.eps > X.eps else 0)
         if isinstance(basis, Failure):
             return basis
@@ -212,7 +212,7 @@ def _leading_basis(
         if lost > tolerated:
             return _rounding_of(X)
         missed = added + lost_to_rounding(vectors, squares, X.eps, supposed)
-        missed_beside = partial(missed_energy, space, vectors, squares)
+        missed_beside = cache(partial(missed_energy, space, vectors, squares))
         expected = EXPECTED_OUTSIDE * middle
         if missed > tolerated and expected < outside and (supposed == outside or last - expected > LOOSE * gap):
             supposed, missed = expected, missed_beside(expected)

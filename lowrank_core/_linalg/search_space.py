@@ -17,32 +17,29 @@ __all__ = ["CHOLESKY_QR_TOL", "SearchSpace", "orthonormalised"]
 # How far from orthonormal the first Cholesky QR may leave rows for the second to be enough.
 CHOLESKY_QR_TOL = 0.1
 
-# The fraction of a block's length under which one pass leaves more along Q than a thousand roundings.
-REORTHOGONALISE_BELOW = 1e-3
-
-# How far from orthogonal to Q rows may be, and passes that bring them there: where the first leaves little but rounding
-# of a row, the second or the third does not.
-ORTHOGONAL = 1e-13
-COMPLETION_PASSES = 4
+# Passes that bring rows to be orthogonal to bases: where the first leaves little but rounding of a row, the second or
+# the third does not.
+PASSES = 5
 
 
 class SearchSpace:
     """A space that grows by blocks: an orthonormal basis Q in rows, its products Q Xᵀ, and the projection Q XᵀX Qᵀ.
 
+    Q and its products have the precision of X: to be more orthonormal than products are exact would help nothing.
     XᵀX times the last block is ``coupling @ gram_block`` outside the space, where ``gram_block`` is orthonormal.
     """
 
     def __init__(self, X: TallMatrix, capacity: int) -> None:
         self.X = X
         self.size = 0
-        self._rows = np.empty((min(capacity, X.columns), X.columns))
-        self._products = np.empty((len(self._rows), X.rows))
+        self._rows = np.empty((min(capacity, X.columns), X.columns), X.array.dtype)
+        self._products = np.empty((len(self._rows), X.rows), X.array.dtype)
         self._projection = np.empty((len(self._rows), len(self._rows)))
         self.gram_block = np.empty((0, X.columns))
         self.coupling: NDArray[Any] = np.empty((0, 0))
 
     @property
-    def Q(self) -> Floats:  # noqa: N802 - as in the literature
+    def Q(self) -> NDArray[Any]:  # noqa: N802 - as in the literature
         """Return the basis (size, columns)."""
         return self._rows[: self.size]
 
@@ -64,48 +61,69 @@ class SearchSpace:
         self._rows[old : self.size] = block
         self._products[old : self.size], gram_block = self.X.apply_gram(block)
 
-        # From products with X: those with XᵀX were rounded next to the largest, which the small ones cannot afford.
-        new_rows = rows_of(self._products[: self.size], self.X.team).apply(self._products[old : self.size])
-        self._projection[old : self.size, : self.size] = new_rows
-        self._projection[:old, old : self.size] = new_rows[:, :old].T
-        self.gram_block, self.coupling = orthonormalised(gram_block, self.basis)
+        # The blocks before the last two are orthogonal to gram_block, but for rounding, and so are their products.
+        last_two = slice(max(0, old - len(block)), self.size)
+        self._projection[old : self.size, : self.size] = self._projected(old, last_two)
+        self._projection[:old, old : self.size] = self._projection[old : self.size, :old].T
+        near = rows_of(self._rows[last_two], self.X.team)
+        self.gram_block, self.coupling = orthonormalised(gram_block, self.basis, first=[near])
 
     @property
     def projection(self) -> Floats:
         """Return Q XᵀX Qᵀ."""
         return self._projection[: self.size, : self.size]
 
+    def _projected(self, start: int, near: slice) -> Floats:
+        """Compute rows of the projection from `start` on: what is more than rounding, in `near` columns, in float64.
+
+        They come from products with X: those with XᵀX were rounded next to the largest, which small ones cannot afford.
+        """
+        new_rows = np.empty((self.size - start, self.size))
+        products = rows_of(self._products[: near.start], self.X.team)
+        new_rows[:, : near.start] = products.apply(self._products[start : self.size])
+        near_products = self._products[near].astype(np.float64)
+        new_rows[:, near] = near_products[start - near.start :] @ near_products.T
+        return new_rows
+
+    def multiply_by(self, X: TallMatrix) -> None:
+        """Go on with the same matrix in another precision."""
+        self.X = X
+        self._resize(len(self._rows))
+
     def _reserve(self, size: int) -> None:
         if size > len(self._rows):
-            capacity = max(size, min(2 * len(self._rows), self.X.columns))
-            self._rows = self._grown(self._rows, (capacity, self.X.columns))
-            self._products = self._grown(self._products, (capacity, self.X.rows))
-            self._projection = self._grown(self._projection, (capacity, capacity))
+            self._resize(max(size, min(2 * len(self._rows), self.X.columns)))
 
-    def _grown(self, array: Floats, shape: tuple[int, int]) -> Floats:
-        """Return a larger array with what is in use of one; the rest is not touched, and takes no memory yet."""
-        grown = np.empty(shape)
-        grown[: self.size, : array.shape[1]] = array[: self.size]
-        return grown
+    def _resize(self, capacity: int) -> None:
+        self._rows = self._copied(self._rows, np.empty((capacity, self.X.columns), self.X.array.dtype))
+        self._products = self._copied(self._products, np.empty((capacity, self.X.rows), self.X.array.dtype))
+        self._projection = self._copied(self._projection, np.empty((capacity, capacity)))
+
+    def _copied(self, array: NDArray[Any], into: NDArray[Any]) -> NDArray[Any]:
+        """Copy what is in use of an array into a new one; the rest is not touched, and takes no memory yet."""
+        into[: self.size, : array.shape[1]] = array[: self.size]
+        return into
 
 
-def orthonormalised(block: Floats, *bases: TallMatrix) -> tuple[Floats, NDArray[Any]]:
+def orthonormalised(
+    block: Floats, *bases: TallMatrix, first: Sequence[TallMatrix] | None = None
+) -> tuple[Floats, NDArray[Any]]:
     """Return rows orthonormal to each other and to bases, and L, with L @ rows the part of the block outside of these.
 
-    One pass is enough where much of the block is left, two always (Giraud et al., Comput. Math. Appl. 50 (2005) 1069),
-    unless only rounding is left of a row: QR completes it with a direction of its own, of which the bases are removed
-    again. The rows of a basis are orthonormal, and orthogonal to those of the others.
+    What lies along bases is removed from the block, along `first` alone if given, and then from orthonormal rows until
+    it is little: twice is enough (Giraud et al., Comput. Math. Appl. 50 (2005) 1069), unless only rounding is left of a
+    row, which QR completes with a direction of its own. The rows of a basis are orthonormal, and orthogonal to those of
+    the others.
     """
-    rest = _outside(block, bases)
-    if np.min(np.linalg.norm(rest, axis=1)) < REORTHOGONALISE_BELOW * np.max(np.linalg.norm(block, axis=1)):
-        rest = _outside(rest, bases)
-    coupling, rows = lq(rest, CHOLESKY_QR_TOL)
-    for _ in range(COMPLETION_PASSES):
-        # What is left along a basis grows from block to block if it is not removed, as it makes the basis itself less
-        # orthogonal.
-        if all(np.max(np.abs(Q.apply(rows)), initial=0.0) <= ORTHOGONAL for Q in bases):
+    coupling, rows = lq(_outside(block, bases if first is None else first), CHOLESKY_QR_TOL)
+    for _ in range(PASSES):
+        parts = [Q.apply_gram(rows) for Q in bases]
+        rows = rows - sum(inside for _, inside in parts)
+        # So far from orthonormal are rows then; what is left along a basis is what was removed times its own rounding.
+        if all(np.max(np.sum(along**2, axis=1)) <= Q.eps for (along, _), Q in zip(parts, bases, strict=True)):
             break
-        rows = lq(_outside(rows, bases), CHOLESKY_QR_TOL)[1]
+        change, rows = lq(rows, CHOLESKY_QR_TOL)
+        coupling = coupling @ change
     return rows, coupling
 
 

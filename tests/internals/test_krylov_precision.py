@@ -73,15 +73,15 @@ def test_a_block_shows_whether_products_in_float32_will_do(monkeypatch):
 
 def test_what_is_beside_a_band_is_not_left_out_where_it_would_decide():
     projection = np.diag(np.r_[1e6, np.linspace(2.0, 1.0, 299)])
-    projection[200, 3] = projection[3, 200] = 1e-6
+    projection[200, 3] = projection[3, 200] = 1e-9
     with Team(1) as team:
         X = SimpleNamespace(eps=2.0**-52, team=team)
         space = SimpleNamespace(X=X, projection=projection, size=300, coupling=np.zeros((2, 1)))
         vectors = krylov.RitzVectors.of(space, 4, 0)
-        assert vectors.beside == 1e-6
+        assert vectors.beside == 1e-9
         exact = np.linalg.eigvalsh(projection)[::-1]
-        # It would lose 1e-12 over gaps of 3, 2 and 1 times 1/298: 1.23e-12 of the other 444.
-        for tolerance, beside in ((1.3e-12, 1e-6), (1.2e-12, None)):
+        # It would lose 1e-18 over gaps of 3, 2 and 1 times 1/298: 1.23e-18 of the other 444.
+        for tolerance, beside in ((1.3e-18, 1e-9), (1.2e-18, None)):
             wanted = WANTED._replace(rank=4, tolerance=tolerance, least_tail=0.0)
             found, squares, added = krylov._ritz(space, wanted, 1e6 + 450.0, vectors, 0.5)
             assert found == (4, 4, beside)
