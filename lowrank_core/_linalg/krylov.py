@@ -49,8 +49,8 @@ SPARE = 4.0
 LOOSE = 2.0
 
 # What a further block is expected to divide missed energies by: as much as those before it, within these. It is 8 to 11
-# on noise, and 30 to 100 on falling spectra.
-LEAST_FALL, FALL = 8.0, 30.0
+# on noise, and 30 to 600 on falling spectra; a block too many takes longer than a check.
+LEAST_FALL, FALL = 8.0, 100.0
 
 # The relative accuracy of the difference of two energies that are summed in float64.
 DIFFERENCE_ROUNDING = 1e-14

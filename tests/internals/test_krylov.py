@@ -263,17 +263,17 @@ def checks_with(*missed):
     [
         # Nothing is known yet: each block is expected to divide what is missed by 30 at the most.
         ([np.inf], 0),
-        ([900.0], 2),
-        ([899.0], 1),
-        ([np.inf, 900.0], 2),
-        # As fast as before, but by 8 at the least and by 30 at the most, and to the nearest.
-        ([1e9, 165.0], 2),
-        ([1e9, 164.0], 1),
+        ([10001.0], 2),
+        ([9999.0], 1),
+        ([np.inf, 10001.0], 2),
+        # As fast as before, but by 8 at the least and by 100 at the most, and to the nearest.
+        ([1e9, 1001.0], 2),
+        ([1e9, 999.0], 1),
         ([1.1e4, 1.1e3], 3),
         ([5e3, 500.0], 3),
         ([3e3, 300.0], 2),
         ([1e4, 5000.0], 4),
-        ([1e9, 900.0], 2),
+        ([1e9, 1e4], 2),
         ([1e3, 2e3], 4),
     ],
 )
@@ -283,7 +283,7 @@ def test_the_blocks_before_the_next_check_follow_from_how_fast_what_is_missed_fe
 
 def test_a_fall_over_several_blocks_is_that_of_one_block_to_their_power():
     before, last = CHECK._replace(size=64, missed=1e9), CHECK._replace(size=160, missed=1.1e6)
-    # By 10 a block: not by 30, with which four blocks would do.
+    # By 10 a block: not by 100, with which three blocks would do.
     assert krylov._further_blocks([before, last], 1.0) == 6
 
 
