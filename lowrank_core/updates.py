@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowrank_core._linalg import scaled_to_unit
+from lowrank_core._linalg import scaled_by, scaled_to_unit
 from lowrank_core._results import html_table, shape_text
 from lowrank_core._scaled_update import ScaledUpdate, as_left_operand, as_right_operand, check_product
 from lowrank_core._validation import (
@@ -201,7 +201,7 @@ class LowRankUpdate(ScaledUpdate):
         B, A, B_exponents, A_exponents = unit_components(self)
         exponent = (B_exponents + A_exponents)[..., np.newaxis, np.newaxis]
         # An odd power of two has no half: its last factor goes to A before the norms are taken.
-        A, half = np.ldexp(A, exponent % 2), exponent // 2
+        A, half = scaled_by(A, exponent % 2), exponent // 2
         B_norm = np.linalg.norm(B, axis=-2, keepdims=True)
         A_norm = np.linalg.norm(A, axis=-2, keepdims=True)
         # A component that is zero in one factor is zero whatever the other is.
@@ -209,8 +209,8 @@ class LowRankUpdate(ScaledUpdate):
         ratio = np.sqrt(np.where(nonzero, A_norm, 0.0) / np.where(nonzero, B_norm, 1.0))
         inverse = np.sqrt(np.where(nonzero, B_norm, 0.0) / np.where(nonzero, A_norm, 1.0))
         return LowRankUpdate(
-            np.swapaxes(np.ldexp(B * ratio, half)[..., 0], -1, -2),
-            np.ldexp(A * inverse, half)[..., 0],
+            np.swapaxes(scaled_by(B * ratio, half)[..., 0], -1, -2),
+            scaled_by(A * inverse, half)[..., 0],
             self.scaling,
         )
 

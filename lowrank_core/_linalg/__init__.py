@@ -18,8 +18,8 @@ from lowrank_core._linalg.decompositions import (
 from lowrank_core._linalg.kronecker import Dense, Product, best_kronecker_factors, kronecker_singular_values
 from lowrank_core._linalg.largest_value import largest_singular_value
 from lowrank_core._linalg.machine_code import code_folder, kernel, kernels_in_use
-from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_unit
-from lowrank_core._linalg.residuals import residual_energy
+from lowrank_core._linalg.powers_of_two import Scaled, scaled_by, scaled_to_unit
+from lowrank_core._linalg.residuals import matrix_energy, residual_energy
 from lowrank_core._linalg.threads import blas_threads, in_threads
 from lowrank_core._linalg.values import Values
 
@@ -49,8 +49,10 @@ __all__ = [
     "kronecker_singular_values",
     "largest_singular_value",
     "learn",
+    "matrix_energy",
     "product_singular_values",
     "residual_energy",
+    "scaled_by",
     "scaled_to_unit",
     "singular_values",
 ]

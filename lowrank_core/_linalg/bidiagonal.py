@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lowrank_core._linalg.batches import Batching, map_batch
 from lowrank_core._linalg.kernels.sizes import WIDTH
 from lowrank_core._linalg.machine_code import kernel
-from lowrank_core._linalg.powers_of_two import scaled_to_unit
+from lowrank_core._linalg.powers_of_two import scaled_by, scaled_to_unit
 from lowrank_core._linalg.threads import blas_threads
 from lowrank_core._linalg.values import Floats, Values, norms_of, unscaled_values
 
@@ -64,7 +64,7 @@ class BidiagonalFactors(NamedTuple):
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r, which is X V_r, and A = V_rᵀ, for a rank up to the number of vectors."""
         A = np.ascontiguousarray(self.vectors[:, :rank])
-        return np.ldexp(self.matrices @ A.swapaxes(-1, -2), self.exponents[:, np.newaxis, np.newaxis]), A
+        return scaled_by(self.matrices @ A.swapaxes(-1, -2), self.exponents[:, np.newaxis, np.newaxis]), A
 
 
 def bidiagonal_svd_factors(

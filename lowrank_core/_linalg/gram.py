@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lowrank_core._linalg.batches import BLOCK_ENTRIES, Batching, map_batch
 from lowrank_core._linalg.kernels.sizes import WIDTH
 from lowrank_core._linalg.machine_code import kernel
-from lowrank_core._linalg.powers_of_two import scaled_to_squares
+from lowrank_core._linalg.powers_of_two import scaled_by, scaled_to_squares
 from lowrank_core._linalg.values import Floats, Values, unscaled_values
 
 __all__ = [
@@ -101,10 +101,10 @@ class ProjectedFactors(NamedTuple):
         products, bases = self.products[..., :rank], self.bases[..., :rank]
         exponents = self.exponents[:, np.newaxis, np.newaxis]
         if not self.wide:
-            return np.ldexp(products, exponents), bases.swapaxes(-1, -2)
+            return scaled_by(products, exponents), bases.swapaxes(-1, -2)
         sizes = np.linalg.norm(products, axis=-2, keepdims=True)
         directions = np.divide(products, sizes, out=np.zeros_like(products), where=sizes > 0)
-        return np.ldexp(bases * sizes, exponents), directions.swapaxes(-1, -2)
+        return scaled_by(bases * sizes, exponents), directions.swapaxes(-1, -2)
 
 
 class GramFactors(NamedTuple):

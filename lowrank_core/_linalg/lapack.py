@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank_core._linalg.powers_of_two import scaled_to_unit
+from lowrank_core._linalg.powers_of_two import scaled_by, scaled_to_unit
 from lowrank_core._linalg.values import Floats, Values, norms_of, unscaled_values
 
 __all__ = ["SvdFactors", "lapack_svd_factors", "lapack_svd_values"]
@@ -26,7 +26,7 @@ class SvdFactors(NamedTuple):
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ."""
         B = self.U[..., :rank] * self.scaled_values[..., np.newaxis, :rank]
-        return np.ldexp(B, self.exponents[:, np.newaxis, np.newaxis]), self.Vt[..., :rank, :]
+        return scaled_by(B, self.exponents[:, np.newaxis, np.newaxis]), self.Vt[..., :rank, :]
 
 
 def lapack_svd_values(matrices: NDArray[Any]) -> Values:

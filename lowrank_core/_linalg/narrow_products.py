@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lowrank_core._linalg.kernels.sizes import COLUMNS
 from lowrank_core._linalg.powers_of_two import scaled_to_unit
+from lowrank_core._linalg.residuals import matrix_energy
 from lowrank_core._linalg.threads import Team
 from lowrank_core._linalg.values import Floats, read_only
 
@@ -28,8 +29,8 @@ TASKS = 4
 # Rows that a thread converts to float64 at a time: with fewer, BLAS would spend its time on packing the basis.
 ROWS_CONVERTED = 256
 
-# Rows that a thread converts at a time where it sums squares alone, in its own cache.
-ROWS_SUMMED = 32
+# Rows whose squares a thread sums at a time.
+ROWS_SUMMED = 256
 
 # Sums of squares between which no product of an iteration leaves the range of float32.
 UNSCALED_ENERGIES = (1e-20, 1e20)
@@ -129,12 +130,10 @@ def rows_of(array: Floats, team: Team) -> TallMatrix:
 
 
 def _energy(array: NDArray[Any], team: Team) -> float:
-    """Compute the sum of squares in float64, converting some rows at a time."""
+    """Compute the sum of squares in float64, of some rows at a time."""
 
     def of_rows(start: int) -> float:
-        rows = array[start : start + ROWS_SUMMED].astype(np.float64, copy=False)
-        with np.errstate(over="ignore", under="ignore"):
-            return float(np.vdot(rows, rows))
+        return matrix_energy(array[start : start + ROWS_SUMMED])
 
     return float(np.sum(team.map(of_rows, range(0, len(array), ROWS_SUMMED))))
 

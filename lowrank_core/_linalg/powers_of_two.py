@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Scaled", "scaled_to_squares", "scaled_to_unit", "unscaled_by"]
+__all__ = ["Scaled", "scaled_by", "scaled_to_squares", "scaled_to_unit", "unscaled_by"]
+
+# The largest power of two is 2^1023.
+LARGEST_EXPONENT = 1023
 
 
 class Scaled(NamedTuple):
@@ -20,15 +23,23 @@ class Scaled(NamedTuple):
 def scaled_to_unit(matrices: NDArray[Any]) -> Scaled:
     """Copy finite matrices to float64 in C order, each scaled so that its largest entry lies in [½, 1).
 
-    Squares of what is left neither overflow nor, where they matter, underflow. ldexp, not a reciprocal: 1/subnormal is
-    infinite.
+    Squares of what is left neither overflow nor, where they matter, underflow.
     """
     copy = np.array(matrices, dtype=np.float64, order="C")
     axes = (-2, -1)
     largest = np.maximum(copy.max(axis=axes, initial=0.0), -copy.min(axis=axes, initial=0.0))
     exponents = np.frexp(largest)[1].astype(np.int64)
-    np.ldexp(copy, -exponents[..., np.newaxis, np.newaxis], out=copy)
-    return Scaled(copy, exponents)
+    return Scaled(scaled_by(copy, -exponents[..., np.newaxis, np.newaxis], out=copy), exponents)
+
+
+def scaled_by(
+    numbers: NDArray[np.float64], exponents: NDArray[np.int64], out: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Multiply by 2^exponents, from −1074 on, and round at most once: `np.ldexp` calls a function for each number."""
+    # In two steps where the reciprocal of a subnormal number is more than the largest power.
+    beyond = np.maximum(exponents - LARGEST_EXPONENT, 0)
+    scaled: NDArray[np.float64] = np.multiply(numbers, np.ldexp(1.0, exponents - beyond), out=out)
+    return np.multiply(scaled, np.ldexp(1.0, beyond), out=scaled) if beyond.any() else scaled
 
 
 def scaled_to_squares(matrices: NDArray[Any]) -> Scaled:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lowrank_core._linalg.gram import gram_matrix
 from lowrank_core._linalg.machine_code import kernel
 from lowrank_core._linalg.orthogonal import lq
-from lowrank_core._linalg.powers_of_two import Scaled, scaled_to_squares, scaled_to_unit
+from lowrank_core._linalg.powers_of_two import Scaled, scaled_by, scaled_to_squares, scaled_to_unit
 from lowrank_core._linalg.threads import in_threads
 from lowrank_core._linalg.values import Floats, norms_of, unscaled_values
 from lowrank_core._validation import all_finite
@@ -170,7 +170,7 @@ class ProductFactors(NamedTuple):
     def at(self, rank: int) -> tuple[Floats, Floats]:
         """Return B = U_r Σ_r and A = V_rᵀ of the products."""
         B = self.Q_B.swapaxes(-1, -2) @ (self.U[..., :rank] * self.scaled_values[..., np.newaxis, :rank])
-        return np.ldexp(B, self.exponents[:, np.newaxis, np.newaxis]), self.Vt[..., :rank, :] @ self.Q_A
+        return scaled_by(B, self.exponents[:, np.newaxis, np.newaxis]), self.Vt[..., :rank, :] @ self.Q_A
 
 
 def product_factors(

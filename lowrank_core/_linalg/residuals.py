@@ -1,4 +1,4 @@
-"""What of a large matrix a product leaves: the energy ‖X − B A‖_F², without cancellation and without forming B A."""
+"""The energy of a large matrix, and of what a product leaves of it, without cancellation and without forming B A."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from numpy.typing import NDArray
 from lowrank_core._linalg.threads import in_threads
 from lowrank_core._linalg.values import Floats
 
-__all__ = ["residual_energy"]
+__all__ = ["matrix_energy", "residual_energy"]
 
 # Rows that a thread takes at a time; their energies are added in their order, so that no bit depends on the threads.
 ROWS_PER_TASK = 512
+
+
+def matrix_energy(X: NDArray[Any]) -> float:
+    """Compute ‖X‖_F² in float64, of float32 by a kernel, without a copy; infinity or 0 where squares do not fit."""
+    from lowrank_core._linalg.kernels.compiling import COMPILED
+    from lowrank_core._linalg.kernels.residual import squares
+
+    if X.dtype == np.float32 and COMPILED:
+        return float(squares(np.ascontiguousarray(X).reshape(-1)))
+    entries = X.astype(np.float64, copy=False)
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.vdot(entries, entries))
 
 
 def residual_energy(X: NDArray[np.float32], B: Floats, A: Floats, workers: int) -> float | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank_core import KroneckerUpdate, LowRankUpdate, low_rank_sum, spectrum
 from lowrank_core._dtypes import FLOATS
-from lowrank_core._linalg import blas_threads, largest_singular_value, residual_energy
+from lowrank_core._linalg import blas_threads, largest_singular_value, matrix_energy, residual_energy
 from lowrank_core._validation import as_workers
 
 Update = LowRankUpdate | KroneckerUpdate | NDArray[Any]
@@ -24,7 +24,7 @@ NOT_FINITE = "contains NaN or infinity"
 _SINGLE_PRECISION = tuple(name for name in FLOATS if name != "float64")
 # As float64 a megabyte, which fits a core's own cache.
 _BLOCK_ENTRIES = 1 << 17
-# From so many entries on residuals are computed by a kernel, which takes longer to load than smaller ones to compute.
+# From so many entries on energies are computed by a kernel, which takes longer to load than smaller ones to compute.
 _KERNEL_ENTRIES = 1 << 20
 # Up to this smaller side all singular values of a weight are had in the time that the largest alone takes.
 _ALL_VALUES = 512
@@ -52,6 +52,18 @@ def frobenius_norm(array: NDArray[Any]) -> float:
     # The conversion of a signalling NaN warns, and the norm says it already.
     with one_blas_thread(), np.errstate(invalid="ignore"):
         return math.hypot(*(_vector_norm(rows[block].astype(np.float64).ravel()) for block in row_blocks(rows.shape)))
+
+
+def block_and_norm(block: NDArray[Any], entries: int) -> tuple[NDArray[Any], float]:
+    """Return a block of a weight with so many entries, and its Frobenius norm.
+
+    Of a large weight of float32 or below the block is returned in float32, from which a kernel computes the norm.
+    """
+    if block.dtype.name not in _SINGLE_PRECISION or entries < _KERNEL_ENTRIES:
+        return block, frobenius_norm(block)
+    with np.errstate(invalid="ignore"):
+        single = block.astype(np.float32, copy=False)
+    return single, math.sqrt(matrix_energy(single))  # no square of a float32 number leaves float64
 
 
 def ratio(part: float, whole: float) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core import LowRankUpdate, spectrum, truncate
-from lowrank_core._linalg.powers_of_two import scaled_to_squares, scaled_to_unit, unscaled_by
+from lowrank_core._linalg.powers_of_two import scaled_by, scaled_to_squares, scaled_to_unit, unscaled_by
 
 
 @pytest.mark.parametrize("size", [1.0, 5e-324, 2.0**-1074 * 3, 1e-310, 1e308, np.finfo(float).max, 0.75, 0.5])
@@ -16,6 +16,19 @@ def test_scaling_to_unit_is_exact_and_reversible(size):
     assert np.all((largest >= 0.5) & (largest < 1))
     assert exponents.shape == (2,)
     assert not np.shares_memory(scaled, matrices)
+
+
+@pytest.mark.parametrize("exponent", [-1074, -1073, -1022, -1000, -1, 0, 1, 1023, 1024, 1050, 1074])
+def test_a_power_of_two_multiplies_as_ldexp_does(exponent):
+    rng = np.random.default_rng(0)
+    numbers = np.ldexp(rng.uniform(-1, 1, 5000), rng.integers(-1074, 1024, 5000))
+    numbers = np.r_[numbers, 0.0, 5e-324, np.finfo(float).max, np.inf, -np.inf, np.nan]
+    with np.errstate(over="ignore"):
+        expected = np.ldexp(numbers, exponent)
+        assert np.array_equal(scaled_by(numbers, np.array(exponent)), expected, equal_nan=True)
+        exponents = np.r_[np.full(5000, exponent), np.zeros(6, int)]
+        assert np.array_equal(scaled_by(numbers, exponents), np.ldexp(numbers, exponents), equal_nan=True)
+        assert scaled_by(numbers, exponents, out=numbers) is numbers
 
 
 def test_scaling_a_zero_matrix_leaves_it_zero():

@@ -16,9 +16,9 @@ from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.quantised import check_dequantised
 from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape, read_blocks, weight_norm
 from lowrank_core.models.norms import (
+    block_and_norm,
     difference,
     difference_of_blocks,
-    frobenius_norm,
     one_blas_thread,
     why_not_finite,
 )
@@ -115,8 +115,9 @@ class WeightPair:
 
         def noted() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
             for before, after in self._blocks():
-                norms.append(frobenius_norm(before))
-                yield before, after
+                block, norm = block_and_norm(before, self.tuned.size)
+                norms.append(norm)
+                yield block, after
 
         return self._difference(noted()), math.hypot(*norms)
 
