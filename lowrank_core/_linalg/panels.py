@@ -27,10 +27,11 @@ def factor_panel(V: Floats) -> tuple[Floats, Floats]:
     return T, R
 
 
-def triangle_by_panels(matrix: NDArray[Any]) -> Floats:
+def triangle_by_panels(matrix: NDArray[Any], rows_per_column: int | None = None) -> Floats:
     """Compute the triangle R (n, n) of a matrix (m, n), m ≥ n; not finite where an entry is not.
 
-    Reflectors I − V T Vᵀ turn A into A − V Yᵀ, where Y = Aᵀ V T. The pass for the next panel's Aᵀ V subtracts that.
+    If given, columns have so many rows more each, and zeros below. Reflectors I − V T Vᵀ turn A into A − V Yᵀ, where
+    Y = Aᵀ V T. The pass for the next panel's Aᵀ V subtracts that.
     """
     m, n = matrix.shape
     rows, size = whole_panels(m), whole_panels(n)
@@ -42,13 +43,15 @@ def triangle_by_panels(matrix: NDArray[Any]) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         for k in range(0, size, BAND):  # pragma: no branch - the last panel leaves
             j = k + BAND
-            np.subtract(A[k:, k:j], V[k:] @ Y[k:j].T, out=V[k:])
-            T, R[k:j, k:j] = factor_panel(V[k:])
+            end = rows if rows_per_column is None else min(rows, rows_per_column * j)
+            np.subtract(A[k:end, k:j], V[k:end] @ Y[k:j].T, out=V[k:end])
+            T, R[k:j, k:j] = factor_panel(V[k:end])
             if j == size:
                 break
-            kernel("band", "update_and_multiply_columns")(A, k, j, size, left, right, V.reshape(-1), Y.reshape(-1))
+            below, x = left[: end * BAND], V[:end].reshape(-1)
+            kernel("band", "update_and_multiply_columns")(A[:end], k, j, size, below, right, x, Y.reshape(-1))
             Y[j:] = Y[j:] @ T
             R[k:j, j:] = A[k:j, j:size] - V[k:j] @ Y[j:].T
-            np.negative(V.reshape(-1), out=left)
+            np.negative(x, out=below)
             kernel("band", "pack")(Y.reshape(-1), j, right, 0)
     return R[:n, :n]

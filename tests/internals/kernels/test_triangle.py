@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lowrank_core._linalg import tall
+from lowrank_core._linalg.kernels.sizes import BAND
 from lowrank_core._linalg.kernels.triangle import triangle
 from lowrank_core._linalg.lapack import lapack_svd_values
 from lowrank_core._linalg.panels import triangle_by_panels
@@ -46,6 +47,34 @@ def test_panels_have_the_gram_matrix_of_the_rows(m, n):
     assert np.array_equal(R, np.triu(R))
     sizes = np.linalg.norm(matrix, axis=0)
     assert np.all(np.abs(R.T @ R - matrix.T @ matrix) <= 10 * m * EPS * np.outer(sizes, sizes))
+
+
+@pytest.mark.parametrize(("parts", "n"), [(2, 97), (3, 128), (5, 70), (2, 33), (1, 64)])
+def test_triangles_beside_each_other_have_the_gram_matrix_of_all_their_rows(parts, n):
+    triangles = np.triu(np.random.default_rng(n).standard_normal((parts, n, n)))
+    rows = triangles.swapaxes(0, 1).reshape(parts * n, n)
+    R = triangle_by_panels(rows, rows_per_column=parts)
+    assert np.array_equal(R, np.triu(R))
+    assert np.allclose(R.T @ R, np.einsum("pij,pik->jk", triangles, triangles), rtol=0, atol=100 * n * EPS)
+    # No row is read further down than columns have entries.
+    below = np.vstack([rows, np.zeros((parts * n, n))])
+    below[np.arange(2 * parts * n) >= parts * (-(-n // BAND) * BAND)] = np.nan
+    assert np.array_equal(triangle_by_panels(below, rows_per_column=parts), R)
+
+
+@pytest.mark.parametrize(("parts", "n"), [(5, 20), (9, 64), (3, 97), (6, 128), (14, 12)])
+def test_a_matrix_in_parts_has_the_gram_matrix_of_all_its_rows(parts, n, monkeypatch):
+    monkeypatch.setattr(tall, "PART_ENTRIES", 9 * n * n)
+    matrix = np.random.default_rng(n).standard_normal((1, 9 * n * parts + 5, n))
+    tasks = []
+    factor = tall._triangle
+    monkeypatch.setattr(tall, "_triangle", lambda rows, each: tasks.append((len(rows), each)) or factor(rows, each))
+    (R,) = tall.triangles(matrix, 1)
+    assert np.allclose(R.T @ R, matrix[0].T @ matrix[0], rtol=0, atol=10 * matrix.size * EPS)
+    # As many parts for each of two threads, or four; and what they leave is factored with its zeros known.
+    equal = parts if parts <= 4 else parts // 4 * 4
+    assert [each for _, each in tasks[:equal]] == [None] * equal
+    assert tasks[equal:][-1][1] is not None
 
 
 @pytest.mark.parametrize(
