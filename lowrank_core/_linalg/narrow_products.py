@@ -124,7 +124,7 @@ def tall_matrix(matrix: NDArray[Any], team: Team) -> tuple[TallMatrix, float]:
     return TallMatrix(array, wide, int(exponent), team), float(np.vdot(scaled, scaled))
 
 
-def rows_of(array: Floats, team: Team) -> TallMatrix:
+def rows_of(array: NDArray[Any], team: Team) -> TallMatrix:
     """Return an array in C order as it is, to be multiplied by."""
     return TallMatrix(read_only(array), transposed=False, exponent=0, team=team)
 
