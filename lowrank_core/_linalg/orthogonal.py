@@ -8,7 +8,7 @@ from lowrank_core._linalg.values import Floats
 
 __all__ = ["lq"]
 
-# How far from orthonormal rows may be that one Cholesky QR leaves: as far as two do, where rows are well conditioned.
+# How far from orthonormal one Cholesky QR may leave rows for no second to follow: as far as two leave them.
 ORTHONORMAL = 4e-15
 
 
@@ -48,7 +48,7 @@ def _cholesky_lq(block: Floats, tol: float) -> tuple[Floats, Floats] | None:
         if np.all(distances < tol):
             second = np.linalg.cholesky(gram)
             L, Q = first @ second, np.linalg.inv(second) @ rows
-            # So that a batch changes nothing.
+            # For a second time only where it is needed, so that a batch changes nothing.
             L[done], Q[done] = first[done], rows[done]
             return np.ldexp(L, sizes), Q
     except np.linalg.LinAlgError:

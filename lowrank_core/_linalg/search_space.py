@@ -61,7 +61,7 @@ class SearchSpace:
         self._rows[old : self.size] = block
         self._products[old : self.size], gram_block = self.X.apply_gram(block)
 
-        # The blocks before the last two are orthogonal to gram_block, but for rounding, and so are their products.
+        # But for rounding, the blocks before the last two are orthogonal to gram_block, and so are their products.
         last_two = slice(max(0, old - len(block)), self.size)
         self._projection[old : self.size, : self.size] = self._projected(old, last_two)
         self._projection[:old, old : self.size] = self._projection[old : self.size, :old].T
