@@ -23,7 +23,7 @@ NOT_FINITE = "contains NaN or infinity"
 
 _SINGLE_PRECISION = tuple(name for name in FLOATS if name != "float64")
 # As float64 a megabyte, which fits a core's own cache.
-_BLOCK_ENTRIES = 1 << 17
+BLOCK_ENTRIES = 1 << 17
 # From so many entries on energies are computed by a kernel, which takes longer to load than smaller ones to compute.
 _KERNEL_ENTRIES = 1 << 20
 # Up to this smaller side all singular values of a weight are had in the time that the largest alone takes.
@@ -40,7 +40,7 @@ def one_blas_thread() -> AbstractContextManager[None]:
     return blas_threads(1)
 
 
-def row_blocks(shape: tuple[int, ...], entries: int = _BLOCK_ENTRIES) -> list[slice]:
+def row_blocks(shape: tuple[int, ...], entries: int = BLOCK_ENTRIES) -> list[slice]:
     """Return consecutive slices of the first axis, of about so many entries each and at least one row."""
     rows = max(1, entries // max(1, math.prod(shape[1:])))
     return [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
@@ -54,16 +54,11 @@ def frobenius_norm(array: NDArray[Any]) -> float:
         return math.hypot(*(_vector_norm(rows[block].astype(np.float64).ravel()) for block in row_blocks(rows.shape)))
 
 
-def block_and_norm(block: NDArray[Any], entries: int) -> tuple[NDArray[Any], float]:
-    """Return a block of a weight with so many entries, and its Frobenius norm.
-
-    Of a large weight of float32 or below the block is returned in float32, from which a kernel computes the norm.
-    """
-    if block.dtype.name not in _SINGLE_PRECISION or entries < _KERNEL_ENTRIES:
-        return block, frobenius_norm(block)
-    with np.errstate(invalid="ignore"):
-        single = block.astype(np.float32, copy=False)
-    return single, math.sqrt(matrix_energy(single))  # no square of a float32 number leaves float64
+def block_norm(block: NDArray[Any], entries: int) -> float:
+    """Compute the Frobenius norm of a block of an array with so many entries, of a large float32 array by a kernel."""
+    if block.dtype != np.float32 or entries < _KERNEL_ENTRIES:
+        return frobenius_norm(block)
+    return math.sqrt(matrix_energy(block))  # no square of a float32 number leaves float64
 
 
 def ratio(part: float, whole: float) -> float:
@@ -91,21 +86,41 @@ def difference(base: NDArray[Any], tuned: NDArray[Any]) -> NDArray[Any]:
 def difference_of_blocks(
     blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]], shape: tuple[int, ...], base_dtype: str, tuned_dtype: str
 ) -> NDArray[Any] | None:
-    """Compute tuned − base from consecutive rows of both, each of a shape; None where an entry is not finite.
+    """Compute tuned − base from consecutive rows of both, each of a shape; None where an entry is not finite."""
+    delta = np.empty(shape, difference_dtype(base_dtype, tuned_dtype))
+    return delta if all(is_finite for _, _, is_finite in subtracted(blocks, delta.dtype, delta)) else None
+
+
+def difference_dtype(base_dtype: str, tuned_dtype: str) -> np.dtype[Any]:
+    """Return the dtype of a difference: float32 where both are stored in float32 or below, else float64.
 
     Subtraction is rounded once, and float32 has every number of the dtypes below it. So to subtract in float32 is to
     subtract in float64 and to round that to float32 (Figueroa, SIGNUM Newsl. 30 (1995) 21: 53 ≥ 2·24 + 2 bits).
     """
-    dtype = np.float32 if {base_dtype, tuned_dtype} <= set(_SINGLE_PRECISION) else np.float64
-    delta, start, finite = np.empty(shape, dtype), 0, True
-    with np.errstate(over="ignore", invalid="ignore"):
-        for before, after in blocks:
-            rows = delta[start : start + len(before)]
-            np.subtract(after.astype(dtype, copy=False), before.astype(dtype, copy=False), out=rows)
-            # While they are in cache: where a weight is not finite, neither is the difference.
-            finite = finite and bool(np.isfinite(rows).all())
-            start += len(before)
-    return delta if finite else None
+    return np.dtype(np.float32 if {base_dtype, tuned_dtype} <= set(_SINGLE_PRECISION) else np.float64)
+
+
+def subtracted(
+    blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]], dtype: np.dtype[Any], out: NDArray[Any] | None = None
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], bool]]:
+    """Yield rows of the base and tuned − base in a dtype, from consecutive rows of both, and whether all are finite.
+
+    Differences are rows of `out`. Other memory is used again for the next rows: to give it back to the system and to
+    get it again takes several times as long as to subtract.
+    """
+    start, base_memory, memory = 0, np.empty(0, dtype), np.empty(0, dtype)
+    for before, after in blocks:
+        if base_memory.size < before.size:
+            base_memory = np.empty(before.size, dtype)
+            memory = np.empty(before.size if out is None else 0, dtype)
+        base = base_memory[: before.size].reshape(before.shape)
+        delta = memory[: after.size].reshape(after.shape) if out is None else out[start : start + len(after)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            base[...], delta[...] = before, after
+            np.subtract(delta, base, out=delta)
+        # While they are in cache: where a weight is not finite, neither is the difference.
+        yield base, delta, bool(np.isfinite(delta).all())
+        start += len(after)
 
 
 def why_not_finite(

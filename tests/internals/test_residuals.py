@@ -8,7 +8,7 @@ import pytest
 from lowrank_core._dtypes import FLOATS, as_dtype
 from lowrank_core._linalg import matrix_energy, residual_energy
 from lowrank_core._validation import all_finite
-from lowrank_core.models.norms import block_and_norm
+from lowrank_core.models import norms
 
 
 @pytest.mark.parametrize(("m", "n", "rank"), [(1031, 77, 5), (512, 64, 8), (3, 2, 1), (65, 1030, 0)])
@@ -38,15 +38,16 @@ def test_no_square_of_a_float32_number_is_lost(place):
         assert matrix_energy(x) == pytest.approx(float(x[0, place]) ** 2, rel=1e-15, nan_ok=True)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("entries", [1 << 20, (1 << 20) - 1])
-def test_a_block_of_a_weight_has_the_norm_of_numpy_whatever_computes_it(dtype, entries):
-    block = np.random.default_rng(0).standard_normal((40, 300)).astype(as_dtype(dtype))
-    same, norm = block_and_norm(block, entries)
-    assert norm == pytest.approx(np.linalg.norm(block.astype(np.float64)), rel=1e-14)
-    by_kernel = entries == 1 << 20 and dtype != "float64"
-    assert same.dtype == (np.float32 if by_kernel else block.dtype)
-    assert np.array_equal(same.astype(np.float64), block.astype(np.float64))
+def test_a_block_has_the_norm_of_numpy_whatever_computes_it(dtype, entries, monkeypatch):
+    by_kernel = []
+    energy = norms.matrix_energy
+    monkeypatch.setattr(norms, "matrix_energy", lambda block: by_kernel.append(len(block)) or energy(block))
+    block = np.random.default_rng(0).standard_normal((40, 300)).astype(dtype)
+    expected = np.linalg.norm(block.astype(np.float64))
+    assert norms.block_norm(block, entries) == pytest.approx(expected, rel=1e-14)
+    assert by_kernel == ([40] if entries == 1 << 20 and dtype == "float32" else [])
 
 
 @pytest.mark.parametrize("dtype", [name for name in FLOATS if as_dtype(name).itemsize <= 2])

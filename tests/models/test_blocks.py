@@ -4,7 +4,7 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 import pytest
 
-from lowrank_core.models.norms import difference, frobenius_norm, row_blocks
+from lowrank_core.models.norms import difference, difference_dtype, frobenius_norm, row_blocks, subtracted
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
@@ -62,3 +62,23 @@ def test_a_weight_that_is_not_finite_names_its_checkpoint():
         difference(np.full((2, 2), np.inf, np.float32), np.full((2, 2), np.inf, np.float32))
     with pytest.raises(ValueError, match="does not fit float32"):
         difference(np.full((2, 2), -3e38, np.float32), np.full((2, 2), 3e38, np.float32))
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float16"), ("float32", "float32"), ("float16", "float64")])
+@pytest.mark.parametrize("into", [False, True])
+def test_rows_are_subtracted_block_by_block_whatever_memory_is_used_again(dtypes, into, rng):
+    base, tuned = (rng.standard_normal((11, 3, 5)).astype(np.dtype(dtype)) for dtype in dtypes)
+    dtype = difference_dtype(*dtypes)
+    assert dtype == (np.float64 if "float64" in dtypes else np.float32)
+    expected = tuned.astype(dtype) - base.astype(dtype)
+    # Blocks of four rows, and what is left; one of them is not finite.
+    tuned[5, 1, 2] = np.nan
+    rows = [slice(start, min(start + 4, 11)) for start in range(0, 11, 4)]
+    out = np.zeros(base.shape, dtype) if into else None
+    found = subtracted(((base[each], tuned[each]) for each in rows), dtype, out)
+    for each, (before, delta, is_finite) in zip(rows, found, strict=True):
+        assert np.array_equal(before, base[each].astype(dtype))
+        assert is_finite == (each.start != 4)
+        assert np.array_equal(np.where(np.isnan(delta), expected[each], delta), expected[each])
+        assert np.count_nonzero(np.isnan(delta)) == (not is_finite)
+        assert out is None or np.shares_memory(delta, out[each])

@@ -95,7 +95,7 @@ def test_a_layer_in_blocks_that_is_not_finite_has_the_counts_of_the_whole(pair_o
 
 
 def test_a_change_in_blocks_that_is_not_finite_has_the_counts_of_the_whole(pair_of, rng, monkeypatch):
-    monkeypatch.setattr(changes, "_BLOCK_ENTRIES", 100)
+    monkeypatch.setattr(changes, "BLOCK_ENTRIES", 100)
     base, tuned = weights(rng, np.float32, np.float32)
     tuned[::60, 0] = np.nan
     layer = pair_of(base, tuned)

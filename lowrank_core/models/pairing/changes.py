@@ -19,9 +19,14 @@ from lowrank_core.models.files.tensors import (
     read_blocks,
 )
 from lowrank_core.models.module_names import is_embedding
-from lowrank_core.models.norms import difference_of_blocks, frobenius_norm, why_not_finite
-
-_BLOCK_ENTRIES = 1 << 22
+from lowrank_core.models.norms import (
+    BLOCK_ENTRIES,
+    block_norm,
+    difference_dtype,
+    difference_of_blocks,
+    subtracted,
+    why_not_finite,
+)
 
 
 class OtherChange(NamedTuple):
@@ -53,9 +58,11 @@ def only_in(which: str, tensor: StoredTensor, *, tied_to: str, candidates: str) 
 
 def change_norm(base: Weight, tuned: Weight) -> tuple[float, float]:
     """Return the norm of a change, and that of the weights before it."""
-    norms = [
-        (frobenius_norm(delta), frobenius_norm(before)) for before, _, delta in differences(base, tuned, _BLOCK_ENTRIES)
-    ]
+    dtypes, norms = (base.array_dtype, tuned.array_dtype), []
+    for before, delta, is_finite in subtracted(_blocks(base, tuned), difference_dtype(*dtypes)):
+        if not is_finite:
+            raise ValueError(why_not_finite(read_blocks(base), read_blocks(tuned), *dtypes))
+        norms.append((block_norm(delta, tuned.size), block_norm(before, tuned.size)))
     change, own = zip(*norms, strict=True)
     return math.hypot(*change), math.hypot(*own)
 
@@ -91,7 +98,7 @@ def _are_equal(first: StoredTensor, second: StoredTensor) -> bool:
 
 
 def _blocks(base: Weight, tuned: Weight) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    return zip(read_blocks(base, _BLOCK_ENTRIES), read_blocks(tuned, _BLOCK_ENTRIES), strict=True)
+    return zip(read_blocks(base, BLOCK_ENTRIES), read_blocks(tuned, BLOCK_ENTRIES), strict=True)
 
 
 def _describe_change(before: Weight, after: Weight) -> str:

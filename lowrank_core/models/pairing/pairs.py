@@ -16,10 +16,12 @@ from lowrank_core.models.files.checkpoints import Checkpoint, module_name
 from lowrank_core.models.files.quantised import check_dequantised
 from lowrank_core.models.files.tensors import StoredTensor, Weight, as_matrix, describe_shape, read_blocks, weight_norm
 from lowrank_core.models.norms import (
-    block_and_norm,
+    BLOCK_ENTRIES,
+    block_norm,
     difference,
-    difference_of_blocks,
+    difference_dtype,
     one_blas_thread,
+    subtracted,
     why_not_finite,
 )
 from lowrank_core.models.pairing.alignment import AlignedNames, Match, align_names, describe_matches
@@ -31,8 +33,6 @@ from lowrank_core.rounding_noise import RoundingNoise, rounding_noise
 # own norm, and a fine-tune's by a small fraction of it.
 _SAMPLE_ROWS = 16
 _LEAST_AXES = 2
-# Entries of each of two weights in memory at a time: in a core's own cache, with their difference.
-_READ_ENTRIES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -107,27 +107,23 @@ class WeightPair:
         value by more than 6e-8 of the Frobenius norm (Mirsky), about 1e-8·σ₁ in practice. Both weights are read a block
         of rows at a time, and never in memory as a whole where their files allow it.
         """
-        return self._difference(self._blocks())
+        return self._difference()
 
     def update_and_base_norm(self) -> tuple[NDArray[Any], float]:
         """Read both weights once, and return their difference and the Frobenius norm of the one before training."""
         norms: list[float] = []
+        return self._difference(norms), math.hypot(*norms)
 
-        def noted() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-            for before, after in self._blocks():
-                block, norm = block_and_norm(before, self.tuned.size)
-                norms.append(norm)
-                yield block, after
-
-        return self._difference(noted()), math.hypot(*norms)
-
-    def _blocks(self) -> Iterable[tuple[NDArray[Any], NDArray[Any]]]:
-        return zip(read_blocks(self.base, _READ_ENTRIES), read_blocks(self.tuned, _READ_ENTRIES), strict=True)
-
-    def _difference(self, blocks: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> NDArray[Any]:
-        dtypes = self.base.array_dtype, self.tuned.array_dtype
-        delta = difference_of_blocks(blocks, self.tuned.shape, *dtypes)
-        if delta is None:
+    def _difference(self, base_norms: list[float] | None = None) -> NDArray[Any]:
+        """Read both weights, and return their difference; if given a list, add the norm of each block of the base."""
+        dtypes, finite = (self.base.array_dtype, self.tuned.array_dtype), True
+        delta = np.empty(self.tuned.shape, difference_dtype(*dtypes))
+        blocks = zip(read_blocks(self.base, BLOCK_ENTRIES), read_blocks(self.tuned, BLOCK_ENTRIES), strict=True)
+        for base, _, is_finite in subtracted(blocks, delta.dtype, delta):
+            finite = finite and is_finite
+            if base_norms is not None:
+                base_norms.append(block_norm(base, delta.size))
+        if not finite:
             raise ValueError(why_not_finite(read_blocks(self.base), read_blocks(self.tuned), *dtypes))
         return delta.reshape(self.shape)
 
